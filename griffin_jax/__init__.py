@@ -1,0 +1,1 @@
+"""Griffin models (RecurrentGemma, Griffin, Hawk) in JAX."""

@@ -1,0 +1,174 @@
+"""The shape of a Griffin model, and the published shapes by name. No I/O happens here."""
+
+import dataclasses
+from typing import Any
+
+RECURRENT = "recurrent"
+ATTENTION = "attention"
+
+
+@dataclasses.dataclass(frozen=True)
+class GriffinConfig:
+    """Everything that decides the shapes and the maths of a model (arXiv:2402.19427).
+
+    Attributes:
+      vocab_size: Rows of the embedding, V.
+      width: Size of the residual stream, D.
+      mlp_width: Size of the MLP's hidden layer, F (gate and up projections each).
+      num_layers: Number of residual blocks.
+      num_heads: Query heads, N; also the number of diagonal blocks in the RG-LRU gates.
+      block_pattern: Kinds of temporal mixing ("recurrent", "attention"), cycled over the layers.
+      recurrence_width: Size of the RG-LRU, R. Defaults to `width`.
+      head_size: Size of one attention head, H. Defaults to `width // num_heads`.
+      num_kv_heads: Key and value heads; 1 is multi-query attention.
+      attention_window: The window W of local attention; None attends to everything before.
+      window_includes_query: With False, a query sees itself and the W keys before it, as the
+        authors' `recurrentgemma` does. With True it sees W keys in all, itself among them, as
+        transformers does. Texts of at most W tokens do not tell the two apart.
+      conv_width: Taps of the causal depthwise convolution.
+      scale_embeddings: Multiply embeddings by sqrt(width), rounded to bfloat16.
+      logits_soft_cap: Logits become cap * tanh(logits / cap); None leaves them alone.
+      tie_embeddings: The output head is the embedding.
+      rope_base: Longest wavelength of the rotary embedding over 2 pi.
+      rope_fraction: The leading share of each head that is rotated.
+      norm_eps: Added to the mean square in RMSNorm.
+      attention_bias: Biases on the q, k and v projections.
+      projection_bias: Biases on every other linear layer.
+    """
+
+    vocab_size: int
+    width: int
+    mlp_width: int
+    num_layers: int
+    num_heads: int
+    block_pattern: tuple[str, ...] = (RECURRENT, RECURRENT, ATTENTION)
+    recurrence_width: int | None = None
+    head_size: int | None = None
+    num_kv_heads: int = 1
+    attention_window: int | None = 2048
+    window_includes_query: bool = False
+    conv_width: int = 4
+    scale_embeddings: bool = True
+    logits_soft_cap: float | None = 30.0
+    tie_embeddings: bool = True
+    rope_base: float = 10_000.0
+    rope_fraction: float = 0.5
+    norm_eps: float = 1e-6
+    attention_bias: bool = False
+    projection_bias: bool = True
+
+    def __post_init__(self):
+        if self.recurrence_width is None:
+            object.__setattr__(self, "recurrence_width", self.width)
+        if self.head_size is None:
+            if self.num_heads < 1 or self.width % self.num_heads:
+                raise ValueError(
+                    f"width {self.width} does not divide over num_heads {self.num_heads}; "
+                    "give head_size or another number of heads"
+                )
+            object.__setattr__(self, "head_size", self.width // self.num_heads)
+        object.__setattr__(self, "block_pattern", tuple(self.block_pattern))
+        self._check()
+
+    def _check(self):
+        for name in ("vocab_size", "width", "mlp_width", "num_layers", "num_heads", "conv_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.block_pattern or set(self.block_pattern) - {RECURRENT, ATTENTION}:
+            raise ValueError(
+                f"block_pattern holds {RECURRENT!r} and {ATTENTION!r}, got {self.block_pattern}"
+            )
+        if self.attention_window is not None and self.attention_window < 1:
+            raise ValueError(
+                f"attention_window must be at least 1 or None, got {self.attention_window}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}"
+            )
+        if RECURRENT in self.block_types and self.recurrence_width % self.num_heads:
+            raise ValueError(
+                f"recurrence_width {self.recurrence_width} does not divide over the "
+                f"{self.num_heads} gate blocks (num_heads)"
+            )
+        if int(self.head_size * self.rope_fraction) % 2:
+            raise ValueError(
+                f"rope_fraction {self.rope_fraction} of head_size {self.head_size} must be even"
+            )
+
+    @property
+    def block_types(self) -> tuple[str, ...]:
+        """The kind of temporal mixing of every layer."""
+        pattern = self.block_pattern
+        return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+    def replace(self, **changes: Any) -> "GriffinConfig":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, ready for JSON."""
+        return dataclasses.asdict(self) | {"block_pattern": list(self.block_pattern)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "GriffinConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+          ValueError: a key is unknown or a required one is missing.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+        missing = sorted(required - set(values))
+        if unknown or missing:
+            raise ValueError(f"griffin_jax config: unknown fields {unknown}, missing {missing}")
+        return cls(**values)
+
+
+RECURRENTGEMMA_2B = GriffinConfig(
+    vocab_size=256_000, width=2560, mlp_width=7680, num_layers=26, num_heads=10
+)
+RECURRENTGEMMA_9B = GriffinConfig(
+    vocab_size=256_000, width=4096, mlp_width=12_288, num_layers=38, num_heads=16
+)
+GRIFFIN_7B = GriffinConfig(
+    vocab_size=256_000,
+    width=4096,
+    mlp_width=12_288,
+    num_layers=32,
+    num_heads=32,
+    recurrence_width=5632,
+    attention_window=1024,
+    scale_embeddings=False,
+    logits_soft_cap=None,
+)
+HAWK_7B = GRIFFIN_7B.replace(block_pattern=(RECURRENT,))
+TINY = GriffinConfig(
+    vocab_size=384,
+    width=64,
+    mlp_width=192,
+    num_layers=5,
+    num_heads=4,
+    recurrence_width=96,
+    attention_window=32,
+)
+
+PRESETS: dict[str, GriffinConfig] = {
+    "recurrentgemma-2b": RECURRENTGEMMA_2B,
+    "recurrentgemma-9b": RECURRENTGEMMA_9B,
+    "griffin-7b": GRIFFIN_7B,
+    "hawk-7b": HAWK_7B,
+    "tiny": TINY,
+}
+
+
+def preset(name: str) -> GriffinConfig:
+    """The published shape called `name`; base and instruction-tuned models share a shape.
+
+    Raises:
+      ValueError: there is no such preset; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]

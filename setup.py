@@ -1,0 +1,47 @@
+"""Installation of griffin_jax; pyproject.toml holds the settings of the tools."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="griffin_jax",
+    version="0.1.0",
+    description="Run, pack, evaluate, train and study Griffin models (RecurrentGemma) in JAX",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["griffin_jax", "griffin_jax.*"]),
+    include_package_data=True,
+    package_data={"griffin_jax": ["assets/**/*"]},
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "sentencepiece>=0.2.1",
+        "safetensors>=0.6",
+        "absl-py>=2.1",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "hf": ["huggingface-hub>=1.0", "tokenizers>=0.22"],
+        "train": ["grain>=0.2.16", "tensorboardX>=2.6", "matplotlib>=3.9"],
+        "bench": ["matplotlib>=3.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "chex>=0.1.90",
+            "ruff>=0.8",
+            "tokenizers>=0.22",
+        ],
+        "parity": [
+            "torch>=2.9",
+            "transformers>=5.17",
+            "accelerate>=1.10",
+            "bitsandbytes>=0.50",
+        ],
+    },
+)
