@@ -1,12 +1,14 @@
 """Installation of griffin_jax; pyproject.toml holds the settings of the tools."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="griffin_jax",
     version="0.1.0",
     description="Run, pack, evaluate, train and study Griffin models (RecurrentGemma) in JAX",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -1,0 +1,104 @@
+"""The local attention block: multi-query attention with rotary positions over a ring cache."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from griffin_jax.kernels.local_attention import local_attention
+from griffin_jax.models.layers import Linear
+from griffin_jax.models.state import AttentionState, Timeline
+
+
+def rotate(x: jax.Array, positions: jax.Array, base: float, fraction: float) -> jax.Array:
+    """Rotary position embedding (arXiv:2104.09864) of the leading `fraction` of each head.
+
+    Args:
+      x: [B, T, N, H].
+      positions: int32[B, T].
+      base: The longest wavelength over 2 pi.
+      fraction: Share of H that is rotated, in pairs (i, i + half) of its two halves.
+    """
+    size = int(x.shape[-1] * fraction)
+    inverse_wavelength = base ** (-2 * jnp.arange(size // 2, dtype=jnp.float32) / size)
+    angle = positions[:, :, None, None].astype(jnp.float32) * inverse_wavelength.reshape(
+        1, 1, 1, -1
+    )
+    sin, cos = jnp.sin(angle).astype(x.dtype), jnp.cos(angle).astype(x.dtype)
+    first, second, rest = jnp.split(x, [size // 2, size], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def write_ring(
+    state: AttentionState, k: jax.Array, v: jax.Array, timeline: Timeline
+) -> AttentionState:
+    """Writes the newest keys and values [B, T, K, H] of each row's last document to the ring.
+
+    Padding, tokens that the ring has no room for, and documents that have ended are left out.
+    """
+    batch, time = timeline.positions.shape
+    slots = state.keys.shape[1]
+    if not slots:
+        return state
+    t = jnp.arange(time)
+    begin = timeline.lengths - jnp.minimum(timeline.end, slots)
+    keep = (t < timeline.lengths[:, None]) & (t >= begin[:, None])
+    slot = jnp.where(keep, timeline.positions % slots, slots)  # one past the end: dropped
+    row = jnp.arange(batch)[:, None]
+
+    def write(ring, new):
+        return ring.at[row, slot].set(new.astype(ring.dtype), mode="drop")
+
+    return AttentionState(keys=write(state.keys, k), values=write(state.values, v))
+
+
+class AttentionBlock(nn.Module):
+    """Attention from each token to itself and the `reach` tokens before it in its document."""
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    reach: int | None
+    rope_base: float
+    rope_fraction: float
+    qkv_bias: bool
+    use_bias: bool
+    out_init_scale: float
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, state: AttentionState, timeline: Timeline
+    ) -> tuple[jax.Array, AttentionState]:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        def project(name, heads):
+            linear = Linear(heads * self.head_size, use_bias=self.qkv_bias, name=name, **types)
+            return linear(x).reshape(*x.shape[:2], heads, self.head_size)
+
+        positions = timeline.positions
+        q = rotate(project("q_proj", self.num_heads), positions, self.rope_base, self.rope_fraction)
+        k = rotate(
+            project("k_proj", self.num_kv_heads), positions, self.rope_base, self.rope_fraction
+        )
+        v = project("v_proj", self.num_kv_heads)
+        out = local_attention(
+            q,
+            k,
+            v,
+            state.keys.astype(self.dtype),
+            state.values.astype(self.dtype),
+            timeline.start,
+            positions,
+            reach=self.reach,
+        )
+        out = Linear(
+            self.width,
+            use_bias=self.use_bias,
+            init_scale=self.out_init_scale,
+            name="o_proj",
+            **types,
+        )(out.reshape(*x.shape[:2], -1))
+        return out, write_ring(state, k, v, timeline)

@@ -1,0 +1,133 @@
+"""The Griffin language model (arXiv:2402.19427; RecurrentGemma, arXiv:2404.07839)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from griffin_jax.config import GriffinConfig
+from griffin_jax.models.blocks import ResidualBlock
+from griffin_jax.models.layers import Embedder, RMSNorm, fan_in, head, parameter
+from griffin_jax.models.state import AttentionState, State, Timeline, init_state
+
+REMAT_POLICIES = {
+    "none": None,
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Griffin(nn.Module):
+    """Embedding, residual blocks, norm and output head.
+
+    Attributes:
+      config: The model's shape.
+      dtype: Of activations, keys and values. Norms, softmax, recurrence and logits are float32.
+      param_dtype: Of parameters that `init` makes.
+      remat: What the backward pass recomputes: "none", "block" (everything in a block) or "dots"
+        (everything but matrix products).
+    """
+
+    config: GriffinConfig
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+
+    def setup(self):
+        config = self.config
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.embedder = Embedder(config.vocab_size, config.width, config.scale_embeddings, **types)
+        policy = REMAT_POLICIES[self.remat]
+        block = ResidualBlock if policy is None else nn.remat(ResidualBlock, policy=policy)
+        self.blocks = [block(config, kind, **types) for kind in config.block_types]
+        self.final_norm = RMSNorm(config.norm_eps, self.param_dtype)
+        if not config.tie_embeddings:
+            self.lm_head = Head(config.vocab_size, self.param_dtype)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        state: State | None = None,
+        positions: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """Reads T tokens; T = 1 is decoding, more is prefill or training.
+
+        Any split of a text into calls gives the same result, and so does any batching.
+
+        Args:
+          tokens: int32[B, T].
+          state: What the rows have read before; None for nothing. Under an unbounded attention
+            window, give one of `init_state` with a capacity to go on from; without it, the
+            attention blocks' part of the returned state is empty.
+          positions: int32[B, T], each token's position in its document. Must go up by one or start
+            again at 0, which begins a new document: that is all that packing needs. Defaults to
+            going on from the state.
+          lengths: int32[B], how many of a row's tokens are real, the rest being padding at its
+            right, which never reaches the state. Defaults to T. Logits of padding mean nothing.
+
+        Returns:
+          Logits float32[B, T, V] and the state after the last real token of each row.
+
+        Raises:
+          ValueError: the state's attention rings are empty.
+        """
+        x, state = self.features(tokens, state, positions, lengths)
+        return self.logits(x), state
+
+    def features(
+        self,
+        tokens: jax.Array,
+        state: State | None = None,
+        positions: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+    ) -> tuple[jax.Array, State]:
+        """As `__call__`, but returns what the output head reads, [B, T, D]."""
+        batch, time = tokens.shape
+        if state is None:
+            state = init_state(self.config, batch, self.dtype, capacity=0)
+        elif any(isinstance(b, AttentionState) and not b.keys.shape[1] for b in state.blocks):
+            raise ValueError(
+                "state has no room for keys: under an unbounded attention window, begin with "
+                "init_state(config, batch_size, capacity=tokens)"
+            )
+        if positions is None:
+            positions = state.position[:, None] + jnp.arange(time)
+        if lengths is None:
+            lengths = jnp.full(batch, time, jnp.int32)
+        timeline = Timeline(positions=positions, lengths=lengths, start=state.position)
+        x = self.embedder.encode(tokens)
+        after = []
+        for block, before in zip(self.blocks, state.blocks, strict=True):
+            x, new = block(x, before, timeline)
+            after.append(new)
+        return self.final_norm(x), State(position=timeline.end, blocks=tuple(after))
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] of `features` -> float32[B, T, V]."""
+        logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+        cap = self.config.logits_soft_cap
+        return logits if cap is None else jnp.tanh(logits / cap) * cap
+
+
+class Head(nn.Module):
+    """An output head of its own, [V, D]."""
+
+    vocab_size: int
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.vocab_size, x.shape[-1])
+        return head(x, parameter(self, "weight", fan_in(), shape, self.param_dtype))
+
+
+def init_params(config: GriffinConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> dict:
+    """Random parameters, drawn as published; a nested dict of arrays of `dtype`."""
+    model = Griffin(config, dtype=dtype, param_dtype=dtype)
+    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def abstract_params(config: GriffinConfig, dtype: DTypeLike = jnp.float32) -> dict:
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`, without making any array."""
+    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))

@@ -1,0 +1,109 @@
+"""Linear layers, normalisation and the embedding."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from griffin_jax.quantization import matmul
+
+Initializer = nn.initializers.Initializer
+
+
+def parameter(
+    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], dtype: DTypeLike
+):
+    """Declares a parameter that may also be a packed pytree, which `Module.param` refuses.
+
+    Raises:
+      ValueError: the parameter that is there has another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape, dtype)
+    value = module.get_variable("params", name)
+    if tuple(value.shape) != tuple(shape):
+        path = "/".join((*module.path, name))
+        raise ValueError(
+            f"parameter {path} has shape {tuple(value.shape)}, the config says {shape}"
+        )
+    return value
+
+
+def fan_in(scale: float = 1.0) -> Initializer:
+    """Normal weights [out, in] of variance scale / in."""
+    return nn.initializers.variance_scaling(scale, "fan_in", "normal", in_axis=-1, out_axis=-2)
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, with W [out, in] an array or a packed 4-bit tensor."""
+
+    features: int
+    use_bias: bool = True
+    init_scale: float = 1.0
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight = parameter(
+            self, "weight", fan_in(self.init_scale), (self.features, x.shape[-1]), self.param_dtype
+        )
+        y = matmul(x.astype(self.dtype), weight)
+        if self.use_bias:
+            bias = parameter(
+                self, "bias", nn.initializers.zeros, (self.features,), self.param_dtype
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * (1 + scale), in float32, returned in the dtype of x."""
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + scale.shape)
+    return (x32 * inverse * (1 + scale)).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation with a scale around one."""
+
+    eps: float
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = parameter(self, "scale", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        return rms_norm(x, scale, self.eps)
+
+
+class Embedder(nn.Module):
+    """The token embedding [V, D], which is the output head too where the head is tied."""
+
+    vocab_size: int
+    width: int
+    scale: bool
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.embedding = parameter(
+            self, "embedding", fan_in(), (self.vocab_size, self.width), self.param_dtype
+        )
+
+    def encode(self, tokens: jax.Array) -> jax.Array:
+        """int32[B, T] -> [B, T, D]."""
+        x = self.embedding[tokens].astype(self.dtype)
+        if self.scale:
+            # The factor was rounded to bfloat16 in training.
+            x = x * jnp.asarray(self.width**0.5, jnp.bfloat16).astype(self.dtype)
+        return x
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> float32[B, T, V]."""
+        return head(x, self.embedding)
+
+
+def head(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Logits in float32, [B, T, V], of x [B, T, D] under the rows of weight [V, D]."""
+    return matmul(x, weight.astype(x.dtype), out_dtype=jnp.float32)

@@ -1,0 +1,5 @@
+"""Weights of fewer bits."""
+
+from griffin_jax.quantization.matmul import matmul
+
+__all__ = ["matmul"]
