@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from griffin_jax.kernels.choice import choose
+
 _MASKED = -2.3819763e38  # what the published model writes into masked scores
+_NEVER = 2**30  # a distance beyond every limit
 
 
 def local_attention(
@@ -16,6 +19,7 @@ def local_attention(
     positions: jax.Array,
     *,
     reach: int | None,
+    kernel: str | None = None,
 ) -> jax.Array:
     """Attends from every token to itself and to what its document wrote shortly before.
 
@@ -31,75 +35,94 @@ def local_attention(
       start: int32[B], the position that follows the newest cached one; 0 for an empty ring.
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
+      kernel: "cudnn_gpu" or "blocks"; by default the fastest that serves platform and shape.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; scores and softmax are float32. The cost is that of T * S
       pairs, not of T * T, when `reach` bounds it.
+
+    Raises:
+      ValueError: the kernel that was asked for does not serve this platform or shape.
     """
+    kernel = choose("local_attention", {"cudnn_gpu": _cudnn_serves(q), "blocks": None}, kernel)
     batch, time, heads, size = q.shape
-    slots, kv_heads = cached_k.shape[1:3]
-    q = (q * size**-0.5).reshape(batch, time, kv_heads, heads // kv_heads, size)
+    slots = cached_k.shape[1]
     limit = positions if reach is None else jnp.minimum(positions, reach)
     # A slot's distance from the first token of this call: 1 for the newest one.
     age = 1 + (start[:, None] - 1 - jnp.arange(slots)) % max(slots, 1)
-    age = jnp.where(age <= start[:, None], age, jnp.iinfo(jnp.int32).max // 2)
+    age = jnp.where(age <= start[:, None], age, _NEVER)
 
     if reach is None or slots == 0 or time <= slots:
         t = jnp.arange(time)
-        out = _attend(
-            q,
-            (cached_k, cached_v, t[:, None] + age[:, None, :]),
-            (k, v, (t[:, None] - t)[None]),
-            limit,
-        )
-        return out.reshape(batch, time, heads, size)
+        seen = (t[:, None] + age[:, None, :], (t[:, None] - t)[None])
+        return _attend(q, (cached_k, k), (cached_v, v), _masks(seen, limit), kernel)
 
     # Blocks as long as the ring: a query reaches into its own block and the one before, which for
-    # the first block is the ring.
+    # the first block is the ring. Blocks stand in the batch.
     padding = -time % slots
     blocks = (time + padding) // slots
 
     def split(x):
         pad = ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2)
-        return jnp.pad(x, pad).reshape(batch, blocks, slots, *x.shape[2:])
+        return jnp.pad(x, pad).reshape(batch * blocks, slots, *x.shape[2:])
+
+    def before(ring, x):
+        x = x.reshape(batch, blocks, *ring.shape[1:])
+        return jnp.concatenate([ring[:, None], x[:, :-1]], axis=1).reshape(-1, *ring.shape[1:])
 
     q, k, v, limit = split(q), split(k), split(v), split(limit)
-    before_k = jnp.concatenate([cached_k[:, None], k[:, :-1]], axis=1)
-    before_v = jnp.concatenate([cached_v[:, None], v[:, :-1]], axis=1)
     t = jnp.arange(slots)
-    ages = jnp.concatenate(
-        [age[:, None], jnp.broadcast_to(slots - t, (batch, blocks - 1, slots))], axis=1
+    ages = jnp.broadcast_to(slots - t, (batch, blocks - 1, slots))
+    ages = jnp.concatenate([age[:, None], ages], axis=1).reshape(-1, slots)
+    seen = (t[:, None] + ages[:, None, :], (t[:, None] - t)[None])
+    keys, values = (before(cached_k, k), k), (before(cached_v, v), v)
+    out = _attend(q, keys, values, _masks(seen, limit), kernel)
+    return out.reshape(batch, -1, heads, size)[:, :time]
+
+
+def _cudnn_serves(q):
+    time, _, size = q.shape[1:]
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bfloat16 or float16, not {q.dtype}"
+    if time < 64 or time % 2 or size % 8 or size > 256:
+        return f"{time} tokens of head size {size} (needs an even 64 or more, and at most 256)"
+    return None
+
+
+def _masks(distances, limit):
+    """Which keys [B or 1, T, S] at these distances are seen under limit [B, T]."""
+    return [(distance >= 0) & (distance <= limit[:, :, None]) for distance in distances]
+
+
+def _attend(q, keys, values, masks, kernel):
+    """Softmax attention of q [B, T, N, H] over two groups of keys and values [B, S, K, H]."""
+    if kernel == "cudnn_gpu":
+        return jax.nn.dot_product_attention(
+            q,
+            jnp.concatenate(keys, axis=1),
+            jnp.concatenate(values, axis=1),
+            mask=jnp.concatenate(masks, axis=-1)[:, None],
+            implementation="cudnn",
+        )
+    batch, time, heads, size = q.shape
+    kv_heads = keys[0].shape[2]
+    q = (q * size**-0.5).reshape(batch, time, kv_heads, heads // kv_heads, size)
+    # Scores of both groups are joined, not the keys: a decoding step would copy the whole ring.
+    scores = [
+        jnp.where(
+            mask[:, None, None],
+            jnp.einsum("btkgh,bskh->bkgts", q, group, preferred_element_type=jnp.float32),
+            _MASKED,
+        )
+        for group, mask in zip(keys, masks, strict=True)
+    ]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    shares = jnp.split(weights, [keys[0].shape[1]], axis=-1)
+    out = sum(
+        jnp.einsum("bkgts,bskh->btkgh", share, group)
+        for share, group in zip(shares, values, strict=True)
     )
-    out = jax.vmap(_attend, in_axes=((1), (1, 1, 1), (1, 1, None), 1), out_axes=1)(
-        q,
-        (before_k, before_v, t[:, None] + ages[:, :, None, :]),
-        (k, v, (t[:, None] - t)[None]),
-        limit,
-    )
-    return out.reshape(batch, time + padding, heads, size)[:, :time]
-
-
-def _attend(q, before, now, limit):
-    """Softmax attention over two groups of keys, which are never copied into one.
-
-    q [B, T, K, G, H]; each group: keys and values [B, S, K, H], distances [B or 1, T, S];
-    limit [B, T].
-    """
-    groups = [group for group in (before, now) if group[0].shape[1]]
-
-    def scores(keys, distance):
-        raw = jnp.einsum("btkgh,bskh->bkgts", q, keys, preferred_element_type=jnp.float32)
-        seen = (distance >= 0) & (distance <= limit[:, :, None])
-        return jnp.where(seen[:, None, None], raw, _MASKED)
-
-    joined = jnp.concatenate([scores(keys, distance) for keys, _, distance in groups], axis=-1)
-    weights = jax.nn.softmax(joined, axis=-1).astype(q.dtype)
-    out, taken = 0, 0
-    for keys, values, _ in groups:
-        share = weights[..., taken : taken + keys.shape[1]]
-        out += jnp.einsum("bkgts,bskh->btkgh", share, values)
-        taken += keys.shape[1]
-    return out
+    return out.reshape(batch, time, heads, size)
 
 
 def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, reach):

@@ -1,33 +1,13 @@
-"""The recurrent block of Griffin: convolution, gates and the RG-LRU (arXiv:2402.19427, 2.4)."""
+"""The recurrent block of Griffin: convolution, gates and the RG-LRU."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from griffin_jax.kernels.linear_recurrence import linear_recurrence
+from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.models.layers import Linear, parameter
 from griffin_jax.models.state import RecurrentState, Timeline
-
-_C = 8.0  # the paper's constant c
-_MAX_SQRT_GRADIENT = 1000.0
-
-
-@jax.custom_vjp
-def sqrt_bounded_gradient(x: jax.Array) -> jax.Array:
-    """A square root whose derivative is clipped at 1,000, as published; else bfloat16 gives NaN."""
-    return jnp.sqrt(x)
-
-
-def _sqrt_forward(x):
-    return jnp.sqrt(x), x
-
-
-def _sqrt_backward(x, g):
-    return (g * 0.5 * jax.lax.rsqrt(jnp.maximum(x, 0.25 / _MAX_SQRT_GRADIENT**2)),)
-
-
-sqrt_bounded_gradient.defvjp(_sqrt_forward, _sqrt_backward)
 
 
 def causal_conv(
@@ -56,44 +36,6 @@ def causal_conv(
     newest = timeline.lengths[:, None] + jnp.arange(taps - 1)
     kept = jnp.take_along_axis(padded, newest[..., None], axis=1)
     return y.astype(x.dtype), kept.astype(previous.dtype)
-
-
-def rg_lru(
-    x: jax.Array,
-    gate_x: jax.Array,
-    gate_a: jax.Array,
-    a_param: jax.Array,
-    hidden: jax.Array,
-    timeline: Timeline,
-) -> tuple[jax.Array, jax.Array]:
-    """The real-gated linear recurrent unit, in float32.
-
-        log a_t = -c softplus(a_param) sigmoid(gate_a_t)
-        h_t     = a_t h_{t-1} + sqrt(1 - a_t^2) (sigmoid(gate_x_t) x_t)
-
-    At position 0 the state is forgotten and the input enters unscaled (a_t = 0).
-
-    Args:
-      x: [B, T, R], the inputs.
-      gate_x: [B, T, R], the input gate before its sigmoid.
-      gate_a: [B, T, R], the recurrence gate before its sigmoid.
-      a_param: [R].
-      hidden: float32[B, R], the state before the first token.
-      timeline: Positions and lengths of the tokens. Padding leaves the state as it is.
-
-    Returns:
-      h [B, T, R] in the dtype of x, and the state after each row's last real token, float32[B, R].
-    """
-    f32 = jnp.float32
-    log_a = -_C * jax.nn.sigmoid(gate_a.astype(f32)) * jax.nn.softplus(a_param.astype(f32))
-    inputs = x.astype(f32) * jax.nn.sigmoid(gate_x.astype(f32))
-    real = timeline.real[..., None]
-    reset = (timeline.positions == 0)[..., None]
-    multiplier = jnp.where(reset, 1.0, sqrt_bounded_gradient(-jnp.expm1(2 * log_a)))
-    a = jnp.where(real, jnp.where(reset, 0.0, jnp.exp(log_a)), 1.0)
-    inputs = jnp.where(real, inputs * multiplier, 0.0)
-    h = linear_recurrence(inputs, a, hidden)
-    return h.astype(x.dtype), h[:, -1]
 
 
 def radius_init(
@@ -149,7 +91,7 @@ class RGLRU(nn.Module):
         gate_x = BlockDiagonalLinear(self.num_blocks, name="input_gate", **types)(x)
         gate_a = BlockDiagonalLinear(self.num_blocks, name="a_gate", **types)(x)
         a_param = parameter(self, "a_param", radius_init(), x.shape[-1:], self.param_dtype)
-        return rg_lru(x, gate_x, gate_a, a_param, hidden, timeline)
+        return rg_lru(x, gate_x, gate_a, a_param, hidden, timeline.positions, timeline.lengths)
 
 
 class Conv1D(nn.Module):

@@ -1,0 +1,84 @@
+"""The real-gated linear recurrent unit (RG-LRU, arXiv:2402.19427, 2.4)."""
+
+import jax
+import jax.numpy as jnp
+
+from griffin_jax.kernels import rg_lru_pallas_gpu
+from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels.linear_recurrence import linear_recurrence
+
+C = 8.0  # the paper's constant c
+# The derivative of the square root is clipped at 1,000, as published; else bfloat16 gives NaN.
+MAX_SQRT_GRADIENT = 1000.0
+
+
+def rg_lru(
+    x: jax.Array,
+    gate_x: jax.Array,
+    gate_a: jax.Array,
+    a_param: jax.Array,
+    hidden: jax.Array,
+    positions: jax.Array,
+    lengths: jax.Array,
+    *,
+    kernel: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Gates and recurrence, in float32.
+
+        log a_t = -c softplus(a_param) sigmoid(gate_a_t)
+        h_t     = a_t h_{t-1} + sqrt(1 - a_t^2) (sigmoid(gate_x_t) x_t)
+
+    At position 0 the state is forgotten and the input enters unscaled (a_t = 0).
+
+    Args:
+      x: [B, T, R], the inputs.
+      gate_x: [B, T, R], the input gate before its sigmoid.
+      gate_a: [B, T, R], the recurrence gate before its sigmoid.
+      a_param: [R].
+      hidden: float32[B, R], the state before the first token.
+      positions: int32[B, T], each token's position in its document.
+      lengths: int32[B], how many tokens of a row are real. Padding leaves the state as it is.
+      kernel: "reference" or "pallas_gpu"; by default the fastest that serves platform and shape.
+
+    Returns:
+      h [B, T, R] in the dtype of x, and the state after each row's last real token, float32[B, R].
+
+    Raises:
+      ValueError: the kernel that was asked for does not serve this platform or shape.
+    """
+    serves = {"pallas_gpu": rg_lru_pallas_gpu.serves(x.shape), "reference": None}
+    arguments = (x, gate_x, gate_a, a_param, hidden, positions, lengths)
+    if choose("rg_lru", serves, kernel) == "pallas_gpu":
+        return rg_lru_pallas_gpu.rg_lru(*arguments)
+    return rg_lru_reference(*arguments)
+
+
+def rg_lru_reference(x, gate_x, gate_a, a_param, hidden, positions, lengths):
+    """The definition; see `rg_lru`."""
+    f32 = jnp.float32
+    log_a = -C * jax.nn.softplus(a_param.astype(f32)) * jax.nn.sigmoid(gate_a.astype(f32))
+    inputs = x.astype(f32) * jax.nn.sigmoid(gate_x.astype(f32))
+    real = (jnp.arange(x.shape[1]) < lengths[:, None])[..., None]
+    reset = (positions == 0)[..., None]
+    multiplier = jnp.where(reset, 1.0, sqrt_bounded_gradient(-jnp.expm1(2 * log_a)))
+    a = jnp.where(real, jnp.where(reset, 0.0, jnp.exp(log_a)), 1.0)
+    inputs = jnp.where(real, inputs * multiplier, 0.0)
+    h = linear_recurrence(inputs, a, hidden)
+    return h.astype(x.dtype), h[:, -1]
+
+
+@jax.custom_vjp
+def sqrt_bounded_gradient(x: jax.Array) -> jax.Array:
+    """A square root whose derivative is at most `MAX_SQRT_GRADIENT`."""
+    return jnp.sqrt(x)
+
+
+def _sqrt_forward(x):
+    return jnp.sqrt(x), x
+
+
+def _sqrt_backward(x, g):
+    return (g * 0.5 * jax.lax.rsqrt(jnp.maximum(x, 0.25 / MAX_SQRT_GRADIENT**2)),)
+
+
+sqrt_bounded_gradient.defvjp(_sqrt_forward, _sqrt_backward)
