@@ -20,7 +20,7 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
-        "sentencepiece>=0.2.1",
+        "sentencepiece>=0.2.3",
         "safetensors>=0.6",
         "absl-py>=2.1",
         "ml-collections>=1.1",
