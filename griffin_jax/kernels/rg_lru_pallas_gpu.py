@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-_CHANNELS = 64  # of one program, which is one warp
+_CHANNELS = 32  # of one program, which is one warp
+_PROGRAMS = 512  # fewer leave most of a large GPU idle
 _STEPS = 8  # of time, whose loads overlap
 _C = 8.0
 _MIN_SQUARE = 0.25e-6  # clips the square root's derivative at 1,000
@@ -21,11 +22,13 @@ _MIN_SQUARE = 0.25e-6  # clips the square root's derivative at 1,000
 
 def serves(shape: tuple[int, ...]) -> str | None:
     """None, or the reason why the kernel does not serve inputs of this shape [B, T, R]."""
-    _, time, width = shape
+    batch, time, width = shape
     if width % _CHANNELS:
         return f"recurrence width {width} is not a multiple of {_CHANNELS}"
     if time < _STEPS:
         return f"{time} tokens are fewer than {_STEPS}"
+    if batch * width < _PROGRAMS * _CHANNELS:
+        return f"{batch} rows of width {width} do not fill a GPU"
     return None
 
 

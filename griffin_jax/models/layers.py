@@ -104,6 +104,31 @@ class Embedder(nn.Module):
         return head(x, self.embedding)
 
 
+@jax.custom_vjp
 def head(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Logits in float32, [B, T, V], of x [B, T, D] under the rows of weight [V, D]."""
-    return matmul(x, weight.astype(x.dtype), out_dtype=jnp.float32)
+    """Logits float32[B, T, V] of x [B, T, D] under the rows of weight [V, D]."""
+    return jnp.einsum(
+        "btd,vd->btv",
+        x,
+        weight.astype(x.dtype),
+        preferred_element_type=jnp.float32,
+        precision="highest" if x.dtype == jnp.float32 else None,
+    )
+
+
+def _head_forward(x, weight):
+    return head(x, weight), (x, weight)
+
+
+def _head_backward(residuals, dlogits):
+    # In the dtype of x: a float32 gradient would make both products float32 ones, the largest of
+    # the whole model.
+    x, weight = residuals
+    dlogits = dlogits.astype(x.dtype)
+    precision = "highest" if x.dtype == jnp.float32 else None
+    dx = jnp.einsum("btv,vd->btd", dlogits, weight.astype(x.dtype), precision=precision)
+    dweight = jnp.einsum("btv,btd->vd", dlogits, x, precision=precision)
+    return dx, dweight.astype(weight.dtype)
+
+
+head.defvjp(_head_forward, _head_backward)
