@@ -1,0 +1,53 @@
+"""griffin-tiny: a Griffin of 32.5 million parameters on English books.
+
+    python -m experiments.train --config=configs/train_griffin_tiny.py --run=runs/griffin-tiny \\
+        --config.train=train.jsonl.xz --config.heldout=heldout.jsonl.xz
+
+32,546,752 parameters; 203 MFLOP a token; 4,000 steps of 131,072 tokens are 524 million tokens.
+Hardware: one H100 80GB. With --config.max_seconds=N the run stops after N seconds with a
+checkpoint, and the same command goes on from there.
+"""
+
+from ml_collections import ConfigDict
+
+from griffin_jax.config import GriffinConfig
+
+MODEL = GriffinConfig(
+    vocab_size=8192,
+    width=448,
+    mlp_width=1344,
+    num_layers=12,
+    num_heads=7,
+    attention_window=512,
+)
+
+
+def get_config() -> ConfigDict:
+    """The settings; see griffin_jax.training.TrainConfig."""
+    config = ConfigDict()
+    config.model = MODEL.to_dict()
+    config.tokenizer = "griffin_jax/assets/griffin-tiny"
+    config.train = "train.jsonl.xz"
+    config.heldout = "heldout.jsonl.xz"
+    config.steps = 4000
+    config.batch_size = 128
+    config.seq_len = 1024
+    config.microbatches = 2
+    config.remat = "none"
+    config.loss_chunks = 1
+    config.dtype = "bfloat16"
+    config.z_loss = 1e-4
+    config.seed = 0
+    config.optimizer = {
+        "learning_rate": 2e-3,
+        "warmup_steps": 500,
+        "final_share": 0.1,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+    }
+    config.log_every = 10
+    config.eval_every = 250
+    config.eval_batches = 8
+    config.checkpoint_every = 1000
+    config.max_seconds = 0.0
+    return config

@@ -1,0 +1,127 @@
+"""Rows of training data, in an order that a seed fixes and a number resumes (Grain)."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from griffin_jax.training.corpus import Corpus, CorpusError
+
+Batch = dict[str, np.ndarray]
+
+
+class Rows(Protocol):
+    """A source of training rows.
+
+    A row is a dict of `inputs` and `targets` int32[T], `positions` int32[T] (each input's place in
+    its document, 0 where one starts), `mask` float32[T] (1 where the target counts) and `start`
+    int64[], which `describe` turns into words.
+    """
+
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+
+    def row(self, epoch: int, index: int) -> Batch:
+        """Row `index` of an epoch."""
+
+    def describe(self, starts: np.ndarray) -> str:
+        """Where rows with these values of `start` come from, for a person."""
+
+
+class Windows:
+    """A corpus cut into windows of T tokens, at another offset in every epoch.
+
+    Documents are packed: a window may hold the end of one and the beginning of the next. Every
+    token is predicted once an epoch, but for less than one window at the end.
+    """
+
+    def __init__(self, corpus: Corpus, seq_len: int, seed: int = 0):
+        """Raises CorpusError when the corpus is shorter than one window."""
+        if len(corpus.tokens) < seq_len:
+            raise CorpusError(
+                f"corpus {corpus.name}: {len(corpus.tokens)} tokens are less than one sequence "
+                f"of {seq_len}; give more text or a smaller seq_len"
+            )
+        self.corpus, self.seq_len, self.seed = corpus, seq_len, seed
+
+    def __len__(self) -> int:
+        return len(self.corpus.tokens) // self.seq_len
+
+    def row(self, epoch: int, index: int) -> Batch:
+        tokens = self.corpus.tokens
+        offset = np.random.default_rng((self.seed, epoch)).integers(len(tokens)) if epoch else 0
+        start = (int(offset) + index * self.seq_len) % len(tokens)
+        window = tokens[start : start + self.seq_len + 1]
+        if len(window) <= self.seq_len:
+            window = np.concatenate([window, tokens[: self.seq_len + 1 - len(window)]])
+        window = window.astype(np.int32)
+        inputs, targets = window[:-1], window[1:]
+        begins = inputs == self.corpus.bos_id
+        t = np.arange(self.seq_len, dtype=np.int32)
+        return {
+            "inputs": inputs,
+            "targets": targets,
+            "positions": t - np.maximum.accumulate(np.where(begins, t, 0)),
+            # The document before says nothing about where the next one begins.
+            "mask": (targets != self.corpus.bos_id).astype(np.float32),
+            "start": np.int64(start),
+        }
+
+    def describe(self, starts: np.ndarray) -> str:
+        last = len(self.corpus.tokens) - 1
+        documents = {
+            self.corpus.document_of(min(int(start) + end, last))
+            for start in starts
+            for end in (0, self.seq_len)
+        }
+        return (
+            f"documents {sorted(documents)} of {self.corpus.name}, "
+            f"windows of {self.seq_len} tokens at {sorted(map(int, starts))}"
+        )
+
+
+def training_batches(
+    rows: Rows,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless batches [B / process_count, T], shuffled anew in every epoch.
+
+    The iterator's `get_state` is a small JSON dict, and `set_state` goes on at exactly that batch.
+    Rows are read ahead by threads.
+
+    Raises:
+      ValueError: the batch does not divide over the processes.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
+    count = len(rows)
+    dataset = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+    dataset = dataset.map_with_index(lambda i, row: rows.row(i // count, row))
+    dataset = dataset[process_index::process_count].batch(batch_size // process_count)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)))
+
+
+def evaluation_batches(
+    rows: Rows,
+    batch_size: int,
+    num_batches: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Fixed batches [B / process_count, T] of rows spread evenly over the first epoch.
+
+    Where there are fewer rows than asked for, rows repeat with their mask at 0.
+    """
+    chosen = np.linspace(0, len(rows) - 1, batch_size * num_batches).astype(int)
+    new = np.diff(chosen, prepend=-1) > 0
+    for first in range(0, len(chosen), batch_size):
+        part = slice(first + process_index, first + batch_size, process_count)
+        batch = []
+        for index, counts in zip(chosen[part], new[part], strict=True):
+            row = rows.row(0, int(index))
+            batch.append(row | {"mask": row["mask"] * counts})
+        yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}

@@ -1,0 +1,61 @@
+"""Arithmetic of training, counted from shapes, against what a device can do."""
+
+import jax
+
+from griffin_jax.config import ATTENTION, GriffinConfig
+from griffin_jax.models import abstract_params
+
+# Dense bfloat16 FLOP/s by the makers' data sheets, by the beginning of `Device.device_kind`.
+PEAK_FLOPS = {
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Dense bfloat16 FLOP/s of one device by its data sheet, None for one not in `PEAK_FLOPS`."""
+    for kind, flops in PEAK_FLOPS.items():
+        if device.device_kind.startswith(kind):
+            return flops
+    return None
+
+
+def matmul_params(config: GriffinConfig) -> int:
+    """Parameters that multiply every token in a matrix product; the output head is one of them.
+
+    The look-up in the embedding, convolutions, norms and biases are left out.
+    """
+    head = config.vocab_size * config.width
+    blocks = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+        names = [entry.key for entry in path]
+        if names[0].startswith("blocks_") and names[-1] == "weight" and "conv_1d" not in names:
+            blocks += leaf.size
+    return blocks + head
+
+
+def train_flops_per_token(config: GriffinConfig, seq_len: int, frozen: bool = False) -> float:
+    """FLOPs that training needs per token; recomputation is not counted.
+
+    Six per parameter of a matrix product (two forward, four backward), and attention over the keys
+    that a causal window shows on average in a sequence of `seq_len`. The recurrence itself is
+    left out: it does not run as matrix products.
+
+    Args:
+      config: The model's shape.
+      seq_len: Tokens in a sequence.
+      frozen: The matrices get no gradient of their own, as under LoRA: four per parameter.
+    """
+    reach = seq_len if config.attention_window is None else config.attention_window
+    reach = min(reach, seq_len)
+    keys = reach - reach * (reach - 1) / 2 / seq_len
+    layers = config.block_types.count(ATTENTION)
+    attention = 2 * 2 * 3 * layers * config.num_heads * config.head_size * keys
+    return (4 if frozen else 6) * matmul_params(config) + attention

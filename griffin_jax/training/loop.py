@@ -1,0 +1,261 @@
+"""The training loop: steps, evaluation, checkpoints, and what to do when something goes wrong."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from griffin_jax.models import Griffin, init_params
+from griffin_jax.training.checkpointing import RunCheckpoints
+from griffin_jax.training.config import TrainConfig
+from griffin_jax.training.data import Rows, Windows, evaluation_batches, training_batches
+from griffin_jax.training.flops import peak_flops, train_flops_per_token
+from griffin_jax.training.optimizer import adamw, learning_rate_schedule
+from griffin_jax.training.run_log import RunLog, Throughput
+from griffin_jax.training.train_step import (
+    Params,
+    TrainState,
+    data_mesh,
+    make_eval_step,
+    make_train_step,
+    put_batch,
+)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient is NaN or infinite; the message says at which step and data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run ends with.
+
+    Attributes:
+      params: The trainable parameters, float32.
+      step: Updates made.
+      finished: Whether that is all of them.
+      tokens_per_second: Over whole steps, compilation and other pauses left out; None where there
+        were too few.
+      heldout_loss: Nats per token at the end; None without held-out data.
+    """
+
+    params: Params
+    step: int
+    finished: bool
+    tokens_per_second: float | None
+    heldout_loss: float | None
+
+
+def train(
+    config: TrainConfig,
+    folder: str | Path,
+    rows: Rows,
+    heldout: Rows | None = None,
+    *,
+    params: Params | None = None,
+    frozen: Params | None = None,
+    assemble: Callable[[Params, Params], Params] = lambda trainable, frozen: trainable,
+) -> TrainResult:
+    """Trains until `config.steps`, from the newest checkpoint in `folder` if there is one.
+
+    SIGTERM, Ctrl-C and `config.max_seconds` end it early, with a checkpoint. Killed at any other
+    moment and called again, it goes on to the parameters that an undisturbed run reaches.
+
+    Args:
+      config: The run's settings.
+      folder: Receives checkpoints/, metrics.jsonl, tensorboard/, loss.png and run.json.
+      rows: The data to train on.
+      heldout: The data to evaluate on.
+      params: Trainable parameters to begin with; drawn from `config.seed` by default.
+      frozen: Parameters that the model reads and training leaves alone.
+      assemble: Joins the trainable and the frozen parameters into what the model reads.
+
+    Raises:
+      ValueError: the config contradicts itself, the devices, or the run in `folder`.
+      NonFiniteLossError: the loss or the gradient is not finite. The last good checkpoint stays.
+    """
+    return _Run(config, Path(folder), rows, heldout, params, frozen, assemble).run()
+
+
+class _Run:
+    def __init__(self, config, folder, rows, heldout, params, frozen, assemble):
+        self.began = time.perf_counter()
+        self.config, self.folder, self.rows, self.heldout = config, folder, rows, heldout
+        config.check_devices(jax.device_count())
+        self.mesh = data_mesh()
+        self.frozen = jax.device_put(frozen, self._replicated())
+        model = Griffin(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
+        optimizer = adamw(config.optimizer, config.steps)
+        self.learning_rate = learning_rate_schedule(config.optimizer, config.steps)
+        self.train_step = make_train_step(
+            model,
+            optimizer,
+            assemble,
+            z_loss=config.z_loss,
+            microbatches=config.microbatches,
+            loss_chunks=config.loss_chunks,
+        )
+        self.eval_step = make_eval_step(model, assemble, loss_chunks=config.loss_chunks)
+        self.checkpoints = RunCheckpoints(folder, config)
+        self.state = self._initial_state(params, optimizer)
+        self.batches = training_batches(
+            rows, config.batch_size, config.seed, jax.process_index(), jax.process_count()
+        )
+        if self.checkpoints.latest_step is not None:
+            self.state, place = self.checkpoints.restore(self.state)
+            self.batches.set_state(place)
+        self.step = int(self.state.step)
+
+    def _replicated(self):
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def _initial_state(self, params, optimizer):
+        @jax.jit
+        def start(params):
+            if params is None:
+                params = init_params(self.config.model, jax.random.key(self.config.seed))
+            # A copy: the step donates its state, and the caller may still need the parameters.
+            params = jax.tree.map(jnp.copy, params)
+            return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+        return jax.device_put(start(params), self._replicated())
+
+    def run(self) -> TrainResult:
+        config = self.config
+        tokens_per_step = config.batch_size * config.seq_len
+        peak = peak_flops(jax.devices()[0])
+        flops = train_flops_per_token(config.model, config.seq_len, frozen=self.frozen is not None)
+        self.flops_share = peak and flops / (peak * jax.device_count())
+        self.throughput = Throughput(tokens_per_step)
+        self.log = RunLog(self.folder, self.step, config.steps)
+        self.unread: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
+        heldout_loss = None
+        try:
+            with _StopSignal() as stop:
+                while self.step < config.steps and not stop.requested:
+                    self._one_step()
+                    if config.max_seconds and time.perf_counter() - self.began > config.max_seconds:
+                        stop.requested = True
+                    last = stop.requested or self.step == config.steps
+                    save = last or self.step % config.checkpoint_every == 0
+                    if save or self.step % config.eval_every == 0:
+                        # Nothing is saved before the loss of every step so far is known.
+                        self._read_metrics()
+                        heldout_loss = self._evaluate()
+                    if save:
+                        self.checkpoints.save(
+                            self.step, self.state, self.batches.get_state(), heldout_loss
+                        )
+                        self.throughput.pause()
+        finally:
+            self.checkpoints.close()
+            self.log.close()
+        return TrainResult(
+            params=self.state.params,
+            step=self.step,
+            finished=self.step == config.steps,
+            tokens_per_second=self.throughput.overall(),
+            heldout_loss=heldout_loss,
+        )
+
+    def _one_step(self) -> None:
+        batch = next(self.batches)
+        self.state, metrics = self.train_step(self.state, self.frozen, put_batch(batch, self.mesh))
+        # The device works on this step while the host reads the one before.
+        self._read_metrics()
+        self.step += 1
+        self.unread = self.step, metrics, batch["start"]
+
+    def _read_metrics(self) -> None:
+        if self.unread is None:
+            return
+        step, metrics, starts = self.unread
+        self.unread = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+            self._stop_at_non_finite(step, values, starts)
+        self.throughput.step()
+        self.log.step()
+        if step % self.config.log_every and step != self.config.steps:
+            return
+        rate = self.throughput.interval()
+        mfu = rate and self.flops_share and rate * self.flops_share
+        self.log.write(
+            step,
+            loss=values["loss"],
+            z_loss=values["z_loss"],
+            grad_norm=values["grad_norm"],
+            learning_rate=float(self.learning_rate(step - 1)),
+            tokens=step * self.config.batch_size * self.config.seq_len,
+            tokens_per_second=rate,
+            mfu=mfu,
+        )
+        shown = {"loss": f"{values['loss']:.3f}"}
+        if rate:
+            shown["tok/s"] = f"{rate:,.0f}"
+        if mfu:
+            shown["MFU"] = f"{mfu:.1%}"
+        self.log.show(**shown)
+
+    def _stop_at_non_finite(self, step: int, values: dict[str, float], starts: np.ndarray) -> Any:
+        good = self.checkpoints.latest_step
+        kept = (
+            "there is no checkpoint"
+            if good is None
+            else f"step {good} is in {self.checkpoints.folder}"
+        )
+        raise NonFiniteLossError(
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']} on "
+            f"{self.rows.describe(starts)}; last good checkpoint: {kept}"
+        )
+
+    def _evaluate(self) -> float | None:
+        if self.heldout is None:
+            return None
+        config = self.config
+        self.throughput.pause()
+        sums = []
+        for batch in evaluation_batches(
+            self.heldout,
+            config.batch_size // config.microbatches,
+            config.eval_batches,
+            jax.process_index(),
+            jax.process_count(),
+        ):
+            sums.append(self.eval_step(self.state.params, self.frozen, put_batch(batch, self.mesh)))
+        nll, count = np.sum(jax.device_get(sums), axis=0)
+        loss = float(nll / count)
+        size = self.heldout.corpus.bytes_per_token if isinstance(self.heldout, Windows) else None
+        self.log.write(
+            self.step, heldout_loss=loss, bits_per_byte=size and loss / math.log(2) / size
+        )
+        return loss
+
+
+class _StopSignal:
+    """Turns SIGTERM and Ctrl-C into `requested`; a second Ctrl-C interrupts as ever."""
+
+    def __enter__(self):
+        self.requested = False
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def _handle(self, number, frame):
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

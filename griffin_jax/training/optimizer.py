@@ -1,0 +1,80 @@
+"""AdamW with warm-up and cosine decay, as Griffin models are trained."""
+
+import dataclasses
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of AdamW (arXiv:1711.05101) and of its schedule.
+
+    Attributes:
+      learning_rate: At the end of warm-up.
+      warmup_steps: Steps over which the learning rate rises linearly from 0.
+      final_share: Share of `learning_rate` that the cosine ends at.
+      weight_decay: Decoupled decay, multiplied by the learning rate; see `decays`.
+      clip_norm: Largest global norm of the gradient.
+      b1: Decay of the mean of gradients.
+      b2: Decay of the mean of squared gradients.
+      eps: Added to the root of the mean of squares.
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    final_share: float = 0.1
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then half a cosine down to `final_share` at `steps`.
+
+    Raises:
+      ValueError: the warm-up is not shorter than `steps`.
+    """
+    if config.warmup_steps >= steps:
+        raise ValueError(
+            f"optimizer.warmup_steps {config.warmup_steps} must be less than steps {steps}"
+        )
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=steps,
+        end_value=config.learning_rate * config.final_share,
+    )
+
+
+def decays(path: tuple[jax.tree_util.KeyEntry, ...]) -> bool:
+    """Whether weight decay acts on the parameter at `path` of a parameter tree.
+
+    It acts on the matrices of linear layers, adapters and the embedding, and on nothing else: not
+    on the RG-LRU, whose parameters are rates and gates, nor on convolutions, norms and biases.
+    """
+    names = [entry.key for entry in path]
+    matrix = names[-1] in ("weight", "embedding", "lora_a", "lora_b")
+    return matrix and "rg_lru" not in names and "conv_1d" not in names
+
+
+def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW with the schedule of `learning_rate_schedule`.
+
+    Raises:
+      ValueError: the warm-up is not shorter than `steps`.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate_schedule(config, steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree_util.tree_map_with_path(lambda p, _: decays(p), params),
+        ),
+    )

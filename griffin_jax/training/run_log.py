@@ -1,0 +1,119 @@
+"""What a run tells while it goes: metrics.jsonl, TensorBoard, a progress bar, a plot."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Throughput:
+    """Tokens per second over whole steps, without compilation and other pauses."""
+
+    def __init__(self, tokens_per_step: int):
+        self._tokens_per_step = tokens_per_step
+        self._last: float | None = None
+        self._steps = self._total_steps = 0
+        self._seconds = self._total_seconds = 0.0
+
+    def step(self) -> None:
+        """A step has ended. The first one after a pause only starts the clock."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._steps += 1
+            self._seconds += now - self._last
+        self._last = now
+
+    def pause(self) -> None:
+        """Something that is not training comes next."""
+        self._last = None
+
+    def interval(self) -> float | None:
+        """Tokens per second since the last call of this."""
+        rate = self._rate(self._steps, self._seconds)
+        self._total_steps += self._steps
+        self._total_seconds += self._seconds
+        self._steps, self._seconds = 0, 0.0
+        return rate
+
+    def overall(self) -> float | None:
+        """Tokens per second of the whole run."""
+        return self._rate(self._total_steps + self._steps, self._total_seconds + self._seconds)
+
+    def _rate(self, steps: int, seconds: float) -> float | None:
+        return steps * self._tokens_per_step / seconds if steps else None
+
+
+class RunLog:
+    """Writes a run's metrics into `folder` and shows them."""
+
+    def __init__(self, folder: Path, first_step: int, steps: int):
+        """Goes on with the metrics.jsonl that is there, from which later steps are cut."""
+        self._path = Path(folder) / "metrics.jsonl"
+        kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
+        self._board = None
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(
+                str(Path(folder) / "tensorboard"), purge_step=first_step + 1
+            )
+        self._progress = tqdm(initial=first_step, total=steps, unit="step", mininterval=1.0)
+
+    def step(self) -> None:
+        """Moves the progress bar."""
+        self._progress.update()
+
+    def write(self, step: int, **metrics: float | None) -> None:
+        """One line of metrics; those that are None are left out."""
+        metrics = {name: value for name, value in metrics.items() if value is not None}
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def show(self, **metrics: str) -> None:
+        """What stands at the right of the progress bar."""
+        self._progress.set_postfix(metrics, refresh=False)
+
+    def close(self) -> None:
+        """Closes all files and draws loss.png if Matplotlib is there."""
+        self._progress.close()
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if importlib.util.find_spec("matplotlib"):
+            plot_loss(read_metrics(self._path), self._path.with_name("loss.png"))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is dropped."""
+    if not path.exists():
+        return []
+    return [
+        json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
+    ]
+
+
+def plot_loss(lines: list[dict[str, float]], path: Path) -> None:
+    """Draws training and held-out loss in nats per token over steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in ("loss", "heldout_loss"):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+    axes.set(xlabel="step", ylabel="nats per token")
+    if axes.lines:
+        axes.legend()
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)

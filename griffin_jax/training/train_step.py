@@ -1,0 +1,179 @@
+"""One step of training: loss, gradient, update, on all devices of a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from griffin_jax.models import Griffin, init_state
+
+Params = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What training changes.
+
+    Attributes:
+      step: int32[], updates made.
+      params: Trainable parameters; float32 master weights.
+      optimizer: State of the optimizer.
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer: optax.OptState
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, "data", over all devices or those given."""
+    devices = devices or jax.devices()
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows [B / processes, ...] as one global array [B, ...] over the "data" axis.
+
+    Raises:
+      ValueError: the rows do not divide over the devices.
+    """
+    rows = len(next(iter(batch.values()))) * jax.process_count()
+    devices = mesh.shape["data"]
+    if rows % devices:
+        raise ValueError(f"batch_size {rows} does not divide over {devices} devices")
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+        if name != "start"
+    }
+
+
+def token_losses(
+    model: Griffin, params: Params, batch: dict[str, jax.Array], chunks: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over the batch's targets of -ln p(target) and of the squared log-normaliser.
+
+    Args:
+      model: Computes in its own dtype; logits and losses are float32.
+      params: As `model` reads them.
+      batch: `inputs`, `targets`, `positions` int32[B, T] and `mask` float32[B, T].
+      chunks: Parts of T whose logits are computed, and computed again for the gradient, one after
+        another, so that [B, T / chunks, V] is the most that exists. 1 keeps them for the gradient.
+
+    Returns:
+      Two float32 scalars.
+
+    Raises:
+      ValueError: `chunks` does not divide T.
+    """
+    rows, time = batch["inputs"].shape
+    if time % chunks:
+        raise ValueError(f"loss_chunks {chunks} does not divide the sequence length {time}")
+    window = model.config.attention_window
+    # With a ring, attention costs T * 2 W pairs in place of T * T.
+    state = init_state(model.config, rows, model.dtype) if window and time > 2 * window else None
+    x, _ = model.apply(
+        {"params": params}, batch["inputs"], state, batch["positions"], method="features"
+    )
+
+    def sums(x, targets, mask):
+        logits = model.apply({"params": params}, x, method="logits")
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jnp.sum(mask * (normaliser - chosen)), jnp.sum(mask * normaliser**2)
+
+    if chunks == 1:
+        return sums(x, batch["targets"], batch["mask"])
+
+    def split(array):
+        return array.reshape(rows, chunks, time // chunks, *array.shape[2:]).swapaxes(0, 1)
+
+    def add(total, chunk):
+        return jax.tree.map(jnp.add, total, jax.checkpoint(sums)(*chunk)), None
+
+    parts = split(x), split(batch["targets"]), split(batch["mask"])
+    return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), parts)[0]
+
+
+def make_train_step(
+    model: Griffin,
+    optimizer: optax.GradientTransformation,
+    assemble: Callable[[Params, Params], Params] = lambda trainable, frozen: trainable,
+    *,
+    z_loss: float = 0.0,
+    microbatches: int = 1,
+    loss_chunks: int = 1,
+) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the jitted `step(state, frozen, batch) -> (state, metrics)`; it donates `state`.
+
+    Args:
+      model: The model, with its compute dtype and rematerialisation.
+      optimizer: Turns gradients into updates.
+      assemble: Joins trainable and frozen parameters into what the model reads.
+      z_loss: Weight of the mean squared log-normaliser, which keeps logits from drifting.
+      microbatches: Parts of the batch whose gradients are accumulated one after another.
+      loss_chunks: See `token_losses`.
+
+    Metrics, float32 scalars: `loss` in nats per target, `z_loss` (the mean squared log-normaliser),
+    `grad_norm` before clipping, and `tokens` (targets that count).
+    """
+
+    def loss(params, frozen, batch, total):
+        nll, squares = token_losses(model, assemble(params, frozen), batch, loss_chunks)
+        sums = jnp.stack([nll, squares]) / total
+        return sums[0] + z_loss * sums[1], sums
+
+    def step(state, frozen, batch):
+        total = jnp.maximum(jnp.sum(batch["mask"]), 1.0)
+        gradient = jax.grad(loss, has_aux=True)
+        if microbatches == 1:
+            grads, sums = gradient(state.params, frozen, batch, total)
+        else:
+
+            def split(x):
+                # Rows of one device stay on it.
+                return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+            def accumulate(carry, part):
+                return jax.tree.map(
+                    jnp.add, carry, gradient(state.params, frozen, part, total)
+                ), None
+
+            zero = jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(2)
+            (grads, sums), _ = jax.lax.scan(accumulate, zero, jax.tree.map(split, batch))
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        new = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            optimizer=optimizer_state,
+        )
+        metrics = {
+            "loss": sums[0],
+            "z_loss": sums[1],
+            "grad_norm": optax.tree.norm(grads),
+            "tokens": total,
+        }
+        return new, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(
+    model: Griffin,
+    assemble: Callable[[Params, Params], Params] = lambda trainable, frozen: trainable,
+    *,
+    loss_chunks: int = 1,
+) -> Callable[[Params, Params, dict], tuple[jax.Array, jax.Array]]:
+    """Builds the jitted `step(params, frozen, batch)` -> sum of losses in nats, number of targets."""
+
+    def step(params, frozen, batch):
+        nll, _ = token_losses(model, assemble(params, frozen), batch, loss_chunks)
+        return nll, jnp.sum(batch["mask"])
+
+    return jax.jit(step)
