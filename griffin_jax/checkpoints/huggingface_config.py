@@ -1,0 +1,130 @@
+"""Between `GriffinConfig` and the config.json of Hugging Face's `recurrent_gemma`."""
+
+from typing import Any
+
+from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.config import GriffinConfig
+
+CONFIG_FILE = "config.json"
+_MODEL_TYPE = "recurrent_gemma"
+_ACTIVATION = "gelu_pytorch_tanh"
+
+
+def config_from_json(values: dict[str, Any]) -> GriffinConfig:
+    """The shape that a config.json describes.
+
+    Its `intermediate_size` is twice the MLP width, `block_types` is cycled over the layers, and
+    keys that are left out have transformers' defaults. The attention window has the authors'
+    meaning (`GriffinConfig.window_includes_query` is False) unless a `window_includes_query` of
+    griffin_jax's own making says otherwise.
+
+    Raises:
+      CheckpointError: another architecture, a missing key, or a variant the model has not.
+    """
+    if values.get("model_type") != _MODEL_TYPE:
+        raise CheckpointError(
+            f"{CONFIG_FILE}: model_type {values.get('model_type')!r} is an unknown architecture; "
+            f"expected {_MODEL_TYPE!r}"
+        )
+    rope = values.get("rope_parameters") or {}
+    _expect("hidden_activation", values.get("hidden_activation", _ACTIVATION), _ACTIVATION)
+    _expect("rope_type", rope.get("rope_type", "default"), "default")
+    _expect("rope_scaling", values.get("rope_scaling"), None)
+    _expect("embeddings_scale_by_sqrt_dim", values.get("embeddings_scale_by_sqrt_dim", True), True)
+    try:
+        width, heads = values["hidden_size"], values["num_attention_heads"]
+        mlp_width, odd = divmod(values["intermediate_size"], 2)
+        if odd:
+            raise CheckpointError(
+                f"{CONFIG_FILE}: intermediate_size {values['intermediate_size']} must be even; it "
+                "is twice the MLP width"
+            )
+        return GriffinConfig(
+            vocab_size=values["vocab_size"],
+            width=width,
+            mlp_width=mlp_width,
+            num_layers=values["num_hidden_layers"],
+            num_heads=heads,
+            block_pattern=tuple(
+                values.get("block_types") or ("recurrent", "recurrent", "attention")
+            ),
+            recurrence_width=values.get("lru_width"),
+            num_kv_heads=values.get("num_key_value_heads") or heads,
+            attention_window=values.get("attention_window_size", 2048),
+            window_includes_query=values.get("window_includes_query", False),
+            conv_width=values.get("conv1d_width", 4),
+            logits_soft_cap=values.get("logits_soft_cap", 30.0),
+            tie_embeddings=values.get("tie_word_embeddings", True),
+            rope_base=rope.get("rope_theta", values.get("rope_theta", 10_000.0)),
+            rope_fraction=rope.get(
+                "partial_rotary_factor", values.get("partial_rotary_factor", 0.5)
+            ),
+            norm_eps=values.get("rms_norm_eps", 1e-6),
+            attention_bias=values.get("attention_bias", False),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{CONFIG_FILE}: {error.args[0]} is missing") from error
+    except TypeError as error:
+        raise CheckpointError(f"{CONFIG_FILE}: a value has the wrong type: {error}") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG_FILE}: {error}") from error
+
+
+def config_to_json(config: GriffinConfig, dtype: str) -> dict[str, Any]:
+    """The config.json of a model whose weights are of `dtype`.
+
+    Raises:
+      CheckpointError: the format has no way to say one of the config's values.
+    """
+    values = {
+        "architectures": ["RecurrentGemmaForCausalLM"],
+        "attention_bias": config.attention_bias,
+        "attention_dropout": 0.0,
+        "attention_window_size": config.attention_window,
+        "block_types": list(config.block_pattern),
+        "conv1d_width": config.conv_width,
+        "dtype": dtype,
+        "hidden_activation": _ACTIVATION,
+        "hidden_size": config.width,
+        "intermediate_size": 2 * config.mlp_width,
+        "logits_soft_cap": config.logits_soft_cap,
+        "lru_width": config.recurrence_width,
+        "model_type": _MODEL_TYPE,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {
+            "partial_rotary_factor": config.rope_fraction,
+            "rope_theta": config.rope_base,
+            "rope_type": "default",
+        },
+        "tie_word_embeddings": config.tie_embeddings,
+        "vocab_size": config.vocab_size,
+    }
+    if config.window_includes_query:
+        values["window_includes_query"] = True
+    lost = [
+        f"{name}={value}"
+        for name, value in config.to_dict().items()
+        if value != config_from_json(values).to_dict()[name]
+    ]
+    lost += [
+        f"{name}=None"
+        for name in ("attention_window", "logits_soft_cap")
+        if getattr(config, name) is None
+    ]
+    if lost:
+        raise CheckpointError(
+            f"the Hugging Face format has no {', '.join(lost)}; save with format='orbax'"
+        )
+    return values
+
+
+def _expect(name: str, value: Any, expected: Any) -> None:
+    if value != expected:
+        raise CheckpointError(
+            f"{CONFIG_FILE}: {name} {value!r} is not supported, only {expected!r}"
+        )

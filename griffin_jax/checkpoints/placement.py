@@ -1,0 +1,81 @@
+"""How the leaves of a checkpoint go onto devices, one at a time."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+Shardings = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
+
+_SHOWN_FROM_BYTES = 2**28
+_CHUNK = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where leaves go, and as what.
+
+    Attributes:
+      dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
+      shardings: Gives the sharding of an array from its path in the tree ("blocks_0/mlp_block/
+        up_proj/weight"; the field's name follows for a packed weight) and its shape and dtype.
+        None puts everything on the default device.
+    """
+
+    dtype: DTypeLike | None = None
+    shardings: Shardings | None = None
+
+    def place(self, path: str, leaf: Any) -> Any:
+        """Puts one leaf, a host array or a packed weight of host arrays, onto devices."""
+        if isinstance(leaf, np.ndarray):
+            cast = self.dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
+            return self._place_array(path, leaf, np.dtype(self.dtype) if cast else leaf.dtype)
+
+        def place_field(key, array):
+            field = jax.tree_util.keystr(key, simple=True, separator="/")
+            return self._place_array(f"{path}/{field}", array, array.dtype)
+
+        return jax.tree_util.tree_map_with_path(place_field, leaf)
+
+    def _place_array(self, path: str, array: np.ndarray, dtype: np.dtype) -> jax.Array:
+        # Copies: on a CPU, JAX may keep the memory it is given, and a mapped file may change.
+        if self.shardings is None:
+            return jax.device_put(np.array(array, dtype, order="C"))
+        sharding = self.shardings(path, jax.ShapeDtypeStruct(array.shape, dtype))
+        return jax.make_array_from_callback(
+            array.shape, sharding, lambda index: np.array(array[index], dtype, order="C")
+        )
+
+
+def leaf_nbytes(leaf: Any) -> int:
+    """Bytes of an array or of the arrays of a packed weight."""
+    return sum(array.nbytes for array in jax.tree.leaves(leaf))
+
+
+def progress_bar(what: str, nbytes: int, progress: bool) -> tqdm:
+    """A bar over bytes on standard error; silent for what takes no time."""
+    shown = progress and nbytes >= _SHOWN_FROM_BYTES
+    return tqdm(
+        total=nbytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=not shown
+    )
+
+
+@jax.jit
+def _all_finite_on_device(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
+
+
+def all_finite(x: jax.Array) -> jax.Array | bool:
+    """Whether an array holds neither NaN nor infinity; may still be under way on a device."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return True
+    if {device.platform for device in x.devices()} != {"cpu"} or len(x.devices()) > 1:
+        return _all_finite_on_device(x)
+    # On a CPU, numpy reads the array in place, and there is nothing to compile for each shape.
+    flat = np.asarray(x).reshape(-1)
+    return all(np.isfinite(flat[i : i + _CHUNK]).all() for i in range(0, flat.size, _CHUNK))
