@@ -1,10 +1,9 @@
 """Loading a checkpoint of any format, and saving one."""
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import flax.traverse_util
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax.checkpoints import huggingface, orbax
+from griffin_jax.checkpoints import deepmind, hub, huggingface, orbax
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, staged_folder, write_json
 from griffin_jax.checkpoints.placement import (
@@ -25,18 +24,13 @@ from griffin_jax.checkpoints.placement import (
 from griffin_jax.checkpoints.tree import model_order
 from griffin_jax.config import GriffinConfig
 
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-_GENERATION_FILE = "generation_config.json"
-_GENERATION = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+if TYPE_CHECKING:  # the tokenizer raises this package's errors
+    from griffin_jax.tokenizer import Tokenizer
 
-Source = huggingface.HuggingFaceSource | orbax.OrbaxSource
+_GENERATION_FILE = "generation_config.json"
+_GEMMA_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+
+Source = huggingface.HuggingFaceSource | orbax.OrbaxSource | deepmind.DeepMindSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +51,51 @@ class Checkpoint:
     folder: Path
 
 
+def find_folder(path: str | Path) -> Path:
+    """The folder of a checkpoint: `path` itself, or where a model of that name on the Hub is kept.
+
+    Raises:
+      FileNotFoundError: there is neither.
+      CheckpointError: the Hub does not give the model; see `hub.fetch`.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder} is a file: give the checkpoint's folder")
+    if hub.is_hub_name(str(path)):
+        return hub.fetch(str(path))
+    raise FileNotFoundError(
+        f"no folder {folder}: give a checkpoint's folder, or a Hub name such as "
+        "google/recurrentgemma-2b-it"
+    )
+
+
 def open_checkpoint(path: str | Path) -> Source:
     """Recognises the format of a folder and opens it, without reading weights.
 
     The source's `leaves()` streams (path, value) pairs, which `write_huggingface` takes: a model
     of any size is converted in the memory of a few tensors.
 
+    Args:
+      path: A folder of Hugging Face's, of ours or with a published DeepMind tree, or one around
+        the latter (as Kaggle's archives have it, with the tokenizer); or a name on the Hub.
+
     Raises:
       FileNotFoundError: there is no such folder.
       CheckpointError: the folder has no weights, or damaged or unfitting ones.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: expected a checkpoint's folder")
+    folder = find_folder(path)
     if (folder / orbax.CONFIG_FILE).is_file():
         return orbax.OrbaxSource(folder)
     if (folder / huggingface.CONFIG_FILE).is_file():
         return huggingface.HuggingFaceSource(folder)
+    trees = [f for f in (folder, *sorted(folder.iterdir())) if orbax.is_orbax_tree(f)]
+    if trees and (trees[0] == folder or len(trees) == 1):
+        return deepmind.DeepMindSource(trees[0])
     raise CheckpointError(
-        f"{folder} is no checkpoint: it has neither {huggingface.CONFIG_FILE} (Hugging Face) nor "
-        f"{orbax.CONFIG_FILE} (griffin_jax)"
+        f"{folder} is no checkpoint: expected {huggingface.CONFIG_FILE} with safetensors (Hugging "
+        f"Face), {orbax.CONFIG_FILE} (griffin_jax), or one Orbax tree (DeepMind)"
     )
 
 
@@ -91,7 +110,7 @@ def load_checkpoint(
     """Loads a model, leaf by leaf straight to the wanted dtype and devices.
 
     Args:
-      path: A folder of Hugging Face's or of ours.
+      path: A folder or a Hub name; see `open_checkpoint`.
       dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
       shardings: Gives the sharding of an array from its path in the tree and its shape; see
         `Placement`. None puts everything on the default device.
@@ -102,7 +121,8 @@ def load_checkpoint(
       FileNotFoundError: there is no such folder.
       CheckpointError: the folder has no weights, or damaged or unfitting ones.
     """
-    source = open_checkpoint(path)
+    folder = find_folder(path)
+    source = open_checkpoint(folder)
     placement = Placement(dtype, shardings)
     params, finite = {}, {}
     with progress_bar("loading", source.nbytes, progress) as bar:
@@ -118,7 +138,7 @@ def load_checkpoint(
             "narrow a dtype; allow_nan=True loads it all the same"
         )
     params = flax.traverse_util.unflatten_dict(params, sep="/")
-    return Checkpoint(source.config, params, source.quantization, Path(path))
+    return Checkpoint(source.config, params, source.quantization, folder)
 
 
 def save_checkpoint(
@@ -127,7 +147,7 @@ def save_checkpoint(
     params: dict,
     *,
     format: Literal["orbax", "huggingface"] = "orbax",
-    tokenizer: str | Path | None = None,
+    tokenizer: "Tokenizer | None" = None,
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
     progress: bool = True,
@@ -140,7 +160,7 @@ def save_checkpoint(
       params: The parameter tree.
       format: "orbax" (ours; any config) or "huggingface" (transformers reads it; RecurrentGemma's
         variant only).
-      tokenizer: A folder whose tokenizer files are copied along.
+      tokenizer: Goes along with the model.
       quantization: Settings of packed weights, as in Hugging Face's `quantization_config`.
       max_shard_size: Bytes of tensors in one safetensors file.
       progress: Show a bar on standard error if there is much to write.
@@ -150,7 +170,7 @@ def save_checkpoint(
     """
     with staged_folder(folder) as partial:
         if tokenizer is not None:
-            copy_tokenizer(Path(tokenizer), partial)
+            tokenizer.save(partial)
         if format == "orbax":
             orbax.write_orbax(partial, config, params, quantization)
         elif format == "huggingface":
@@ -162,17 +182,19 @@ def save_checkpoint(
                 quantization=quantization,
                 max_shard_size=max_shard_size,
             )
-            if not (partial / _GENERATION_FILE).exists():
-                write_json(partial / _GENERATION_FILE, _GENERATION)
+            write_json(partial / _GENERATION_FILE, _special_ids(tokenizer))
         else:
             raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer and generation settings that `source` has."""
-    for name in (*_TOKENIZER_FILES, _GENERATION_FILE):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def _special_ids(tokenizer: "Tokenizer | None") -> dict[str, int | list[int]]:
+    if tokenizer is None:
+        return _GEMMA_IDS
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
 
 
 def host_leaves(params: dict, progress: bool) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,12 @@ from griffin_jax.config import GriffinConfig
 CONFIG_FILE = "griffin_config.json"
 PARAMS_FOLDER = "params"
 _FORMAT_VERSION = 1
+_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+
+
+def is_orbax_tree(folder: Path) -> bool:
+    """Whether Orbax wrote a tree into this folder."""
+    return any((folder / mark).is_file() for mark in _MARKS)
 
 
 class OrbaxTree:

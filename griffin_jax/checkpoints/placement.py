@@ -44,12 +44,14 @@ class Placement:
 
     def _place_array(self, path: str, array: np.ndarray, dtype: np.dtype) -> jax.Array:
         # Copies: on a CPU, JAX may keep the memory it is given, and a mapped file may change.
+        def copy(index=...):
+            with np.errstate(over="ignore"):  # `all_finite` finds what became infinite
+                return np.array(array[index], dtype, order="C")
+
         if self.shardings is None:
-            return jax.device_put(np.array(array, dtype, order="C"))
+            return jax.device_put(copy())
         sharding = self.shardings(path, jax.ShapeDtypeStruct(array.shape, dtype))
-        return jax.make_array_from_callback(
-            array.shape, sharding, lambda index: np.array(array[index], dtype, order="C")
-        )
+        return jax.make_array_from_callback(array.shape, sharding, copy)
 
 
 def leaf_nbytes(leaf: Any) -> int:

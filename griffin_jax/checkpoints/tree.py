@@ -1,5 +1,8 @@
 """The parameter tree as flat paths such as blocks_0/mlp_block/up_proj/weight."""
 
+import functools
+from collections.abc import Mapping
+
 import flax.traverse_util
 import jax
 
@@ -10,7 +13,8 @@ from griffin_jax.models import abstract_params
 _TOP = ("embedder", "blocks", "final_norm", "lm_head")
 
 
-def flat_abstract_params(config: GriffinConfig) -> dict[str, jax.ShapeDtypeStruct]:
+@functools.lru_cache(maxsize=8)  # it traces the whole model
+def flat_abstract_params(config: GriffinConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Path and shape of every parameter of an unpacked model."""
     return flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
 

@@ -1,0 +1,193 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from griffin_jax.checkpoints import (
+    CheckpointError,
+    hub,
+    huggingface,
+    load_checkpoint,
+    open_checkpoint,
+    orbax,
+    save_checkpoint,
+)
+from griffin_jax.checkpoints.files import read_json
+from griffin_jax.checkpoints.shards import ShardWriter
+from griffin_jax.config import HAWK_7B
+from tests.checkpoints.tiny_model import (
+    CONFIG,
+    assert_same_tree,
+    one_line_error,
+    random_params,
+    save_tiny,
+)
+
+FORMATS = ("huggingface", "orbax")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_saving_and_loading_changes_nothing(tmp_path, format, dtype, tied):
+    config = CONFIG.replace(tie_embeddings=tied, attention_bias=not tied)
+    params = random_params(config, dtype)
+    save_checkpoint(tmp_path / "model", config, params, format=format)
+    loaded = load_checkpoint(tmp_path / "model")
+    assert loaded.config == config
+    assert loaded.quantization is None
+    assert loaded.folder == tmp_path / "model"
+    assert_same_tree(loaded.params, params)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_weights_arrive_in_the_wanted_dtype(tmp_path, format):
+    params = save_tiny(tmp_path / "model", format=format)
+    loaded = load_checkpoint(tmp_path / "model", dtype="bfloat16")
+    assert_same_tree(loaded.params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_leaves_arrive_in_the_wanted_shardings(tmp_path, format):
+    params = save_tiny(tmp_path / "model", format=format)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    seen = {}
+
+    def shardings(path, leaf):
+        spec = ("x",) if path.endswith("weight") else ()
+        seen[path] = leaf
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    loaded = load_checkpoint(tmp_path / "model", dtype=jnp.bfloat16, shardings=shardings)
+    assert_same_tree(loaded.params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+    leaf = loaded.params["blocks_2"]["attention_block"]["q_proj"]["weight"]
+    assert leaf.sharding.spec == jax.sharding.PartitionSpec("x")
+    struct = seen["blocks_2/attention_block/q_proj/weight"]
+    assert (struct.shape, struct.dtype) == (leaf.shape, leaf.dtype)
+    assert len(seen) == len(jax.tree.leaves(params))
+
+
+def test_any_config_survives_our_own_format(tmp_path):
+    config = HAWK_7B.replace(vocab_size=32, width=32, mlp_width=32, num_layers=1, num_heads=2)
+    config = config.replace(
+        recurrence_width=16, head_size=8, attention_window=None, projection_bias=False
+    )
+    params = save_tiny(tmp_path / "model", config, "orbax")
+    loaded = load_checkpoint(tmp_path / "model")
+    assert loaded.config == config
+    assert_same_tree(loaded.params, params)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named_and_can_be_let_through(tmp_path, format, value):
+    params = random_params(CONFIG, jnp.bfloat16)
+    norm = params["blocks_1"]["channel_pre_norm"]
+    norm["scale"] = norm["scale"].at[3].set(value)
+    save_checkpoint(tmp_path / "model", CONFIG, params, format=format)
+    name = open_checkpoint(tmp_path / "model").stored_name("blocks_1/channel_pre_norm/scale")
+    message = one_line_error(tmp_path / "model")
+    assert name in message
+    assert "allow_nan=True" in message
+    assert_same_tree(load_checkpoint(tmp_path / "model", allow_nan=True).params, params)
+
+
+def test_a_value_that_overflows_the_wanted_dtype_is_reported(tmp_path):
+    params = random_params(CONFIG)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[0].set(1e6)
+    save_checkpoint(tmp_path / "model", CONFIG, params, format="huggingface")
+    assert "model.final_norm.weight" in one_line_error(tmp_path / "model", dtype="float16")
+
+
+def test_many_bad_weights_are_counted(tmp_path):
+    params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), random_params(CONFIG))
+    save_checkpoint(tmp_path / "model", CONFIG, params, format="huggingface")
+    count = len(jax.tree.leaves(params))
+    assert f"and {count - 3} more" in one_line_error(tmp_path / "model")
+
+
+def test_a_folder_that_does_not_exist_is_no_hub_name(tmp_path):
+    message = one_line_error(tmp_path / "nothing", FileNotFoundError)
+    assert "nothing" in message
+    assert "google/recurrentgemma" in message
+
+
+def test_a_missing_folder_with_a_hub_name_is_fetched(tmp_path, monkeypatch):
+    params = save_tiny(tmp_path / "snapshot")
+    monkeypatch.setattr(hub, "fetch", lambda name: {"org/model": tmp_path / "snapshot"}[name])
+    loaded = load_checkpoint("org/model")
+    assert_same_tree(loaded.params, params)
+    assert loaded.folder == tmp_path / "snapshot"
+
+
+def test_a_file_and_a_folder_without_weights_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in one_line_error(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    message = one_line_error(tmp_path / "empty")
+    assert "empty" in message
+    assert "config.json" in message
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_existing_folder_is_not_overwritten(tmp_path, format):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious").write_text("data")
+    with pytest.raises(CheckpointError, match="exists already"):
+        save_checkpoint(tmp_path / "model", CONFIG, random_params(CONFIG), format=format)
+    assert [f.name for f in tmp_path.rglob("*")] == ["model", "precious"]
+
+
+def test_an_unknown_format_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(CheckpointError, match="'orbax' or 'huggingface'"):
+        save_checkpoint(tmp_path / "model", CONFIG, {}, format="pickle")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch, format):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(orbax if format == "orbax" else huggingface, "write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path / "model", CONFIG, random_params(CONFIG), format=format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_a_killed_save_leaves_behind_is_no_checkpoint(tmp_path, monkeypatch, format):
+    """Cleaning up is what a killed process cannot do."""
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)
+    monkeypatch.setattr(ShardWriter, "finish", lambda self: 1 / 0)
+    monkeypatch.setattr(orbax, "write_json", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_checkpoint(tmp_path / "model", CONFIG, random_params(CONFIG), format=format)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".model.")
+    one_line_error(left)
+
+
+def test_the_tokenizer_goes_along(tmp_path):
+    class StubTokenizer:
+        bos_id, eos_id, pad_id, stop_ids = 5, 6, 7, (6, 8)
+
+        def save(self, folder):
+            (folder / "tokenizer.model").write_bytes(b"pieces")
+
+    folder = tmp_path / "model"
+    save_tiny(folder, tokenizer=StubTokenizer())
+    assert (folder / "tokenizer.model").read_bytes() == b"pieces"
+    ids = read_json(folder / "generation_config.json")
+    assert ids == {"bos_token_id": 5, "eos_token_id": [6, 8], "pad_token_id": 7}
+
+
+def test_the_progress_bar_is_for_large_models_only(tmp_path, monkeypatch, capsys):
+    save_tiny(tmp_path / "model")
+    load_checkpoint(tmp_path / "model")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("griffin_jax.checkpoints.placement._SHOWN_FROM_BYTES", 1)
+    load_checkpoint(tmp_path / "model")
+    assert "loading" in capsys.readouterr().err
+    load_checkpoint(tmp_path / "model", progress=False)
+    assert capsys.readouterr().err == ""
