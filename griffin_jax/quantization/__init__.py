@@ -1,5 +1,14 @@
-"""Weights of fewer bits."""
+"""4-bit weights as bitsandbytes makes them: NF4 and FP4, single or double quantised."""
 
+from griffin_jax.quantization.config import QuantizationConfig
 from griffin_jax.quantization.matmul import matmul
+from griffin_jax.quantization.tensor import QuantizedTensor, abstract, dequantize, quantize
 
-__all__ = ["matmul"]
+__all__ = [
+    "QuantizationConfig",
+    "QuantizedTensor",
+    "abstract",
+    "dequantize",
+    "matmul",
+    "quantize",
+]

@@ -1,0 +1,150 @@
+"""The `quantization_config` of Hugging Face checkpoints that bitsandbytes quantised."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+_QUANT_TYPES = ("nf4", "fp4")
+_COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+_STORAGE_DTYPES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")
+# What a file means that leaves these out; QuantizationConfig() itself means 4 bits in bfloat16.
+_FILE_DEFAULTS = {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationConfig:
+    """How linear layers are quantised: transformers' BitsAndBytesConfig, field by field.
+
+    Names, meanings and defaults are those of transformers, but for two defaults: `load_in_4bit` is
+    True and `bnb_4bit_compute_dtype` is "bfloat16".
+
+    Attributes:
+      load_in_4bit: Quantise linear layers to 4 bits.
+      load_in_8bit: LLM.int8; refused when True.
+      bnb_4bit_quant_type: "nf4" or "fp4".
+      bnb_4bit_use_double_quant: Quantise the scales to 8 bits as well.
+      bnb_4bit_compute_dtype: What products are computed in, a name; see `compute_dtype`.
+      bnb_4bit_quant_storage: What a checkpoint calls the packed bytes: "uint8", "int8", "float16",
+        "bfloat16", "float32" or "float64". The bytes are the same.
+      llm_int8_skip_modules: Modules to leave alone; None leaves the output head. See `skips`.
+      llm_int8_threshold: LLM.int8 only: kept, without effect on 4 bits. So are the next two.
+      llm_int8_enable_fp32_cpu_offload: As above.
+      llm_int8_has_fp16_weight: As above.
+    """
+
+    load_in_4bit: bool = True
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: str = "fp4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_compute_dtype: str = "bfloat16"
+    bnb_4bit_quant_storage: str = "uint8"
+    llm_int8_skip_modules: tuple[str, ...] | None = None
+    llm_int8_threshold: float = 6.0
+    llm_int8_enable_fp32_cpu_offload: bool = False
+    llm_int8_has_fp16_weight: bool = False
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name} must be true or false, got {value!r}")
+        _check_choice(self, "bnb_4bit_quant_type", _QUANT_TYPES)
+        _check_choice(self, "bnb_4bit_compute_dtype", _COMPUTE_DTYPES)
+        _check_choice(self, "bnb_4bit_quant_storage", _STORAGE_DTYPES)
+        if not isinstance(self.llm_int8_threshold, float):
+            raise ValueError(f"llm_int8_threshold must be a float, got {self.llm_int8_threshold!r}")
+        if self.llm_int8_skip_modules is not None:
+            _check_patterns(self.llm_int8_skip_modules)
+            object.__setattr__(self, "llm_int8_skip_modules", tuple(self.llm_int8_skip_modules))
+        if self.load_in_8bit:
+            raise ValueError("load_in_8bit: LLM.int8 is not supported; use load_in_4bit instead")
+        if not self.load_in_4bit:
+            raise ValueError("load_in_4bit is false: there is nothing to quantise")
+
+    def compute_dtype(self, requested: Any = None) -> np.dtype:
+        """What the model computes in.
+
+        That is `requested` if the caller asks for a dtype, and `bnb_4bit_compute_dtype` otherwise,
+        with bfloat16 in place of float16: published checkpoints name float16 for the sake of older
+        GPUs, and its range, up to 65,504, is too small for some models. It has to be requested.
+
+        Raises:
+          ValueError: `requested` is not float32, float16 or bfloat16.
+        """
+        if requested is None:
+            name = self.bnb_4bit_compute_dtype
+            return jnp.dtype("bfloat16" if name == "float16" else name)
+        dtype = jnp.dtype(requested)
+        if dtype.name not in _COMPUTE_DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_COMPUTE_DTYPES)}, got {dtype}")
+        return dtype
+
+    def skips(self, module: str) -> bool:
+        """Whether a linear layer is left alone, by its name, as transformers decides it.
+
+        It is if an entry of `llm_int8_skip_modules`, a regular expression, matches the beginning of
+        the name ("model.layers.1" also matches layer 10) or if the name ends with it. By default
+        the output head "lm_head" is; a list replaces that default.
+        """
+        patterns = self.llm_int8_skip_modules
+        return any(
+            re.match(pattern, module) or module.endswith(pattern)
+            for pattern in (("lm_head",) if patterns is None else patterns)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that transformers writes, keys in its order."""
+        values = dataclasses.asdict(self)
+        if self.llm_int8_skip_modules is not None:
+            values["llm_int8_skip_modules"] = list(self.llm_int8_skip_modules)
+        values |= {
+            "_load_in_4bit": self.load_in_4bit,
+            "_load_in_8bit": self.load_in_8bit,
+            "quant_method": "bitsandbytes",
+        }
+        return dict(sorted(values.items()))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "QuantizationConfig":
+        """The inverse of `to_dict`; what a file leaves out has the default of transformers.
+
+        Raises:
+          ValueError: a field is unknown, has a wrong value or contradicts another, the method is
+            not bitsandbytes, or 8 bits are asked for.
+        """
+        values = dict(values)
+        method = values.pop("quant_method", "bitsandbytes")
+        if method != "bitsandbytes":
+            raise ValueError(f"quantization_config: quant_method {method!r} is not 'bitsandbytes'")
+        for name in ("load_in_4bit", "load_in_8bit"):
+            private = values.pop(f"_{name}", None)
+            if private is not None and values.setdefault(name, private) != private:
+                raise ValueError(f"quantization_config: {name} and _{name} contradict each other")
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"quantization_config: unknown fields {', '.join(unknown)}")
+        try:
+            return cls(**(_FILE_DEFAULTS | values))
+        except ValueError as error:
+            raise ValueError(f"quantization_config: {error}") from None
+
+
+def _check_choice(config: QuantizationConfig, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_patterns(patterns: Any) -> None:
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"llm_int8_skip_modules must be a list of names, got {patterns!r}")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"llm_int8_skip_modules: {pattern!r} is not a regular expression: {error}"
+            ) from None

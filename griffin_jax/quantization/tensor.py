@@ -1,0 +1,271 @@
+"""4-bit weights as leaves of a parameter tree, and the way there and back."""
+
+import functools
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from griffin_jax.quantization import blocks, codes, scales
+
+_SMALLEST_NORMAL = np.float32(2.0**-126)
+
+
+@flax.struct.dataclass
+class QuantizedTensor:
+    """A weight in NF4 or FP4, in the bytes bitsandbytes stores.
+
+    The weight is taken flat, last axis fastest. Element 2 i has the high four bits of byte i and
+    element 2 i + 1 the low ones, each an index into `code`; every `block_size` elements share a
+    scale, and the value is code * scale, a float32 product rounded to `dtype`.
+
+    With in = shape[-1] a multiple of `block_size`, the leaves keep the weight's leading axes, so
+    that they can be sharded and concatenated along them:
+
+        packed    uint8[..., in / 2]
+        absmax    [..., in / block_size]
+
+    and otherwise they are flat, with the last byte and the last block filled up:
+
+        packed    uint8[ceil(size / 2)]
+        absmax    [ceil(size / block_size)]
+
+    absmax is float32, or with double quantisation uint8 indices: scale i (flat) is then
+    nested_code[absmax[i]] * nested_absmax[i // nested_block_size] + nested_offset.
+
+    Attributes:
+      packed: Two codes a byte.
+      absmax: The scales, or their 8-bit codes.
+      code: float32[16], the code book.
+      nested_absmax: float32[ceil(number of scales / nested_block_size)], or None.
+      nested_code: float32[256], or None.
+      nested_offset: float32[], the mean of the scales, or None.
+      shape: Of the weight; a linear layer's is (out, in).
+      dtype: Of the weight before it was quantised: float32, float16 or bfloat16.
+      quant_type: "nf4" or "fp4".
+      block_size: Weights per scale, one of 32, 64, ... 4096.
+      nested_block_size: Scales per second-level scale.
+    """
+
+    packed: jax.Array
+    absmax: jax.Array
+    code: jax.Array
+    nested_absmax: jax.Array | None = None
+    nested_code: jax.Array | None = None
+    nested_offset: jax.Array | None = None
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False, kw_only=True)
+    dtype: np.dtype = flax.struct.field(pytree_node=False, kw_only=True)
+    quant_type: str = flax.struct.field(pytree_node=False, kw_only=True)
+    block_size: int = flax.struct.field(pytree_node=False, kw_only=True)
+    nested_block_size: int = flax.struct.field(
+        pytree_node=False, kw_only=True, default=codes.NESTED_BLOCK_SIZE
+    )
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Elements of the weight."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything stored."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    @property
+    def double_quantized(self) -> bool:
+        return self.nested_absmax is not None
+
+
+def leaf_shapes(shape: tuple[int, ...], block_size: int):
+    """The shapes of `packed` and `absmax` for a weight of this shape."""
+    if shape and shape[-1] % block_size == 0:
+        leading, width = shape[:-1], shape[-1]
+        return (*leading, width // 2), (*leading, width // block_size)
+    size = math.prod(shape)
+    return (-(-size // 2),), (-(-size // block_size),)
+
+
+def abstract(
+    shape: tuple[int, ...],
+    dtype,
+    quant_type: str = "nf4",
+    *,
+    block_size: int = 64,
+    double_quant: bool = False,
+) -> QuantizedTensor:
+    """What `quantize` gives for such a weight, with jax.ShapeDtypeStruct leaves."""
+    packed, absmax = leaf_shapes(shape, block_size)
+    tensor = QuantizedTensor(
+        packed=jax.ShapeDtypeStruct(packed, jnp.uint8),
+        absmax=jax.ShapeDtypeStruct(absmax, jnp.uint8 if double_quant else jnp.float32),
+        code=jax.ShapeDtypeStruct((16,), jnp.float32),
+        shape=tuple(shape),
+        dtype=jnp.dtype(dtype),
+        quant_type=quant_type,
+        block_size=block_size,
+    )
+    if not double_quant:
+        return tensor
+    nested_blocks = -(-math.prod(absmax) // codes.NESTED_BLOCK_SIZE)
+    return tensor.replace(
+        nested_absmax=jax.ShapeDtypeStruct((nested_blocks,), jnp.float32),
+        nested_code=jax.ShapeDtypeStruct((256,), jnp.float32),
+        nested_offset=jax.ShapeDtypeStruct((), jnp.float32),
+    )
+
+
+def quantize(
+    weight: jax.Array,
+    quant_type: str = "nf4",
+    *,
+    block_size: int = 64,
+    double_quant: bool = False,
+    name: str = "weight",
+) -> QuantizedTensor:
+    """Quantises a weight to the bytes bitsandbytes' CPU build makes of it, on any backend.
+
+    The first level runs jitted on the weight's device; the second runs on the host, so call this
+    outside of jit. `blocks` and `scales` say what is matched where builds of bitsandbytes differ.
+
+    Args:
+      weight: float32, float16 or bfloat16 of any shape; a linear layer's is [out, in].
+      quant_type: "nf4" or "fp4".
+      block_size: Weights per scale: 32, 64, 128, ... 4096.
+      double_quant: Quantise the scales to 8 bits as well.
+      name: What errors call the weight.
+
+    Raises:
+      ValueError: an argument is none of the above, or the weight is empty or not finite.
+    """
+    check_type(quant_type, block_size, name)
+    dtype = jnp.result_type(weight)
+    if dtype.name not in blocks.INPUT_DTYPES:
+        raise ValueError(f"{name} is {dtype}; 4 bits are made of {', '.join(blocks.INPUT_DTYPES)}")
+    if not np.size(weight):
+        raise ValueError(f"{name} of shape {np.shape(weight)} has no elements to quantise")
+    packed, absmax, finite = _first_level(weight, quant_type, block_size)
+    if not finite:
+        raise ValueError(f"{name} holds NaN or infinity; only finite weights can be quantised")
+    tensor = QuantizedTensor(
+        packed=packed,
+        absmax=absmax,
+        code=jnp.asarray(codes.CODE_BOOKS[quant_type]),
+        shape=tuple(np.shape(weight)),
+        dtype=dtype,
+        quant_type=quant_type,
+        block_size=block_size,
+    )
+    if not double_quant:
+        return tensor
+    quantized, nested, offset = scales.quantize_scales(np.asarray(absmax).reshape(-1))
+    return tensor.replace(
+        absmax=jnp.asarray(quantized.reshape(absmax.shape)),
+        nested_absmax=jnp.asarray(nested),
+        nested_code=jnp.asarray(codes.dynamic_map()),
+        nested_offset=jnp.asarray(offset),
+    )
+
+
+def check_type(quant_type: str, block_size: int, name: str) -> None:
+    """Raises ValueError for a type or a block size that bitsandbytes does not have."""
+    if quant_type not in codes.CODE_BOOKS:
+        raise ValueError(f"{name}: unknown 4-bit type {quant_type!r}; there are 'nf4' and 'fp4'")
+    if block_size not in codes.BLOCK_SIZES:
+        raise ValueError(f"{name}: block size {block_size} is none of {codes.BLOCK_SIZES}")
+
+
+@functools.partial(jax.jit, static_argnames=("quant_type", "block_size"))
+def _first_level(weight, quant_type, block_size):
+    packed, absmax = blocks.quantize_flat(weight, quant_type, block_size)
+    packed_shape, absmax_shape = leaf_shapes(weight.shape, block_size)
+    finite = jnp.all(jnp.isfinite(absmax))
+    return packed.reshape(packed_shape), absmax.reshape(absmax_shape), finite
+
+
+def dequantize(tensor: QuantizedTensor, dtype=None) -> jax.Array:
+    """The values of a 4-bit weight, bit for bit those of bitsandbytes' CPU build.
+
+    Each is a float32 product, rounded to `dtype`. Where bitsandbytes' own code paths differ, these
+    are matched: bfloat16 results below the smallest normal number are zero, as AVX512-BF16 makes
+    them; and a row that ends within a block goes on in the next row, as it was packed.
+
+    XLA takes subnormal float32 numbers for zero on CPU and TPU. A weight with scales so small that
+    it matters is therefore finished on the host if this is called outside of jit; inside, such
+    values are zero.
+
+    Args:
+      tensor: The weight.
+      dtype: Of the result; that of the original weight by default.
+
+    Returns:
+      An array of `tensor.shape`.
+    """
+    dtype = jnp.dtype(tensor.dtype if dtype is None else dtype)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tensor))
+    if not traced and _reaches_subnormal(tensor):
+        return _dequantize_on_host(tensor, dtype)
+    return _dequantize(tensor, dtype)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _dequantize(tensor: QuantizedTensor, dtype) -> jax.Array:
+    values = _products(tensor)
+    if dtype == jnp.bfloat16:
+        values = jnp.where(jnp.abs(values) < _SMALLEST_NORMAL, values * 0, values)
+    return values.astype(dtype)
+
+
+def decode(tensor: QuantizedTensor, dtype) -> jax.Array:
+    """`dequantize` for use inside of jit, with no care for subnormal numbers."""
+    return _products(tensor).astype(dtype)
+
+
+def _products(tensor: QuantizedTensor) -> jax.Array:
+    index = jnp.stack([tensor.packed >> 4, tensor.packed & 15], axis=-1)
+    values = tensor.code[index].reshape(*tensor.packed.shape[:-1], -1)
+    scale = decode_scales(tensor)
+    room = scale.shape[-1] * tensor.block_size
+    values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, max(room - values.shape[-1], 0))])
+    values = values[..., :room].reshape(*scale.shape, tensor.block_size) * scale[..., None]
+    return values.reshape(-1)[: tensor.size].reshape(tensor.shape)
+
+
+def decode_scales(tensor: QuantizedTensor) -> jax.Array:
+    """The scales in float32, shaped like `tensor.absmax`."""
+    if not tensor.double_quantized:
+        return tensor.absmax
+    nested = jnp.repeat(tensor.nested_absmax, tensor.nested_block_size)[: tensor.absmax.size]
+    product = tensor.nested_code[tensor.absmax] * nested.reshape(tensor.absmax.shape)
+    # bitsandbytes rounds the product; the selection keeps XLA from fusing it with the sum.
+    product = jnp.where(jnp.isnan(product), 0, product)
+    return product + tensor.nested_offset
+
+
+def _reaches_subnormal(tensor: QuantizedTensor) -> bool:
+    """Whether some product of a code, or of a second-level code, may be subnormal."""
+    if tensor.double_quantized:
+        return bool(np.abs(np.asarray(tensor.nested_offset)) < 2.0**-90)
+    bits = jax.lax.bitcast_convert_type(tensor.absmax, jnp.int32)
+    return bool(jnp.any((bits > 0) & (bits < int(np.float32(2.0**-118).view(np.int32)))))
+
+
+@np.errstate(all="ignore")
+def _dequantize_on_host(tensor: QuantizedTensor, dtype) -> jax.Array:
+    host = jax.tree.map(np.asarray, tensor)
+    scale = host.absmax.reshape(-1)
+    if tensor.double_quantized:
+        scale = scales.dequantize_scales(
+            scale, host.nested_absmax, host.nested_code, host.nested_offset
+        )
+    packed = host.packed.reshape(-1)
+    values = host.code[np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[: tensor.size]]
+    values *= np.repeat(scale, tensor.block_size)[: tensor.size]
+    if dtype == jnp.bfloat16:
+        values = np.where(np.abs(values) < _SMALLEST_NORMAL, values * 0, values)
+    return jnp.asarray(values.astype(dtype).reshape(tensor.shape))
