@@ -5,6 +5,7 @@ The tree is that of `recurrentgemma` on PyPI, bare or under "params": `blocks.0`
 [in, out], and the MLP's gate and up projections are one array [2, D, F].
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed
 from griffin_jax.checkpoints.orbax import OrbaxTree
-from griffin_jax.checkpoints.tree import check_shape, flat_abstract_params, model_order
+from griffin_jax.checkpoints.tree import block_of, check_shape, flat_abstract_params
 from griffin_jax.config import ATTENTION, PRESETS, RECURRENT, GriffinConfig
 
 _EMBEDDING = "embedder.input_embedding"
@@ -41,7 +42,7 @@ def array_name(path: str) -> str:
 
 
 class DeepMindSource:
-    """A published tree, opened: names and shapes are checked, no weight is read.
+    """A published tree, opened: names are checked, no weight is read.
 
     Attributes:
       config: The model's shape, see `infer_config`.
@@ -85,10 +86,8 @@ class DeepMindSource:
         Raises:
           CheckpointError: an array has another shape than the rest of the tree implies.
         """
-        blocks: dict[str, list[str]] = {}
-        for path in sorted(self._shapes, key=model_order):
-            blocks.setdefault(path.split("/")[0], []).append(path)
-        for paths in blocks.values():
+        for _, block in itertools.groupby(self._shapes, block_of):
+            paths = list(block)
             arrays = self._tree.read({self._keys[array_name(path)] for path in paths})
             for path in paths:
                 array = arrays[self._keys[array_name(path)]]

@@ -1,5 +1,9 @@
-"""Hugging Face folders: config.json and safetensors, as transformers reads and writes them."""
+"""Hugging Face folders: config.json and safetensors, as transformers reads and writes them.
 
+Linear weights may be in 4 bits, as bitsandbytes stores them (`quantization.bitsandbytes`).
+"""
+
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,10 +19,13 @@ from griffin_jax.checkpoints.huggingface_config import (
     config_to_json,
 )
 from griffin_jax.checkpoints.shards import MAX_SHARD_SIZE, ShardWriter, TensorReader
-from griffin_jax.checkpoints.tree import check_shape, flat_abstract_params, model_order
+from griffin_jax.checkpoints.tree import check_shape, flat_abstract_params
 from griffin_jax.config import GriffinConfig
+from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_CONV = "conv_1d/weight"
+_LINEAR = re.compile(r"(linear_(x|y|out)|[a-z]+_proj|lm_head)/weight$")
 _RENAMES = (
     (r"^embedder/embedding$", _EMBEDDING),
     (r"^(blocks_|final_norm)", r"model.\1"),
@@ -33,14 +40,14 @@ _RENAMES = (
 
 
 def tensor_name(path: str) -> str:
-    """The tensor of a leaf: blocks_0/mlp_block/up_proj/bias is model.layers.0.mlp_block.up_proj.bias."""
+    """The tensor of a leaf: model.layers.0.mlp_block.up_proj.bias is blocks_0/mlp_block/up_proj/bias."""
     for pattern, replacement in _RENAMES:
         path = re.sub(pattern, replacement, path)
     return path
 
 
 class HuggingFaceSource:
-    """A folder of Hugging Face's, opened: headers and names are checked, no weight is read.
+    """A folder of Hugging Face's, opened: names and shapes are checked, no weight is read.
 
     Attributes:
       config: The model's shape.
@@ -56,8 +63,12 @@ class HuggingFaceSource:
         self.config = config_from_json(values)
         self.quantization: dict[str, Any] | None = values.get("quantization_config")
         self._reader = TensorReader(folder)
-        self._shapes = flat_abstract_params(self.config)
+        self._parts: dict[str, list[str]] = {}
+        settings = self._settings(folder)
         self._check_names()
+        self._check_shapes()
+        if settings is not None:
+            self._check_packed(settings)
 
     @property
     def nbytes(self) -> int:
@@ -71,34 +82,78 @@ class HuggingFaceSource:
         """Every leaf's path and value, in the model's order, mapped from disk in its turn.
 
         Raises:
-          CheckpointError: a tensor has another shape than the config says.
+          CheckpointError: the parts of a 4-bit weight are incomplete or contradict each other.
         """
-        for path in sorted(self._shapes, key=model_order):
-            yield path, self._leaf(path, self._shapes[path].shape)
-
-    def _leaf(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        name = tensor_name(path)
-        is_conv = path.endswith("conv_1d/weight")
-        expected = (shape[1], 1, shape[0]) if is_conv else shape
-        check_shape(f"{self._reader.folder}: tensor {name}", self._reader[name].shape, expected)
-        array = self._reader.read(name)
-        return array[:, 0].T if is_conv else array
+        for path, struct in flat_abstract_params(self.config).items():
+            name = tensor_name(path)
+            if name in self._parts:
+                leaf = bitsandbytes.from_arrays(
+                    {part: self._reader.read(part) for part in self._parts[name]}, name
+                )
+                check_shape(f"{self._reader.folder}: tensor {name}", leaf.shape, struct.shape)
+            else:
+                leaf = self._reader.read(name)
+            yield path, leaf[:, 0].T if path.endswith(_CONV) else leaf
 
     def _check_names(self) -> None:
-        wanted = {tensor_name(path) for path in self._shapes}
+        wanted = {tensor_name(path) for path in flat_abstract_params(self.config)}
         missing = sorted(name for name in wanted if name not in self._reader)
         if missing:
             raise CheckpointError(f"{self._reader.folder}: {listed(missing)} missing")
-        unexpected = sorted(set(self._reader.names) - wanted)
-        if self.config.tie_embeddings and _HEAD in unexpected:
-            unexpected.remove(_HEAD)
-            if not np.array_equal(self._reader.read(_HEAD), self._reader.read(_EMBEDDING)):
-                raise CheckpointError(
-                    f"{self._reader.folder}: {_HEAD} differs from {_EMBEDDING}, but "
-                    f"tie_word_embeddings in {CONFIG_FILE} says they are one"
-                )
+        unexpected = []
+        for name in sorted(set(self._reader.names) - wanted):
+            # A 4-bit weight's parts carry its own name and more: NAME.weight.absmax.
+            whole = re.sub(r"(?<=\.weight)\..*", "", name)
+            if whole in wanted:
+                self._parts.setdefault(whole, [whole]).append(name)
+            elif name == _HEAD and self.config.tie_embeddings:
+                self._check_tied_head()
+            else:
+                unexpected.append(name)
         if unexpected:
             raise CheckpointError(f"{self._reader.folder}: {listed(unexpected)} unexpected")
+
+    def _check_tied_head(self) -> None:
+        if not np.array_equal(self._reader.read(_HEAD), self._reader.read(_EMBEDDING)):
+            raise CheckpointError(
+                f"{self._reader.folder}: {_HEAD} differs from {_EMBEDDING}, but "
+                f"tie_word_embeddings in {CONFIG_FILE} says they are one"
+            )
+
+    def _check_shapes(self) -> None:
+        for path, struct in flat_abstract_params(self.config).items():
+            name, expected = tensor_name(path), struct.shape
+            if name in self._parts:
+                continue
+            if path.endswith(_CONV):
+                expected = (expected[1], 1, expected[0])
+            if self._reader[name].dtype.kind in "iu":
+                raise CheckpointError(
+                    f"{self._reader.folder}: tensor {name} holds packed bytes but has no "
+                    "quant_state; the folder is half-quantised"
+                )
+            check_shape(f"{self._reader.folder}: tensor {name}", self._reader[name].shape, expected)
+
+    def _settings(self, folder: Path) -> QuantizationConfig | None:
+        if self.quantization is None:
+            return None
+        try:
+            return QuantizationConfig.from_dict(self.quantization)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+
+    def _check_packed(self, settings: QuantizationConfig) -> None:
+        names = [tensor_name(p) for p in flat_abstract_params(self.config) if _LINEAR.search(p)]
+        whole = [
+            name
+            for name in names
+            if name not in self._parts and not settings.skips(name.removesuffix(".weight"))
+        ]
+        if whole:
+            raise CheckpointError(
+                f"{self._reader.folder}: {listed(whole)} not quantised, but quantization_config in "
+                f"{CONFIG_FILE} calls for it; the folder is half-quantised"
+            )
 
 
 def write_huggingface(
@@ -115,19 +170,49 @@ def write_huggingface(
     Args:
       folder: Where to write.
       config: The model's shape.
-      leaves: Paths and host arrays of the whole tree.
-      dtype: Of the weights, for config.json ("bfloat16").
-      quantization: `quantization_config` of config.json.
+      leaves: Paths and host arrays, or 4-bit weights of host arrays, of the whole tree.
+      dtype: Of the weights that are not packed, for config.json ("bfloat16").
+      quantization: `quantization_config` of config.json, for 4-bit weights. None makes one that
+        says how they are packed.
       max_shard_size: Bytes of tensors in one file.
 
     Raises:
       CheckpointError: the format cannot express the config.
     """
     values = config_to_json(config, dtype)
-    if quantization is not None:
-        values["quantization_config"] = quantization
+    storage = (quantization or {}).get("bnb_4bit_quant_storage", "uint8")
     writer = ShardWriter(folder, max_shard_size)
+    kinds = {}
     for path, leaf in leaves:
-        writer.add(tensor_name(path), leaf.T[:, None] if path.endswith("conv_1d/weight") else leaf)
+        name, kinds[path] = tensor_name(path), packing_kind(leaf)
+        if kinds[path] is not None:
+            for part, array in bitsandbytes.to_arrays(leaf, name, storage).items():
+                writer.add(part, array)
+        else:
+            writer.add(name, leaf.T[:, None] if path.endswith(_CONV) else leaf)
     writer.finish()
+    if any(kinds.values()):
+        values["quantization_config"] = quantization or describe_packing(kinds)
     write_json(folder / CONFIG_FILE, values)
+
+
+def packing_kind(leaf: Any) -> tuple[str, bool] | None:
+    """The 4-bit type of a packed weight and whether it is double quantised; None of an array."""
+    if isinstance(leaf, QuantizedTensor):
+        return leaf.quant_type, leaf.double_quantized
+    return None
+
+
+def describe_packing(kinds: dict[str, tuple[str, bool] | None]) -> dict[str, Any]:
+    """The `quantization_config` of a model, from the `packing_kind` of its leaves by path."""
+    quant_type, double_quant = next(filter(None, kinds.values()))
+    settings = QuantizationConfig(
+        bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
+    )
+    linear = [path for path in kinds if _LINEAR.search(path)]
+    whole = [tensor_name(p).removesuffix(".weight") for p in linear if kinds[p] is None]
+    if not all(map(settings.skips, whole)):
+        # The list replaces transformers' own, which is the head alone.
+        skipped = tuple(dict.fromkeys(("lm_head", *whole)))
+        settings = dataclasses.replace(settings, llm_int8_skip_modules=skipped)
+    return settings.to_dict()

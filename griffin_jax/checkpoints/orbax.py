@@ -1,17 +1,24 @@
-"""Our own checkpoint: an Orbax tree in `params/`, and `griffin_config.json` beside it."""
+"""Our own checkpoint: an Orbax tree in `params/`, and `griffin_config.json` beside it.
 
+A 4-bit weight is a dict of its arrays in the tree; its type and block size are in the JSON.
+"""
+
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, read_json, write_json
-from griffin_jax.checkpoints.tree import check_shape, flat_abstract_params, model_order
+from griffin_jax.checkpoints.huggingface import describe_packing, packing_kind
+from griffin_jax.checkpoints.tree import array_paths, block_of, check_shape, flat_abstract_params
 from griffin_jax.config import GriffinConfig
+from griffin_jax.quantization import QuantizedTensor, abstract
 
 CONFIG_FILE = "griffin_config.json"
 PARAMS_FOLDER = "params"
@@ -73,7 +80,7 @@ class OrbaxTree:
 
 
 class OrbaxSource:
-    """A checkpoint of ours, opened: names are checked, no weight is read.
+    """A checkpoint of ours, opened: names and shapes are checked, no weight is read.
 
     Attributes:
       config: The model's shape.
@@ -97,8 +104,13 @@ class OrbaxSource:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
         self.quantization: dict[str, Any] | None = values.get("quantization")
         self._tree = OrbaxTree(folder / PARAMS_FOLDER)
-        self._shapes = flat_abstract_params(self.config)
-        self._check_names()
+        self._leaves = dict(flat_abstract_params(self.config))
+        try:
+            for path, packing in values.get("packed", {}).items():
+                self._leaves[path] = abstract(self._leaves[path].shape, **packing)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: packed: {error!r}") from error
+        self._check_arrays()
 
     @property
     def nbytes(self) -> int:
@@ -110,23 +122,27 @@ class OrbaxSource:
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """Every leaf's path and value, in the model's order; the host holds a block at a time."""
-        blocks: dict[str, list[str]] = {}
-        for path in sorted(self._shapes, key=model_order):
-            blocks.setdefault(path.split("/")[0], []).append(path)
-        for paths in blocks.values():
-            arrays = self._tree.read(tuple(path.split("/")) for path in paths)
-            for path in paths:
-                array = arrays.pop(tuple(path.split("/")))
-                check_shape(f"{self._tree.folder}: {path}", array.shape, self._shapes[path].shape)
-                yield path, array
+        for _, block in itertools.groupby(self._leaves, block_of):
+            paths = {path: array_paths(path, self._leaves[path]) for path in block}
+            arrays = self._tree.read(tuple(name.split("/")) for name in jax.tree.leaves(paths))
+            for path, names in paths.items():
+                leaves = [arrays[tuple(name.split("/"))] for name in jax.tree.leaves(names)]
+                yield path, jax.tree.unflatten(jax.tree.structure(names), leaves)
 
-    def _check_names(self) -> None:
-        stored = {"/".join(key) for key in self._tree.arrays}
-        missing, unexpected = set(self._shapes) - stored, stored - set(self._shapes)
-        if missing:
-            raise CheckpointError(f"{self._tree.folder}: {listed(sorted(missing))} missing")
-        if unexpected:
-            raise CheckpointError(f"{self._tree.folder}: {listed(sorted(unexpected))} unexpected")
+    def _check_arrays(self) -> None:
+        stored = {"/".join(key): array.shape for key, array in self._tree.arrays.items()}
+        wanted = {}
+        for path, leaf in self._leaves.items():
+            names = array_paths(path, leaf)
+            wanted |= zip(jax.tree.leaves(names), jax.tree.leaves(leaf), strict=True)
+        for problem, names in (
+            ("missing", wanted.keys() - stored.keys()),
+            ("unexpected", stored.keys() - wanted.keys()),
+        ):
+            if names:
+                raise CheckpointError(f"{self._tree.folder}: {listed(sorted(names))} {problem}")
+        for name, struct in wanted.items():
+            check_shape(f"{self._tree.folder}: tensor {name}", stored[name], struct.shape)
 
 
 def write_orbax(
@@ -138,13 +154,35 @@ def write_orbax(
       folder: Where to write.
       config: The model's shape.
       params: The tree; its arrays may be sharded.
-      quantization: The quantisation's settings, kept for the reader.
+      quantization: The settings of packed weights, kept for the reader; None makes them from what
+        is packed.
     """
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    leaves = flax.traverse_util.flatten_dict(params, sep="/")
+    arrays = {}
+    for path, leaf in leaves.items():
+        arrays |= zip(jax.tree.leaves(array_paths(path, leaf)), jax.tree.leaves(leaf), strict=True)
+    # Orbax would otherwise hold the whole model on the host before it writes.
+    gigabytes = 1 + max(array.nbytes for array in arrays.values()) // 10**9
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=gigabytes)
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(
-            (folder / PARAMS_FOLDER).absolute(), args=ocp.args.PyTreeSave(item=params)
+            (folder / PARAMS_FOLDER).absolute(),
+            args=ocp.args.PyTreeSave(item=flax.traverse_util.unflatten_dict(arrays, sep="/")),
         )
     values = {"format_version": _FORMAT_VERSION, "config": config.to_dict()}
-    if quantization is not None:
-        values["quantization"] = quantization
+    packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, QuantizedTensor)}
+    if packed:
+        values["packed"] = {path: _packing(leaf) for path, leaf in packed.items()}
+        kinds = {path: packing_kind(leaf) for path, leaf in leaves.items()}
+        values["quantization"] = quantization or describe_packing(kinds)
     write_json(folder / CONFIG_FILE, values)
+
+
+def _packing(leaf: QuantizedTensor) -> dict[str, Any]:
+    """What `quantization.abstract` needs besides the shape."""
+    return {
+        "dtype": leaf.dtype.name,
+        "quant_type": leaf.quant_type,
+        "block_size": leaf.block_size,
+        "double_quant": leaf.double_quantized,
+    }

@@ -10,6 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
+from griffin_jax.checkpoints.tree import array_paths
+
 Shardings = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
 
 _SHOWN_FROM_BYTES = 2**28
@@ -32,15 +34,13 @@ class Placement:
 
     def place(self, path: str, leaf: Any) -> Any:
         """Puts one leaf, a host array or a packed weight of host arrays, onto devices."""
-        if isinstance(leaf, np.ndarray):
-            cast = self.dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
-            return self._place_array(path, leaf, np.dtype(self.dtype) if cast else leaf.dtype)
+        is_array = isinstance(leaf, np.ndarray)
+        cast = is_array and self.dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
 
-        def place_field(key, array):
-            field = jax.tree_util.keystr(key, simple=True, separator="/")
-            return self._place_array(f"{path}/{field}", array, array.dtype)
+        def place_array(array, path):
+            return self._place_array(path, array, np.dtype(self.dtype) if cast else array.dtype)
 
-        return jax.tree_util.tree_map_with_path(place_field, leaf)
+        return jax.tree.map(place_array, leaf, array_paths(path, leaf))
 
     def _place_array(self, path: str, array: np.ndarray, dtype: np.dtype) -> jax.Array:
         # Copies: on a CPU, JAX may keep the memory it is given, and a mapped file may change.
