@@ -5,6 +5,7 @@ from griffin_jax.checkpoints.checkpoint import (
     load_checkpoint,
     open_checkpoint,
     save_checkpoint,
+    save_leaves,
 )
 from griffin_jax.checkpoints.errors import CheckpointError
 
@@ -14,4 +15,5 @@ __all__ = [
     "load_checkpoint",
     "open_checkpoint",
     "save_checkpoint",
+    "save_leaves",
 ]

@@ -1,7 +1,7 @@
 """Loading a checkpoint of any format, and saving one."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,8 +74,8 @@ def find_folder(path: str | Path) -> Path:
 def open_checkpoint(path: str | Path) -> Source:
     """Recognises the format of a folder and opens it, without reading weights.
 
-    The source's `leaves()` streams (path, value) pairs, which `write_huggingface` takes: a model
-    of any size is converted in the memory of a few tensors.
+    The source has `config`, `quantization`, `nbytes`, and `leaves()`, which streams paths and
+    values of host memory for `save_leaves` or for any other use.
 
     Args:
       path: A folder of Hugging Face's, of ours or with a published DeepMind tree, or one around
@@ -168,23 +168,57 @@ def save_checkpoint(
     Raises:
       CheckpointError: the folder holds something, or the format cannot express the model.
     """
+    if format == "huggingface":
+        save_leaves(
+            folder,
+            config,
+            host_leaves(params, progress),
+            tokenizer=tokenizer,
+            quantization=quantization,
+            max_shard_size=max_shard_size,
+        )
+    elif format == "orbax":
+        with staged_folder(folder) as partial:
+            if tokenizer is not None:
+                tokenizer.save(partial)
+            orbax.write_orbax(partial, config, params, quantization)
+    else:
+        raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
+
+
+def save_leaves(
+    folder: str | Path,
+    config: GriffinConfig,
+    leaves: Iterable[tuple[str, Any]],
+    *,
+    tokenizer: "Tokenizer | None" = None,
+    quantization: dict[str, Any] | None = None,
+    max_shard_size: int = huggingface.MAX_SHARD_SIZE,
+) -> None:
+    """As `save_checkpoint` in Hugging Face's format, of leaves that come one at a time.
+
+    With a source's `leaves()`, changed on the way or not, this needs the memory of a few tensors
+    whatever the model's size.
+
+    Args:
+      folder: What to make; must not exist, or be empty.
+      config: The model's shape.
+      leaves: Path and value of every leaf; values are host arrays, or packed weights of such.
+      tokenizer: Goes along with the model.
+      quantization: Settings of packed weights; None makes them from what is packed.
+      max_shard_size: Bytes of tensors in one safetensors file.
+
+    Raises:
+      CheckpointError: the folder holds something, the format cannot express the model, or `leaves`
+        lack one.
+    """
     with staged_folder(folder) as partial:
         if tokenizer is not None:
             tokenizer.save(partial)
-        if format == "orbax":
-            orbax.write_orbax(partial, config, params, quantization)
-        elif format == "huggingface":
-            huggingface.write_huggingface(
-                partial,
-                config,
-                host_leaves(params, progress),
-                dtype=params["embedder"]["embedding"].dtype.name,
-                quantization=quantization,
-                max_shard_size=max_shard_size,
-            )
-            write_json(partial / _GENERATION_FILE, _special_ids(tokenizer))
-        else:
-            raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
+        huggingface.write_huggingface(
+            partial, config, leaves, quantization=quantization, max_shard_size=max_shard_size
+        )
+        write_json(partial / _GENERATION_FILE, _special_ids(tokenizer))
 
 
 def _special_ids(tokenizer: "Tokenizer | None") -> dict[str, int | list[int]]:

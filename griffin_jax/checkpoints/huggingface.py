@@ -19,7 +19,7 @@ from griffin_jax.checkpoints.huggingface_config import (
     config_to_json,
 )
 from griffin_jax.checkpoints.shards import MAX_SHARD_SIZE, ShardWriter, TensorReader
-from griffin_jax.checkpoints.tree import check_shape, flat_abstract_params
+from griffin_jax.checkpoints.tree import check_paths, check_shape, flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
 
@@ -161,7 +161,6 @@ def write_huggingface(
     config: GriffinConfig,
     leaves: Iterable[tuple[str, Any]],
     *,
-    dtype: str,
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
@@ -171,15 +170,14 @@ def write_huggingface(
       folder: Where to write.
       config: The model's shape.
       leaves: Paths and host arrays, or 4-bit weights of host arrays, of the whole tree.
-      dtype: Of the weights that are not packed, for config.json ("bfloat16").
       quantization: `quantization_config` of config.json, for 4-bit weights. None makes one that
         says how they are packed.
       max_shard_size: Bytes of tensors in one file.
 
     Raises:
-      CheckpointError: the format cannot express the config.
+      CheckpointError: the format cannot express the config, or the leaves are not its own.
     """
-    values = config_to_json(config, dtype)
+    values = config_to_json(config)
     storage = (quantization or {}).get("bnb_4bit_quant_storage", "uint8")
     writer = ShardWriter(folder, max_shard_size)
     kinds = {}
@@ -190,6 +188,9 @@ def write_huggingface(
                 writer.add(part, array)
         else:
             writer.add(name, leaf.T[:, None] if path.endswith(_CONV) else leaf)
+            if name == _EMBEDDING:
+                values["dtype"] = leaf.dtype.name
+    check_paths(config, kinds.keys())
     writer.finish()
     if any(kinds.values()):
         values["quantization_config"] = quantization or describe_packing(kinds)

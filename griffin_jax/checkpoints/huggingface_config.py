@@ -72,8 +72,8 @@ def config_from_json(values: dict[str, Any]) -> GriffinConfig:
         raise CheckpointError(f"{CONFIG_FILE}: {error}") from error
 
 
-def config_to_json(config: GriffinConfig, dtype: str) -> dict[str, Any]:
-    """The config.json of a model whose weights are of `dtype`.
+def config_to_json(config: GriffinConfig) -> dict[str, Any]:
+    """The config.json of a model, without the dtype of its weights.
 
     Raises:
       CheckpointError: the format has no way to say one of the config's values.
@@ -85,7 +85,6 @@ def config_to_json(config: GriffinConfig, dtype: str) -> dict[str, Any]:
         "attention_window_size": config.attention_window,
         "block_types": list(config.block_pattern),
         "conv1d_width": config.conv_width,
-        "dtype": dtype,
         "hidden_activation": _ACTIVATION,
         "hidden_size": config.width,
         "intermediate_size": 2 * config.mlp_width,

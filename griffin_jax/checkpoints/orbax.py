@@ -16,7 +16,13 @@ import orbax.checkpoint as ocp
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, read_json, write_json
 from griffin_jax.checkpoints.huggingface import describe_packing, packing_kind
-from griffin_jax.checkpoints.tree import array_paths, block_of, check_shape, flat_abstract_params
+from griffin_jax.checkpoints.tree import (
+    array_paths,
+    block_of,
+    check_paths,
+    check_shape,
+    flat_abstract_params,
+)
 from griffin_jax.config import GriffinConfig
 from griffin_jax.quantization import QuantizedTensor, abstract
 
@@ -156,8 +162,12 @@ def write_orbax(
       params: The tree; its arrays may be sharded.
       quantization: The settings of packed weights, kept for the reader; None makes them from what
         is packed.
+
+    Raises:
+      CheckpointError: the leaves are not the config's own.
     """
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
+    check_paths(config, leaves.keys())
     arrays = {}
     for path, leaf in leaves.items():
         arrays |= zip(jax.tree.leaves(array_paths(path, leaf)), jax.tree.leaves(leaf), strict=True)

@@ -1,13 +1,14 @@
 """The parameter tree as flat paths such as blocks_0/mlp_block/up_proj/weight."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import flax.traverse_util
 import jax
 
 from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.checkpoints.files import listed
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import abstract_params
 
@@ -42,6 +43,16 @@ def array_paths(path: str, leaf: Any) -> Any:
         return "/".join(filter(None, (path, jax.tree_util.keystr(key, simple=True, separator="/"))))
 
     return jax.tree_util.tree_map_with_path(extend, leaf)
+
+
+def check_paths(config: GriffinConfig, paths: Set[str]) -> None:
+    """Raises CheckpointError when leaves to be saved are not those of the config."""
+    wanted = flat_abstract_params(config).keys()
+    for problem, names in (("missing", wanted - paths), ("unexpected", paths - wanted)):
+        if names:
+            raise CheckpointError(
+                f"parameters do not fit the config: {listed(sorted(names))} {problem}"
+            )
 
 
 def check_shape(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

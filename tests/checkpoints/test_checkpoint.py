@@ -1,3 +1,4 @@
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from griffin_jax.checkpoints import (
     open_checkpoint,
     orbax,
     save_checkpoint,
+    save_leaves,
 )
 from griffin_jax.checkpoints.files import read_json
 from griffin_jax.checkpoints.shards import ShardWriter
@@ -166,6 +168,34 @@ def test_what_a_killed_save_leaves_behind_is_no_checkpoint(tmp_path, monkeypatch
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".model.")
     one_line_error(left)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_parameters_of_another_config_are_refused_and_leave_nothing(tmp_path, format):
+    params = random_params(CONFIG)
+    untied, shorter = CONFIG.replace(tie_embeddings=False), CONFIG.replace(num_layers=2)
+    for config, words in ((untied, "lm_head/weight is missing"), (shorter, "unexpected")):
+        with pytest.raises(CheckpointError, match=words):
+            save_checkpoint(tmp_path / "model", config, params, format=format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_leaves_stream_from_one_checkpoint_into_another(tmp_path, format):
+    params = save_tiny(tmp_path / "model", format=format)
+    source = open_checkpoint(tmp_path / "model")
+    halved = ((path, leaf * np.float32(0.5)) for path, leaf in source.leaves())
+    save_leaves(tmp_path / "half", source.config, halved, max_shard_size=50_000)
+    loaded = load_checkpoint(tmp_path / "half").params
+    assert_same_tree(loaded, jax.tree.map(lambda x: x * 0.5, params))
+
+
+def test_leaves_on_the_host_are_saved_in_our_format(tmp_path):
+    params = save_tiny(tmp_path / "model")
+    source = open_checkpoint(tmp_path / "model")
+    tree = flax.traverse_util.unflatten_dict(dict(source.leaves()), sep="/")
+    save_checkpoint(tmp_path / "ours", source.config, tree)
+    assert_same_tree(load_checkpoint(tmp_path / "ours").params, params)
 
 
 def test_the_tokenizer_goes_along(tmp_path):

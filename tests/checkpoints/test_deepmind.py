@@ -214,8 +214,7 @@ def test_the_names_in_messages_are_those_of_the_tree(tmp_path, published):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_tree_of_recurrentgemma_gives_the_same_logits(tmp_path, seed):
+def test_a_tree_of_recurrentgemma_gives_the_same_logits(tmp_path):
     from recurrentgemma import common
     from recurrentgemma import jax as published_jax
 
@@ -233,7 +232,7 @@ def test_a_tree_of_recurrentgemma_gives_the_same_logits(tmp_path, seed):
         scan_type=common.ScanType.LINEAR_NATIVE,
     )
     model = published_jax.Griffin(config)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, 32, (2, 20)), jnp.int32)
     positions = jnp.tile(jnp.arange(20), (2, 1))
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, positions)
@@ -241,7 +240,8 @@ def test_a_tree_of_recurrentgemma_gives_the_same_logits(tmp_path, seed):
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.4), jnp.float32), shapes
     )
     save(tmp_path / "model", variables)
-    expected = np.asarray(model.apply(variables, tokens, positions, return_cache=False)[0])
+    forward = jax.jit(lambda *args: model.apply(*args, return_cache=False)[0])
+    expected = np.asarray(forward(variables, tokens, positions))
     loaded = load_checkpoint(tmp_path / "model")
     actual = logits(loaded.config, loaded.params, tokens)
     assert np.ptp(expected) > 1

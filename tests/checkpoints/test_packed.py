@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from griffin_jax.checkpoints import load_checkpoint, open_checkpoint, save_checkpoint
+from griffin_jax.checkpoints import load_checkpoint, open_checkpoint, save_checkpoint, save_leaves
 from griffin_jax.checkpoints.shards import INDEX_FILE, WEIGHTS_FILE
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, dequantize, quantize
 from tests.checkpoints.tiny_model import (
@@ -143,10 +143,16 @@ def test_bytes_in_a_wider_storage_dtype_come_back(tmp_path, nf4, storage):
     assert_same_tree(load_checkpoint(tmp_path / "model").params, nf4)
 
 
-def test_leaves_of_a_packed_folder_stay_on_the_host(tmp_path, nf4):
-    save_checkpoint(tmp_path / "model", CONFIG, nf4, format="huggingface")
-    for _, leaf in open_checkpoint(tmp_path / "model").leaves():
-        assert all(isinstance(x, np.ndarray | np.generic) for x in jax.tree.leaves(leaf))
+@pytest.mark.parametrize("format", FORMATS)
+def test_leaves_stream_on_the_host_from_one_checkpoint_into_another(tmp_path, nf4, format):
+    save_checkpoint(tmp_path / "model", CONFIG, nf4, format=format)
+    leaves = dict(open_checkpoint(tmp_path / "model").leaves())
+    assert all(isinstance(x, np.ndarray | np.generic) for x in jax.tree.leaves(leaves))
+    save_leaves(tmp_path / "folder", CONFIG, leaves.items())
+    assert_same_tree(load_checkpoint(tmp_path / "folder").params, nf4)
+    tree = flax.traverse_util.unflatten_dict(leaves, sep="/")
+    save_checkpoint(tmp_path / "ours", CONFIG, tree)
+    assert_same_tree(load_checkpoint(tmp_path / "ours").params, nf4)
 
 
 @pytest.fixture
