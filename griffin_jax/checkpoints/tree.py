@@ -25,7 +25,7 @@ def model_order(path: str) -> tuple[int, int, str]:
     block = block_of(path)
     if block.startswith("blocks_"):
         return 1, int(block.removeprefix("blocks_")), path
-    return {"embedder": 0, "final_norm": 2, "lm_head": 3}[block], 0, path
+    return {"embedder": 0, "final_norm": 2}.get(block, 3), 0, path
 
 
 def block_of(path: str) -> str:
