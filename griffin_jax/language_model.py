@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.models import Griffin, State
+from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 
-if TYPE_CHECKING:
-    from griffin_jax.tokenizer import Tokenizer
+BUNDLED = "griffin-tiny"
+_ASSETS = Path(__file__).parent / "assets"
 
 Prompt = str | Sequence[int]
 
@@ -36,7 +37,7 @@ class LanguageModel:
 
     config: GriffinConfig
     params: dict[str, Any]
-    tokenizer: "Tokenizer | None" = None
+    tokenizer: Tokenizer | None = None
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
@@ -85,14 +86,7 @@ class LanguageModel:
 
     def sampler(self) -> Sampler:
         """The sampler of token lists that `sample`, `stream` and `chat` use."""
-        tokenizer = self.tokenizer
-        return Sampler(
-            self.config,
-            self.params,
-            dtype=self.dtype,
-            stop_ids=() if tokenizer is None else tokenizer.stop_ids,
-            new_decoder=None if tokenizer is None else tokenizer.stream_decoder,
-        )
+        return Sampler(self.config, self.params, self.tokenizer, dtype=self.dtype)
 
     def sample(
         self,
@@ -170,7 +164,8 @@ class LanguageModel:
 
     def chat(self, system: str | None = None) -> Chat:
         """A new conversation, which reads each turn once."""
-        return Chat(self.sampler(), self._tokenizer(), system=system)
+        self._tokenizer()  # raises without one
+        return Chat(self.sampler(), system=system)
 
     def score(
         self, pairs: Sequence[tuple[Prompt, Prompt]], batch_size: int = 16
@@ -222,6 +217,52 @@ def _apply(model, params, tokens, state, lengths):
     return model.apply({"params": params}, tokens, state, lengths=lengths)
 
 
-def default_dtype() -> jnp.dtype:
-    """bfloat16 on accelerators; float32 on CPUs, where XLA's bfloat16 matrix products are slower."""
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+def load(
+    path: str | Path, *, dtype: DTypeLike | None = None, allow_nan: bool = False
+) -> LanguageModel:
+    """Loads a model and the tokenizer beside it.
+
+    Args:
+      path: "griffin-tiny", the model that comes with the package; or a folder in Hugging Face's
+        format, with a published DeepMind tree, or written by `save`; or a name on the Hub.
+      dtype: Of parameters and activations. Defaults to bfloat16 on accelerators and to float32 on
+        CPUs, where XLA's bfloat16 matrix products are slower.
+      allow_nan: Go on where a weight holds NaN or infinity.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      CheckpointError: (a ValueError) the folder has no weights, or damaged or unfitting ones.
+      ValueError: the tokenizer is damaged or does not fit the model.
+    """
+    from griffin_jax.checkpoints import load_checkpoint
+
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    folder = _ASSETS / BUNDLED if path == BUNDLED else path
+    checkpoint = load_checkpoint(folder, dtype=dtype, allow_nan=allow_nan)
+    try:
+        tokenizer = load_tokenizer(checkpoint.folder)
+    except FileNotFoundError:
+        tokenizer = None
+    else:
+        check_vocabulary(tokenizer, checkpoint.config)
+    return LanguageModel(checkpoint.config, checkpoint.params, tokenizer, dtype)
+
+
+def save(
+    lm: LanguageModel, folder: str | Path, format: Literal["orbax", "huggingface"] = "orbax"
+) -> None:
+    """Writes a model and its tokenizer into a new folder, which `load` reads back exactly.
+
+    Args:
+      lm: The model.
+      folder: What to make; it must not exist, or be empty, and appears when it is complete.
+      format: "orbax" is ours; "huggingface" is what transformers reads.
+
+    Raises:
+      CheckpointError: (a ValueError) the folder holds something, or the format cannot express the
+        model.
+    """
+    from griffin_jax.checkpoints import save_checkpoint
+
+    save_checkpoint(folder, lm.config, lm.params, format=format, tokenizer=lm.tokenizer)

@@ -2,18 +2,14 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.inference.sampler import Context, Generation, Sample, Sampler
 from griffin_jax.inference.sampling import SamplingConfig
-
-if TYPE_CHECKING:
-    from griffin_jax.tokenizer import Tokenizer
-
-_END_OF_TURN = "<end_of_turn>"
+from griffin_jax.tokenizer import END_OF_TURN
 
 
 class Chat:
@@ -30,11 +26,10 @@ class Chat:
     messages: list[dict[str, str]]
     context: Context | None
 
-    def __init__(self, sampler: Sampler, tokenizer: "Tokenizer", system: str | None = None):
+    def __init__(self, sampler: Sampler, system: str | None = None):
         self.messages = [{"role": "system", "content": system}] if system else []
         self.context = None
         self._sampler = sampler
-        self._tokenizer = tokenizer
 
     def fork(self) -> "Chat":
         """Another conversation with the same past; costs nothing, as nothing is overwritten."""
@@ -57,7 +52,8 @@ class Chat:
             draw from different random streams.
 
         Raises:
-          ValueError: the message is empty, or an option is out of its range.
+          ValueError: the message is empty, the tokenizer has no marks for turns, or an option is
+            out of its range.
         """
         generation = self._start(message, **options)
         return self._stream(message, generation)
@@ -76,23 +72,21 @@ class Chat:
     ) -> Generation:
         if not message:
             raise ValueError("message is empty; give some text")
+        tokenizer = self._sampler.tokenizer
         turn = {"role": "user", "content": message}
         if self.context is None:
-            text = self._tokenizer.format_chat([*self.messages, turn], add_generation_prompt=True)
+            text = tokenizer.format_chat([*self.messages, turn], add_generation_prompt=True)
         else:
             # The context ends where the answer does, however it ended.
-            close = _END_OF_TURN + "\n"
-            text = close + self._tokenizer.format_chat([turn], add_generation_prompt=True)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+            text = f"{END_OF_TURN}\n" + tokenizer.format_chat([turn], add_generation_prompt=True)
         key = jax.random.fold_in(row_keys(seed, 1)[0], len(self.messages))
         return self._sampler.start(
-            [self._tokenizer.encode(text, bos=self.context is None)],
+            [tokenizer.encode(text, bos=self.context is None)],
             context=self.context,
             sampling=SamplingConfig(**sampling),
             max_new_tokens=max_new_tokens,
             seed=key[None],
-            # Where the vocabulary has no such token, the model may still spell it.
-            stop=(*stop, _END_OF_TURN),
+            stop=stop,
         )
 
     def _commit(self, message, generation) -> Sample:

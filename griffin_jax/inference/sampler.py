@@ -1,7 +1,7 @@
 """The sampler: prompts are read in chunks, tokens are drawn in bursts on the device."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,9 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import prefill
 from griffin_jax.inference.decode import draw_burst, row_keys, stop_array
 from griffin_jax.inference.sampling import SamplingConfig
-from griffin_jax.inference.text import Decoder, StoppedText
+from griffin_jax.inference.text import StoppedText
 from griffin_jax.models import Griffin, State
+from griffin_jax.tokenizer import StreamDecoder, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Sampler:
     Attributes:
       model: The model.
       params: Its parameters.
-      stop_ids: Tokens that end a text.
-      new_decoder: Makes a `Decoder` for one row; None leaves texts empty.
+      tokenizer: Decodes the text and knows the stop tokens; without one, texts stay empty and only
+        `max_new_tokens` ends them.
       burst: Steps in one dispatch. Between dispatches the host looks for stop strings.
     """
 
@@ -79,16 +80,14 @@ class Sampler:
         self,
         config: GriffinConfig,
         params: dict[str, Any],
+        tokenizer: Tokenizer | None = None,
         *,
         dtype: DTypeLike = jnp.float32,
-        stop_ids: Sequence[int] = (),
-        new_decoder: Callable[[], Decoder] | None = None,
         burst: int = 16,
     ):
         self.model = Griffin(config, dtype=jnp.dtype(dtype))
         self.params = params
-        self.stop_ids = tuple(stop_ids)
-        self.new_decoder = new_decoder
+        self.tokenizer = tokenizer
         self.burst = burst
 
     def start(
@@ -165,8 +164,9 @@ class Generation:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stop:
             raise ValueError("a stop string is empty; leave it out")
-        if stop and sampler.new_decoder is None:
-            raise ValueError("stop strings need a tokenizer; give stop token ids instead")
+        tokenizer = sampler.tokenizer
+        if stop and tokenizer is None:
+            raise ValueError("stop strings need a tokenizer; this model has none")
         if context is not None and len(prompts) != len(context.tokens):
             raise ValueError(f"{len(prompts)} prompts go on from {len(context.tokens)} rows")
         if not prompts:
@@ -195,8 +195,8 @@ class Generation:
             self._seen = jax.device_put(seen, prefill.home(sampler.params))
         self._max_new_tokens = max_new_tokens
         self._steps = 0
-        new_decoder = sampler.new_decoder or (lambda: None)
-        self._rows = [_Row(StoppedText(new_decoder(), stop)) for _ in prompts]
+        self._stop_ids = () if tokenizer is None else tokenizer.stop_ids
+        self._rows = [_Row(StoppedText(_decoder(tokenizer, text), stop)) for text in self._texts]
         if not max_new_tokens:
             for row in self._rows:
                 row.end("length")
@@ -233,7 +233,7 @@ class Generation:
             self._keys,
             np.int32(self._steps),
             np.int32(steps),
-            stop_array(sampler.stop_ids),
+            stop_array(self._stop_ids),
             self._values,
         )
         tokens, logprobs = jax.device_get((tokens, logprobs))
@@ -245,7 +245,7 @@ class Generation:
                 row.drawn += int(drawn.sum())
             for token, logprob in zip(tokens[i, drawn], logprobs[i, drawn], strict=True):
                 if row.finish_reason is None:
-                    row.add(int(token), float(logprob), sampler.stop_ids)
+                    row.add(int(token), float(logprob), self._stop_ids)
             if self._steps == self._max_new_tokens and row.finish_reason is None:
                 row.end("length")
 
@@ -278,6 +278,16 @@ class Generation:
             state = self._read([text[n:] for text, n in zip(tokens, begin, strict=True)])
             read = tuple(map(len, tokens))
         return Context(jax.tree.map(lambda x: x[index], state), tokens, read)
+
+
+def _decoder(tokenizer, text):
+    """A decoder that goes on after the tokens of `text`; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    decoder = StreamDecoder(tokenizer)
+    # A space at the beginning of a text may be the vocabulary's own; after a prompt it is real.
+    decoder.push(text[-1:])
+    return decoder
 
 
 class _Row:

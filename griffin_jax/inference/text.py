@@ -1,17 +1,8 @@
 """The text of one row as its tokens come in, and the stop strings in it."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
-
-class Decoder(Protocol):
-    """Turns tokens into text one by one; see `griffin_jax.tokenizer.StreamDecoder`."""
-
-    def add(self, token: int) -> str:
-        """The text that is certain after this token; never part of a character."""
-
-    def finish(self) -> str:
-        """What the tokens so far leave when no more come."""
+from griffin_jax.tokenizer import StreamDecoder
 
 
 class StoppedText:
@@ -22,7 +13,7 @@ class StoppedText:
       stopped: A stop string has come up.
     """
 
-    def __init__(self, decoder: Decoder | None, stop: Sequence[str] = ()):
+    def __init__(self, decoder: StreamDecoder | None, stop: Sequence[str] = ()):
         self.text = ""
         self.stopped = False
         self._decoder = decoder
@@ -33,13 +24,13 @@ class StoppedText:
     def add(self, token: int) -> None:
         """Takes the next token."""
         if self._decoder is not None:
-            self._append(self._decoder.add(token))
+            self._append(self._decoder.push([token]))
         self._ends.append(len(self.text))
 
     def finish(self) -> None:
         """No more tokens come."""
         if self._decoder is not None and not self.stopped:
-            self._append(self._decoder.finish())
+            self._append(self._decoder.flush())
             if self._ends and not self.stopped:
                 self._ends[-1] = len(self.text)
 
