@@ -4,8 +4,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.inference.sampler import Context, Generation, Sample, Sampler
 from griffin_jax.inference.sampling import SamplingConfig
@@ -79,13 +77,12 @@ class Chat:
         else:
             # The context ends where the answer does, however it ended.
             text = f"{END_OF_TURN}\n" + tokenizer.format_chat([turn], add_generation_prompt=True)
-        key = jax.random.fold_in(row_keys(seed, 1)[0], len(self.messages))
         return self._sampler.start(
             [tokenizer.encode(text, bos=self.context is None)],
             context=self.context,
             sampling=SamplingConfig(**sampling),
             max_new_tokens=max_new_tokens,
-            seed=key[None],
+            seed=row_keys(seed, len(self.messages) + 1)[-1:],
             stop=stop,
         )
 

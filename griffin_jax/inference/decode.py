@@ -10,6 +10,9 @@ from jax import lax
 
 from griffin_jax.inference.sampling import choose
 
+# A row's numbers do not depend on the rows beside it, which not every generator promises.
+_PRNG = "threefry2x32"
+
 
 @functools.partial(jax.jit, static_argnames=("model", "burst"), donate_argnames=("state", "seen"))
 def draw_burst(
@@ -25,7 +28,7 @@ def draw_burst(
       seen: bool[B, V] or None, tokens under the repetition penalty.
       token: int32[B], the last token of each row, which the state has not read.
       alive: bool[B], the rows that are written; the others' states stay as they are.
-      keys: [B], each row's random stream; its t-th token is drawn by fold_in(key, t).
+      keys: uint32[B, 2], of `row_keys`; a row's t-th token is drawn by fold_in(key, t).
       step: How many tokens came before.
       limit: How many steps to take.
       stop_ids: int32[S], filled up with -1.
@@ -36,6 +39,7 @@ def draw_burst(
       logprobs float32[B, burst].
     """
     batch = jnp.arange(token.shape[0])
+    keys = jax.random.wrap_key_data(keys, impl=_PRNG)
     variables = {"params": params}
 
     def unfinished(carry):
@@ -71,26 +75,31 @@ def stop_array(stop_ids: Sequence[int]) -> np.ndarray:
     return array
 
 
-def row_keys(seed: int | Sequence[int] | jax.Array, rows: int) -> jax.Array:
-    """A random stream per row, PRNG keys [rows]; see `Sampler.start`. Keys pass as they are.
+def row_keys(seed: int | Sequence[int], rows: int) -> np.ndarray:
+    """The random stream of each row, as key data uint32[rows, 2].
+
+    Args:
+      seed: An int gives row i the stream i of that seed. A list gives each row stream 0 of its own
+        seed, which is what it has alone under that seed.
+      rows: How many rows there are.
 
     Raises:
       ValueError: a seed is not in 0 ... 2**32 - 1, or there is not one per row.
     """
-    if isinstance(seed, jax.Array):
-        return seed
     single = np.ndim(seed) == 0
     seeds = [seed] if single else list(seed)
     for value in seeds:
-        if isinstance(value, bool) or value != int(value) or not 0 <= value < 2**32:
+        if value != int(value) or not 0 <= value < 2**32:
             raise ValueError(f"seed must be a whole number in 0 ... 2**32 - 1, got {value}")
     if not single and len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} prompts; give one int, or one per prompt")
-    words = np.zeros((len(seeds), 2), np.uint32)
-    words[:, 1] = seeds
-    keys = jax.random.wrap_key_data(words, impl="threefry2x32")
-    row = np.arange(rows) if single else np.zeros(rows, np.int32)
-    return _fold_in(jnp.broadcast_to(keys, (rows,)), row)
+    keys = np.zeros((rows, 2), np.uint32)
+    keys[:, 1] = seeds
+    streams = np.arange(rows) if single else np.zeros(rows, np.int32)
+    return np.asarray(_streams(keys, streams))
 
 
-_fold_in = jax.jit(jax.vmap(jax.random.fold_in))
+@jax.jit
+def _streams(keys, streams):
+    keys = jax.random.wrap_key_data(keys, impl=_PRNG)
+    return jax.random.key_data(jax.vmap(jax.random.fold_in)(keys, streams))

@@ -97,7 +97,7 @@ class Sampler:
         context: Context | None = None,
         sampling: SamplingConfig | None = None,
         max_new_tokens: int = 64,
-        seed: int | Sequence[int] | jax.Array = 0,
+        seed: int | Sequence[int] | np.ndarray = 0,
         stop: str | Sequence[str] = (),
     ) -> "Generation":
         """Reads prompts; `Generation.advance` then writes.
@@ -108,8 +108,7 @@ class Sampler:
             empty where the context has a token left to read, as it has after "length".
           sampling: How tokens are drawn; greedily by default.
           max_new_tokens: At most this many per row.
-          seed: An int gives row i the random stream i of that seed. A list gives each row the
-            stream that it would have alone under its seed. `row_keys` makes both.
+          seed: One, or one per row, or the keys [rows, 2] of `row_keys`, which says what they mean.
           stop: Strings that end a text.
 
         Raises:
@@ -122,7 +121,7 @@ class Sampler:
             context,
             sampling or SamplingConfig(),
             max_new_tokens,
-            row_keys(seed, len(prompts)),
+            seed if np.ndim(seed) == 2 else row_keys(seed, len(prompts)),
             stop,
         )
 
@@ -156,7 +155,7 @@ class Generation:
         context: Context | None,
         sampling: SamplingConfig,
         max_new_tokens: int,
-        keys: jax.Array,
+        keys: np.ndarray,
         stop: str | Sequence[str],
     ):
         if max_new_tokens < 0:
@@ -185,7 +184,8 @@ class Generation:
         self._capacity = max(map(len, self._texts), default=0) + max_new_tokens
         self._state = self._read([row[:-1] for row in unread])
         self._last = np.array([row[-1] for row in unread] + [0] * (batch_size - rows), np.int32)
-        self._keys = jnp.concatenate([keys, jnp.repeat(keys[:1], batch_size - rows)])
+        self._keys = np.zeros((batch_size, 2), np.uint32)
+        self._keys[:rows] = keys
         self._values = sampling.active()
         self._seen = None
         if "repetition_penalty" in self._values:
