@@ -11,11 +11,11 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
-from griffin_jax.tokenizer import load_tokenizer
 from ml_collections import config_flags
 
 from griffin_jax import checkpoints, training
 from griffin_jax.config import GriffinConfig
+from griffin_jax.tokenizer import load_tokenizer
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/train_tiny.py", "The experiment; its docstring says what it needs."

@@ -58,7 +58,7 @@ def draw_burst(
             seen = seen.at[batch, token].max(alive)
         tokens = tokens.at[:, i].set(jnp.where(alive, token, -1))
         logprobs = logprobs.at[:, i].set(logprob)
-        alive = alive & ~jnp.any(token[:, None] == stop_ids, axis=1)
+        alive = alive & ~jnp.any(token[:, None] == stop_ids[None], axis=1)
         return i + 1, state, seen, token, alive, tokens, logprobs
 
     shape = (token.shape[0], burst)

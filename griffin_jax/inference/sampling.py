@@ -112,7 +112,7 @@ def _filter(scores, active):
         if "top_k" in active:
             count = jnp.minimum(count, active["top_k"])
         if "top_p" in active:
-            kept = jnp.where(jnp.arange(scores.shape[1]) < count, ranked, -jnp.inf)
+            kept = jnp.where(jnp.arange(scores.shape[1])[None] < count, ranked, -jnp.inf)
             probability = jax.nn.softmax(kept, axis=-1)
             before = jnp.cumsum(probability, axis=-1) - probability
             needed = jnp.sum(before < active["top_p"], axis=-1, keepdims=True, dtype=jnp.int32)

@@ -80,7 +80,7 @@ def _score_chunk(model, params, state, tokens, lengths, targets, first):
     """
     variables = {"params": params}
     x, state = model.apply(variables, tokens, state, lengths=lengths, method="features")
-    place = jnp.arange(tokens.shape[1])
+    place = jnp.arange(tokens.shape[1])[None]
     counts = (place >= first[:, None]) & (place < lengths[:, None])
 
     def block(inputs):

@@ -1,0 +1,65 @@
+"""Reading prompts in calls of a few lengths."""
+
+import jax
+import numpy as np
+import pytest
+
+from griffin_jax.inference import prefill
+from tests.inference.tiny_model import CONFIG, language_model
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64, 4096])
+def test_chunks_cover_any_length_with_less_than_half_padding(batch_size):
+    for total in [*range(600), 2047, 2048, 2049, 5000, 100_001]:
+        lengths = prefill.chunk_lengths(total, batch_size)
+        assert sum(lengths) >= total
+        assert set(lengths) <= set(prefill.CHUNKS)
+        padding = sum(lengths) - total
+        assert padding < max(prefill.CHUNKS[0], total)
+        assert all(n == prefill.CHUNKS[0] or n * batch_size <= 8192 for n in lengths)
+
+
+def test_the_batch_is_the_next_power_of_two():
+    assert [prefill.batch_size_for(n) for n in (1, 2, 3, 4, 5, 33)] == [1, 2, 4, 4, 8, 64]
+
+
+def test_chunked_reading_of_unequal_rows_gives_each_row_its_own_state():
+    lm = language_model()
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, CONFIG.vocab_size, n).tolist() for n in (1, 0, 150, 40)]
+    state = prefill.read(lm.model, lm.params, prefill.fresh_state(lm.model, lm.params, 4, 0), rows)
+    probe = np.full((4, 3), 7)
+    together, _ = lm.apply(probe, state)
+    padded = np.zeros((4, 153), np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row) + 3] = [*row, 7, 7, 7]
+    whole, _ = lm.apply(padded, lengths=[len(row) + 3 for row in rows])
+    for i, row in enumerate(rows):
+        expected = whole[i, len(row) : len(row) + 3]
+        np.testing.assert_allclose(together[i], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(state.position, [len(row) for row in rows])
+
+
+def test_new_lengths_compile_nothing_once_the_chunks_are_warm():
+    lm = language_model()
+
+    def read(length):
+        state = prefill.fresh_state(lm.model, lm.params, 1, length)
+        prefill.read(lm.model, lm.params, state, [[9] * length])
+
+    for length in (5, 200):  # the two shortest chunks
+        read(length)
+    warm = prefill._read_chunk._cache_size()
+    for length in (1, 2, 31, 32, 33, 100, 256, 257, 299, 500):
+        read(length)
+    assert prefill._read_chunk._cache_size() == warm
+
+
+def test_a_state_is_selected_by_copy_so_that_the_original_lives_on():
+    lm = language_model()
+    state = prefill.fresh_state(lm.model, lm.params, 1, 0)
+    state = prefill.read(lm.model, lm.params, state, [[5, 6, 7]])
+    before = jax.tree.map(np.array, state)
+    forked = prefill.select_rows(lm.model, lm.params, state, [0, 0], 0)
+    prefill.read(lm.model, lm.params, forked, [[8], [9, 10]])
+    jax.tree.map(np.testing.assert_array_equal, state, before)
