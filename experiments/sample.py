@@ -37,7 +37,10 @@ _OUTPUT = flags.DEFINE_string("output", None, "File for the JSON lines; standard
 
 
 def main() -> None:
+    from griffin_jax import SamplingConfig
+
     config = _CONFIG.value
+    drawing = SamplingConfig(**sampling(config))
     if sum([_PROMPT.value is not None, _PROMPTS.value is not None, _INTERACTIVE.value]) > 1:
         raise ValueError("give one of --prompt, --prompts and --interactive")
     if _OUTPUT.value and not _PROMPTS.value:
@@ -54,7 +57,7 @@ def main() -> None:
     else:
         if _PROMPT.value is None:
             note(f"no --prompt; continuing {_DEFAULT_PROMPT!r}")
-        stream(lm, config, _PROMPT.value or _DEFAULT_PROMPT)
+        stream(lm, config, drawing, _PROMPT.value or _DEFAULT_PROMPT)
 
 
 def load_model(config):
@@ -79,13 +82,11 @@ def load_model(config):
     return griffin_jax.LanguageModel(shape, params, tokenizer)
 
 
-def stream(lm, config, prompt: str) -> None:
+def stream(lm, config, drawing, prompt: str) -> None:
     """Prints the text after one prompt as it comes."""
-    from griffin_jax import SamplingConfig
-
     generation = lm.sampler().start(
         [lm.tokenizer.encode(as_read(lm, config, prompt))],
-        sampling=SamplingConfig(**sampling(config)),
+        sampling=drawing,
         **limits(config),
     )
     first = show(generation.stream()) or time.monotonic()

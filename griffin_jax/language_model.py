@@ -121,6 +121,8 @@ class LanguageModel:
         """
         if isinstance(prompts, str):
             raise ValueError("prompts must be a list; put the one prompt into a list")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
         encoded = [self._encode(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
         keys = row_keys(seed, len(prompts))

@@ -17,7 +17,7 @@ from tests.inference.tiny_model import (
 )
 
 TOKENIZER = ByteTokenizer()
-PROMPTS = [TOKENIZER.encode(text) for text in ("x", "a short one", "far beyond the window " * 4)]
+PROMPTS = [TOKENIZER.encode(text) for text in ("x", "a short one", "far beyond the window " * 2)]
 WARM = SamplingConfig(temperature=1.0)
 # Of four rows some draw a stop token and some do not.
 SOME_STOP = {"sampling": SamplingConfig(temperature=3.0), "max_new_tokens": 60, "seed": 0}
@@ -40,7 +40,7 @@ def assert_same_samples(actual, expected):
 
 
 def test_greedy_text_is_the_argmax_of_the_plain_model_at_every_step(sampler):
-    assert len(PROMPTS[2]) > 10 * WINDOW
+    assert len(PROMPTS[2]) > 5 * WINDOW
     samples = sampler.generate(PROMPTS, max_new_tokens=40).samples()
     for prompt, sample in zip(PROMPTS, samples, strict=True):
         logits = plain_logits((*prompt, *sample.tokens))[len(prompt) - 1 :]
@@ -107,11 +107,11 @@ def assert_reads_on_like_its_text(context, row):
     """Logits after the state of one row equal those over its whole text and the same probe."""
     tokens, read = context.tokens[row], context.read[row]
     assert context.state.position[row] == read <= len(tokens)
-    probe = (*tokens[read:], 70, 71)
+    probe = (*tokens[read:], 70, 71)[:2]  # one token at most is unread
     state = jax.tree.map(lambda x: x[row : row + 1], context.state)
     logits, _ = language_model().apply([probe], state)
-    expected = plain_logits((*tokens, 70, 71))[-2:]
-    np.testing.assert_allclose(np.asarray(logits)[0, -2:], expected, atol=1e-3)
+    expected = plain_logits((*tokens[:read], *probe))[-2:]
+    np.testing.assert_allclose(logits[0], expected, atol=1e-3)
 
 
 def test_stop_strings_that_straddle_tokens_cut_text_tokens_and_state(sampler):
@@ -188,7 +188,7 @@ def test_no_new_tokens_give_an_empty_sample(sampler):
 
 
 def test_under_an_unbounded_window_the_state_makes_room_for_what_comes():
-    config = CONFIG.replace(attention_window=None, num_layers=2)
+    config = CONFIG.replace(attention_window=None, block_pattern=("attention",), num_layers=1)
     sampler = language_model(config).sampler()
     prompt = [20] * 150 + [30, 40]
     generation = sampler.generate([prompt], max_new_tokens=5)

@@ -19,7 +19,7 @@ def expected_score(context, continuation):
 
 def test_scores_are_sums_of_plain_log_softmax_in_the_order_given():
     rng = np.random.default_rng(0)
-    lengths = [(1, 1), (40, 3), (3, 90), (31, 1), (32, 1), (33, 40), (200, 2)]
+    lengths = [(1, 1), (40, 3), (3, 90), (31, 1), (32, 1), (33, 40), (90, 2)]
     pairs = [
         tuple(rng.integers(0, CONFIG.vocab_size, n).tolist() for n in pair) for pair in lengths
     ]

@@ -61,7 +61,7 @@ def language_model(config: GriffinConfig = CONFIG) -> LanguageModel:
 @functools.cache
 def plain_logits(tokens: tuple[int, ...], config: GriffinConfig = CONFIG) -> np.ndarray:
     """float32[T, V], the model over a whole text at once."""
-    length = -(-len(tokens) // 256) * 256  # few compilations
+    length = -(-len(tokens) // 128) * 128  # few compilations
     padded = np.zeros((1, length), np.int32)
     padded[0, : len(tokens)] = tokens
     logits, _ = language_model(config).apply(padded, lengths=[len(tokens)])
