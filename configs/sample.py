@@ -1,0 +1,33 @@
+"""A small model writes text.
+
+    python -m experiments.sample --prompt="It was a dark night"
+
+Hardware: any; two CPU cores are plenty. Memory: 0.6 GB.
+Expected: words without sense, as the default model has random weights. With a RecurrentGemma
+folder, `--config.model=FOLDER`, text with sense; one that follows instructions answers under
+`--config.chat=true`.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    # A folder of a model, a name on the Hub, or "random": a tiny model with random weights.
+    config.model = "random"
+    # Of parameters and activations; None is bfloat16 on accelerators, float32 on CPUs.
+    config.dtype = config_dict.placeholder(str)
+    # Prompts are a user's turns, for models that follow instructions.
+    config.chat = False
+    config.max_new_tokens = 128
+    config.temperature = 0.8
+    config.top_k = config_dict.placeholder(int)
+    config.top_p = 0.95
+    config.min_p = config_dict.placeholder(float)
+    config.repetition_penalty = config_dict.placeholder(float)
+    config.seed = 0
+    # Strings that end a text, besides the stop tokens of the model.
+    config.stop = ()
+    # Prompts of a file that run together.
+    config.batch_size = 16
+    return config

@@ -1,0 +1,193 @@
+"""Writes text with a Griffin model.
+
+  python -m experiments.sample                                     continues a line of our own
+  python -m experiments.sample --prompt="It was a dark night"      streams text
+  python -m experiments.sample --interactive                       chats until the end of input
+  python -m experiments.sample --prompts=FILE --output=out.jsonl   many prompts, JSON lines out
+
+The config says which model and how to draw: --config=configs/FILE.py, and its fields one by one,
+such as --config.model=FOLDER --config.temperature=0 --config.max_new_tokens=500. The default,
+configs/sample.py, lists them all. Text goes to standard output, the rest to standard error.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import command
+
+_BEGIN = time.monotonic()
+_DEFAULT_PROMPT = "It was a dark night, and"
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(Path(__file__).parents[1] / "configs" / "sample.py"), "Model and sampling."
+)
+_PROMPT = flags.DEFINE_string("prompt", None, f"Text to continue; {_DEFAULT_PROMPT!r} if none.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "File with a prompt per line; if .jsonl, a string or {'prompt': ...} per line."
+)
+_INTERACTIVE = flags.DEFINE_bool("interactive", False, "Chat at the keyboard.")
+_OUTPUT = flags.DEFINE_string("output", None, "File for the JSON lines; standard output if none.")
+
+
+def main() -> None:
+    from griffin_jax import SamplingConfig
+
+    config = _CONFIG.value
+    drawing = SamplingConfig(**sampling(config))
+    if sum([_PROMPT.value is not None, _PROMPTS.value is not None, _INTERACTIVE.value]) > 1:
+        raise ValueError("give one of --prompt, --prompts and --interactive")
+    if _OUTPUT.value and not _PROMPTS.value:
+        raise ValueError("--output goes with --prompts")
+    if _PROMPT.value == "":
+        raise ValueError("--prompt is empty; give some text")
+    prompts = None if _PROMPTS.value is None else read_prompts(Path(_PROMPTS.value))
+
+    lm = load_model(config)
+    if prompts is not None:
+        write_samples(lm, config, prompts)
+    elif _INTERACTIVE.value:
+        chat(lm, config)
+    else:
+        if _PROMPT.value is None:
+            note(f"no --prompt; continuing {_DEFAULT_PROMPT!r}")
+        stream(lm, config, drawing, _PROMPT.value or _DEFAULT_PROMPT)
+
+
+def load_model(config):
+    """The config's model. One with random weights says so."""
+    import griffin_jax
+
+    if config.model != "random":
+        lm = griffin_jax.load(config.model, dtype=config.dtype)
+        if lm.tokenizer is None:
+            raise ValueError(f"{config.model} has no tokenizer; put its tokenizer.model there")
+        return lm
+
+    import jax
+
+    from griffin_jax.models import init_params
+    from griffin_jax.tokenizer import load_tokenizer
+
+    note("random weights: the text is noise; --config.model=FOLDER takes a trained model")
+    tokenizer = load_tokenizer(Path(griffin_jax.__file__).parent / "assets" / "griffin-tiny")
+    shape = griffin_jax.preset("tiny").replace(vocab_size=tokenizer.vocab_size)
+    params = jax.jit(init_params, static_argnums=0)(shape, jax.random.key(0))
+    return griffin_jax.LanguageModel(shape, params, tokenizer)
+
+
+def stream(lm, config, drawing, prompt: str) -> None:
+    """Prints the text after one prompt as it comes."""
+    generation = lm.sampler().start(
+        [lm.tokenizer.encode(as_read(lm, config, prompt))],
+        sampling=drawing,
+        **limits(config),
+    )
+    first = show(generation.stream()) or time.monotonic()
+    tokens = len(generation.samples()[0].tokens)
+    rate = max(tokens - 1, 0) / (time.monotonic() - first)
+    note(f"{tokens} tokens, {rate:.1f} a second; the first after {first - _BEGIN:.1f} s in all")
+
+
+def chat(lm, config) -> None:
+    """Answers lines from standard input until it ends."""
+    conversation = lm.chat()
+    while True:
+        try:
+            message = input("> ")
+        except EOFError:
+            print()
+            return
+        if message.strip():
+            show(conversation.stream(message, **sampling(config), **limits(config)))
+
+
+def write_samples(lm, config, prompts: list[str]) -> None:
+    """Writes a JSON object per prompt; with --output, the file appears when all are done."""
+    begin = time.monotonic()
+    samples = lm.sample(
+        [as_read(lm, config, prompt) for prompt in prompts],
+        batch_size=config.batch_size,
+        **sampling(config),
+        **limits(config),
+    )
+    seconds = time.monotonic() - begin
+    text = "".join(
+        json.dumps({"prompt": prompt, **dataclasses.asdict(sample)}, ensure_ascii=False) + "\n"
+        for prompt, sample in zip(prompts, samples, strict=True)
+    )
+    if _OUTPUT.value:
+        output = Path(_OUTPUT.value)
+        partial = output.with_name(output.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(output)
+    else:
+        sys.stdout.write(text)
+    tokens = sum(len(sample.tokens) for sample in samples)
+    note(f"{len(samples)} prompts, {tokens} tokens, {tokens / seconds:.1f} a second")
+
+
+def sampling(config) -> dict:
+    """The fields of `SamplingConfig`."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return {name: config[name] for name in names}
+
+
+def limits(config) -> dict:
+    return {name: config[name] for name in ("max_new_tokens", "seed", "stop")}
+
+
+def as_read(lm, config, prompt: str) -> str:
+    """What the model reads for a prompt: the text itself, or a user's turn."""
+    if not config.chat:
+        return prompt
+    return lm.tokenizer.format_chat([{"role": "user", "content": prompt}])
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line.
+
+    Raises:
+      ValueError: a line is empty or, in a .jsonl file, neither a string nor has a "prompt".
+    """
+    prompts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        prompt = line
+        if path.suffix == ".jsonl":
+            try:
+                value = json.loads(line)
+                prompt = value["prompt"] if isinstance(value, dict) else value
+            except (ValueError, KeyError):
+                prompt = None
+            if not isinstance(prompt, str):
+                raise ValueError(f'{path} line {number}: give a JSON string or {{"prompt": "..."}}')
+        if not prompt:
+            raise ValueError(f"{path} line {number} is empty; give a prompt")
+        prompts.append(prompt)
+    if not prompts:
+        raise ValueError(f"{path} is empty; give a prompt per line")
+    return prompts
+
+
+def show(pieces: Iterable[str]) -> float | None:
+    """Prints pieces as they come; returns when the first one came."""
+    first = None
+    for piece in pieces:
+        first = first or time.monotonic()
+        print(piece, end="", flush=True)
+    print(flush=True)
+    return first
+
+
+def note(line: str) -> None:
+    print(f"[{line}]", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

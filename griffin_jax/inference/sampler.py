@@ -1,0 +1,320 @@
+"""The sampler: prompts are read in chunks, tokens are drawn in bursts on the device."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from griffin_jax.config import GriffinConfig
+from griffin_jax.inference import prefill
+from griffin_jax.inference.decode import draw_burst, row_keys, stop_array
+from griffin_jax.inference.sampling import SamplingConfig
+from griffin_jax.inference.text import StoppedText
+from griffin_jax.models import Griffin, State
+from griffin_jax.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the model wrote.
+
+    Attributes:
+      text: The text, without what ended it.
+      tokens: Token ids, without the stop token. Where a stop string ended the text, these are the
+        fewest tokens whose text begins with `text`.
+      logprobs: Log-probability of each token under the model's own distribution: temperature 1,
+        no penalty, no filter.
+      finish_reason: "stop" for a stop token or stop string, "length" for max_new_tokens.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a batch of texts leaves behind to go on from; nothing changes it, so copies are free.
+
+    Attributes:
+      state: The model's state after the first `read[i]` tokens of each row i.
+      tokens: All tokens of each row so far.
+      read: How many of them the state has read. The rest is read first when the text goes on.
+    """
+
+    state: State
+    tokens: tuple[tuple[int, ...], ...]
+    read: tuple[int, ...]
+
+    def rows(self, rows: Sequence[int]) -> "Context":
+        """Some rows, in any order and as often as wanted: [0] * 4 forks the first in four."""
+        index = np.asarray(rows, np.int32)
+        return Context(
+            state=jax.tree.map(lambda x: x[index], self.state),
+            tokens=tuple(self.tokens[i] for i in rows),
+            read=tuple(self.read[i] for i in rows),
+        )
+
+
+class Sampler:
+    """Writes text after prompts.
+
+    A prompt of any length is read by a few compiled programs (`prefill.CHUNKS`), and batch sizes
+    are rounded up to powers of two. The state reads a prompt but for its last token; from there on
+    a step reads one token and draws the next, many steps in one dispatch.
+
+    Attributes:
+      model: The model.
+      params: Its parameters.
+      tokenizer: Decodes the text and knows the stop tokens; without one, texts stay empty and only
+        `max_new_tokens` ends them.
+      burst: Steps in one dispatch. Between dispatches the host looks for stop strings.
+    """
+
+    def __init__(
+        self,
+        config: GriffinConfig,
+        params: dict[str, Any],
+        tokenizer: Tokenizer | None = None,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        burst: int = 16,
+    ):
+        self.model = Griffin(config, dtype=jnp.dtype(dtype))
+        self.params = params
+        self.tokenizer = tokenizer
+        self.burst = burst
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        context: Context | None = None,
+        sampling: SamplingConfig | None = None,
+        max_new_tokens: int = 64,
+        seed: int | Sequence[int] | np.ndarray = 0,
+        stop: str | Sequence[str] = (),
+    ) -> "Generation":
+        """Reads prompts; `Generation.advance` then writes.
+
+        Args:
+          prompts: Token ids of each row, of any lengths.
+          context: What the rows have read and written before; None for nothing. A prompt may be
+            empty where the context has a token left to read, as it has after "length".
+          sampling: How tokens are drawn; greedily by default.
+          max_new_tokens: At most this many per row.
+          seed: One, or one per row, or the keys [rows, 2] of `row_keys`, which says what they mean.
+          stop: Strings that end a text.
+
+        Raises:
+          ValueError: a prompt is empty or holds an id outside the vocabulary, or another value is
+            out of its range.
+        """
+        return Generation(
+            self,
+            prompts,
+            context,
+            sampling or SamplingConfig(),
+            max_new_tokens,
+            seed if np.ndim(seed) == 2 else row_keys(seed, len(prompts)),
+            stop,
+        )
+
+    def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> "Generation":
+        """`start` with the same arguments, run to its end."""
+        generation = self.start(prompts, **options)
+        while not generation.done:
+            generation.advance(self.burst)
+        return generation
+
+    def stream(self, prompt: Sequence[int], **options: Any) -> Iterator[str]:
+        """The text after one prompt in pieces; options as for `start`.
+
+        The first token comes at once, later ones in bursts. Joined, the pieces are the text of
+        `generate`: no piece splits a character or shows part of a stop string.
+        """
+        return self.start([prompt], **options).stream()
+
+
+class Generation:
+    """Rows that are being written.
+
+    Attributes:
+      done: Every row has ended.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        prompts: Sequence[Sequence[int]],
+        context: Context | None,
+        sampling: SamplingConfig,
+        max_new_tokens: int,
+        keys: np.ndarray,
+        stop: str | Sequence[str],
+    ):
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stop:
+            raise ValueError("a stop string is empty; leave it out")
+        tokenizer = sampler.tokenizer
+        if stop and tokenizer is None:
+            raise ValueError("stop strings need a tokenizer; this model has none")
+        if context is not None and len(prompts) != len(context.tokens):
+            raise ValueError(f"{len(prompts)} prompts go on from {len(context.tokens)} rows")
+        if not prompts:
+            raise ValueError("there are no prompts; give at least one")
+
+        rows = len(prompts)
+        batch_size = prefill.batch_size_for(rows)
+        history = context.tokens if context else ((),) * rows
+        read = context.read if context else (0,) * rows
+        self._sampler = sampler
+        self._context = context
+        self._texts = [(*h, *p) for h, p in zip(history, prompts, strict=True)]
+        unread = [text[n:] for text, n in zip(self._texts, read, strict=True)]
+        for i, row in enumerate(unread):
+            prefill.check_tokens(row, sampler.model.config.vocab_size, f"prompt {i}")
+        self._capacity = max(map(len, self._texts), default=0) + max_new_tokens
+        self._state = self._read([row[:-1] for row in unread])
+        self._last = np.array([row[-1] for row in unread] + [0] * (batch_size - rows), np.int32)
+        self._keys = np.zeros((batch_size, 2), np.uint32)
+        self._keys[:rows] = keys
+        self._values = sampling.active()
+        self._seen = None
+        if "repetition_penalty" in self._values:
+            seen = np.zeros((batch_size, sampler.model.config.vocab_size), bool)
+            for row, text in zip(seen, self._texts, strict=False):
+                row[list(text)] = True
+            self._seen = jax.device_put(seen, prefill.home(sampler.params))
+        self._max_new_tokens = max_new_tokens
+        self._steps = 0
+        self._stop_ids = () if tokenizer is None else tokenizer.stop_ids
+        self._rows = [_Row(StoppedText(_decoder(tokenizer, text), stop)) for text in self._texts]
+        if not max_new_tokens:
+            for row in self._rows:
+                row.end("length")
+
+    def _read(self, rows):
+        """The state of the context, or a fresh one, after more tokens of each row."""
+        model, params = self._sampler.model, self._sampler.params
+        batch_size = prefill.batch_size_for(len(rows))
+        if self._context is None:
+            state = prefill.fresh_state(model, params, batch_size, self._capacity)
+        else:
+            index = [*range(len(rows)), *[0] * (batch_size - len(rows))]
+            state = prefill.select_rows(model, params, self._context.state, index, self._capacity)
+        return prefill.read(model, params, state, rows)
+
+    @property
+    def done(self) -> bool:
+        return all(row.finish_reason for row in self._rows)
+
+    def advance(self, limit: int) -> None:
+        """Writes up to `limit` tokens more in every row that has not ended."""
+        sampler = self._sampler
+        steps = min(limit, sampler.burst, self._max_new_tokens - self._steps)
+        alive = np.zeros(len(self._last), bool)
+        alive[: len(self._rows)] = [row.finish_reason is None for row in self._rows]
+        self._state, self._seen, tokens, logprobs = draw_burst(
+            sampler.model,
+            sampler.burst,
+            sampler.params,
+            self._state,
+            self._seen,
+            self._last,
+            alive,
+            self._keys,
+            np.int32(self._steps),
+            np.int32(steps),
+            stop_array(self._stop_ids),
+            self._values,
+        )
+        tokens, logprobs = jax.device_get((tokens, logprobs))
+        self._steps += steps
+        for i, row in enumerate(self._rows):
+            drawn = tokens[i] >= 0
+            if drawn.any():
+                self._last[i] = tokens[i, drawn][-1]
+                row.drawn += int(drawn.sum())
+            for token, logprob in zip(tokens[i, drawn], logprobs[i, drawn], strict=True):
+                if row.finish_reason is None:
+                    row.add(int(token), float(logprob), self._stop_ids)
+            if self._steps == self._max_new_tokens and row.finish_reason is None:
+                row.end("length")
+
+    def stream(self) -> Iterator[str]:
+        """Runs to the end; yields the text of the first row in pieces."""
+        limit = 1
+        while not self.done:
+            self.advance(limit)
+            if piece := self._rows[0].text.take(self.done):
+                yield piece
+            limit = min(2 * limit, self._sampler.burst)
+
+    def samples(self) -> list[Sample]:
+        """What each row has written so far."""
+        return [row.sample() for row in self._rows]
+
+    def context(self) -> Context:
+        """Prompts and samples, to go on from; stop tokens and stop strings are not part of it."""
+        before = [len(text) - 1 for text in self._texts]
+        tokens = tuple(
+            (*text, *row.sample().tokens) for text, row in zip(self._texts, self._rows, strict=True)
+        )
+        read = tuple(n + row.drawn for n, row in zip(before, self._rows, strict=True))
+        index = np.arange(len(self._rows))
+        if all(n <= len(text) for n, text in zip(read, tokens, strict=True)):
+            state = self._state
+        else:
+            # A stop string was seen only after the state had read on: read again up to the cut.
+            begin = self._context.read if self._context else (0,) * len(tokens)
+            state = self._read([text[n:] for text, n in zip(tokens, begin, strict=True)])
+            read = tuple(map(len, tokens))
+        return Context(jax.tree.map(lambda x: x[index], state), tokens, read)
+
+
+def _decoder(tokenizer, text):
+    """A decoder that goes on after the tokens of `text`; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    decoder = StreamDecoder(tokenizer)
+    # A space at the beginning of a text may be the vocabulary's own; after a prompt it is real.
+    decoder.push(text[-1:])
+    return decoder
+
+
+class _Row:
+    """One row on the host."""
+
+    def __init__(self, text: StoppedText):
+        self.text = text
+        self.tokens, self.logprobs = [], []
+        self.drawn = 0  # on the device, with stop tokens and what follows a stop string
+        self.finish_reason = None
+
+    def add(self, token, logprob, stop_ids):
+        if token in stop_ids:
+            self.end("stop")
+            return
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self.text.add(token)
+        if self.text.stopped:
+            self.end("stop")
+
+    def end(self, reason):
+        self.text.finish()
+        self.finish_reason = "stop" if self.text.stopped else reason
+
+    def sample(self):
+        count = self.text.num_tokens()
+        return Sample(
+            self.text.text, self.tokens[:count], self.logprobs[:count], self.finish_reason
+        )

@@ -1,0 +1,125 @@
+"""How the next token is drawn from logits."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Which token follows: the filters apply in the order in which they stand here.
+
+    Attributes:
+      repetition_penalty: Divides positive and multiplies negative logits of tokens that the prompt
+        or the text so far holds (arXiv:1909.05858); None or 1 is off.
+      temperature: Divides the logits; 0 takes the most likely token, and the rest has no effect.
+      top_k: Keeps the k most likely tokens; None keeps all.
+      top_p: Keeps the smallest set of most likely tokens whose probability reaches p
+        (arXiv:1904.09751); None or 1 keeps all.
+      min_p: Keeps tokens of at least min_p times the probability of the most likely one
+        (arXiv:2407.01082); None or 0 keeps all.
+
+    Tokens that tie with the last one kept are kept too.
+
+    Raises:
+      ValueError: a value is out of its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
+            raise ValueError(f"top_k must be a whole number of at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must lie in [0, 1], got {self.min_p}")
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty must be above 0 (1 is off), got {self.repetition_penalty}"
+            )
+
+    def active(self) -> dict[str, np.ndarray]:
+        """The values that have an effect, as scalars by name.
+
+        As arguments of a jitted function they cost a compilation only when another set of filters
+        comes into force, and none when a value changes.
+        """
+        values = {}
+        if self.repetition_penalty not in (None, 1):
+            values["repetition_penalty"] = np.float32(self.repetition_penalty)
+        if np.float32(self.temperature) == 0:
+            return values
+        values["temperature"] = np.float32(self.temperature)
+        if self.top_k is not None:
+            values["top_k"] = np.int32(min(self.top_k, np.iinfo(np.int32).max))
+        if self.top_p not in (None, 1):
+            values["top_p"] = np.float32(self.top_p)
+        if self.min_p:
+            values["min_p"] = np.float32(self.min_p)
+        return values
+
+
+def choose(
+    logits: jax.Array,
+    keys: jax.Array,
+    active: dict[str, jax.Array],
+    seen: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws one token per row.
+
+    Args:
+      logits: float32[B, V].
+      keys: PRNG keys [B]; a row's draw depends on its own key only.
+      active: Of `SamplingConfig.active`.
+      seen: bool[B, V], the tokens under the repetition penalty; only needed with one.
+
+    Returns:
+      Tokens int32[B], and their log-probabilities float32[B] under the model's own distribution:
+      temperature 1, no penalty, no filter.
+    """
+    scores = logits
+    if "repetition_penalty" in active:
+        penalty = active["repetition_penalty"]
+        penalised = jnp.where(scores > 0, scores / penalty, scores * penalty)
+        scores = jnp.where(seen, penalised, scores)
+    if "temperature" in active:
+        # Relative to the largest, so that a tiny temperature cannot make two infinities.
+        scores = scores - jnp.max(scores, axis=-1, keepdims=True)
+        scores = _filter(scores / active["temperature"], active)
+        tokens = jax.vmap(jax.random.categorical)(keys, scores)
+    else:
+        tokens = jnp.argmax(scores, axis=-1)
+    tokens = tokens.astype(jnp.int32)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _filter(scores, active):
+    """Scores [B, V] with the tokens that the filters exclude at -inf."""
+    if "top_k" in active or "top_p" in active:
+        ranked = jnp.sort(scores, axis=-1, descending=True)
+        count = jnp.full((scores.shape[0], 1), scores.shape[1], jnp.int32)
+        if "top_k" in active:
+            count = jnp.minimum(count, active["top_k"])
+        if "top_p" in active:
+            kept = jnp.where(jnp.arange(scores.shape[1])[None] < count, ranked, -jnp.inf)
+            probability = jax.nn.softmax(kept, axis=-1)
+            before = jnp.cumsum(probability, axis=-1) - probability
+            needed = jnp.sum(before < active["top_p"], axis=-1, keepdims=True, dtype=jnp.int32)
+            count = jnp.minimum(count, needed)
+        threshold = jnp.take_along_axis(ranked, count - 1, axis=-1)
+        scores = jnp.where(scores >= threshold, scores, -jnp.inf)
+    if "min_p" in active:
+        threshold = jnp.max(scores, axis=-1, keepdims=True) + jnp.log(active["min_p"])
+        scores = jnp.where(scores >= threshold, scores, -jnp.inf)
+    return scores

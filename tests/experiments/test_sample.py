@@ -1,0 +1,87 @@
+"""The sample command, as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import griffin_jax
+from griffin_jax.language_model import _ASSETS, BUNDLED
+from griffin_jax.tokenizer import load_tokenizer
+from tests.checkpoints.tiny_model import random_params
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tiny model and our own tokenizer, and a cache for compiled programs."""
+    folder = tmp_path_factory.mktemp("sample")
+    tokenizer = load_tokenizer(_ASSETS / BUNDLED)
+    config = griffin_jax.preset("tiny").replace(
+        vocab_size=tokenizer.vocab_size, num_layers=1, width=32, mlp_width=32
+    )
+    lm = griffin_jax.LanguageModel(config, random_params(config), tokenizer)
+    griffin_jax.save(lm, folder / "model")
+    return folder / "model"
+
+
+def sample(model, *arguments, text=""):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(model.parent / "cache")}
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.sample", f"--config.model={model}"),
+            *("--config.max_new_tokens=8", *arguments),
+        ],
+        cwd=ROOT,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_prompts_of_a_file_become_json_lines_and_programs_are_kept(model, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"First"\n{"prompt": "Second, \\u00e9"}\n', encoding="utf-8")
+    output = tmp_path / "out.jsonl"
+    done = sample(model, f"--prompts={prompts}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [line["prompt"] for line in lines] == ["First", "Second, é"]
+    for line in lines:
+        assert line["finish_reason"] in ("stop", "length")
+        assert len(line["tokens"]) == len(line["logprobs"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "prompts.jsonl"]
+    assert "2 prompts" in done.stderr
+    assert list((model.parent / "cache").iterdir())
+
+
+def test_lines_of_the_keyboard_are_answered_until_they_end(model):
+    done = sample(model, "--interactive", "--config.temperature=0", text="Good day.\n\nYes?\n")
+    assert done.returncode == 0, done.stderr
+    lm = griffin_jax.load(model)
+    chat = lm.chat()
+    for line in ("Good day.", "Yes?"):
+        assert chat.send(line, max_new_tokens=8).text in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.top_p=1.5"], "top_p must lie in (0, 1], got 1.5"),
+        (["--prompts={file}"], "line 2 is empty"),
+        (["--config.model=/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_without_a_traceback(model, tmp_path, arguments, message):
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\n\nthree\n")
+    done = sample(model, *(argument.format(file=file) for argument in arguments))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""

@@ -1,0 +1,131 @@
+"""Drawing a token from logits."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from griffin_jax.inference.sampling import SamplingConfig, choose
+
+DRAWS = 2000
+LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.3, 0.15], np.float32)) + 3.0
+_choose = jax.jit(choose)
+
+
+def draw(sampling, logits=LOGITS, seen=None, count=DRAWS):
+    """Tokens and log-probabilities of `count` draws from the same logits."""
+    rows = np.broadcast_to(logits, (count, len(logits)))
+    seen = None if seen is None else np.broadcast_to(seen, rows.shape)
+    keys = jax.random.split(jax.random.key(0), count)
+    tokens, logprobs = _choose(rows, keys, sampling.active(), seen)
+    return np.asarray(tokens), np.asarray(logprobs)
+
+
+def frequencies(sampling, **kwargs):
+    tokens, _ = draw(sampling, **kwargs)
+    return np.bincount(tokens, minlength=len(LOGITS)) / len(tokens)
+
+
+def renormalised(kept, temperature=1.0):
+    weights = np.where(np.isin(np.arange(len(LOGITS)), kept), np.exp(LOGITS / temperature), 0)
+    return weights / weights.sum()
+
+
+def test_temperature_zero_takes_the_most_likely_token():
+    tokens, _ = draw(SamplingConfig(temperature=0.0, top_k=3, top_p=0.2), count=5)
+    assert (tokens == 1).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45])
+def test_a_tiny_temperature_is_greedy_and_finite(temperature):
+    tokens, _ = draw(SamplingConfig(temperature=temperature), count=50)
+    assert (tokens == 1).all()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax_at_the_temperature(temperature):
+    expected = renormalised(range(5), temperature)
+    found = frequencies(SamplingConfig(temperature=temperature))
+    assert np.abs(found - expected).max() < 4 / np.sqrt(DRAWS) / 2
+
+
+@pytest.mark.parametrize(
+    "filters, kept",
+    [
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 1}, [1]),
+        ({"top_k": 100}, range(5)),
+        ({"top_p": 0.39}, [1]),
+        ({"top_p": 0.6}, [1, 3]),
+        ({"top_p": 0.72}, [1, 3, 4]),
+        ({"top_p": 1.0}, range(5)),
+        ({"min_p": 0.3}, [1, 3, 4]),
+        ({"min_p": 0.0}, range(5)),
+        ({"min_p": 1.0}, [1]),
+        # Of the three that top_k leaves, the first two make up 0.7 / 0.85.
+        ({"top_k": 3, "top_p": 0.8}, [1, 3]),
+        ({"top_k": 4, "min_p": 0.5}, [1, 3]),
+    ],
+)
+def test_filters_keep_exactly_these_tokens_in_their_proportions(filters, kept):
+    found = frequencies(SamplingConfig(temperature=1.0, **filters))
+    assert np.abs(found - renormalised(kept)).max() < 4 / np.sqrt(DRAWS) / 2
+    assert set(np.flatnonzero(found)) == set(kept)
+
+
+def test_the_repetition_penalty_divides_positive_and_multiplies_negative_logits():
+    logits = np.array([2.0, 1.5, -1.0, -1.2], np.float32)
+    sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.5)
+    assert draw(sampling, logits, seen=np.array([1, 0, 0, 0], bool), count=1)[0] == 1
+    negative = np.array([-9.0, -9.0, -1.0, -1.2], np.float32)
+    assert draw(sampling, negative, seen=np.array([0, 0, 1, 0], bool), count=1)[0] == 3
+
+
+def test_log_probabilities_are_the_models_own_whatever_the_filters():
+    sampling = SamplingConfig(temperature=0.3, top_k=3, repetition_penalty=1.3)
+    tokens, logprobs = draw(sampling, seen=np.ones(5, bool), count=50)
+    np.testing.assert_allclose(logprobs, np.asarray(jax.nn.log_softmax(LOGITS))[tokens], rtol=1e-5)
+
+
+def test_a_rows_draw_depends_on_its_own_key_and_logits_only():
+    sampling = SamplingConfig(temperature=1.0, top_p=0.9)
+    logits = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(1), 6)
+    together, _ = choose(jnp.asarray(logits), keys, sampling.active())
+    for i in range(6):
+        alone, _ = choose(jnp.asarray(logits[i : i + 1]), keys[i : i + 1], sampling.active())
+        assert alone[0] == together[i]
+
+
+def test_another_value_of_a_filter_compiles_nothing():
+    program = jax.jit(chex.assert_max_traces(choose, n=1))
+    keys = jax.random.split(jax.random.key(0), 1)
+    for top_k, top_p in ((1, 0.5), (3, 0.9), (4, 0.1)):
+        sampling = SamplingConfig(temperature=top_p, top_k=top_k, top_p=top_p)
+        program(LOGITS[None], keys, sampling.active())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"top_k": -3},
+        {"top_k": 2.5},
+        {"top_p": 0.0},
+        {"top_p": 1.01},
+        {"top_p": -0.5},
+        {"top_p": float("nan")},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+    ],
+)
+def test_values_out_of_range_are_named_in_one_line(values):
+    with pytest.raises(ValueError) as caught:
+        SamplingConfig(**values)
+    assert next(iter(values)) in str(caught.value)
+    assert "\n" not in str(caught.value)

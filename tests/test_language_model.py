@@ -1,0 +1,117 @@
+"""The public face of the library."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import griffin_jax
+from griffin_jax.checkpoints import CheckpointError
+from griffin_jax.language_model import _ASSETS
+from griffin_jax.tokenizer import load_tokenizer
+from tests.checkpoints.tiny_model import assert_same_tree, random_params
+from tests.inference.tiny_model import BOS, CONFIG, ByteTokenizer, language_model, plain_logits
+
+TOKENIZER = ByteTokenizer()
+TEXTS = ["x", "a short one", "far beyond the window " * 2]
+
+
+def test_texts_and_their_tokens_give_the_same_samples_in_any_batch_size():
+    lm = language_model()
+    of_texts = lm.sample(TEXTS, max_new_tokens=12, temperature=1.0, seed=3)
+    tokens = [TOKENIZER.encode(text) for text in TEXTS]
+    one_by_one = lm.sample(tokens, max_new_tokens=12, temperature=1.0, seed=3, batch_size=1)
+    assert [s.tokens for s in of_texts] == [s.tokens for s in one_by_one]
+    assert tokens[0][0] == BOS
+    assert lm.sample([]) == []
+
+
+def test_streamed_pieces_join_to_the_sample():
+    lm = language_model()
+    options = {"max_new_tokens": 12, "temperature": 1.0, "seed": [3]}
+    (sample,) = lm.sample([TEXTS[0]], **options)
+    assert "".join(lm.stream(TEXTS[0], **options)) == sample.text
+
+
+def test_apply_in_two_calls_equals_one():
+    lm = language_model()
+    tokens = TOKENIZER.encode("two calls")
+    first, state = lm.apply([tokens[:4]])
+    second, _ = lm.apply(jnp.asarray([tokens[4:]]), state)
+    both = np.concatenate([first[0], second[0]])
+    np.testing.assert_allclose(both, plain_logits(tuple(tokens)), atol=1e-3)
+
+
+def test_apply_can_be_traced():
+    shape = jax.eval_shape(lambda tokens: language_model().apply(tokens)[0], jnp.zeros((2, 3), int))
+    assert shape.shape == (2, 3, CONFIG.vocab_size)
+
+
+def test_scores_of_texts_are_those_of_their_tokens():
+    lm = language_model()
+    pairs = [("", "abc"), ("one ", "two"), (TEXTS[2], " end")]
+    tokens = [(TOKENIZER.encode(c), TOKENIZER.encode(x, bos=False)) for c, x in pairs]
+    found, expected = lm.score(pairs), lm.score(tokens)
+    np.testing.assert_allclose([p for p, _ in found], [p for p, _ in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda lm: lm.sample("text"), "prompts must be a list"),
+        (lambda lm: lm.sample(["ok", ""]), "prompt 1 is empty"),
+        (lambda lm: lm.sample([[]]), "prompt 0 is empty"),
+        (lambda lm: lm.sample([[5, 999]]), "prompt 0 holds token 999"),
+        (lambda lm: lm.sample(["x"], top_p=1.5), "top_p"),
+        (lambda lm: lm.sample(["x"], max_new_tokens=-1), "max_new_tokens"),
+        (lambda lm: lm.sample(["x"], batch_size=0), "batch_size"),
+        (lambda lm: lm.stream(""), "prompt is empty"),
+        (lambda lm: lm.apply([[5, 261]]), "tokens range over 5 to 261; ids are 0 to 260"),
+        (lambda lm: lm.apply([5, 6]), r"tokens must be integers \[batch, time\], got int64\[2\]"),
+        (lambda lm: lm.apply([[0.5]]), "tokens must be integers"),
+        (lambda lm: lm.score([("a", "")]), "continuation 0 adds no token"),
+    ],
+)
+def test_wrong_input_is_named_in_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(language_model())
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_tokenizer_text_is_refused():
+    lm = griffin_jax.LanguageModel(CONFIG, language_model().params)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        lm.sample(["text"])
+    with pytest.raises(ValueError, match="no tokenizer"):
+        lm.chat()
+
+
+@pytest.mark.parametrize("format", ["orbax", "huggingface"])
+def test_a_saved_model_comes_back_exactly_with_its_tokenizer(tmp_path, format):
+    tokenizer = load_tokenizer(_ASSETS / griffin_jax.language_model.BUNDLED)
+    config = griffin_jax.preset("tiny").replace(vocab_size=tokenizer.vocab_size, num_layers=3)
+    lm = griffin_jax.LanguageModel(config, random_params(config), tokenizer)
+    griffin_jax.save(lm, tmp_path / "model", format=format)
+    back = griffin_jax.load(tmp_path / "model")
+    assert back.config == config
+    assert_same_tree(back.params, lm.params)
+    assert back.tokenizer.encode("A text.") == tokenizer.encode("A text.")
+    assert back.dtype == jnp.float32
+    narrow = griffin_jax.load(tmp_path / "model", dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow.params)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+    tokenizer = load_tokenizer(_ASSETS / griffin_jax.language_model.BUNDLED)
+    config = griffin_jax.preset("tiny").replace(num_layers=1)
+    lm = griffin_jax.LanguageModel(config, random_params(config), tokenizer)
+    griffin_jax.save(lm, tmp_path / "model")
+    with pytest.raises(ValueError, match="rows"):
+        griffin_jax.load(tmp_path / "model")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        griffin_jax.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        griffin_jax.load(tmp_path / "nothing")
