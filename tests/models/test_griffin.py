@@ -233,7 +233,7 @@ def test_bfloat16_agrees_with_float32_on_the_top_token():
 
 def test_initial_parameters_have_the_abstract_shapes_and_a_sane_scale():
     config = GRIFFIN.replace(num_layers=1)
-    params = init_params(config, jax.random.key(0))
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_params(config))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == shapes
     block = params["blocks_0"]["recurrent_block"]
