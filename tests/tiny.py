@@ -108,3 +108,13 @@ def assert_same_state(actual: State, expected: State, bound: float = 1e-5):
 def rows(state: State, index) -> State:
     """Some rows of a state, in any order."""
     return jax.tree.map(lambda x: np.asarray(x)[index], state)
+
+
+def greedy(config: GriffinConfig, params: dict, prompt: np.ndarray, num_tokens: int) -> list[int]:
+    """The most likely continuation of one prompt, a token a call."""
+    logits, state = forward(config)(params, prompt[None])
+    tokens = []
+    for _ in range(num_tokens):
+        tokens.append(int(np.argmax(logits[0, -1])))
+        logits, state = forward(config)(params, np.array([tokens[-1:]], np.int32), state)
+    return tokens
