@@ -3,34 +3,15 @@
 import numpy as np
 import pytest
 
-from griffin_jax.config import ATTENTION, RECURRENT
 from tests.parity import recurrentgemma_oracle as oracle
+from tests.parity.cases import CONFIGS, TIME, WINDOW, packed_positions
 from tests.tiny import GRIFFIN, forward, params_of, random_tokens, relative_error
 
 pytestmark = pytest.mark.parity
 
 BOUND = 1e-4
-WINDOW = GRIFFIN.attention_window
-TIME = 3 * WINDOW + 2
-CONFIGS = {
-    "recurrence wider": GRIFFIN,
-    "recurrence narrower": GRIFFIN.replace(
-        num_layers=4,
-        num_heads=2,
-        head_size=16,
-        block_pattern=(RECURRENT, RECURRENT, ATTENTION),
-        recurrence_width=20,
-        scale_embeddings=False,
-    ),
-}
 every = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 seeds = pytest.mark.parametrize("seed", [0, 1, 2])
-
-
-def packed_positions():
-    """Rows of one document, of two, and of four, of which one is a single token."""
-    rows = [[TIME], [9, TIME - 9], [3, 1, 10, TIME - 14]]
-    return np.stack([np.concatenate([np.arange(n) for n in row]) for row in rows])
 
 
 @every
