@@ -49,12 +49,12 @@ def local_attention(
     slots = cached_k.shape[1]
     limit = positions if reach is None else jnp.minimum(positions, reach)
     # A slot's distance from the first token of this call: 1 for the newest one.
-    age = 1 + (start[:, None] - 1 - jnp.arange(slots)) % max(slots, 1)
+    age = 1 + (start[:, None] - 1 - jnp.arange(slots)[None]) % max(slots, 1)
     age = jnp.where(age <= start[:, None], age, _NEVER)
 
     if reach is None or slots == 0 or time <= slots:
-        t = jnp.arange(time)
-        seen = (t[:, None] + age[:, None, :], (t[:, None] - t)[None])
+        t = jnp.arange(time)[None, :, None]
+        seen = (t + age[:, None, :], t - t.swapaxes(1, 2))
         return _attend(q, (cached_k, k), (cached_v, v), _masks(seen, limit), kernel)
 
     # Blocks as long as the ring: a query reaches into its own block and the one before, which for
@@ -71,10 +71,10 @@ def local_attention(
         return jnp.concatenate([ring[:, None], x[:, :-1]], axis=1).reshape(-1, *ring.shape[1:])
 
     q, k, v, limit = split(q), split(k), split(v), split(limit)
-    t = jnp.arange(slots)
-    ages = jnp.broadcast_to(slots - t, (batch, blocks - 1, slots))
+    t = jnp.arange(slots)[None, :, None]
+    ages = jnp.broadcast_to(slots - t.swapaxes(1, 2), (batch, blocks - 1, slots))
     ages = jnp.concatenate([age[:, None], ages], axis=1).reshape(-1, slots)
-    seen = (t[:, None] + ages[:, None, :], (t[:, None] - t)[None])
+    seen = (t + ages[:, None, :], t - t.swapaxes(1, 2))
     keys, values = (before(cached_k, k), k), (before(cached_v, v), v)
     out = _attend(q, keys, values, _masks(seen, limit), kernel)
     return out.reshape(batch, -1, heads, size)[:, :time]
@@ -129,9 +129,10 @@ def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, 
     """The definition over all pairs; see `local_attention`."""
     time, heads, size = q.shape[1:]
     slots, kv_heads = cached_k.shape[1:3]
-    slot_position = start[:, None] - 1 - (start[:, None] - 1 - jnp.arange(slots)) % max(slots, 1)
+    newest = start[:, None] - 1
+    slot_position = newest - (newest - jnp.arange(slots)[None]) % max(slots, 1)
     # Places on one time line: this call's tokens at start, start + 1, ...
-    place = start[:, None] + jnp.arange(time)
+    place = start[:, None] + jnp.arange(time)[None]
     k_place = jnp.concatenate([slot_position, place], axis=1)
     distance = place[:, :, None] - k_place[:, None, :]
     limit = positions if reach is None else jnp.minimum(positions, reach)

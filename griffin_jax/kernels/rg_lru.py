@@ -56,9 +56,10 @@ def rg_lru(
 def rg_lru_reference(x, gate_x, gate_a, a_param, hidden, positions, lengths):
     """The definition; see `rg_lru`."""
     f32 = jnp.float32
-    log_a = -C * jax.nn.softplus(a_param.astype(f32)) * jax.nn.sigmoid(gate_a.astype(f32))
+    rate = C * jax.nn.softplus(a_param.astype(f32))[None, None]
+    log_a = -rate * jax.nn.sigmoid(gate_a.astype(f32))
     inputs = x.astype(f32) * jax.nn.sigmoid(gate_x.astype(f32))
-    real = (jnp.arange(x.shape[1]) < lengths[:, None])[..., None]
+    real = (jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None]
     reset = (positions == 0)[..., None]
     multiplier = jnp.where(reset, 1.0, sqrt_bounded_gradient(-jnp.expm1(2 * log_a)))
     a = jnp.where(real, jnp.where(reset, 0.0, jnp.exp(log_a)), 1.0)

@@ -36,7 +36,7 @@ def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=
     """As `griffin_jax.kernels.rg_lru.rg_lru_reference`."""
     time = x.shape[1]
     # What a token does to the state, as factors: a step (1, 0), a reset (0, 1), padding (0, 0).
-    real = jnp.arange(time) < lengths[:, None]
+    real = jnp.arange(time)[None] < lengths[:, None]
     kind = jnp.stack([real & (positions != 0), real & (positions == 0)], axis=1)
     slope = -_C * jax.nn.softplus(a_param.astype(jnp.float32))
     padding = ((0, 0), (0, -time % _STEPS), (0, 0))

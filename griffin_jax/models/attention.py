@@ -40,7 +40,7 @@ def write_ring(
     slots = state.keys.shape[1]
     if not slots:
         return state
-    t = jnp.arange(time)
+    t = jnp.arange(time)[None]
     begin = timeline.lengths - jnp.minimum(timeline.end, slots)
     keep = (t < timeline.lengths[:, None]) & (t >= begin[:, None])
     slot = jnp.where(keep, timeline.positions % slots, slots)  # one past the end: dropped

@@ -92,7 +92,7 @@ class Griffin(nn.Module):
                 "init_state(config, batch_size, capacity=tokens)"
             )
         if positions is None:
-            positions = state.position[:, None] + jnp.arange(time)
+            positions = state.position[:, None] + jnp.arange(time)[None]
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
         timeline = Timeline(positions=positions, lengths=lengths, start=state.position)

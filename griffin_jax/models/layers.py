@@ -53,7 +53,7 @@ class Linear(nn.Module):
             bias = parameter(
                 self, "bias", nn.initializers.zeros, (self.features,), self.param_dtype
             )
-            y = y + bias.astype(self.dtype)
+            y = y + jax.lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
         return y
 
 
@@ -61,7 +61,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) * (1 + scale), in float32, returned in the dtype of x."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + scale.shape)
+    scale = jax.lax.broadcast_to_rank(scale.astype(jnp.float32), x.ndim)
     return (x32 * inverse * (1 + scale)).astype(x.dtype)
 
 

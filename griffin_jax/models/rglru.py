@@ -27,13 +27,14 @@ def causal_conv(
     """
     taps, time = weight.shape[0], x.shape[1]
     padded = jnp.concatenate([previous.astype(x.dtype), x], axis=1)
-    y = bias.astype(jnp.float32)
+    weight = weight.astype(jnp.float32)
+    y = jax.lax.broadcast_to_rank(bias.astype(jnp.float32), 3)
     for distance in range(taps):
         begin = taps - 1 - distance
         same_document = (timeline.positions >= distance)[..., None]
         window = jnp.where(same_document, padded[:, begin : begin + time], 0)
-        y = y + window.astype(jnp.float32) * weight[begin].astype(jnp.float32)
-    newest = timeline.lengths[:, None] + jnp.arange(taps - 1)
+        y = y + window.astype(jnp.float32) * weight[None, None, begin]
+    newest = timeline.lengths[:, None] + jnp.arange(taps - 1)[None]
     kept = jnp.take_along_axis(padded, newest[..., None], axis=1)
     return y.astype(x.dtype), kept.astype(previous.dtype)
 
@@ -72,7 +73,7 @@ class BlockDiagonalLinear(nn.Module):
             weight.astype(self.dtype),
             precision="highest" if self.dtype == jnp.float32 else None,
         )
-        y = y + bias.astype(self.dtype)
+        y = y + jax.lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
         return y.reshape(*y.shape[:-2], -1)
 
 

@@ -68,7 +68,7 @@ class Timeline:
     @property
     def real(self) -> jax.Array:
         """bool[B, T], False on padding."""
-        return jnp.arange(self.positions.shape[1]) < self.lengths[:, None]
+        return jnp.arange(self.positions.shape[1])[None] < self.lengths[:, None]
 
     @property
     def end(self) -> jax.Array:

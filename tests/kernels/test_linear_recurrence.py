@@ -1,0 +1,48 @@
+"""The blocked scan equals one step after another, forward and backward."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from griffin_jax.kernels.linear_recurrence import linear_recurrence, linear_recurrence_reference
+
+# One step, one block of 256 or a step less or more, and a remainder.
+LENGTHS = [1, 2, 255, 256, 257, 700]
+
+
+def draw(time, seed=0):
+    """x, a, h0 with some resets (a = 0) and some steps of padding (a = 1, x = 0)."""
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((2, time, 3)).astype(np.float32)
+    a = generator.uniform(0.8, 0.999, x.shape).astype(np.float32)
+    a[:, time // 3 :: 101] = 0
+    x[:, time // 2 :: 97], a[:, time // 2 :: 97] = 0, 1
+    return x, a, generator.standard_normal((2, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("time", LENGTHS)
+def test_equals_one_step_after_another_with_gradients(time):
+    arguments = draw(time)
+    weights = np.random.default_rng(1).standard_normal((2, time, 3)).astype(np.float32)
+
+    def value_and_gradients(function):
+        def loss(*arguments):
+            h = function(*arguments)
+            return jnp.sum(h * weights), h
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arguments)
+
+    (_, h), gradients = value_and_gradients(linear_recurrence)
+    (_, expected), expected_gradients = value_and_gradients(linear_recurrence_reference)
+    for got, wanted in zip((h, *gradients), (expected, *expected_gradients), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-5)
+
+
+def test_a_zero_decay_forgets_everything_before_exactly():
+    x, a, h0 = draw(300)
+    a[:, 280] = 0
+    h = jax.jit(linear_recurrence)(x, a, h0)
+    other = jax.jit(linear_recurrence)(np.where(np.arange(300)[None, :, None] < 280, 7, x), a, -h0)
+    np.testing.assert_array_equal(h[:, 280], x[:, 280])
+    np.testing.assert_array_equal(h[:, 280:], other[:, 280:])
