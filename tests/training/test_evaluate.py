@@ -13,7 +13,13 @@ from griffin_jax.models import Griffin, init_params
 from griffin_jax.training.evaluate import bits_per_byte, document_losses, loss_by_position
 
 CONFIG = GriffinConfig(
-    vocab_size=260, width=16, mlp_width=16, num_layers=2, num_heads=2, block_pattern=("recurrent","attention"), attention_window=8
+    vocab_size=260,
+    width=16,
+    mlp_width=16,
+    num_layers=2,
+    num_heads=2,
+    block_pattern=("recurrent", "attention"),
+    attention_window=8,
 )
 PARAMS = jax.jit(functools.partial(init_params, CONFIG))(jax.random.key(0))
 OPTIONS = {"dtype": "float32", "chunk": 8, "rows": 2}
