@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     """The settings; see griffin_jax.training.TrainConfig."""
     config = ConfigDict()
     config.model = TINY.replace(vocab_size=8192).to_dict()
+    config.init_from = ""
     config.tokenizer = "griffin_jax/assets/griffin-tiny"
     config.train = "README.md"
     config.heldout = ""

@@ -109,8 +109,7 @@ class _Run:
             microbatches=config.microbatches,
             loss_chunks=config.loss_chunks,
         )
-        self.eval_step = make_eval_step(
-            model, self.mesh, assemble, loss_chunks=config.loss_chunks)
+        self.eval_step = make_eval_step(model, self.mesh, assemble, loss_chunks=config.loss_chunks)
         self.checkpoints = RunCheckpoints(folder, config)
         self.state = self._initial_state(base, optimizer)
         self.batches = training_batches(

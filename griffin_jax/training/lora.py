@@ -68,7 +68,9 @@ def init_adapter(config: LoRAConfig, base: Params, key: jax.Array) -> Params:
             features, inputs = weight.shape
             bound = inputs**-0.5
             shape = (config.rank, inputs)
-            adapter[*path[:-1], "lora_a"] = jax.random.uniform(draw, shape, minval=-bound, maxval=bound)
+            adapter[*path[:-1], "lora_a"] = jax.random.uniform(
+                draw, shape, minval=-bound, maxval=bound
+            )
             adapter[*path[:-1], "lora_b"] = jnp.zeros((features, config.rank))
     return flax.traverse_util.unflatten_dict(adapter)
 
@@ -149,7 +151,11 @@ def load_adapter(folder: str | Path, base: Params) -> tuple[LoRAConfig, Params]:
     """
     folder = Path(folder)
     settings = read_json(folder / _CONFIG_FILE)
-    unusual = [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(name)]
+    unusual = [
+        name
+        for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+        if settings.get(name)
+    ]
     if settings.get("peft_type") != "LORA" or unusual:
         raise CheckpointError(
             f"{folder}: expected a plain LoRA adapter, got {settings.get('peft_type')} {unusual}"

@@ -1,4 +1,4 @@
-"""A run so small that a test can finish it: python small_run.py FOLDER"""
+"""A run so small that a test can finish it: python -m tests.training.small_run FOLDER"""
 
 import sys
 

@@ -6,9 +6,9 @@ import lzma
 
 import numpy as np
 import pytest
-from byte_tokenizer import ByteTokenizer
 
 from griffin_jax.training.corpus import CorpusError, load_corpus, read_documents
+from tests.training.byte_tokenizer import ByteTokenizer
 
 TEXTS = ["One book.", "Zwei Bücher.", "3"]
 

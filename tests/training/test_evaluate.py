@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from byte_tokenizer import ByteTokenizer
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import Griffin, init_params
 from griffin_jax.training.evaluate import bits_per_byte, document_losses, loss_by_position
+from tests.training.byte_tokenizer import ByteTokenizer
 
 CONFIG = GriffinConfig(
     vocab_size=260,

@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_run import make_config, make_rows
 
 from griffin_jax.training import NonFiniteLossError, Windows, train
 from griffin_jax.training.run_log import read_metrics
+from tests.training.small_run import make_config, make_rows
 
 
 def assert_same(params, expected):
@@ -50,11 +50,11 @@ def test_killed_at_a_random_step_and_resumed_equals_uninterrupted_bit_for_bit(
     uninterrupted, tmp_path
 ):
     kill_after = random.choice([10, 20, 30, 40])
-    script = Path(__file__).with_name("small_run.py")
     cache = jax.config.jax_compilation_cache_dir
     process = subprocess.Popen(
-        [sys.executable, script, tmp_path],
+        [sys.executable, "-m", "tests.training.small_run", tmp_path],
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+        cwd=Path(__file__).parents[2],
         stderr=subprocess.DEVNULL,
     )
     metrics = tmp_path / "metrics.jsonl"

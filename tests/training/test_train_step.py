@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_run import MODEL, make_config, make_rows
 
 from griffin_jax.models import Griffin, init_params
 from griffin_jax.training.data import evaluation_batches
@@ -19,12 +18,13 @@ from griffin_jax.training.train_step import (
     put_batch,
     token_losses,
 )
+from tests.training.small_run import MODEL, make_config, make_rows
 
 MODULE = Griffin(MODEL)
 PARAMS = jax.jit(functools.partial(init_params, MODEL))(jax.random.key(0))
 
 
-BATCH = put_batch(next(evaluation_batches(make_rows(), 4, 1)), data_mesh())
+BATCH = put_batch(next(evaluation_batches(make_rows(), 8, 1)), data_mesh())
 
 
 def test_the_loss_is_the_masked_sum_of_cross_entropies():
@@ -42,7 +42,7 @@ def test_the_loss_is_the_masked_sum_of_cross_entropies():
 def updated(**options):
     """Parameters after one step of plain gradient descent, and the metrics."""
     optimizer = optax.sgd(0.1)
-    step = make_train_step(MODULE, optimizer, z_loss=1e-2, **options)
+    step = make_train_step(MODULE, optimizer, data_mesh(), z_loss=1e-2, **options)
     params = jax.tree.map(jnp.copy, PARAMS)
     state, metrics = step(TrainState(jnp.int32(0), params, optimizer.init(params)), None, BATCH)
     return state.params, metrics
