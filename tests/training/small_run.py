@@ -1,7 +1,10 @@
 """A run so small that a test can finish it: python -m tests.training.small_run FOLDER"""
 
+import json
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.config import GriffinConfig
@@ -42,5 +45,19 @@ def make_rows(kind=Windows):
     return kind(Corpus("numbers", np.concatenate(documents), bos_id=2), seq_len=16)
 
 
+def main(folder, steps=60):
+    """Trains, and prints the norm of every parameter."""
+    config = make_config(
+        steps=steps, optimizer=OptimizerConfig(1e-2, warmup_steps=min(5, steps - 1))
+    )
+    params = train(config, folder, make_rows(), make_rows()).params
+    facts = {
+        jax.tree_util.keystr(path): float(jnp.linalg.norm(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
+    print(json.dumps({"devices": jax.device_count(), "split": split, "norms": facts}))
+
+
 if __name__ == "__main__":
-    train(make_config(), sys.argv[1], make_rows(), make_rows())
+    main(sys.argv[1], *map(int, sys.argv[2:]))

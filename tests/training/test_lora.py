@@ -116,7 +116,7 @@ def test_a_saved_adapter_loads_again(tmp_path):
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
     save_adapter(tmp_path / "adapter", LORA, random_adapter())
-    with pytest.raises(CheckpointError, match=r"has shape \(64, 4\), the base needs \(32, 4\)"):
+    with pytest.raises(CheckpointError, match=r"has shape \(4, 64\), the base needs \(4, 32\)"):
         load_adapter(tmp_path / "adapter", abstract_params(CONFIG.replace(mlp_width=32)))
     with pytest.raises(CheckpointError, match=r"the base does not, tensor .*layers\.1"):
         load_adapter(tmp_path / "adapter", abstract_params(CONFIG.replace(num_layers=1)))

@@ -1,5 +1,7 @@
 """PEFT reads saved adapters and means the same by them."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ LORA = LoRAConfig(rank=4, alpha=8)
 
 
 def test_peft_gives_the_logits_of_a_saved_adapter_and_its_own_loads_back(tmp_path):
-    base = init_params(TINY, jax.random.key(0))
+    base = jax.jit(functools.partial(init_params, TINY))(jax.random.key(0))
     fresh = init_adapter(LORA, base, jax.random.key(1))
     adapter = jax.tree.map(
         lambda x: x + 0.05 * jax.random.normal(jax.random.key(2), x.shape), fresh
