@@ -6,7 +6,7 @@ from typing import Any
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models.griffin import REMAT_POLICIES
 from griffin_jax.training.lora import LoRAConfig
-from griffin_jax.training.optimizer import OptimizerConfig
+from griffin_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,8 @@ class TrainConfig:
             raise ValueError(
                 f"loss_chunks {self.loss_chunks} does not divide seq_len {self.seq_len}"
             )
+
+        learning_rate_schedule(self.optimizer, self.steps)
 
     def check_devices(self, devices: int) -> None:
         """Raises ValueError when the batch does not divide over so many devices."""

@@ -11,6 +11,7 @@ import lzma
 import multiprocessing
 import os
 import pickle
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -186,7 +187,7 @@ def _fingerprint(paths: Sequence[Path], tokenizer: CorpusTokenizer) -> str:
 def _tokenize(paths: Sequence[Path], tokenizer: CorpusTokenizer, target: Path) -> None:
     """Writes `target` (.npy) and, last, its .json with the number of bytes."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     documents = itertools.chain.from_iterable(read_documents(path) for path in paths)
     count = num_bytes = 0

@@ -55,7 +55,9 @@ def test_gradients_equal_the_authors(dtype, tolerance):
         return jnp.sum(out.astype(jnp.float32) * weights)
 
     def their_loss(params, x):
-        out, _ = theirs.apply({"params": params}, x.astype(dtype), timeline.positions, return_cache=False)
+        out, _ = theirs.apply(
+            {"params": params}, x.astype(dtype), timeline.positions, return_cache=False
+        )
         return jnp.sum(out.astype(jnp.float32) * weights)
 
     got_params, got_x = jax.jit(jax.grad(our_loss, argnums=(0, 1)))(params, x)
