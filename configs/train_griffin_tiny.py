@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     """The settings; see griffin_jax.training.TrainConfig."""
     config = ConfigDict()
     config.model = MODEL.to_dict()
+    config.init_from = ""
     config.tokenizer = "griffin_jax/assets/griffin-tiny"
     config.train = "train.jsonl.xz"
     config.heldout = "heldout.jsonl.xz"

@@ -1,4 +1,4 @@
-"""A training run to try things with: the `tiny` shape on a page of text.
+"""A training run to try things with: the `tiny` shape learns a little Python from its own source.
 
     python -m experiments.train --config=configs/train_tiny.py
 
@@ -10,14 +10,17 @@ from ml_collections import ConfigDict
 
 from griffin_jax.config import TINY
 
+MODULES = ("blocks", "griffin", "layers", "rglru", "state")
+
 
 def get_config() -> ConfigDict:
     """The settings; see griffin_jax.training.TrainConfig."""
     config = ConfigDict()
     config.model = TINY.replace(vocab_size=8192).to_dict()
+    config.init_from = ""
     config.tokenizer = "griffin_jax/assets/griffin-tiny"
-    config.train = "README.md"
-    config.heldout = ""
+    config.train = ",".join(f"griffin_jax/models/{name}.py" for name in MODULES)
+    config.heldout = "griffin_jax/models/attention.py"
     config.steps = 60
     config.batch_size = 4
     config.seq_len = 128

@@ -1,13 +1,15 @@
 """Trains a model: python -m experiments.train --config=configs/train_tiny.py --run=runs/NAME
 
-Reads text, JSON lines (.xz too) or token files; writes checkpoints, metrics.jsonl, TensorBoard
-files, loss.png and, at the end, the parameters (model/) into the run's folder. Called again, it
-goes on where it stopped. Any field of the config is a flag: --config.steps=100
+From scratch or from a checkpoint (--config.init_from=FOLDER), in full or as a LoRA adapter, on text
+or on conversations, as the config says. Writes checkpoints, metrics.jsonl, TensorBoard files and
+loss.png into the run's folder, and at the end model/ or adapter/. Called again, it goes on where it
+stopped. Any field of the config is a flag: --config.steps=100
 """
 
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -15,13 +17,51 @@ from ml_collections import config_flags
 
 from griffin_jax import checkpoints, training
 from griffin_jax.config import GriffinConfig
-from griffin_jax.tokenizer import load_tokenizer
+from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from griffin_jax.training import chat, lora
+from griffin_jax.training.data import Rows
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/train_tiny.py", "The experiment; its docstring says what it needs."
 )
 _RUN = flags.DEFINE_string("run", "runs/train", "Folder of the run.")
 _CACHE = flags.DEFINE_string("cache", "runs/cache", "Folder of tokenised corpora.")
+_MERGE = flags.DEFINE_bool("merge", False, "After LoRA, write model/ with the adapter merged in.")
+
+
+def read_rows(files: str, kind: str, seq_len: int, seed: int, tokenizer: Tokenizer) -> Rows | None:
+    """Rows of comma-separated text or token files, or of one chat file; None without a name."""
+    if not files:
+        return None
+    if kind == "chat":
+        conversations = chat.load_chat(files, tokenizer)
+        rows = chat.ChatRows(conversations, seq_len, tokenizer.pad_id, files)
+        print(
+            f"{files}: {len(conversations):,} conversations in {len(rows):,} rows, "
+            f"{len(rows.shortened)} cut to {seq_len} tokens"
+        )
+        return rows
+    corpus = training.load_corpus(files.split(","), tokenizer, Path(_CACHE.value))
+    rows = training.Windows(corpus, seq_len, seed)
+    print(f"{files}: {len(corpus.tokens):,} tokens, {len(rows):,} sequences an epoch")
+    return rows
+
+
+def export(
+    config: training.TrainConfig, result: training.TrainResult, base: Any, tokenizer: Tokenizer
+) -> None:
+    """Writes what was trained into the run's folder, unless an earlier call did."""
+    run, params = Path(_RUN.value), result.params
+    if config.lora:
+        if not (run / "adapter").exists():
+            lora.save_adapter(run / "adapter", config.lora, params, _CONFIG.value.init_from)
+        print(f"{run / 'adapter'}: the trained adapter")
+        if not _MERGE.value:
+            return
+        params = lora.merge(config.lora, params, base)
+    if not (run / "model").exists():
+        checkpoints.save_checkpoint(run / "model", config.model, params, tokenizer=tokenizer)
+    print(f"{run / 'model'}: the trained model")
 
 
 def main(argv: list[str]) -> None:
@@ -29,33 +69,41 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.getLogger("absl").setLevel(logging.WARNING)
     fields = _CONFIG.value.to_dict()
-    tokenizer = load_tokenizer(fields.pop("tokenizer"))
-    files = {name: fields.pop(name).split(",") for name in ("train", "heldout")}
-    fields["model"] = GriffinConfig.from_dict(fields["model"])
-    fields["optimizer"] = training.OptimizerConfig(**fields["optimizer"])
-    config = training.TrainConfig(**fields)
-
-    def windows(paths):
-        corpus = training.load_corpus(paths, tokenizer, Path(_CACHE.value))
-        return training.Windows(corpus, config.seq_len, config.seed)
-
-    rows = windows(files["train"])
-    heldout = windows(files["heldout"]) if any(files["heldout"]) else None
-    print(
-        f"{len(rows.corpus.tokens):,} tokens, {len(rows):,} sequences an epoch, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    tokenizer_folder, init_from = fields.pop("tokenizer"), fields.pop("init_from", "")
+    files, kind = (
+        {name: fields.pop(name) for name in ("train", "heldout")},
+        fields.pop("data", "text"),
     )
-    result = training.train(config, Path(_RUN.value), rows, heldout)
+    if kind not in ("text", "chat"):
+        raise ValueError(f"config.data is 'text' or 'chat', got {kind!r}")
+    base = None
+    fields["optimizer"] = training.OptimizerConfig(**fields["optimizer"])
+    if "lora" in fields:
+        fields["lora"] = lora.LoRAConfig(**fields["lora"])
+    if init_from:
+        # Under LoRA the base stays as it is stored; in full training it becomes master weights.
+        dtype = None if "lora" in fields else "float32"
+        checkpoint = checkpoints.load_checkpoint(init_from, dtype=dtype)
+        base, fields["model"] = checkpoint.params, checkpoint.config
+    else:
+        fields["model"] = GriffinConfig.from_dict(fields["model"])
+    config = training.TrainConfig(**fields)
+    tokenizer = load_tokenizer(tokenizer_folder or init_from)
+    check_vocabulary(tokenizer, config.model)
+    rows, heldout = (
+        read_rows(files[name], kind, config.seq_len, config.seed, tokenizer)
+        for name in ("train", "heldout")
+    )
+    if rows is None:
+        raise ValueError("config.train names no file to train on")
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}")
+    result = training.train(config, Path(_RUN.value), rows, heldout, base=base)
     if result.tokens_per_second:
         print(f"steady state: {result.tokens_per_second:,.0f} tokens/s")
-    if not result.finished:
-        print(
-            f"stopped at step {result.step} of {config.steps}; the same command goes on from there"
-        )
-        return
-    model = Path(_RUN.value) / "model"
-    checkpoints.save_checkpoint(model, config.model, result.params, format="orbax")
-    print(f"{model}: the trained model")
+    if result.finished:
+        export(config, result, base, tokenizer)
+    else:
+        print(f"stopped at step {result.step} of {config.steps}; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -3,23 +3,28 @@
 import jax
 import jax.numpy as jnp
 
+from griffin_jax.quantization.lora_weight import LoRAWeight
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
 # Rows decoded at a time on a CPU: with 8k columns, 2 MB in float32, which stay in the cache.
 _CPU_ROWS = 64
 
 
-def matmul(x: jax.Array, weight: jax.Array | QuantizedTensor) -> jax.Array:
+def matmul(x: jax.Array, weight: jax.Array | QuantizedTensor | LoRAWeight) -> jax.Array:
     """x @ weight.T, accumulated in float32.
 
     Args:
       x: [..., in], a floating-point type.
-      weight: [out, in], an array or a 4-bit weight; used in x's dtype (4-bit ones on a CPU in
+      weight: [out, in], an array, a 4-bit weight or either with a low-rank addition; used in x's dtype (4-bit ones on a CPU in
         float32, which is faster there and rounds less).
 
     Returns:
       [..., out] in x's dtype.
     """
+    if isinstance(weight, LoRAWeight):
+        # For its gradient a 4-bit base is decoded again, not kept decoded.
+        product = jax.checkpoint(matmul)(x, weight.base)
+        return product + weight.scale * matmul(matmul(x, weight.a), weight.b)
     if not isinstance(weight, QuantizedTensor):
         return _dense(x, weight.astype(x.dtype))
     if weight.packed.ndim != weight.ndim or weight.shape[0] % _CPU_ROWS:

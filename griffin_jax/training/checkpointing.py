@@ -81,9 +81,10 @@ class RunCheckpoints:
 def _check_identity(path: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(identity, indent=2))
-        temporary.replace(path)
+        if jax.process_index() == 0:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(identity, indent=2))
+            temporary.replace(path)
         return
     there, here = _flat(json.loads(path.read_text())), _flat(identity)
     for name in sorted(there.keys() | here.keys()):

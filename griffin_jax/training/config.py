@@ -5,7 +5,8 @@ from typing import Any
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models.griffin import REMAT_POLICIES
-from griffin_jax.training.optimizer import OptimizerConfig
+from griffin_jax.training.lora import LoRAConfig
+from griffin_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TrainConfig:
       eval_every: Steps between evaluations; every checkpoint has one too.
       eval_batches: Batches in an evaluation, always the same.
       checkpoint_every: Steps between checkpoints.
+      lora: Train an adapter of this kind in place of all parameters; None trains all.
       max_seconds: Stop with a checkpoint when the run has lasted so long; None for no limit.
     """
 
@@ -46,6 +48,7 @@ class TrainConfig:
     eval_every: int = 500
     eval_batches: int = 8
     checkpoint_every: int = 500
+    lora: LoRAConfig | None = None
     max_seconds: float | None = None
 
     def __post_init__(self):
@@ -58,6 +61,8 @@ class TrainConfig:
             raise ValueError(
                 f"loss_chunks {self.loss_chunks} does not divide seq_len {self.seq_len}"
             )
+
+        learning_rate_schedule(self.optimizer, self.steps)
 
     def check_devices(self, devices: int) -> None:
         """Raises ValueError when the batch does not divide over so many devices."""
@@ -75,4 +80,5 @@ class TrainConfig:
             "batch_size": self.batch_size,
             "seq_len": self.seq_len,
             "seed": self.seed,
+            "lora": self.lora and dataclasses.asdict(self.lora),
         }

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -10,9 +11,10 @@ import lzma
 import multiprocessing
 import os
 import pickle
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -99,11 +101,44 @@ def load_corpus(paths: Sequence[str | Path], tokenizer: CorpusTokenizer, cache: 
 def read_documents(path: Path) -> Iterator[str]:
     """The texts of one file; see `load_corpus` for kinds of files and errors."""
     path = Path(path)
-    compressed = path.suffix == ".xz"
-    kind = Path(path.stem).suffix if compressed else path.suffix
+    if not _is_json_lines(path):
+        with _open(path) as file:
+            yield _text(path, file.read())
+        return
+    for line, record in read_records(path):
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise CorpusError(f'corpus {path}, line {line}: no "text" string in it')
+        yield record["text"]
+
+
+def read_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number, from 1, and JSON value of every line that is not blank of a .jsonl or .jsonl.xz file.
+
+    Raises:
+      CorpusError: the file is truncated, not UTF-8 or not JSON lines.
+    """
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            text = _text(path, line, number)
+            if not text.strip():
+                continue
+            try:
+                record = json.loads(text)
+            except json.JSONDecodeError as error:
+                fault = "not JSON" if line.endswith(b"\n") else "the file ends amid it: truncated"
+                raise CorpusError(f"corpus {path}, line {number}: {fault}") from error
+            yield number, record
+
+
+def _is_json_lines(path: Path) -> bool:
+    return path.name.removesuffix(".xz").endswith(".jsonl")
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
     try:
-        with lzma.open(path) if compressed else path.open("rb") as file:
-            yield from _json_lines(path, file) if kind == ".jsonl" else [_text(path, file.read())]
+        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
+            yield file
     except (lzma.LZMAError, EOFError) as error:
         raise CorpusError(f"corpus {path}: truncated or damaged .xz file ({error})") from error
 
@@ -114,21 +149,6 @@ def _text(path: Path, data: bytes, line: int | None = None) -> str:
     except UnicodeDecodeError as error:
         place = f"line {line}, byte {error.start}" if line else f"byte {error.start}"
         raise CorpusError(f"corpus {path}: not UTF-8 at {place}") from error
-
-
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        text = _text(path, line, number)
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            fault = "not JSON" if line.endswith(b"\n") else "the file ends amid it: truncated"
-            raise CorpusError(f"corpus {path}, line {number}: {fault}") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise CorpusError(f'corpus {path}, line {number}: no "text" string in it')
-        yield record["text"]
 
 
 def _open_tokens(path: Path, tokenizer: CorpusTokenizer) -> np.ndarray:
@@ -167,7 +187,7 @@ def _fingerprint(paths: Sequence[Path], tokenizer: CorpusTokenizer) -> str:
 def _tokenize(paths: Sequence[Path], tokenizer: CorpusTokenizer, target: Path) -> None:
     """Writes `target` (.npy) and, last, its .json with the number of bytes."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     documents = itertools.chain.from_iterable(read_documents(path) for path in paths)
     count = num_bytes = 0

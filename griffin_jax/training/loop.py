@@ -1,12 +1,11 @@
 """The training loop: steps, evaluation, checkpoints, and what to do when something goes wrong."""
 
 import dataclasses
+import functools
 import math
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from griffin_jax.training.checkpointing import RunCheckpoints
 from griffin_jax.training.config import TrainConfig
 from griffin_jax.training.data import Rows, Windows, evaluation_batches, training_batches
 from griffin_jax.training.flops import peak_flops, train_flops_per_token
+from griffin_jax.training.lora import adapt, init_adapter
 from griffin_jax.training.optimizer import adamw, learning_rate_schedule
 from griffin_jax.training.run_log import RunLog, Throughput
 from griffin_jax.training.train_step import (
@@ -27,6 +27,7 @@ from griffin_jax.training.train_step import (
     make_eval_step,
     make_train_step,
     put_batch,
+    shard_state,
 )
 
 
@@ -39,7 +40,7 @@ class TrainResult:
     """What a run ends with.
 
     Attributes:
-      params: The trainable parameters, float32.
+      params: The trained parameters, float32; of the adapter under `config.lora`.
       step: Updates made.
       finished: Whether that is all of them.
       tokens_per_second: Over whole steps, compilation and other pauses left out; None where there
@@ -60,9 +61,7 @@ def train(
     rows: Rows,
     heldout: Rows | None = None,
     *,
-    params: Params | None = None,
-    frozen: Params | None = None,
-    assemble: Callable[[Params, Params], Params] = lambda trainable, frozen: trainable,
+    base: Params | None = None,
 ) -> TrainResult:
     """Trains until `config.steps`, from the newest checkpoint in `folder` if there is one.
 
@@ -74,38 +73,45 @@ def train(
       folder: Receives checkpoints/, metrics.jsonl, tensorboard/, loss.png and run.json.
       rows: The data to train on.
       heldout: The data to evaluate on.
-      params: Trainable parameters to begin with; drawn from `config.seed` by default.
-      frozen: Parameters that the model reads and training leaves alone.
-      assemble: Joins the trainable and the frozen parameters into what the model reads.
+      base: Parameters to begin with, float32; drawn from `config.seed` by default. With
+        `config.lora` they stay as they are, of any dtype or packed, and an adapter is trained.
 
     Raises:
-      ValueError: the config contradicts itself, the devices, or the run in `folder`.
+      ValueError: the config contradicts itself, the devices, or the run in `folder`; or there is
+        `config.lora` and no `base`.
       NonFiniteLossError: the loss or the gradient is not finite. The last good checkpoint stays.
     """
-    return _Run(config, Path(folder), rows, heldout, params, frozen, assemble).run()
+    return _Run(config, Path(folder), rows, heldout, base).run()
 
 
 class _Run:
-    def __init__(self, config, folder, rows, heldout, params, frozen, assemble):
+    def __init__(self, config, folder, rows, heldout, base):
         self.began = time.perf_counter()
         self.config, self.folder, self.rows, self.heldout = config, folder, rows, heldout
         config.check_devices(jax.device_count())
         self.mesh = data_mesh()
-        self.frozen = jax.device_put(frozen, self._replicated())
+        if config.lora:
+            if base is None:
+                raise ValueError("lora needs the parameters of a base model to adapt")
+            assemble = functools.partial(adapt, config.lora)
+            self.frozen = jax.device_put(base, NamedSharding(self.mesh, PartitionSpec()))
+        else:
+            assemble, self.frozen = (lambda trainable, _: trainable), None
         model = Griffin(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
         optimizer = adamw(config.optimizer, config.steps)
         self.learning_rate = learning_rate_schedule(config.optimizer, config.steps)
         self.train_step = make_train_step(
             model,
             optimizer,
+            self.mesh,
             assemble,
             z_loss=config.z_loss,
             microbatches=config.microbatches,
             loss_chunks=config.loss_chunks,
         )
-        self.eval_step = make_eval_step(model, assemble, loss_chunks=config.loss_chunks)
+        self.eval_step = make_eval_step(model, self.mesh, assemble, loss_chunks=config.loss_chunks)
         self.checkpoints = RunCheckpoints(folder, config)
-        self.state = self._initial_state(params, optimizer)
+        self.state = self._initial_state(base, optimizer)
         self.batches = training_batches(
             rows, config.batch_size, config.seed, jax.process_index(), jax.process_count()
         )
@@ -114,25 +120,28 @@ class _Run:
             self.batches.set_state(place)
         self.step = int(self.state.step)
 
-    def _replicated(self):
-        return NamedSharding(self.mesh, PartitionSpec())
+    def _initial_state(self, base, optimizer):
+        config = self.config
 
-    def _initial_state(self, params, optimizer):
         @jax.jit
-        def start(params):
-            if params is None:
-                params = init_params(self.config.model, jax.random.key(self.config.seed))
-            # A copy: the step donates its state, and the caller may still need the parameters.
-            params = jax.tree.map(jnp.copy, params)
+        def start(base):
+            key = jax.random.key(config.seed)
+            if config.lora:
+                params = init_adapter(config.lora, base, key)
+            elif base is None:
+                params = init_params(config.model, key)
+            else:
+                # A copy: the step donates its state, and the caller may still need the parameters.
+                params = jax.tree.map(jnp.copy, base)
             return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-        return jax.device_put(start(params), self._replicated())
+        return shard_state(start(base), self.mesh)
 
     def run(self) -> TrainResult:
         config = self.config
         tokens_per_step = config.batch_size * config.seq_len
         peak = peak_flops(jax.devices()[0])
-        flops = train_flops_per_token(config.model, config.seq_len, frozen=self.frozen is not None)
+        flops = train_flops_per_token(config.model, config.seq_len, frozen=config.lora is not None)
         self.flops_share = peak and flops / (peak * jax.device_count())
         self.throughput = Throughput(tokens_per_step)
         self.log = RunLog(self.folder, self.step, config.steps)
@@ -205,7 +214,7 @@ class _Run:
             shown["MFU"] = f"{mfu:.1%}"
         self.log.show(**shown)
 
-    def _stop_at_non_finite(self, step: int, values: dict[str, float], starts: np.ndarray) -> Any:
+    def _stop_at_non_finite(self, step: int, values: dict[str, float], starts: np.ndarray) -> None:
         good = self.checkpoints.latest_step
         kept = (
             "there is no checkpoint"

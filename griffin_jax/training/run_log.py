@@ -5,6 +5,7 @@ import json
 import time
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
 
@@ -49,8 +50,14 @@ class RunLog:
     """Writes a run's metrics into `folder` and shows them."""
 
     def __init__(self, folder: Path, first_step: int, steps: int):
-        """Goes on with the metrics.jsonl that is there, from which later steps are cut."""
-        self._path = Path(folder) / "metrics.jsonl"
+        """Goes on with the metrics.jsonl that is there, from which later steps are cut.
+
+        Of several processes the first writes here, the others into folders of their own.
+        """
+        process = jax.process_index()
+        folder = Path(folder) / f"process_{process}" if process else Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -60,10 +67,10 @@ class RunLog:
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(
-                str(Path(folder) / "tensorboard"), purge_step=first_step + 1
-            )
-        self._progress = tqdm(initial=first_step, total=steps, unit="step", mininterval=1.0)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._progress = tqdm(
+            initial=first_step, total=steps, unit="step", mininterval=1.0, disable=process > 0
+        )
 
     def step(self) -> None:
         """Moves the progress bar."""

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from griffin_jax.models import Griffin, init_state
 
 Params = Any
+Assemble = Callable[[Params, Params], Params]
 
 
 @flax.struct.dataclass
@@ -101,10 +102,30 @@ def token_losses(
     return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), parts)[0]
 
 
+def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
+    """Places each array of `state` in equal parts over the "data" axis (ZeRO, arXiv:1910.02054).
+
+    The first axis of an array that the devices divide is split; an array without one is copied.
+    """
+    return jax.device_put(state, _shardings(state, mesh))
+
+
+def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    devices = mesh.shape["data"]
+
+    def sharding(x):
+        axes = [axis for axis, size in enumerate(x.shape) if size % devices == 0]
+        spec = (None,) * axes[0] + ("data",) if axes else ()
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(sharding, state)
+
+
 def make_train_step(
     model: Griffin,
     optimizer: optax.GradientTransformation,
-    assemble: Callable[[Params, Params], Params] = lambda trainable, frozen: trainable,
+    mesh: Mesh,
+    assemble: Assemble = lambda trainable, frozen: trainable,
     *,
     z_loss: float = 0.0,
     microbatches: int = 1,
@@ -115,6 +136,7 @@ def make_train_step(
     Args:
       model: The model, with its compute dtype and rematerialisation.
       optimizer: Turns gradients into updates.
+      mesh: Has an axis "data". Each device works on its rows of the batch, with all parameters.
       assemble: Joins trainable and frozen parameters into what the model reads.
       z_loss: Weight of the mean squared log-normaliser, which keeps logits from drifting.
       microbatches: Parts of the batch whose gradients are accumulated one after another.
@@ -129,24 +151,23 @@ def make_train_step(
         sums = jnp.stack([nll, squares]) / total
         return sums[0] + z_loss * sums[1], sums
 
-    def step(state, frozen, batch):
-        total = jnp.maximum(jnp.sum(batch["mask"]), 1.0)
+    def gradients(params, frozen, batch):
+        total = jnp.maximum(jax.lax.psum(jnp.sum(batch["mask"]), "data"), 1.0)
         gradient = jax.grad(loss, has_aux=True)
+
+        def accumulate(carry, part):
+            return jax.tree.map(jnp.add, carry, gradient(params, frozen, part, total)), None
+
         if microbatches == 1:
-            grads, sums = gradient(state.params, frozen, batch, total)
+            grads, sums = gradient(params, frozen, batch, total)
         else:
+            zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(2)
+            parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+            (grads, sums), _ = jax.lax.scan(accumulate, zero, parts)
+        return *jax.lax.psum((grads, sums), "data"), total
 
-            def split(x):
-                # Rows of one device stay on it.
-                return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
-
-            def accumulate(carry, part):
-                return jax.tree.map(
-                    jnp.add, carry, gradient(state.params, frozen, part, total)
-                ), None
-
-            zero = jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(2)
-            (grads, sums), _ = jax.lax.scan(accumulate, zero, jax.tree.map(split, batch))
+    def step(state, frozen, batch):
+        grads, sums, total = _per_device(gradients, mesh)(state.params, frozen, batch)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         new = TrainState(
             step=state.step + 1,
@@ -159,21 +180,33 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "tokens": total,
         }
-        return new, metrics
+        return jax.lax.with_sharding_constraint(new, _shardings(new, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_eval_step(
     model: Griffin,
-    assemble: Callable[[Params, Params], Params] = lambda trainable, frozen: trainable,
+    mesh: Mesh,
+    assemble: Assemble = lambda trainable, frozen: trainable,
     *,
     loss_chunks: int = 1,
 ) -> Callable[[Params, Params, dict], tuple[jax.Array, jax.Array]]:
-    """Builds the jitted `step(params, frozen, batch)` -> sum of losses in nats, number of targets."""
+    """Builds the jitted `step(params, frozen, batch)`: sum of losses in nats, number of targets."""
 
-    def step(params, frozen, batch):
+    def sums(params, frozen, batch):
         nll, _ = token_losses(model, assemble(params, frozen), batch, loss_chunks)
-        return nll, jnp.sum(batch["mask"])
+        return jax.lax.psum((nll, jnp.sum(batch["mask"])), "data")
 
-    return jax.jit(step)
+    return jax.jit(_per_device(sums, mesh))
+
+
+def _per_device(function: Callable, mesh: Mesh) -> Callable:
+    """`function(params, frozen, batch)` on each device's own rows; it sums over devices itself.
+
+    The compiler cannot split hand-written kernels over devices, so it is not asked to.
+    """
+    whole, rows = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole, check_vma=False
+    )

@@ -1,53 +1,25 @@
 """A run that is killed and resumed, that meets NaN, that is told to stop."""
 
+import json
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from griffin_jax.config import GriffinConfig
-from griffin_jax.training import (
-    Corpus,
-    OptimizerConfig,
-    TrainConfig,
-    Windows,
-    train,
-)
+from griffin_jax.training import NonFiniteLossError, Windows, train
 from griffin_jax.training.run_log import read_metrics
-
-MODEL = GriffinConfig(
-    vocab_size=64, width=16, mlp_width=32, num_layers=3, num_heads=2, attention_window=8
-)
+from tests.training.small_run import make_config, make_rows
 
 
-def make_config(**changes):
-    values = {
-        "model": MODEL,
-        "optimizer": OptimizerConfig(learning_rate=1e-2, warmup_steps=5),
-        "steps": 60,
-        "batch_size": 4,
-        "seq_len": 16,
-        "dtype": "float32",
-        "eval_every": 20,
-        "eval_batches": 1,
-        "checkpoint_every": 10,
-    }
-    return TrainConfig(**(values | changes))
-
-
-def make_rows():
-    rng = np.random.default_rng(0)
-    documents = [
-        np.concatenate([[2], np.cumsum(rng.integers(1, 3, size)) % 60 + 4, [1]])
-        for size in rng.integers(5, 80, 30)
-    ]
-    return Windows(Corpus("numbers", np.concatenate(documents), bos_id=2), seq_len=16)
-
-
-def leaves(params):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+def assert_same(params, expected):
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 @pytest.fixture(scope="module")
@@ -56,37 +28,105 @@ def uninterrupted(tmp_path_factory):
     return folder, train(make_config(), folder, make_rows(), make_rows())
 
 
-def test_loss_falls_and_the_run_folder_tells_it(uninterrupted):
+def test_the_loss_falls_and_the_run_folder_tells_it(uninterrupted):
     folder, result = uninterrupted
-    losses = [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    lines = read_metrics(folder / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
     assert result.finished and losses[-1] < 0.7 * losses[0]
-    assert (folder / "loss.png").exists()
+    assert {"grad_norm", "learning_rate", "tokens_per_second"} <= lines[-2].keys()
+    assert lines[-1] == {"step": 60, "heldout_loss": result.heldout_loss}
+    assert (folder / "loss.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("cut", [7, 33])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
-    cut, uninterrupted, tmp_path, monkeypatch
+def test_the_newest_and_the_best_checkpoint_are_kept(uninterrupted):
+    folder, _ = uninterrupted
+    lines = read_metrics(folder / "metrics.jsonl")
+    best = min((line["heldout_loss"], line["step"]) for line in lines if "heldout_loss" in line)[1]
+    kept = {int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {best, 60}
+
+
+def test_killed_at_a_random_step_and_resumed_equals_uninterrupted_bit_for_bit(
+    uninterrupted, tmp_path
 ):
-    class StopsAt(Windows):
-        reads = 0
-
-    def stop_after(self):
-        if self.step == cut:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    from griffin_jax.training import loop
-
-    original = loop._Run._one_step
-
-    def one_step(self):
-        original(self)
-        stop_after(self)
-
-    monkeypatch.setattr(loop._Run, "_one_step", one_step)
-    stopped = train(make_config(), tmp_path, make_rows(), make_rows())
-    assert stopped.step == cut and not stopped.finished
-    monkeypatch.undo()
+    kill_after = random.choice([10, 20, 30, 40])
+    cache = jax.config.jax_compilation_cache_dir
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.training.small_run", tmp_path],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None:
+        if any(line["step"] >= kill_after for line in read_metrics(metrics)):
+            process.kill()
+            break
+        time.sleep(0.01)
+    assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "checkpoints").exists()
     resumed = train(make_config(), tmp_path, make_rows(), make_rows())
     assert resumed.finished
-    for a, b in zip(leaves(resumed.params), leaves(uninterrupted[1].params), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(resumed.params, uninterrupted[1].params)
+
+
+class Interrupts(Windows):
+    """Sends SIGTERM when row 30 of the run's second epoch is read."""
+
+    def row(self, epoch, index):
+        if epoch == 1 and index == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().row(epoch, index)
+
+
+def test_sigterm_saves_and_the_run_goes_on_from_there(uninterrupted, tmp_path):
+    stopped = train(make_config(), tmp_path, make_rows(Interrupts), make_rows())
+    assert not stopped.finished and 0 < stopped.step < 60
+    assert (tmp_path / "checkpoints" / str(stopped.step)).exists()
+    resumed = train(make_config(), tmp_path, make_rows(), make_rows())
+    assert_same(resumed.params, uninterrupted[1].params)
+    steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert steps == sorted(set(steps)) and set(steps) >= {10, 20, 30, 40, 50, 60}
+
+
+def test_the_time_limit_saves_and_stops(tmp_path):
+    result = train(make_config(max_seconds=1e-6), tmp_path, make_rows())
+    assert result.step == 1 and not result.finished
+    assert (tmp_path / "checkpoints" / "1").exists()
+
+
+class Poisoned(Windows):
+    """Row 30 makes the loss NaN."""
+
+    def row(self, epoch, index):
+        row = super().row(epoch, index)
+        return row | {"mask": row["mask"] * np.float32(np.nan)} if index == 30 else row
+
+
+def test_a_nan_loss_stops_the_run_and_names_step_data_and_last_good_checkpoint(tmp_path):
+    config = make_config(checkpoint_every=2)
+    with pytest.raises(NonFiniteLossError) as error:
+        train(config, tmp_path, make_rows(Poisoned))
+    message = str(error.value)
+    assert "\n" not in message and "loss nan" in message
+    assert "documents [" in message and "of numbers" in message
+    step = int(message.split(":")[0].removeprefix("step "))
+    (good,) = (
+        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert step - 2 <= good < step and f"step {good} is in" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seq_len": 8}, "seq_len = 16, this config says 8"),
+        ({"model": make_config().model.replace(width=32)}, "model.width = 16, .* says 32"),
+    ],
+)
+def test_a_run_of_another_config_is_refused(changes, message, uninterrupted):
+    folder, _ = uninterrupted
+    before = json.loads((folder / "run.json").read_text())
+    with pytest.raises(ValueError, match=message):
+        train(make_config(**changes), folder, make_rows())
+    assert json.loads((folder / "run.json").read_text()) == before

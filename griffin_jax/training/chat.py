@@ -1,0 +1,145 @@
+"""Supervised chat data: conversations packed whole into rows, with loss on the model's turns only."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from griffin_jax.training.corpus import CorpusError, read_records
+from griffin_jax.training.data import Batch
+
+_END_OF_TURN = "<end_of_turn>"
+
+
+class ChatTokenizer(Protocol):
+    """What is asked of a tokenizer here."""
+
+    pad_id: int
+
+    def encode(self, text: str, bos: bool = True) -> list[int]: ...
+
+    def format_chat(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """A tokenised conversation.
+
+    Attributes:
+      tokens: BOS first.
+      learnt: For each token, whether the model writes it: its turns with their ends.
+      line: Where it stands in its file, from 1.
+    """
+
+    tokens: list[int]
+    learnt: list[bool]
+    line: int
+
+
+def tokenize_chat(
+    messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer, line: int = 1
+) -> Conversation:
+    """Tokenises a conversation piece by piece, as a chat would meet it.
+
+    What the model is to write is encoded apart from what it reads before, so that no piece spans
+    the border between them.
+
+    Raises:
+      ValueError: the messages are not a chat; see `format_chat`.
+    """
+    tokens, learnt, done = tokenizer.encode("", bos=True), [False], 0
+
+    def add(end: int, model: bool) -> None:
+        nonlocal done
+        piece = tokenizer.encode(text[done:end], bos=False)
+        tokens.extend(piece)
+        learnt.extend([model] * len(piece))
+        done = end
+
+    for count, message in enumerate(messages, start=1):
+        if message.get("role") in ("assistant", "model"):
+            text = tokenizer.format_chat(messages[:count], add_generation_prompt=False)
+            prompt = tokenizer.format_chat(messages[: count - 1], add_generation_prompt=True)
+            add(len(prompt), model=False)
+            add(text.rindex(_END_OF_TURN) + len(_END_OF_TURN), model=True)
+    return Conversation(tokens, learnt, line)
+
+
+def load_chat(path: str | Path, tokenizer: ChatTokenizer) -> list[Conversation]:
+    """Reads JSON lines (.jsonl, or .xz of it) with an object {"messages": [{"role", "content"}]} each.
+
+    What follows the model's last turn is left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      CorpusError: the file is damaged, or a line is no chat with a turn of the model's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"chat {path}: there is no such file")
+    conversations = []
+    for line, record in read_records(path):
+        messages = record.get("messages") if isinstance(record, dict) else None
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise CorpusError(f'chat {path}, line {line}: no "messages" list of objects in it')
+        try:
+            conversation = tokenize_chat(messages, tokenizer, line)
+        except ValueError as error:
+            raise CorpusError(f"chat {path}, line {line}: {error}") from error
+        if not any(conversation.learnt):
+            raise CorpusError(f"chat {path}, line {line}: the model has no turn in it")
+        conversations.append(conversation)
+    if not conversations:
+        raise CorpusError(f"chat {path}: the file is empty")
+    return conversations
+
+
+class ChatRows:
+    """Rows of T tokens, each holding as many whole conversations as fit; see `data.Rows`.
+
+    Attributes:
+      shortened: Lines of conversations longer than a row, whose ends are cut off.
+    """
+
+    def __init__(self, conversations: Sequence[Conversation], seq_len: int, pad_id: int, name: str):
+        self.name, self._seq_len, self._pad_id = name, seq_len, pad_id
+        self.shortened = [c.line for c in conversations if len(c.tokens) > seq_len + 1]
+        self._rows: list[list[Conversation]] = []
+        room = 0
+        for conversation in conversations:
+            size = min(len(conversation.tokens) - 1, seq_len)
+            if size > room:
+                self._rows.append([])
+                room = seq_len
+            self._rows[-1].append(conversation)
+            room -= size
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, epoch: int, index: int) -> Batch:
+        parts = [
+            (c.tokens[: self._seq_len + 1], c.learnt[: self._seq_len + 1])
+            for c in self._rows[index]
+        ]
+        padding = self._seq_len - sum(len(tokens) - 1 for tokens, _ in parts)
+        parts.append(([self._pad_id] * (padding + 1), [False] * (padding + 1)))
+
+        def join(arrays, dtype):
+            return np.concatenate([np.asarray(array, dtype) for array in arrays])
+
+        return {
+            "inputs": join([tokens[:-1] for tokens, _ in parts], np.int32),
+            "targets": join([tokens[1:] for tokens, _ in parts], np.int32),
+            "positions": join([np.arange(len(tokens) - 1) for tokens, _ in parts], np.int32),
+            "mask": join([learnt[1:] for _, learnt in parts], np.float32),
+            "start": np.int64(index),
+        }
+
+    def describe(self, starts: np.ndarray) -> str:
+        lines = sorted({c.line for start in starts for c in self._rows[int(start)]})
+        return f"the conversations on lines {lines} of {self.name}"

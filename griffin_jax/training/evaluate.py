@@ -1,0 +1,147 @@
+"""Loss of a model on whole documents, with the state carried through each of them."""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from griffin_jax.config import GriffinConfig
+from griffin_jax.models import Griffin, init_state
+
+
+class Encoder(Protocol):
+    """What is asked of a tokenizer here."""
+
+    def encode(self, text: str, bos: bool = True) -> list[int]: ...
+
+
+def document_losses(
+    config: GriffinConfig,
+    params: Any,
+    documents: Sequence[Sequence[int]],
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    chunk: int = 1024,
+    rows: int = 8,
+    capacity: int | None = None,
+) -> list[np.ndarray]:
+    """-ln p of every token but the first of each document, given all before it in the document.
+
+    Documents are read `rows` at a time in chunks, state passed on, so memory does not depend on
+    their length.
+
+    Args:
+      config: The model's shape.
+      params: Its parameters.
+      documents: Token ids, at least two each; BOS first.
+      dtype: Of activations. Logits and losses are float32.
+      chunk: Tokens per call.
+      rows: Documents read at the same time.
+      capacity: Needed when the attention window is unbounded: keys kept from chunk to chunk. A
+        token then sees at least `capacity` and less than `capacity + chunk` tokens before it.
+
+    Returns:
+      float32[len(document) - 1] for each document.
+
+    Raises:
+      ValueError: the window is unbounded and no capacity is given.
+    """
+    losses: list[np.ndarray] = [np.zeros(0, np.float32)] * len(documents)
+    by_length = sorted(range(len(documents)), key=lambda i: len(documents[i]))
+    for first in range(0, len(by_length), rows):
+        group = by_length[first : first + rows]
+        state = init_state(config, rows, dtype, capacity)
+        longest = len(documents[group[-1]]) - 1
+        tokens = np.zeros((rows, -(-longest // chunk) * chunk + 1), np.int32)
+        lengths = np.zeros(rows, np.int32)
+        for row, i in enumerate(group):
+            tokens[row, : len(documents[i])] = documents[i]
+            lengths[row] = len(documents[i]) - 1
+        parts = []
+        for begin in range(0, longest, chunk):
+            part, state = _chunk_losses(
+                config,
+                jnp.dtype(dtype),
+                params,
+                state,
+                tokens[:, begin : begin + chunk + 1],
+                np.clip(lengths - begin, 0, chunk),
+            )
+            parts.append(part)
+        joined = np.concatenate(jax.device_get(parts), axis=1)
+        for row, i in enumerate(group):
+            losses[i] = joined[row, : lengths[row]]
+    return losses
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _chunk_losses(config, dtype, params, state, tokens, lengths):
+    logits, state = Griffin(config, dtype=dtype).apply(
+        {"params": params}, tokens[:, :-1], state, lengths=lengths
+    )
+    chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen, state
+
+
+def bits_per_byte(
+    config: GriffinConfig, params: Any, tokenizer: Encoder, texts: Sequence[str], **options: Any
+) -> list[float]:
+    """Bits that the model needs per UTF-8 byte of each text.
+
+    Every token of a text is predicted, given BOS and all tokens before it; the end of the text is
+    not. For several texts together, weigh each by its bytes.
+
+    Args:
+      config: The model's shape.
+      params: Its parameters.
+      tokenizer: Encodes the texts.
+      texts: Not empty, any of them.
+      **options: See `document_losses`.
+    """
+    documents = [tokenizer.encode(text, bos=True) for text in texts]
+    losses = document_losses(config, params, documents, **options)
+    return [
+        float(np.sum(loss, dtype=np.float64)) / math.log(2) / len(text.encode())
+        for loss, text in zip(losses, texts, strict=True)
+    ]
+
+
+def loss_by_position(
+    config: GriffinConfig,
+    params: Any,
+    tokenizer: Encoder,
+    texts: Sequence[str],
+    edges: Sequence[int],
+    **options: Any,
+) -> list[float]:
+    """Mean loss in nats per token at positions edges[i] <= p < edges[i + 1], one for each i.
+
+    The texts are cut into pieces of `edges[-1]` tokens, each read from BOS on its own; what is
+    left of a text is not used, so that every position averages over the same number of tokens.
+
+    Args:
+      config: The model's shape.
+      params: Its parameters.
+      tokenizer: Encodes the texts.
+      texts: At least one must have `edges[-1]` tokens.
+      edges: Rising positions; position 0 is the first token after BOS.
+      **options: See `document_losses`.
+
+    Raises:
+      ValueError: no text is as long as that.
+    """
+    pieces = []
+    for text in texts:
+        bos, *tokens = tokenizer.encode(text, bos=True)
+        starts = range(0, len(tokens) - edges[-1] + 1, edges[-1])
+        pieces += [[bos, *tokens[start : start + edges[-1]]] for start in starts]
+    if not pieces:
+        raise ValueError(f"no text has {edges[-1]} tokens, the last edge: give longer texts")
+    mean = np.mean(document_losses(config, params, pieces, **options), axis=0, dtype=np.float64)
+    return [float(mean[a:b].mean()) for a, b in itertools.pairwise(edges)]

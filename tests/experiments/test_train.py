@@ -1,0 +1,96 @@
+"""The train command, from nothing to a merged adapter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from griffin_jax.checkpoints import load_checkpoint
+from griffin_jax.tokenizer import load_tokenizer
+from griffin_jax.training.lora import load_adapter
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_train(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.train", *flags],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 50)
+    done = run_train(
+        "--config=configs/train_tiny.py",
+        f"--run={folder / 'run'}",
+        f"--cache={folder / 'cache'}",
+        f"--config.train={folder / 'text.txt'}",
+        f"--config.heldout={folder / 'text.txt'}",
+        "--config.model.num_layers=2",
+        "--config.steps=3",
+        "--config.optimizer.warmup_steps=1",
+        "--config.seq_len=64",
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_text_becomes_a_model_that_loads_with_its_tokenizer(trained):
+    folder, done = trained
+    assert "steady state:" in done.stdout and "the trained model" in done.stdout
+    checkpoint = load_checkpoint(folder / "run" / "model")
+    assert checkpoint.config.num_layers == 2
+    assert load_tokenizer(folder / "run" / "model").vocab_size == checkpoint.config.vocab_size
+
+
+def test_the_model_is_fine_tuned_on_chats_and_merged(trained):
+    folder, _ = trained
+    chat = {
+        "messages": [
+            {"role": "user", "content": "Hello?"},
+            {"role": "assistant", "content": "Good day."},
+        ]
+    }
+    (folder / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 8)
+    done = run_train(
+        "--config=configs/finetune_lora.py",
+        f"--run={folder / 'tuned'}",
+        f"--config.init_from={folder / 'run' / 'model'}",
+        f"--config.train={folder / 'chats.jsonl'}",
+        "--config.steps=2",
+        "--config.optimizer.warmup_steps=1",
+        "--config.seq_len=32",
+        "--config.batch_size=2",
+        "--merge",
+    )
+    assert done.returncode == 0, done.stderr
+    base = load_checkpoint(folder / "run" / "model")
+    config, adapter = load_adapter(folder / "tuned" / "adapter", base.params)
+    assert config.rank == 16 and adapter["blocks_0"]["mlp_block"]["up_proj"]["lora_b"].any()
+    merged = load_checkpoint(folder / "tuned" / "model")
+    weights = (m.params["blocks_0"]["mlp_block"]["up_proj"]["weight"] for m in (base, merged))
+    assert (next(weights) != next(weights)).any()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.train=nowhere.txt", "train: corpus nowhere.txt: there is no such file"),
+        ("--config.optimizer.warmup_steps=60", "warmup_steps 60 must be less than steps 60"),
+    ],
+)
+def test_bad_input_ends_in_one_line(flag, message, tmp_path):
+    folders = f"--run={tmp_path / 'run'}", f"--cache={tmp_path / 'cache'}"
+    done = run_train("--config=configs/train_tiny.py", *folders, flag)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("train: ") and message in done.stderr
+    assert "Traceback" not in done.stderr
