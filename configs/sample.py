@@ -1,11 +1,11 @@
-"""A small model writes text.
+"""A model writes text.
 
     python -m experiments.sample --prompt="It was a dark night"
 
 Hardware: any; two CPU cores are plenty. Memory: 0.6 GB.
-Expected: words without sense, as the default model has random weights. With a RecurrentGemma
-folder, `--config.model=FOLDER`, text with sense; one that follows instructions answers under
-`--config.chat=true`.
+Expected: English prose in the manner of old novels, from griffin-tiny, the model of 33 million
+parameters that comes with the package. With a RecurrentGemma folder, `--config.model=FOLDER`; a
+model that follows instructions answers under `--config.chat=true`.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -13,8 +13,8 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    # A folder of a model, a name on the Hub, or "random": a tiny model with random weights.
-    config.model = "random"
+    # "griffin-tiny", a folder of a model, or a name on the Hub.
+    config.model = "griffin-tiny"
     # Of parameters and activations; None is bfloat16 on accelerators, float32 on CPUs.
     config.dtype = config_dict.placeholder(str)
     # Prompts are a user's turns, for models that follow instructions.

@@ -61,25 +61,13 @@ def main() -> None:
 
 
 def load_model(config):
-    """The config's model. One with random weights says so."""
+    """The config's model, with its tokenizer."""
     import griffin_jax
 
-    if config.model != "random":
-        lm = griffin_jax.load(config.model, dtype=config.dtype)
-        if lm.tokenizer is None:
-            raise ValueError(f"{config.model} has no tokenizer; put its tokenizer.model there")
-        return lm
-
-    import jax
-
-    from griffin_jax.models import init_params
-    from griffin_jax.tokenizer import load_tokenizer
-
-    note("random weights: the text is noise; --config.model=FOLDER takes a trained model")
-    tokenizer = load_tokenizer(Path(griffin_jax.__file__).parent / "assets" / "griffin-tiny")
-    shape = griffin_jax.preset("tiny").replace(vocab_size=tokenizer.vocab_size)
-    params = jax.jit(init_params, static_argnums=0)(shape, jax.random.key(0))
-    return griffin_jax.LanguageModel(shape, params, tokenizer)
+    lm = griffin_jax.load(config.model, dtype=config.dtype)
+    if lm.tokenizer is None:
+        raise ValueError(f"{config.model} has no tokenizer; put its tokenizer.model there")
+    return lm
 
 
 def stream(lm, config, drawing, prompt: str) -> None:
