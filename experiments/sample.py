@@ -18,16 +18,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import command
 
 _BEGIN = time.monotonic()
 _DEFAULT_PROMPT = "It was a dark night, and"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(Path(__file__).parents[1] / "configs" / "sample.py"), "Model and sampling."
-)
+_CONFIG = command.define_config("sample.py")
 _PROMPT = flags.DEFINE_string("prompt", None, f"Text to continue; {_DEFAULT_PROMPT!r} if none.")
 _PROMPTS = flags.DEFINE_string(
     "prompts", None, "File with a prompt per line; if .jsonl, a string or {'prompt': ...} per line."
@@ -71,14 +68,21 @@ def load_model(config):
         return lm
 
     import jax
+    import numpy as np
 
-    from griffin_jax.models import init_params
+    from griffin_jax.models import abstract_params
     from griffin_jax.tokenizer import load_tokenizer
 
     note("random weights: the text is noise; --config.model=FOLDER takes a trained model")
     tokenizer = load_tokenizer(Path(griffin_jax.__file__).parent / "assets" / "griffin-tiny")
     shape = griffin_jax.preset("tiny").replace(vocab_size=tokenizer.vocab_size)
-    params = jax.jit(init_params, static_argnums=0)(shape, jax.random.key(0))
+    rng = np.random.default_rng(0)  # compiles nothing, unlike `init_params`
+
+    def draw(leaf):
+        spread = leaf.shape[-1] ** -0.5
+        return jax.device_put(spread * rng.standard_normal(leaf.shape, leaf.dtype))
+
+    params = jax.tree.map(draw, abstract_params(shape))
     return griffin_jax.LanguageModel(shape, params, tokenizer)
 
 
