@@ -2,8 +2,19 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from absl import app, logging
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+
+def define_config(default: str) -> flags.FlagHolder:
+    """The flag --config, a file in configs/ unless the user names another one."""
+    path = Path(__file__).parents[1] / "configs" / default
+    try:
+        return config_flags.DEFINE_config_file("config", str(path), "The experiment.")
+    except (AttributeError, KeyError) as error:  # a field of the default that is none
+        _end(f"--config: {path} has no field {error}")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -15,7 +26,7 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv):
         if len(argv) > 1:
-            raise app.UsageError(f"no flag: {argv[1]!r}; flags look like --name=value")
+            _end(f"{argv[1]!r} is no flag; flags look like --name=value")
         from griffin_jax.compilation_cache import enable_compilation_cache
 
         enable_compilation_cache()
@@ -24,8 +35,19 @@ def run(main: Callable[[], None]) -> None:
         except (ValueError, OSError, ImportError) as error:
             if logging.level_debug():
                 raise
-            sys.exit(f"error: {error}")
+            _end(error)
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv):
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:  # of ml_collections, not of flags
+        _end(f"--config: not a config file, or it has no such field: {error}")
+
+
+def _end(message):
+    sys.exit("error: " + " ".join(str(message).split()))

@@ -18,16 +18,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import command
 
 _BEGIN = time.monotonic()
 _DEFAULT_PROMPT = "It was a dark night, and"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(Path(__file__).parents[1] / "configs" / "sample.py"), "Model and sampling."
-)
+_CONFIG = command.define_config("sample.py")
 _PROMPT = flags.DEFINE_string("prompt", None, f"Text to continue; {_DEFAULT_PROMPT!r} if none.")
 _PROMPTS = flags.DEFINE_string(
     "prompts", None, "File with a prompt per line; if .jsonl, a string or {'prompt': ...} per line."
