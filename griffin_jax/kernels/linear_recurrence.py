@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from griffin_jax.kernels.choice import choose
+
 # Time steps that one associative scan covers; the blocks follow one another. A block's temporaries
 # stay small, and the program stays the same size however long the sequence.
 _BLOCK = 256
@@ -14,46 +16,53 @@ _BLOCK = 256
 def linear_recurrence_reference(x: jax.Array, a: jax.Array, h0: jax.Array) -> jax.Array:
     """The definition, one step after another; see `linear_recurrence`."""
 
-    def step(h, inputs):
-        x_t, a_t = inputs
-        h = a_t * h + x_t
-        return h, h
-
-    _, h = lax.scan(step, h0, (x.swapaxes(0, 1), a.swapaxes(0, 1)))
-    return h.swapaxes(0, 1)
+    return _sequential(x, a, h0)
 
 
-@jax.custom_vjp
-def linear_recurrence(x: jax.Array, a: jax.Array, h0: jax.Array) -> jax.Array:
-    """Runs h_t = a_t * h_{t-1} + x_t along time, in parallel within blocks of time.
+def linear_recurrence(
+    x: jax.Array, a: jax.Array, h0: jax.Array, *, kernel: str | None = None
+) -> jax.Array:
+    """Runs h_t = a_t * h_{t-1} + x_t along time.
 
     Args:
       x: float32[B, T, R], the inputs.
       a: float32[B, T, R], the decays.
       h0: float32[B, R], the state before the first step.
+      kernel: "associative" is parallel within blocks of time; "sequential_cpu" takes step after
+        step, which a CPU does five times as fast and compiles in a tenth of the time. The default
+        is by platform.
 
     Returns:
       float32[B, T, R], the state after every step. Its gradient is the same recurrence run
       backwards, so nothing but `a` and the result is kept for it.
+
+    Raises:
+      ValueError: the kernel that was asked for does not serve this platform.
     """
-    return _scan(x, a, h0)
+    serves = {"sequential_cpu": None, "associative": None}
+    return _recurrence(choose("linear_recurrence", serves, kernel), x, a, h0)
 
 
-def _forward(x, a, h0):
-    h = _scan(x, a, h0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(kernel, x, a, h0):
+    return _SCANS[kernel](x, a, h0)
+
+
+def _forward(kernel, x, a, h0):
+    h = _recurrence(kernel, x, a, h0)
     return h, (a, h0, h)
 
 
-def _backward(residuals, dh):
+def _backward(kernel, residuals, dh):
     a, h0, h = residuals
     # With g_t the gradient of everything that h_t feeds: g_t = dh_t + a_{t+1} g_{t+1}.
     a_next = jnp.concatenate([a[:, 1:], jnp.zeros_like(a[:, :1])], axis=1)
-    g = _scan(dh, a_next, jnp.zeros_like(h0), reverse=True)
+    g = _SCANS[kernel](dh, a_next, jnp.zeros_like(h0), reverse=True)
     h_before = jnp.concatenate([h0[:, None], h[:, :-1]], axis=1)
     return g, g * h_before, g[:, 0] * a[:, 0]
 
 
-linear_recurrence.defvjp(_forward, _backward)
+_recurrence.defvjp(_forward, _backward)
 
 
 def _combine(earlier, later):
@@ -62,8 +71,17 @@ def _combine(earlier, later):
     return a_earlier * a_later, a_later * x_earlier + x_later
 
 
-@functools.partial(jax.named_call, name="linear_recurrence")
-def _scan(x, a, h0, reverse=False):
+def _sequential(x, a, h0, reverse=False):
+    def step(h, inputs):
+        x_t, a_t = inputs
+        h = a_t * h + x_t
+        return h, h
+
+    _, h = lax.scan(step, h0, (x.swapaxes(0, 1), a.swapaxes(0, 1)), reverse=reverse)
+    return h.swapaxes(0, 1)
+
+
+def _associative(x, a, h0, reverse=False):
     batch, time, width = x.shape
     if time == 1:
         return a * h0[:, None] + x
@@ -72,7 +90,7 @@ def _scan(x, a, h0, reverse=False):
         return h + decay * h0[:, None]
 
     def block(h_before, inputs):
-        h = _scan(*inputs, h_before, reverse=reverse)
+        h = _associative(*inputs, h_before, reverse=reverse)
         return h[:, 0 if reverse else -1], h
 
     # Steps of padding (a = 1, x = 0) pass the state on, at whichever end the scan meets them.
@@ -83,3 +101,6 @@ def _scan(x, a, h0, reverse=False):
     a = jnp.pad(a, pad, constant_values=1.0).reshape(blocked).swapaxes(0, 1)
     _, h = lax.scan(block, h0, (x, a), reverse=reverse)
     return h.swapaxes(0, 1).reshape(batch, -1, width)[:, :time]
+
+
+_SCANS = {"sequential_cpu": _sequential, "associative": _associative}

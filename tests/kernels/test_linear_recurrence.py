@@ -1,10 +1,13 @@
-"""The blocked scan equals one step after another, forward and backward."""
+"""Every kernel equals one step after another, forward and backward."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.kernels import linear_recurrence as kernels
 from griffin_jax.kernels.linear_recurrence import linear_recurrence, linear_recurrence_reference
 
 # One step, one block of 256 or a step less or more, and a remainder.
@@ -21,8 +24,11 @@ def draw(time, seed=0):
     return x, a, generator.standard_normal((2, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("time", LENGTHS)
-def test_equals_one_step_after_another_with_gradients(time):
+@pytest.mark.parametrize(
+    "kernel, time",
+    [*(("associative", time) for time in LENGTHS), ("sequential_cpu", 1), ("sequential_cpu", 37)],
+)
+def test_equals_one_step_after_another_with_gradients(kernel, time):
     arguments = draw(time)
     weights = np.random.default_rng(1).standard_normal((2, time, 3)).astype(np.float32)
 
@@ -33,7 +39,7 @@ def test_equals_one_step_after_another_with_gradients(time):
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arguments)
 
-    (_, h), gradients = value_and_gradients(linear_recurrence)
+    (_, h), gradients = value_and_gradients(functools.partial(linear_recurrence, kernel=kernel))
     (_, expected), expected_gradients = value_and_gradients(linear_recurrence_reference)
     for got, wanted in zip((h, *gradients), (expected, *expected_gradients), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-5)
@@ -42,6 +48,7 @@ def test_equals_one_step_after_another_with_gradients(time):
 def test_a_zero_decay_forgets_everything_before_exactly():
     x, a, h0 = draw(300)
     a[:, 280] = 0
+    linear_recurrence = functools.partial(kernels.linear_recurrence, kernel="associative")
     h = jax.jit(linear_recurrence)(x, a, h0)
     other = jax.jit(linear_recurrence)(np.where(np.arange(300)[None, :, None] < 280, 7, x), a, -h0)
     np.testing.assert_array_equal(h[:, 280], x[:, 280])

@@ -1,66 +1,78 @@
-"""The RG-LRU against its equations in float64."""
+"""The fused kernel equals the definition, gradients included."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from griffin_jax.kernels.rg_lru import rg_lru, sqrt_bounded_gradient
+from griffin_jax.kernels import rg_lru_pallas_gpu
+from griffin_jax.kernels.rg_lru import rg_lru, rg_lru_reference
+
+NAMES = ["h", "last", "dx", "dgate_x", "dgate_a", "da_param", "dhidden"]
 
 
-def draw(time, seed=0):
-    """x, gate_x, gate_a, a_param, hidden, positions, lengths of three rows of width 4."""
-    generator = np.random.default_rng(seed)
-    x, gate_x, gate_a = generator.standard_normal((3, 3, time, 4)).astype(np.float32)
-    a_param = generator.uniform(-6, -2, 4).astype(np.float32)
-    hidden = generator.standard_normal((3, 4)).astype(np.float32)
-    positions = np.stack([np.arange(time), 5 + np.arange(time), 5 + np.arange(time)])
-    positions[2, 4:] = np.arange(time - 4)
-    return x, gate_x, gate_a, a_param, hidden, positions, np.array([time, 0, time - 3])
-
-
-def equations(x, gate_x, gate_a, a_param, hidden, positions, lengths):
-    """One scalar step after another."""
-
-    def sigmoid(z):
-        return 1 / (1 + np.exp(-z))
-
-    outputs, h = np.zeros(x.shape), hidden.astype(np.float64)
-    for row, length in enumerate(lengths):
-        for t in range(length):
-            log_a = -8 * np.log1p(np.exp(a_param.astype(np.float64))) * sigmoid(gate_a[row, t])
-            gated = sigmoid(gate_x[row, t].astype(np.float64)) * x[row, t]
-            if positions[row, t] == 0:
-                h[row] = gated
-            else:
-                h[row] = np.exp(log_a) * h[row] + np.sqrt(1 - np.exp(2 * log_a)) * gated
-            outputs[row, t] = h[row]
-    return outputs, h
-
-
-def test_equals_the_equations_of_the_paper():
-    arguments = draw(20)
-    h, last = jax.jit(rg_lru)(*arguments)
-    expected, expected_last = equations(*arguments)
-    for row, length in enumerate(arguments[-1]):
-        np.testing.assert_allclose(h[row, :length], expected[row, :length], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(last, expected_last, rtol=1e-4, atol=1e-6)
-
-
-def test_the_recurrence_of_bfloat16_inputs_runs_in_float32():
-    x, gate_x, gate_a, *rest = draw(20)
-    half = [jnp.asarray(v, jnp.bfloat16) for v in (x, gate_x, gate_a)]
-    h, last = jax.jit(rg_lru)(*half, *rest)
-    exact, exact_last = jax.jit(rg_lru)(*(v.astype(jnp.float32) for v in half), *rest)
-    assert (h.dtype, last.dtype) == (jnp.bfloat16, jnp.float32)
-    np.testing.assert_array_equal(last, exact_last)
-    np.testing.assert_array_equal(h, exact.astype(jnp.bfloat16))
+def draw(time, dtype, rows=2, width=64):
+    """Arguments in which the second row restarts on the way and ends in padding."""
+    keys = jax.random.split(jax.random.key(time), 6)
+    x, gate_x, gate_a = (2 * jax.random.normal(key, (rows, time, width), dtype) for key in keys[:3])
+    a_param = jax.random.normal(keys[3], (width,))
+    hidden = jax.random.normal(keys[4], (rows, width))
+    positions = np.tile(np.arange(5, time + 5), (rows, 1))
+    positions[1, 3:] = np.arange(time - 3)
+    lengths = np.array([time, time - 2])
+    return (x, gate_x, gate_a, a_param, hidden), jnp.asarray(positions), jnp.asarray(lengths)
 
 
 @pytest.mark.parametrize(
-    ("x", "slope"), [(4.0, 0.25), (1e-4, 50.0), (1e-12, 1000.0), (0.0, 1000.0)]
+    "time, dtype, tolerance",
+    # The backward pass reads the state back in the dtype of the inputs.
+    [(8, jnp.float32, 1e-6), (21, jnp.float32, 1e-6), (24, jnp.bfloat16, 5e-3)],
 )
-def test_the_slope_of_the_square_root_is_at_most_a_thousand(x, slope):
-    value, gradient = jax.value_and_grad(sqrt_bounded_gradient)(jnp.float32(x))
-    np.testing.assert_allclose(value, np.sqrt(x), rtol=1e-6)
-    np.testing.assert_allclose(gradient, slope, rtol=1e-5)
+def test_the_fused_kernel_equals_the_definition_with_gradients(time, dtype, tolerance):
+    arguments, positions, lengths = draw(time, dtype)
+
+    def run(function, **options):
+        def call(*arguments):
+            return function(*arguments, positions, lengths, **options)
+
+        outputs, pullback = jax.vjp(call, *arguments)
+        return (*outputs, *pullback(jax.tree.map(jnp.cos, outputs)))
+
+    wanted = run(rg_lru_reference)
+    got = run(rg_lru_pallas_gpu.rg_lru, interpret=True)
+    for name, a, b in zip(NAMES, wanted, got, strict=True):
+        a, b = np.float64(a), np.float64(b)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(a), name
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_fused_kernel_compiles_to_triton(dtype):
+    arguments, positions, lengths = draw(24, dtype)
+
+    def gradient(*arguments):
+        return jax.grad(
+            lambda *a: rg_lru_pallas_gpu.rg_lru(*a, positions, lengths)[0].astype("f4").sum()
+        )(*arguments)
+
+    lowered = jax.jit(gradient).trace(*arguments).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("custom_call @__gpu$xla.gpu.triton") == 2
+
+
+def test_a_forced_kernel_that_cannot_serve_raises():
+    arguments, positions, lengths = draw(8, jnp.float32)
+    with pytest.raises(ValueError, match="needs a GPU, and this is a CPU"):
+        rg_lru(*arguments, positions, lengths, kernel="pallas_gpu")
+    with pytest.raises(ValueError, match="no kernel 'fast'; there are pallas_gpu, reference"):
+        rg_lru(*arguments, positions, lengths, kernel="fast")
+
+
+@pytest.mark.parametrize(
+    "shape, reason",
+    [
+        ((1024, 64, 100), "recurrence width 100 is not a multiple of"),
+        ((1024, 1, 64), "1 tokens are fewer than"),
+        ((1, 64, 64), "do not fill a GPU"),
+    ],
+)
+def test_the_fused_kernel_says_which_shapes_it_leaves_to_others(shape, reason):
+    assert reason in rg_lru_pallas_gpu.serves(shape)
