@@ -97,7 +97,7 @@ def select_rows(
 ) -> State:
     """A copy of some rows of `state`, with room for `tokens` tokens in all."""
     capacity = _capacity(model.config, tokens)
-    return _take(jax.device_put(state, home(params)), np.asarray(rows, np.int32), capacity)
+    return take_rows(jax.device_put(state, home(params)), np.asarray(rows, np.int32), capacity)
 
 
 def home(params: dict) -> jax.sharding.Sharding:
@@ -122,7 +122,9 @@ def _init_program(config, batch_size, dtype, capacity, sharding):
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
-def _take(state, rows, capacity):
+def take_rows(state: State, rows: np.ndarray, capacity: int | None = None) -> State:
+    """A copy of the rows int32[B], with at least `capacity` slots under an unbounded window."""
+
     def take(block):
         block = jax.tree.map(lambda x: x[rows], block)
         if isinstance(block, AttentionState) and capacity and block.keys.shape[1] < capacity:

@@ -53,9 +53,8 @@ class Context:
 
     def rows(self, rows: Sequence[int]) -> "Context":
         """Some rows, in any order and as often as wanted: [0] * 4 forks the first in four."""
-        index = np.asarray(rows, np.int32)
         return Context(
-            state=jax.tree.map(lambda x: x[index], self.state),
+            state=prefill.take_rows(self.state, np.asarray(rows, np.int32)),
             tokens=tuple(self.tokens[i] for i in rows),
             read=tuple(self.read[i] for i in rows),
         )
@@ -269,7 +268,6 @@ class Generation:
             (*text, *row.sample().tokens) for text, row in zip(self._texts, self._rows, strict=True)
         )
         read = tuple(n + row.drawn for n, row in zip(before, self._rows, strict=True))
-        index = np.arange(len(self._rows))
         if all(n <= len(text) for n, text in zip(read, tokens, strict=True)):
             state = self._state
         else:
@@ -277,7 +275,7 @@ class Generation:
             begin = self._context.read if self._context else (0,) * len(tokens)
             state = self._read([text[n:] for text, n in zip(tokens, begin, strict=True)])
             read = tuple(map(len, tokens))
-        return Context(jax.tree.map(lambda x: x[index], state), tokens, read)
+        return Context(prefill.take_rows(state, np.arange(len(tokens))), tokens, read)
 
 
 def _decoder(tokenizer, text):
@@ -286,7 +284,8 @@ def _decoder(tokenizer, text):
         return None
     decoder = StreamDecoder(tokenizer)
     # A space at the beginning of a text may be the vocabulary's own; after a prompt it is real.
-    decoder.push(text[-1:])
+    # And a prompt may end within a character, of which no more than four tokens are bytes.
+    decoder.push(text[-4:])
     return decoder
 
 

@@ -75,9 +75,7 @@ def test_lines_of_the_keyboard_are_answered_until_they_end(model):
         (["--config.top_p=1.5"], "top_p must lie in (0, 1], got 1.5"),
         (["--prompts={file}"], "line 2 is empty"),
         (["--prompt="], "--prompt is empty"),
-        (["--prompt=x", "--interactive"], "one of --prompt, --prompts and --interactive"),
         (["--config.nosuch=1"], "nosuch"),
-        (["text"], "'text' is no flag"),
         (["--config.model=/no/such/folder"], "/no/such/folder"),
     ],
 )

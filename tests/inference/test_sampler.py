@@ -153,11 +153,12 @@ def test_a_text_cut_by_length_goes_on_without_a_prompt(sampler):
 def test_a_context_forks_and_is_never_overwritten(sampler):
     context = sampler.generate([PROMPTS[1]], max_new_tokens=5).context()
     fork = context.rows([0] * 4)
-    options = {"sampling": WARM, "max_new_tokens": 10, "seed": [1, 2, 3, 4]}
+    hot = SamplingConfig(temperature=5.0)
+    options = {"sampling": hot, "max_new_tokens": 10, "seed": [1, 2, 3, 4]}
     first = sampler.generate([[80]] * 4, context=fork, **options).samples()
     assert len({sample.text for sample in first}) == 4
     assert_same_samples(sampler.generate([[80]] * 4, context=fork, **options).samples(), first)
-    alone = sampler.generate([[80]], context=context, sampling=WARM, max_new_tokens=10, seed=[2])
+    alone = sampler.generate([[80]], context=context, sampling=hot, max_new_tokens=10, seed=[2])
     assert_same_samples(alone.samples(), first[1:2])
 
 
