@@ -4,6 +4,13 @@ import importlib.util
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ.get("GRIFFIN_PARITY") != "1":
+    # The plain run is mostly compilation of small programs that run once. The live comparisons
+    # compile as users do.
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    )
 
 import jax
 import pytest
