@@ -103,7 +103,7 @@ def test_bits_per_byte_of_the_model_are_measured(trained):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.train=nowhere.txt", "train: corpus nowhere.txt: there is no such file"),
+        ("--config.train=nowhere.txt", "error: corpus nowhere.txt: there is no such file"),
         ("--config.optimizer.warmup_steps=60", "warmup_steps 60 must be less than steps 60"),
     ],
 )
@@ -111,5 +111,5 @@ def test_bad_input_ends_in_one_line(flag, message, tmp_path):
     folders = f"--run={tmp_path / 'run'}", f"--cache={tmp_path / 'cache'}"
     done = run("--config=configs/train_tiny.py", *folders, flag)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("train: ") and message in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
     assert "Traceback" not in done.stderr
