@@ -9,11 +9,11 @@ say so), which keeps it within the 1,024 tokens that it was trained on, and ever
 """
 
 import json
-import sys
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from experiments import command
 from griffin_jax import checkpoints
 from griffin_jax.tokenizer import load_tokenizer
 from griffin_jax.training import corpus, evaluate
@@ -34,9 +34,7 @@ _EDGES = flags.DEFINE_list(
 )
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+def main() -> None:
     model = checkpoints.load_checkpoint(_MODEL.value)
     config, params = model.config, model.params
     tokenizer = load_tokenizer(_TOKENIZER.value or _MODEL.value)
@@ -82,7 +80,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"bits_per_byte: {error}")
+    command.run(main)

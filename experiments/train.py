@@ -7,23 +7,20 @@ stopped. Any field of the config is a flag: --config.steps=100
 """
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
+from experiments import command
 from griffin_jax import checkpoints, training
 from griffin_jax.config import GriffinConfig
 from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from griffin_jax.training import chat, lora
 from griffin_jax.training.data import Rows
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/train_tiny.py", "The experiment; its docstring says what it needs."
-)
+_CONFIG = command.define_config("train_tiny.py")
 _RUN = flags.DEFINE_string("run", "runs/train", "Folder of the run.")
 _CACHE = flags.DEFINE_string("cache", "runs/cache", "Folder of tokenised corpora.")
 _MERGE = flags.DEFINE_bool("merge", False, "After LoRA, write model/ with the adapter merged in.")
@@ -64,9 +61,7 @@ def export(
     print(f"{run / 'model'}: the trained model")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+def main() -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     fields = _CONFIG.value.to_dict()
     tokenizer_folder, init_from = fields.pop("tokenizer"), fields.pop("init_from", "")
@@ -107,7 +102,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except (ValueError, OSError, training.NonFiniteLossError) as error:
-        sys.exit(f"train: {error}")
+    command.run(main)

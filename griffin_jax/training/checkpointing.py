@@ -86,7 +86,8 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
             temporary.write_text(json.dumps(identity, indent=2))
             temporary.replace(path)
         return
-    there, here = _flat(json.loads(path.read_text())), _flat(identity)
+    here = _flat(json.loads(json.dumps(identity)))  # tuples are lists there
+    there = _flat(json.loads(path.read_text()))
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             raise ValueError(

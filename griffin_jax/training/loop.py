@@ -31,7 +31,7 @@ from griffin_jax.training.train_step import (
 )
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ValueError):
     """The loss or the gradient is NaN or infinite; the message says at which step and data."""
 
 

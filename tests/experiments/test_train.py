@@ -15,11 +15,11 @@ from griffin_jax.training.lora import load_adapter
 ROOT = Path(__file__).parents[2]
 
 
-def run_train(*flags):
+def run(*flags, command="train"):
     return subprocess.run(
-        [sys.executable, "-m", "experiments.train", *flags],
+        [sys.executable, "-m", f"experiments.{command}", *flags],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
     )
@@ -29,7 +29,7 @@ def run_train(*flags):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 50)
-    done = run_train(
+    done = run(
         "--config=configs/train_tiny.py",
         f"--run={folder / 'run'}",
         f"--cache={folder / 'cache'}",
@@ -61,7 +61,7 @@ def test_the_model_is_fine_tuned_on_chats_and_merged(trained):
         ]
     }
     (folder / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 8)
-    done = run_train(
+    done = run(
         "--config=configs/finetune_lora.py",
         f"--run={folder / 'tuned'}",
         f"--config.init_from={folder / 'run' / 'model'}",
@@ -81,16 +81,35 @@ def test_the_model_is_fine_tuned_on_chats_and_merged(trained):
     assert (next(weights) != next(weights)).any()
 
 
+def test_bits_per_byte_of_the_model_are_measured(trained):
+    folder, _ = trained
+    done = run(
+        f"--model={folder / 'run' / 'model'}",
+        f"--text={folder / 'text.txt'}",
+        "--dtype=float32",
+        "--chunk=64",
+        "--edges=0,32,128",
+        f"--output={folder / 'bits.json'}",
+        command="bits_per_byte",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "bits.json").read_text())
+    assert result == json.loads(done.stdout)
+    # 13 bits a token, and three to four bytes a token.
+    assert 2 < result["bits_per_byte"] < 5 and result["bytes"] == 45 * 50
+    assert [part["to"] for part in result["loss_by_position"]] == [32, 128]
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.train=nowhere.txt", "train: corpus nowhere.txt: there is no such file"),
+        ("--config.train=nowhere.txt", "error: corpus nowhere.txt: there is no such file"),
         ("--config.optimizer.warmup_steps=60", "warmup_steps 60 must be less than steps 60"),
     ],
 )
 def test_bad_input_ends_in_one_line(flag, message, tmp_path):
     folders = f"--run={tmp_path / 'run'}", f"--cache={tmp_path / 'cache'}"
-    done = run_train("--config=configs/train_tiny.py", *folders, flag)
+    done = run("--config=configs/train_tiny.py", *folders, flag)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("train: ") and message in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
     assert "Traceback" not in done.stderr

@@ -45,8 +45,8 @@ def make_rows(kind=Windows):
     return kind(Corpus("numbers", np.concatenate(documents), bos_id=2), seq_len=16)
 
 
-def main(folder, steps=60):
-    """Trains, and prints the norm of every parameter."""
+def run_and_describe(folder, steps=60):
+    """Trains, and tells the norm of every parameter and how many are split over devices."""
     config = make_config(
         steps=steps, optimizer=OptimizerConfig(1e-2, warmup_steps=min(5, steps - 1))
     )
@@ -56,8 +56,8 @@ def main(folder, steps=60):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
-    print(json.dumps({"devices": jax.device_count(), "split": split, "norms": facts}))
+    return {"devices": jax.device_count(), "split": split, "norms": facts}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    print(json.dumps(run_and_describe(sys.argv[1], *map(int, sys.argv[2:]))))

@@ -98,6 +98,9 @@ def test_qlora_lowers_the_loss_and_changes_no_byte_of_the_base(tmp_path):
     assert losses[-1] < losses[0] - 0.1
     jax.tree.map(np.testing.assert_array_equal, base, before)
     assert jax.tree.structure(result.params) == jax.tree.structure(random_adapter())
+    again = train(config, tmp_path, make_rows(), make_rows(), base=base)
+    assert again.finished
+    jax.tree.map(np.testing.assert_array_equal, again.params, result.params)
 
 
 def test_an_adapter_trains_over_a_given_base_only(tmp_path):
