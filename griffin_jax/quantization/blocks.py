@@ -120,12 +120,12 @@ def _limits(absmax: jax.Array, quant_type: str, form: _Format, divide: bool) -> 
 
 @functools.cache
 def _midpoint_constants(quant_type: str):
-    """For each midpoint, `width`, `exponent`, whether the half is excluded, and its sign.
+    """For each midpoint, [1, 15]: `width`, `exponent`, whether the half is excluded, and its sign.
 
     x exceeds a negative midpoint -b when -x is at most the number before b. Zero is exceeded by
     whatever does not round to zero, which is above half of the smallest subnormal number.
     """
-    points = codes.midpoints(quant_type)
+    points = codes.midpoints(quant_type)[None]
     negative = points < 0
     magnitudes = np.where(negative, np.nextafter(-points, np.float32(0)), points)
     mantissa, exponent = np.frexp(magnitudes)

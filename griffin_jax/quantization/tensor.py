@@ -10,7 +10,9 @@ import numpy as np
 
 from griffin_jax.quantization import blocks, codes, scales
 
-_SMALLEST_NORMAL = np.float32(2.0**-126)
+# Bits of float32 numbers: all but the sign, and those of 2**-126.
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_SMALLEST_NORMAL = np.uint32(0x00800000)
 
 
 @flax.struct.dataclass
@@ -189,15 +191,17 @@ def _first_level(weight, quant_type, block_size):
 
 
 def dequantize(tensor: QuantizedTensor, dtype=None) -> jax.Array:
-    """The values of a 4-bit weight, bit for bit those of bitsandbytes' CPU build.
+    """The values of a 4-bit weight, bit for bit those of bitsandbytes' CPU build, on any backend.
 
     Each is a float32 product, rounded to `dtype`. Where bitsandbytes' own code paths differ, these
     are matched: bfloat16 results below the smallest normal number are zero, as AVX512-BF16 makes
-    them; and a row that ends within a block goes on in the next row, as it was packed.
+    them; and a row that ends within a block goes on in the next row, as it was packed. What is not
+    a number has the bits of numpy's NaN.
 
-    XLA takes subnormal float32 numbers for zero on CPU and TPU. A weight with scales so small that
-    it matters is therefore finished on the host if this is called outside of jit; inside, such
-    values are zero.
+    Outside of jit nothing is left to the backend that backends do in their own ways: the second
+    level is decoded on the host, where no compiler fuses its product with its sum, and a weight
+    with scales so small that subnormal float32 numbers matter is finished there, too. XLA takes
+    them for zero on CPU and TPU. Inside of jit such values may be zero.
 
     Args:
       tensor: The weight.
@@ -207,18 +211,31 @@ def dequantize(tensor: QuantizedTensor, dtype=None) -> jax.Array:
       An array of `tensor.shape`.
     """
     dtype = jnp.dtype(tensor.dtype if dtype is None else dtype)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tensor))
-    if not traced and _reaches_subnormal(tensor):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tensor)):
+        return _dequantize(tensor, dtype)
+    if tensor.double_quantized:
+        tensor = _with_decoded_scales(tensor)
+    if _reaches_subnormal(tensor.absmax):
         return _dequantize_on_host(tensor, dtype)
     return _dequantize(tensor, dtype)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _dequantize(tensor: QuantizedTensor, dtype) -> jax.Array:
-    values = _products(tensor)
+    return _round(_products(tensor), dtype)
+
+
+def _round(values: jax.Array, dtype: np.dtype) -> jax.Array:
+    """float32 numbers in `dtype`, told by their bits: comparisons see subnormals, or do not."""
     if dtype == jnp.bfloat16:
-        values = jnp.where(jnp.abs(values) < _SMALLEST_NORMAL, values * 0, values)
-    return values.astype(dtype)
+        bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+        subnormal = bits & _MAGNITUDE < _SMALLEST_NORMAL
+        bits = jnp.where(subnormal, bits & ~_MAGNITUDE, bits)
+        values = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    nan = np.array(np.nan, dtype).view(f"u{dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(values.astype(dtype), nan.dtype)
+    bits = jnp.where(jnp.isnan(values), nan, bits)
+    return jax.lax.bitcast_convert_type(bits, dtype)
 
 
 def decode(tensor: QuantizedTensor, dtype) -> jax.Array:
@@ -247,25 +264,32 @@ def decode_scales(tensor: QuantizedTensor) -> jax.Array:
     return product + tensor.nested_offset
 
 
-def _reaches_subnormal(tensor: QuantizedTensor) -> bool:
-    """Whether some product of a code, or of a second-level code, may be subnormal."""
-    if tensor.double_quantized:
-        return bool(np.abs(np.asarray(tensor.nested_offset)) < 2.0**-90)
-    bits = jax.lax.bitcast_convert_type(tensor.absmax, jnp.int32)
-    return bool(jnp.any((bits > 0) & (bits < int(np.float32(2.0**-118).view(np.int32)))))
+def _with_decoded_scales(tensor: QuantizedTensor) -> QuantizedTensor:
+    """The same weight with float32 scales, worked out on the host and put where they were."""
+    host = jax.tree.map(np.asarray, tensor)
+    scale = scales.dequantize_scales(
+        host.absmax, host.nested_absmax, host.nested_code, host.nested_offset
+    ).reshape(host.absmax.shape)
+    if isinstance(tensor.absmax, jax.Array):
+        scale = jax.device_put(scale, tensor.absmax.sharding)
+    return tensor.replace(absmax=scale, nested_absmax=None, nested_code=None, nested_offset=None)
+
+
+def _reaches_subnormal(scale: jax.Array | np.ndarray) -> bool:
+    """Whether some product of a code with one of these scales may be subnormal."""
+    bits = jax.lax.bitcast_convert_type(scale, jnp.uint32) & _MAGNITUDE
+    return bool(jnp.any((bits > 0) & (bits < np.float32(2.0**-118).view(np.uint32))))
 
 
 @np.errstate(all="ignore")
 def _dequantize_on_host(tensor: QuantizedTensor, dtype) -> jax.Array:
+    """As `_dequantize`, of a weight whose scales are float32."""
     host = jax.tree.map(np.asarray, tensor)
-    scale = host.absmax.reshape(-1)
-    if tensor.double_quantized:
-        scale = scales.dequantize_scales(
-            scale, host.nested_absmax, host.nested_code, host.nested_offset
-        )
     packed = host.packed.reshape(-1)
     values = host.code[np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[: tensor.size]]
-    values *= np.repeat(scale, tensor.block_size)[: tensor.size]
+    values *= np.repeat(host.absmax.reshape(-1), tensor.block_size)[: tensor.size]
     if dtype == jnp.bfloat16:
-        values = np.where(np.abs(values) < _SMALLEST_NORMAL, values * 0, values)
+        smallest = _SMALLEST_NORMAL.view(np.float32)
+        values = np.where(np.abs(values) < smallest, np.copysign(0, values), values)
+    values = np.where(np.isnan(values), np.float32(np.nan), values)
     return jnp.asarray(values.astype(dtype).reshape(tensor.shape))
