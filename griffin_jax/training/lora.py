@@ -134,7 +134,8 @@ def save_adapter(folder: str | Path, config: LoRAConfig, adapter: Params, base: 
         "inference_mode": True,
     }
     with staged_folder(folder) as partial:
-        safetensors.numpy.save_file(tensors, partial / _WEIGHTS_FILE, metadata={"format": "pt"})
+        data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+        (partial / _WEIGHTS_FILE).write_bytes(data)
         (partial / _CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
 
