@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from jax.typing import DTypeLike
 
 from griffin_jax.checkpoints import CheckpointError
 from griffin_jax.checkpoints.files import read_json, staged_folder
@@ -89,18 +90,23 @@ def adapt(config: LoRAConfig, adapter: Params, base: Params) -> Params:
     return flax.traverse_util.unflatten_dict(tree)
 
 
-def merge(config: LoRAConfig, adapter: Params, base: Params) -> Params:
-    """The base's tree with the adapter added to its weights, in their dtype; 4-bit ones unpacked."""
+def merge(
+    config: LoRAConfig, adapter: Params, base: Params, dtype: DTypeLike | None = None
+) -> Params:
+    """The base's tree with the adapter added to its weights, which unpacks 4-bit ones.
+
+    Sums are float32, rounded to `dtype`, by default that of each weight (before it was packed).
+    """
 
     def merged(leaf):
         if not isinstance(leaf, LoRAWeight):
             return leaf
         weight = leaf.base
-        dtype = weight.dtype
+        out_dtype = weight.dtype if dtype is None else dtype
         if isinstance(weight, QuantizedTensor):
             weight = dequantize(weight, jnp.float32)
         added = jnp.matmul(leaf.b, leaf.a, precision="highest")
-        return (weight.astype(jnp.float32) + leaf.scale * added).astype(dtype)
+        return (weight.astype(jnp.float32) + leaf.scale * added).astype(out_dtype)
 
     tree = adapt(config, adapter, base)
     return jax.tree.map(merged, tree, is_leaf=lambda leaf: isinstance(leaf, LoRAWeight))
