@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     config.seq_len = 1024
     config.microbatches = 1
     config.remat = "none"
+    config.dropout = 0.0
     config.loss_chunks = 1
     config.dtype = "bfloat16"
     config.z_loss = 1e-4

@@ -41,6 +41,7 @@ class ResidualBlock(nn.Module):
 
     config: GriffinConfig
     kind: str
+    dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -80,6 +81,8 @@ class ResidualBlock(nn.Module):
         mlp = MLPBlock(expanded_width=config.mlp_width, name="mlp_block", **common)
         norm = {"eps": config.norm_eps, "param_dtype": self.param_dtype}
 
+        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+
         mixed, state = mixing(RMSNorm(name="temporal_pre_norm", **norm)(x), state, timeline)
-        x = x + mixed
-        return x + mlp(RMSNorm(name="channel_pre_norm", **norm)(x)), state
+        x = x + drop(mixed)
+        return x + drop(mlp(RMSNorm(name="channel_pre_norm", **norm)(x))), state

@@ -26,12 +26,15 @@ class Griffin(nn.Module):
       param_dtype: Of parameters that `init` makes.
       remat: What the backward pass recomputes: "none", "block" (everything in a block) or "dots"
         (everything but matrix products).
+      dropout: Share of each residual branch's output that is left out, where `apply` is given a
+        PRNG key named "dropout"; nothing is without one.
     """
 
     config: GriffinConfig
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     remat: str = "none"
+    dropout: float = 0.0
 
     def setup(self):
         config = self.config
@@ -39,7 +42,9 @@ class Griffin(nn.Module):
         self.embedder = Embedder(config.vocab_size, config.width, config.scale_embeddings, **types)
         policy = REMAT_POLICIES[self.remat]
         block = ResidualBlock if policy is None else nn.remat(ResidualBlock, policy=policy)
-        self.blocks = [block(config, kind, **types) for kind in config.block_types]
+        self.blocks = [
+            block(config, kind, dropout=self.dropout, **types) for kind in config.block_types
+        ]
         self.final_norm = RMSNorm(config.norm_eps, self.param_dtype)
         if not config.tie_embeddings:
             self.lm_head = Head(config.vocab_size, self.param_dtype)

@@ -22,6 +22,7 @@ class TrainConfig:
       microbatches: Parts of a batch whose gradients are accumulated one after another.
       dtype: Of activations. Master weights, gradients and losses are float32.
       remat: What the backward pass recomputes: "none", "dots" or "block"; see `Griffin`.
+      dropout: Share of the residual branches' outputs that training leaves out.
       loss_chunks: Parts of a sequence whose logits exist at a time; see `token_losses`.
       z_loss: Weight of the mean squared log-normaliser.
       seed: Of the initial parameters and of the order of the data.
@@ -41,6 +42,7 @@ class TrainConfig:
     microbatches: int = 1
     dtype: str = "bfloat16"
     remat: str = "none"
+    dropout: float = 0.0
     loss_chunks: int = 1
     z_loss: float = 0.0
     seed: int = 0
@@ -55,6 +57,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "seq_len", "microbatches", "loss_chunks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is one of {sorted(REMAT_POLICIES)}, got {self.remat!r}")
         if self.seq_len % self.loss_chunks:

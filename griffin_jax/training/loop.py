@@ -97,7 +97,12 @@ class _Run:
             self.frozen = jax.device_put(base, NamedSharding(self.mesh, PartitionSpec()))
         else:
             assemble, self.frozen = (lambda trainable, _: trainable), None
-        model = Griffin(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
+        model = Griffin(
+            config.model,
+            dtype=jnp.dtype(config.dtype),
+            remat=config.remat,
+            dropout=config.dropout,
+        )
         optimizer = adamw(config.optimizer, config.steps)
         self.learning_rate = learning_rate_schedule(config.optimizer, config.steps)
         self.train_step = make_train_step(
@@ -108,6 +113,7 @@ class _Run:
             z_loss=config.z_loss,
             microbatches=config.microbatches,
             loss_chunks=config.loss_chunks,
+            seed=config.seed,
         )
         self.eval_step = make_eval_step(model, self.mesh, assemble, loss_chunks=config.loss_chunks)
         self.checkpoints = RunCheckpoints(folder, config)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from griffin_jax.models import Griffin, init_state
+from griffin_jax.models import Griffin
 
 Params = Any
 Assemble = Callable[[Params, Params], Params]
@@ -56,7 +56,11 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def token_losses(
-    model: Griffin, params: Params, batch: dict[str, jax.Array], chunks: int = 1
+    model: Griffin,
+    params: Params,
+    batch: dict[str, jax.Array],
+    chunks: int = 1,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over the batch's targets of -ln p(target) and of the squared log-normaliser.
 
@@ -66,6 +70,7 @@ def token_losses(
       batch: `inputs`, `targets`, `positions` int32[B, T] and `mask` float32[B, T].
       chunks: Parts of T whose logits are computed, and computed again for the gradient, one after
         another, so that [B, T / chunks, V] is the most that exists. 1 keeps them for the gradient.
+      key: Draws what `model.dropout` leaves out; None leaves out nothing.
 
     Returns:
       Two float32 scalars.
@@ -76,11 +81,12 @@ def token_losses(
     rows, time = batch["inputs"].shape
     if time % chunks:
         raise ValueError(f"loss_chunks {chunks} does not divide the sequence length {time}")
-    window = model.config.attention_window
-    # With a ring, attention costs T * 2 W pairs in place of T * T.
-    state = init_state(model.config, rows, model.dtype) if window and time > 2 * window else None
     x, _ = model.apply(
-        {"params": params}, batch["inputs"], state, batch["positions"], method="features"
+        {"params": params},
+        batch["inputs"],
+        positions=batch["positions"],
+        method="features",
+        rngs=None if key is None else {"dropout": key},
     )
 
     def sums(x, targets, mask):
@@ -130,6 +136,7 @@ def make_train_step(
     z_loss: float = 0.0,
     microbatches: int = 1,
     loss_chunks: int = 1,
+    seed: int = 0,
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the jitted `step(state, frozen, batch) -> (state, metrics)`; it donates `state`.
 
@@ -141,33 +148,41 @@ def make_train_step(
       z_loss: Weight of the mean squared log-normaliser, which keeps logits from drifting.
       microbatches: Parts of the batch whose gradients are accumulated one after another.
       loss_chunks: See `token_losses`.
+      seed: Of `model.dropout`; what a step leaves out depends on it and on the step alone.
 
     Metrics, float32 scalars: `loss` in nats per target, `z_loss` (the mean squared log-normaliser),
     `grad_norm` before clipping, and `tokens` (targets that count).
     """
 
-    def loss(params, frozen, batch, total):
-        nll, squares = token_losses(model, assemble(params, frozen), batch, loss_chunks)
+    def loss(params, frozen, batch, total, key):
+        nll, squares = token_losses(model, assemble(params, frozen), batch, loss_chunks, key)
         sums = jnp.stack([nll, squares]) / total
         return sums[0] + z_loss * sums[1], sums
 
-    def gradients(params, frozen, batch):
+    def gradients(params, frozen, batch, step):
+        key = None
+        if model.dropout:
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            key = jax.random.fold_in(key, jax.lax.axis_index("data"))
         total = jnp.maximum(jax.lax.psum(jnp.sum(batch["mask"]), "data"), 1.0)
         gradient = jax.grad(loss, has_aux=True)
 
         def accumulate(carry, part):
-            return jax.tree.map(jnp.add, carry, gradient(params, frozen, part, total)), None
+            batch, index = part
+            part_key = key if key is None else jax.random.fold_in(key, index)
+            new = gradient(params, frozen, batch, total, part_key)
+            return jax.tree.map(jnp.add, carry, new), None
 
         if microbatches == 1:
-            grads, sums = gradient(params, frozen, batch, total)
+            grads, sums = gradient(params, frozen, batch, total, key)
         else:
             zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(2)
             parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-            (grads, sums), _ = jax.lax.scan(accumulate, zero, parts)
+            (grads, sums), _ = jax.lax.scan(accumulate, zero, (parts, jnp.arange(microbatches)))
         return *jax.lax.psum((grads, sums), "data"), total
 
     def step(state, frozen, batch):
-        grads, sums, total = _per_device(gradients, mesh)(state.params, frozen, batch)
+        grads, sums, total = _per_device(gradients, mesh)(state.params, frozen, batch, state.step)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         new = TrainState(
             step=state.step + 1,
@@ -202,11 +217,17 @@ def make_eval_step(
 
 
 def _per_device(function: Callable, mesh: Mesh) -> Callable:
-    """`function(params, frozen, batch)` on each device's own rows; it sums over devices itself.
+    """`function(params, frozen, batch, *more)` on each device's own rows; it sums by itself.
 
     The compiler cannot split hand-written kernels over devices, so it is not asked to.
     """
     whole, rows = PartitionSpec(), PartitionSpec("data")
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=(whole, whole, rows), out_specs=whole, check_vma=False
-    )
+
+    def call(params, frozen, batch, *more):
+        specs = (whole, whole, rows, *[whole] * len(more))
+        mapped = jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False
+        )
+        return mapped(params, frozen, batch, *more)
+
+    return call

@@ -1,4 +1,4 @@
-"""A run so small that a test can finish it: python -m tests.training.small_run FOLDER"""
+"""A run so small that a test can finish it: python -m tests.training.small_run FOLDER [STEPS DROPOUT]"""
 
 import json
 import sys
@@ -29,6 +29,7 @@ def make_config(**changes):
         "batch_size": 4,
         "seq_len": 16,
         "dtype": "float32",
+        "dropout": 0.1,
         "eval_every": 20,
         "eval_batches": 1,
         "checkpoint_every": 10,
@@ -45,10 +46,12 @@ def make_rows(kind=Windows):
     return kind(Corpus("numbers", np.concatenate(documents), bos_id=2), seq_len=16)
 
 
-def run_and_describe(folder, steps=60):
+def run_and_describe(folder, steps=60, dropout=0.1):
     """Trains, and tells the norm of every parameter and how many are split over devices."""
     config = make_config(
-        steps=steps, optimizer=OptimizerConfig(1e-2, warmup_steps=min(5, steps - 1))
+        steps=int(steps),
+        dropout=float(dropout),
+        optimizer=OptimizerConfig(1e-2, warmup_steps=min(5, int(steps) - 1)),
     )
     params = train(config, folder, make_rows(), make_rows()).params
     facts = {
@@ -60,4 +63,4 @@ def run_and_describe(folder, steps=60):
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_and_describe(sys.argv[1], *map(int, sys.argv[2:]))))
+    print(json.dumps(run_and_describe(*sys.argv[1:])))

@@ -39,6 +39,14 @@ def test_the_loss_is_the_masked_sum_of_cross_entropies():
     np.testing.assert_allclose(squares, jnp.sum(normaliser**2 * BATCH["mask"]), rtol=1e-5)
 
 
+def test_dropout_depends_on_its_key_and_needs_one():
+    dropping = Griffin(MODEL, dropout=0.3)
+    loss = jax.jit(lambda key: token_losses(dropping, PARAMS, BATCH, key=key)[0])
+    assert loss(None) == jax.jit(lambda: token_losses(MODULE, PARAMS, BATCH)[0])()
+    assert loss(jax.random.key(0)) == loss(jax.random.key(0))
+    assert len({float(loss(key)) for key in (None, *jax.random.split(jax.random.key(0)))}) == 3
+
+
 def updated(**options):
     """Parameters after one step of plain gradient descent, and the metrics."""
     optimizer = optax.sgd(0.1)
