@@ -18,7 +18,7 @@ from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.models import Griffin, State
 from griffin_jax.quantization import QuantizationConfig
-from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from griffin_jax.tokenizer import Tokenizer, check_vocabulary, find_tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -258,11 +258,8 @@ def load(
     checkpoint = checkpoints.load_checkpoint(
         folder, dtype=dtype, quantization=quantization, allow_nan=allow_nan
     )
-    try:
-        tokenizer = load_tokenizer(checkpoint.folder)
-    except FileNotFoundError:
-        tokenizer = None
-    else:
+    tokenizer = find_tokenizer(checkpoint.folder)
+    if tokenizer is not None:
         check_vocabulary(tokenizer, checkpoint.config)
     return LanguageModel(checkpoint.config, checkpoint.params, tokenizer, dtype, settings)
 
