@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     # "griffin-tiny", a folder of a model, or a name on the Hub.
     config.model = "griffin-tiny"
-    # Of parameters and activations; None is bfloat16 on accelerators, float32 on CPUs.
+    # Of parameters and activations; None is what a 4-bit folder says, and otherwise bfloat16 on
+    # accelerators and float32 on CPUs.
     config.dtype = config_dict.placeholder(str)
     # Prompts are a user's turns, for models that follow instructions.
     config.chat = False

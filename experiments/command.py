@@ -1,5 +1,8 @@
 """What every command does around its own work."""
 
+import os
+import platform
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +33,8 @@ def run(main: Callable[[], None]) -> None:
         from griffin_jax.compilation_cache import enable_compilation_cache
 
         enable_compilation_cache()
+        if not logging.level_debug():
+            logging.set_verbosity(logging.WARNING)
         try:
             main()
         except (ValueError, OSError, ImportError) as error:
@@ -40,6 +45,39 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(130)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has had at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def machine() -> str:
+    """The processor, and the accelerator if there is one, for reports."""
+    import jax
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    cores = f"{name}, {os.cpu_count()} cores"
+    device = jax.devices()[0]
+    return cores if device.platform == "cpu" else f"{device.device_kind} ({cores})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table with columns lined up, the first to the left, the rest to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells):
+        first, *rest = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
 def _parse_flags(argv):

@@ -6,20 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax import inference
+from griffin_jax import checkpoints, inference
 from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.models import Griffin, State
-from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
-
-BUNDLED = "griffin-tiny"
-_ASSETS = Path(__file__).parent / "assets"
+from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.tokenizer import Tokenizer, check_vocabulary, find_tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -33,12 +32,15 @@ class LanguageModel:
       params: The parameters, a nested dict; leaves are arrays or packed tensors.
       tokenizer: Turns text into tokens and back; None where only tokens are used.
       dtype: Of activations, keys and values.
+      quantization: What packed weights were made under, which `save` writes down; None where the
+        weights tell all there is.
     """
 
     config: GriffinConfig
     params: dict[str, Any]
     tokenizer: Tokenizer | None = None
     dtype: DTypeLike = jnp.float32
+    quantization: QuantizationConfig | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
@@ -220,35 +222,66 @@ def _apply(model, params, tokens, state, lengths):
 
 
 def load(
-    path: str | Path, *, dtype: DTypeLike | None = None, allow_nan: bool = False
+    path: str | Path,
+    *,
+    quantization: QuantizationConfig | None = None,
+    dtype: DTypeLike | None = None,
+    allow_nan: bool = False,
 ) -> LanguageModel:
     """Loads a model and the tokenizer beside it.
 
     Args:
       path: "griffin-tiny", the model that comes with the package; or a folder in Hugging Face's
         format, with a published DeepMind tree, or written by `save`; or a name on the Hub.
-      dtype: Of parameters and activations. Defaults to bfloat16 on accelerators and to float32 on
-        CPUs, where XLA's bfloat16 matrix products are slower.
+      quantization: Pack linear weights to 4 bits, leaf by leaf on the way: as `quantize`, without
+        ever holding the whole model. A folder that is in 4 bits loads as it is without this.
+      dtype: Of activations, and of parameters outside of packed weights. Defaults to what
+        `QuantizationConfig.compute_dtype` says under 4 bits; otherwise to bfloat16 on accelerators
+        and to float32 on CPUs, where XLA's bfloat16 matrix products are slower.
       allow_nan: Go on where a weight holds NaN or infinity.
 
     Raises:
       FileNotFoundError: there is no such folder.
-      CheckpointError: (a ValueError) the folder has no weights, or damaged or unfitting ones.
-      ValueError: the tokenizer is damaged or does not fit the model.
+      CheckpointError: (a ValueError) the folder has no weights, or damaged or unfitting ones, or is
+        in 4 bits already, otherwise than `quantization` says.
+      ValueError: the tokenizer is damaged or does not fit the model, or a weight to be packed
+        holds NaN or infinity.
     """
-    from griffin_jax.checkpoints import load_checkpoint
-
-    if dtype is None:
+    folder = checkpoints.find_folder(path)
+    settings = quantization
+    if settings is None and (stored := checkpoints.open_checkpoint(folder).quantization):
+        settings = QuantizationConfig.from_dict(stored)
+    if settings is not None:
+        dtype = settings.compute_dtype(dtype)
+    elif dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    folder = _ASSETS / BUNDLED if path == BUNDLED else path
-    checkpoint = load_checkpoint(folder, dtype=dtype, allow_nan=allow_nan)
-    try:
-        tokenizer = load_tokenizer(checkpoint.folder)
-    except FileNotFoundError:
-        tokenizer = None
-    else:
+    checkpoint = checkpoints.load_checkpoint(
+        folder, dtype=dtype, quantization=quantization, allow_nan=allow_nan
+    )
+    tokenizer = find_tokenizer(checkpoint.folder)
+    if tokenizer is not None:
         check_vocabulary(tokenizer, checkpoint.config)
-    return LanguageModel(checkpoint.config, checkpoint.params, tokenizer, dtype)
+    return LanguageModel(checkpoint.config, checkpoint.params, tokenizer, dtype, settings)
+
+
+def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageModel:
+    """The model with its linear weights in 4 bits, byte for byte as bitsandbytes packs them.
+
+    The embedding, the output head, gates, convolutions, norms and biases stay as they are, and so
+    does the model's dtype: `bnb_4bit_compute_dtype` is for those who load what `save` writes.
+
+    Args:
+      lm: The model, which is not changed.
+      quantization: What to pack, and how.
+
+    Raises:
+      ValueError: a weight to be packed holds NaN or infinity.
+      CheckpointError: (a ValueError) a weight is in 4 bits already, otherwise than asked for.
+    """
+    flat = flax.traverse_util.flatten_dict(lm.params, sep="/")
+    packed = {path: checkpoints.pack_leaf(path, leaf, quantization) for path, leaf in flat.items()}
+    params = flax.traverse_util.unflatten_dict(packed, sep="/")
+    return dataclasses.replace(lm, params=params, quantization=quantization)
 
 
 def save(
@@ -265,6 +298,11 @@ def save(
       CheckpointError: (a ValueError) the folder holds something, or the format cannot express the
         model.
     """
-    from griffin_jax.checkpoints import save_checkpoint
-
-    save_checkpoint(folder, lm.config, lm.params, format=format, tokenizer=lm.tokenizer)
+    checkpoints.save_checkpoint(
+        folder,
+        lm.config,
+        lm.params,
+        format=format,
+        tokenizer=lm.tokenizer,
+        quantization=None if lm.quantization is None else lm.quantization.to_dict(),
+    )

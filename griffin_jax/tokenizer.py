@@ -290,6 +290,14 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     raise FileNotFoundError(f"{folder}: holds neither tokenizer.model nor tokenizer.json")
 
 
+def find_tokenizer(folder: str | os.PathLike) -> Tokenizer | None:
+    """As `load_tokenizer`, but None where there is no tokenizer."""
+    try:
+        return load_tokenizer(folder)
+    except FileNotFoundError:
+        return None
+
+
 def check_vocabulary(tokenizer: Tokenizer, config: GriffinConfig) -> None:
     """Checks that every token id has a row in the model's embedding; spare rows are fine.
 

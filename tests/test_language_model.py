@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import griffin_jax
-from griffin_jax.checkpoints import CheckpointError
-from griffin_jax.language_model import _ASSETS
+from griffin_jax.checkpoints import BUNDLED, CheckpointError, find_folder
 from griffin_jax.tokenizer import load_tokenizer
 from tests.checkpoints.tiny_model import assert_same_tree, random_params
 from tests.inference.tiny_model import BOS, CONFIG, ByteTokenizer, language_model, plain_logits
@@ -88,7 +87,7 @@ def test_without_a_tokenizer_text_is_refused():
 
 @pytest.mark.parametrize("format", ["orbax", "huggingface"])
 def test_a_saved_model_comes_back_exactly_with_its_tokenizer(tmp_path, format):
-    tokenizer = load_tokenizer(_ASSETS / griffin_jax.language_model.BUNDLED)
+    tokenizer = load_tokenizer(find_folder(BUNDLED))
     config = griffin_jax.preset("tiny").replace(vocab_size=tokenizer.vocab_size, num_layers=3)
     lm = griffin_jax.LanguageModel(config, random_params(config), tokenizer)
     griffin_jax.save(lm, tmp_path / "model", format=format)
@@ -102,7 +101,7 @@ def test_a_saved_model_comes_back_exactly_with_its_tokenizer(tmp_path, format):
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
-    tokenizer = load_tokenizer(_ASSETS / griffin_jax.language_model.BUNDLED)
+    tokenizer = load_tokenizer(find_folder(BUNDLED))
     config = griffin_jax.preset("tiny").replace(num_layers=1)
     lm = griffin_jax.LanguageModel(config, random_params(config), tokenizer)
     griffin_jax.save(lm, tmp_path / "model")

@@ -1,19 +1,25 @@
 """Checkpoints in and out: Hugging Face folders, published DeepMind trees and our own Orbax."""
 
 from griffin_jax.checkpoints.checkpoint import (
+    BUNDLED,
     Checkpoint,
+    find_folder,
     load_checkpoint,
     open_checkpoint,
     save_checkpoint,
     save_leaves,
 )
 from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.checkpoints.packing import pack_leaf
 
 __all__ = [
+    "BUNDLED",
     "Checkpoint",
     "CheckpointError",
+    "find_folder",
     "load_checkpoint",
     "open_checkpoint",
+    "pack_leaf",
     "save_checkpoint",
     "save_leaves",
 ]

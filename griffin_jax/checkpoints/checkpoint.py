@@ -14,18 +14,24 @@ from jax.typing import DTypeLike
 from griffin_jax.checkpoints import deepmind, hub, huggingface, orbax
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, staged_folder, write_json
+from griffin_jax.checkpoints.packing import pack_leaf
 from griffin_jax.checkpoints.placement import (
     Placement,
     Shardings,
     all_finite,
     leaf_nbytes,
+    mapped_from_disk,
     progress_bar,
 )
 from griffin_jax.checkpoints.tree import model_order
 from griffin_jax.config import GriffinConfig
+from griffin_jax.quantization import QuantizationConfig
 
 if TYPE_CHECKING:  # the tokenizer raises this package's errors
     from griffin_jax.tokenizer import Tokenizer
+
+BUNDLED = "griffin-tiny"
+_BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / BUNDLED
 
 _GENERATION_FILE = "generation_config.json"
 _GEMMA_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
@@ -52,12 +58,16 @@ class Checkpoint:
 
 
 def find_folder(path: str | Path) -> Path:
-    """The folder of a checkpoint: `path` itself, or where a model of that name on the Hub is kept.
+    """The folder of a checkpoint: `path` itself, or where a model of that name is kept.
+
+    A name is "griffin-tiny", the model that comes with the package, or one on the Hub.
 
     Raises:
-      FileNotFoundError: there is neither.
+      FileNotFoundError: there is none.
       CheckpointError: the Hub does not give the model; see `hub.fetch`.
     """
+    if str(path) == BUNDLED:
+        return _BUNDLED_FOLDER
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -79,7 +89,8 @@ def open_checkpoint(path: str | Path) -> Source:
 
     Args:
       path: A folder of Hugging Face's, of ours or with a published DeepMind tree, or one around
-        the latter (as Kaggle's archives have it, with the tokenizer); or a name on the Hub.
+        the latter (as Kaggle's archives have it, with the tokenizer); or a name, see
+        `find_folder`.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -103,6 +114,7 @@ def load_checkpoint(
     path: str | Path,
     *,
     dtype: DTypeLike | None = None,
+    quantization: QuantizationConfig | None = None,
     shardings: Shardings | None = None,
     allow_nan: bool = False,
     progress: bool = True,
@@ -110,8 +122,9 @@ def load_checkpoint(
     """Loads a model, leaf by leaf straight to the wanted dtype and devices.
 
     Args:
-      path: A folder or a Hub name; see `open_checkpoint`.
+      path: A folder or a name; see `open_checkpoint`.
       dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
+      quantization: Pack linear weights on the way, see `pack_leaf`; None leaves all as stored.
       shardings: Gives the sharding of an array from its path in the tree and its shape; see
         `Placement`. None puts everything on the default device.
       allow_nan: Go on where a weight holds NaN or infinity.
@@ -119,7 +132,8 @@ def load_checkpoint(
 
     Raises:
       FileNotFoundError: there is no such folder.
-      CheckpointError: the folder has no weights, or damaged or unfitting ones.
+      CheckpointError: the folder has no weights, or damaged or unfitting ones, or is quantised
+        already, otherwise than asked for.
     """
     folder = find_folder(path)
     source = open_checkpoint(folder)
@@ -127,10 +141,13 @@ def load_checkpoint(
     params, finite = {}, {}
     with progress_bar("loading", source.nbytes, progress) as bar:
         for leaf_path, leaf in source.leaves():
+            nbytes = leaf_nbytes(leaf)
+            if quantization is not None:
+                leaf = _pack(source.stored_name(leaf_path), leaf_path, leaf, quantization)
             params[leaf_path] = placement.place(leaf_path, leaf)
             if not allow_nan:
                 finite[leaf_path] = [all_finite(x) for x in jax.tree.leaves(params[leaf_path])]
-            bar.update(leaf_nbytes(leaf))
+            bar.update(nbytes)
     bad = [source.stored_name(path) for path, checks in finite.items() if not all(checks)]
     if bad:
         raise CheckpointError(
@@ -138,7 +155,13 @@ def load_checkpoint(
             "narrow a dtype; allow_nan=True loads it all the same"
         )
     params = flax.traverse_util.unflatten_dict(params, sep="/")
-    return Checkpoint(source.config, params, source.quantization, folder)
+    settings = source.quantization if quantization is None else quantization.to_dict()
+    return Checkpoint(source.config, params, settings, folder)
+
+
+def _pack(name, path, leaf, settings):
+    packed = pack_leaf(path, leaf, settings, name=name)
+    return leaf if packed is leaf else jax.tree.map(np.asarray, packed)
 
 
 def save_checkpoint(
@@ -168,6 +191,7 @@ def save_checkpoint(
     Raises:
       CheckpointError: the folder holds something, or the format cannot express the model.
     """
+    _check_format(format)
     if format == "huggingface":
         save_leaves(
             folder,
@@ -177,13 +201,11 @@ def save_checkpoint(
             quantization=quantization,
             max_shard_size=max_shard_size,
         )
-    elif format == "orbax":
-        with staged_folder(folder) as partial:
-            if tokenizer is not None:
-                tokenizer.save(partial)
-            orbax.write_orbax(partial, config, params, quantization)
-    else:
-        raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
+        return
+    with staged_folder(folder) as partial:
+        if tokenizer is not None:
+            tokenizer.save(partial)
+        orbax.write_orbax(partial, config, params, quantization)
 
 
 def save_leaves(
@@ -191,34 +213,47 @@ def save_leaves(
     config: GriffinConfig,
     leaves: Iterable[tuple[str, Any]],
     *,
+    format: Literal["orbax", "huggingface"] = "huggingface",
     tokenizer: "Tokenizer | None" = None,
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
 ) -> None:
-    """As `save_checkpoint` in Hugging Face's format, of leaves that come one at a time.
+    """As `save_checkpoint`, of leaves that come one at a time.
 
     With a source's `leaves()`, changed on the way or not, this needs the memory of a few tensors
-    whatever the model's size.
+    whatever the model's size. "orbax" needs the model's size on disk once more while it runs.
 
     Args:
       folder: What to make; must not exist, or be empty.
       config: The model's shape.
       leaves: Path and value of every leaf; values are host arrays, or packed weights of such.
+      format: As for `save_checkpoint`.
       tokenizer: Goes along with the model.
       quantization: Settings of packed weights; None makes them from what is packed.
       max_shard_size: Bytes of tensors in one safetensors file.
 
     Raises:
-      CheckpointError: the folder holds something, the format cannot express the model, or `leaves`
-        lack one.
+      CheckpointError: the folder holds something, the format is unknown or cannot express the
+        model, or `leaves` lack one.
     """
+    _check_format(format)
     with staged_folder(folder) as partial:
         if tokenizer is not None:
             tokenizer.save(partial)
-        huggingface.write_huggingface(
-            partial, config, leaves, quantization=quantization, max_shard_size=max_shard_size
-        )
-        write_json(partial / _GENERATION_FILE, _special_ids(tokenizer))
+        if format == "huggingface":
+            huggingface.write_huggingface(
+                partial, config, leaves, quantization=quantization, max_shard_size=max_shard_size
+            )
+            write_json(partial / _GENERATION_FILE, _special_ids(tokenizer))
+        else:
+            # Orbax writes a whole tree at once, so the leaves wait on disk.
+            with mapped_from_disk(leaves, partial) as tree:
+                orbax.write_orbax(partial, config, tree, quantization)
+
+
+def _check_format(format: str) -> None:
+    if format not in ("orbax", "huggingface"):
+        raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
 
 
 def _special_ids(tokenizer: "Tokenizer | None") -> dict[str, int | list[int]]:

@@ -39,6 +39,14 @@ _RENAMES = (
 )
 
 
+def is_linear(path: str) -> bool:
+    """Whether a leaf is the weight of a linear layer, which bitsandbytes would pack.
+
+    The embedding, the diagonal blocks of the gates and the convolution are none.
+    """
+    return _LINEAR.search(path) is not None
+
+
 def tensor_name(path: str) -> str:
     """The tensor of a leaf: model.layers.0.mlp_block.up_proj.bias is blocks_0/mlp_block/up_proj/bias."""
     for pattern, replacement in _RENAMES:
@@ -143,7 +151,7 @@ class HuggingFaceSource:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
     def _check_packed(self, settings: QuantizationConfig) -> None:
-        names = [tensor_name(p) for p in flat_abstract_params(self.config) if _LINEAR.search(p)]
+        names = [tensor_name(p) for p in flat_abstract_params(self.config) if is_linear(p)]
         whole = [
             name
             for name in names
@@ -210,7 +218,7 @@ def describe_packing(kinds: dict[str, tuple[str, bool] | None]) -> dict[str, Any
     settings = QuantizationConfig(
         bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
     )
-    linear = [path for path in kinds if _LINEAR.search(path)]
+    linear = [path for path in kinds if is_linear(path)]
     whole = [tensor_name(p).removesuffix(".weight") for p in linear if kinds[p] is None]
     if not all(map(settings.skips, whole)):
         # The list replaces transformers' own, which is the head alone.

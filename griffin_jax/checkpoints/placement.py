@@ -1,9 +1,13 @@
-"""How the leaves of a checkpoint go onto devices, one at a time."""
+"""How the leaves of a checkpoint go onto devices, or through the disk, one at a time."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +58,25 @@ class Placement:
         return jax.make_array_from_callback(array.shape, sharding, copy)
 
 
+@contextlib.contextmanager
+def mapped_from_disk(leaves: Iterable[tuple[str, Any]], folder: Path) -> Iterator[dict]:
+    """The tree of some leaves, with arrays that are mapped from files.
+
+    The files are in a folder of their own within `folder`, which goes when the block ends.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as files:
+
+        def spill(path: str, array: np.ndarray) -> np.ndarray:
+            array = np.asarray(array)
+            file = Path(files) / path.replace("/", ".")
+            np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(file)
+            mapped = np.memmap(file, np.uint8, mode="r").view(np.ndarray)
+            return mapped.view(array.dtype).reshape(array.shape)
+
+        flat = {path: jax.tree.map(spill, array_paths(path, leaf), leaf) for path, leaf in leaves}
+        yield flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
 def leaf_nbytes(leaf: Any) -> int:
     """Bytes of an array or of the arrays of a packed weight."""
     return sum(array.nbytes for array in jax.tree.leaves(leaf))
@@ -79,5 +102,10 @@ def all_finite(x: jax.Array) -> jax.Array | bool:
     if {device.platform for device in x.devices()} != {"cpu"} or len(x.devices()) > 1:
         return _all_finite_on_device(x)
     # On a CPU, numpy reads the array in place, and there is nothing to compile for each shape.
-    flat = np.asarray(x).reshape(-1)
+    return all_finite_on_host(np.asarray(x))
+
+
+def all_finite_on_host(x: np.ndarray) -> bool:
+    """Whether a floating-point array holds neither NaN nor infinity; reads it piece by piece."""
+    flat = x.reshape(-1)
     return all(np.isfinite(flat[i : i + _CHUNK]).all() for i in range(0, flat.size, _CHUNK))

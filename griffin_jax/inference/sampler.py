@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import prefill
 from griffin_jax.inference.decode import draw_burst, row_keys, stop_array
+from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
 from griffin_jax.models import Griffin, State
@@ -216,7 +217,11 @@ class Generation:
         return all(row.finish_reason for row in self._rows)
 
     def advance(self, limit: int) -> None:
-        """Writes up to `limit` tokens more in every row that has not ended."""
+        """Writes up to `limit` tokens more in every row that has not ended.
+
+        Raises:
+          ValueError: logits are NaN or infinite; see `check_finite`.
+        """
         sampler = self._sampler
         steps = min(limit, sampler.burst, self._max_new_tokens - self._steps)
         alive = np.zeros(len(self._last), bool)
@@ -236,6 +241,7 @@ class Generation:
             self._values,
         )
         tokens, logprobs = jax.device_get((tokens, logprobs))
+        check_finite(logprobs[tokens >= 0], sampler.model.dtype)
         self._steps += steps
         for i, row in enumerate(self._rows):
             drawn = tokens[i] >= 0

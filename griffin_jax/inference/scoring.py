@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from griffin_jax.inference import prefill
+from griffin_jax.inference.finite import check_finite
 from griffin_jax.models import Griffin
 
 _HEAD_BLOCK = 64  # positions whose logits stand in memory at a time, times the batch
@@ -33,7 +34,8 @@ def score(
       the model's most likely one.
 
     Raises:
-      ValueError: a context or continuation is empty, or holds an id outside the vocabulary.
+      ValueError: a context or continuation is empty, or holds an id outside the vocabulary; or
+        logits are NaN or infinite, see `check_finite`.
     """
     vocab_size = model.config.vocab_size
     for i, (context, continuation) in enumerate(pairs):
@@ -66,6 +68,7 @@ def _score_batch(model, params, pairs):
             model, params, state, tokens, lengths, wanted, np.maximum(first - begin, 0)
         )
         chunk_log_probability, chunk_greedy = jax.device_get(found)
+        check_finite(chunk_log_probability, model.dtype)
         log_probability += chunk_log_probability
         greedy &= chunk_greedy
         begin += length

@@ -52,11 +52,72 @@ def document_losses(
     Raises:
       ValueError: the window is unbounded and no capacity is given.
     """
-    losses: list[np.ndarray] = [np.zeros(0, np.float32)] * len(documents)
+    dtype = jnp.dtype(dtype)
+    return _read_documents(
+        documents,
+        lambda: init_state(config, rows, dtype, capacity),
+        functools.partial(_chunk_losses, config, dtype, params),
+        chunk,
+        rows,
+    )
+
+
+def document_divergences(
+    config: GriffinConfig,
+    reference: Any,
+    params: Any,
+    documents: Sequence[Sequence[int]],
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    chunk: int = 256,
+    rows: int = 8,
+    capacity: int | None = None,
+) -> list[np.ndarray]:
+    """How far a model is from another one, at every token but the first of each document.
+
+    Args:
+      config: The shape of both models.
+      reference: The parameters that `params` are compared with.
+      params: Those of the model in question, such as a packed one.
+      documents: As for `document_losses`, and so are the rest.
+      dtype: Of activations.
+      chunk: Tokens per call.
+      rows: Documents read at the same time.
+      capacity: Keys kept when the attention window is unbounded.
+
+    Returns:
+      float32[len(document) - 1, 2] for each document: the loss -ln p under `params`, and the
+      Kullback-Leibler divergence, in nats, of their distribution from that of `reference`.
+
+    Raises:
+      ValueError: the window is unbounded and no capacity is given.
+    """
+    dtype = jnp.dtype(dtype)
+    return _read_documents(
+        documents,
+        lambda: tuple(init_state(config, rows, dtype, capacity) for _ in range(2)),
+        functools.partial(_chunk_divergences, config, dtype, (reference, params)),
+        chunk,
+        rows,
+    )
+
+
+def _read_documents(documents, fresh_state, measure, chunk, rows):
+    """What `measure` finds at each token, [len(document) - 1, ...] for each document.
+
+    Args:
+      documents: Token ids.
+      fresh_state: Gives the state before the first token of `rows` documents.
+      measure: From the state, tokens int32[rows, chunk + 1] and lengths int32[rows] to an array
+        [rows, chunk, ...] and the state after them.
+      chunk: Tokens per call.
+      rows: Documents read at the same time.
+    """
+    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(documents)
     by_length = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     for first in range(0, len(by_length), rows):
         group = by_length[first : first + rows]
-        state = init_state(config, rows, dtype, capacity)
+        state = fresh_state()
         longest = len(documents[group[-1]]) - 1
         tokens = np.zeros((rows, -(-longest // chunk) * chunk + 1), np.int32)
         lengths = np.zeros(rows, np.int32)
@@ -65,19 +126,14 @@ def document_losses(
             lengths[row] = len(documents[i]) - 1
         parts = []
         for begin in range(0, longest, chunk):
-            part, state = _chunk_losses(
-                config,
-                jnp.dtype(dtype),
-                params,
-                state,
-                tokens[:, begin : begin + chunk + 1],
-                np.clip(lengths - begin, 0, chunk),
+            part, state = measure(
+                state, tokens[:, begin : begin + chunk + 1], np.clip(lengths - begin, 0, chunk)
             )
             parts.append(part)
         joined = np.concatenate(jax.device_get(parts), axis=1)
         for row, i in enumerate(group):
-            losses[i] = joined[row, : lengths[row]]
-    return losses
+            found[i] = joined[row, : lengths[row]]
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -87,6 +143,20 @@ def _chunk_losses(config, dtype, params, state, tokens, lengths):
     )
     chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen, state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _chunk_divergences(config, dtype, models, states, tokens, lengths):
+    model = Griffin(config, dtype=dtype)
+    logps, after = [], []
+    for params, state in zip(models, states, strict=True):
+        logits, state = model.apply({"params": params}, tokens[:, :-1], state, lengths=lengths)
+        logps.append(jax.nn.log_softmax(logits, axis=-1))
+        after.append(state)
+    expected, actual = logps
+    chosen = jnp.take_along_axis(actual, tokens[:, 1:, None], axis=-1)[..., 0]
+    divergence = jnp.sum(jnp.exp(expected) * (expected - actual), axis=-1)
+    return jnp.stack([-chosen, divergence], axis=-1), tuple(after)
 
 
 def bits_per_byte(

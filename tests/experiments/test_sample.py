@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import griffin_jax
-from griffin_jax.language_model import _ASSETS, BUNDLED
+from griffin_jax.checkpoints import BUNDLED, find_folder
 from griffin_jax.tokenizer import load_tokenizer
 from tests.checkpoints.tiny_model import random_params
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def model(tmp_path_factory):
     """A folder with a tiny model and our own tokenizer, and a cache for compiled programs."""
     folder = tmp_path_factory.mktemp("sample")
-    tokenizer = load_tokenizer(_ASSETS / BUNDLED)
+    tokenizer = load_tokenizer(find_folder(BUNDLED))
     config = griffin_jax.preset("tiny").replace(
         vocab_size=tokenizer.vocab_size, num_layers=1, width=32, mlp_width=32
     )

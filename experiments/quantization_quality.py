@@ -1,0 +1,230 @@
+"""Measures what packing to 4 bits costs a trained model.
+
+  python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE --output=FOLDER
+
+Packs the model in every way that the config lists, and reads the text with each: bits per UTF-8 byte,
+with the state carried through each document, and the mean Kullback-Leibler divergence from the model
+before packing, token by token. Prints a table, and writes it as README.md with results.json and a
+plot into the output folder. The text is a .txt or .jsonl file ("text" in every line), .xz or not.
+
+--config.max_bytes=0 reads all of every document; the default, configs/quantization_quality.py, lists
+all fields.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import command
+
+_ROOT = Path(__file__).parents[1]
+_CONFIG = command.define_config("quantization_quality.py")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
+_TEXT = flags.DEFINE_string("text", str(_ROOT / "README.md"), "File to read.")
+_OUTPUT = flags.DEFINE_string("output", "runs/quantization_quality", "Folder for the report.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One packing's figures.
+
+    Attributes:
+      name: What it is.
+      quant_type: "nf4" or "fp4"; None before packing.
+      double_quant: Whether its scales are quantised, too.
+      block_size: Weights per scale; None before packing.
+      bits_per_weight: Stored bits per linear weight.
+      bits_per_byte: Of the text.
+      divergence: Mean nats per token, from the model before packing.
+    """
+
+    name: str
+    quant_type: str | None
+    double_quant: bool
+    block_size: int | None
+    bits_per_weight: float
+    bits_per_byte: float
+    divergence: float
+
+
+def main() -> None:
+    import griffin_jax
+    from griffin_jax.training import corpus
+
+    _import_pyplot()
+    config = _CONFIG.value
+    lm = griffin_jax.load(_CHECKPOINT.value, dtype=config.dtype)
+    if lm.tokenizer is None:
+        raise ValueError(f"{_CHECKPOINT.value} has no tokenizer; put its tokenizer.model there")
+    texts = [_beginning(text, config.max_bytes) for text in corpus.read_documents(_TEXT.value)]
+    rows = measure(lm, stored_weights(_CHECKPOINT.value), texts, config)
+    write_report(Path(_OUTPUT.value), rows, texts)
+
+
+def stored_weights(checkpoint: str) -> dict[str, Any]:
+    """Arrays of the model as they are stored, by path; 4-bit ones as what they stand for."""
+    from griffin_jax import checkpoints
+    from griffin_jax.quantization import QuantizedTensor, dequantize
+
+    leaves = checkpoints.open_checkpoint(checkpoint).leaves()
+    return {
+        path: dequantize(leaf) if isinstance(leaf, QuantizedTensor) else leaf
+        for path, leaf in leaves
+    }
+
+
+def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
+    """The figures of the model as it is and of every packing of the config."""
+    import jax.numpy as jnp
+    import numpy as np
+    from flax.traverse_util import unflatten_dict
+
+    from griffin_jax import QuantizationConfig, checkpoints
+    from griffin_jax.quantization import QuantizedTensor, dequantize
+    from griffin_jax.training import evaluate
+
+    documents = [lm.tokenizer.encode(text, bos=True) for text in texts]
+    num_bytes = sum(len(text.encode()) for text in texts)
+    reference = unflatten_dict({p: jnp.asarray(w, config.dtype) for p, w in weights.items()}, "/")
+    rows = []
+    for packing in (None, *config.packings):
+        params, stored, size = reference, 0, 0
+        if packing is not None:
+            quant_type, double_quant, block_size = packing
+            settings = QuantizationConfig(
+                bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
+            )
+            values = {}
+            for path, weight in weights.items():
+                leaf = checkpoints.pack_leaf(path, weight, settings, block_size=block_size)
+                if isinstance(leaf, QuantizedTensor):
+                    stored, size = stored + leaf.nbytes, size + leaf.size
+                    leaf = dequantize(leaf, config.dtype)
+                values[path] = jnp.asarray(leaf, config.dtype)
+            params = unflatten_dict(values, "/")
+        figures = np.concatenate(
+            evaluate.document_divergences(
+                lm.config,
+                reference,
+                params,
+                documents,
+                dtype=config.dtype,
+                chunk=config.chunk,
+                rows=config.rows,
+                capacity=config.capacity,
+            )
+        )
+        losses, divergences = figures.T.astype(np.float64)
+        rows.append(
+            Row(
+                *_describe(packing, weights),
+                bits_per_weight=8 * stored / size if size else _stored_bits(weights),
+                bits_per_byte=float(losses.sum()) / math.log(2) / num_bytes,
+                divergence=float(divergences.mean()),
+            )
+        )
+        print(f"[{rows[-1].name}: {rows[-1].bits_per_byte:.4f}]", file=sys.stderr, flush=True)
+    return rows
+
+
+def _describe(packing, weights):
+    """Name, type, double quantisation and block size."""
+    if packing is None:
+        return weights["embedder/embedding"].dtype.name, None, False, None
+    quant_type, double_quant, block_size = packing
+    double = ", double quantised" if double_quant else ""
+    return f"{quant_type.upper()}, blocks of {block_size}{double}", *packing
+
+
+def _stored_bits(weights):
+    return 8 * weights["embedder/embedding"].dtype.itemsize
+
+
+def _beginning(text, max_bytes):
+    return text.encode()[: max_bytes or None].decode(errors="ignore")
+
+
+def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
+    """Prints the table and writes README.md, results.json and quality.png."""
+    base = rows[0]
+    cells = [
+        [
+            row.name,
+            f"{row.bits_per_weight:.2f}",
+            f"{row.bits_per_byte:.4f}",
+            f"{100 * (row.bits_per_byte / base.bits_per_byte - 1):+.2f}%" if row != base else "",
+            f"{row.divergence:.4f}" if row != base else "",
+        ]
+        for row in rows
+    ]
+    head = ["linear weights", "bits per weight", "bits per byte", "change", "KL, nats per token"]
+    table = command.table(head, cells)
+    model, text = Path(_CHECKPOINT.value).name, Path(_TEXT.value).name
+    num_bytes = sum(len(text.encode()) for text in texts)
+    setting = (
+        f"{model} over {num_bytes:,} bytes of {text} ({len(texts)} documents), activations in "
+        f"{_CONFIG.value.dtype}, on {command.machine()}."
+    )
+    print(table)
+    print(setting)
+    page = (
+        "# What packing to 4 bits costs\n\n"
+        f"{setting} Embedding, gates and convolutions stay as they are.\n\n{table}\n\n"
+        "KL is the divergence of the packed model's next-token distribution from the first row's."
+        "\n\n![bits per byte and divergence](quality.png)\n\nMade by "
+        "`python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE`.\n"
+    )
+    results = {"setting": setting, "rows": [dataclasses.asdict(row) for row in rows]}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
+    _write(folder / "results.json", lambda path: path.write_text(json.dumps(results, indent=2)))
+    _write(folder / "quality.png", lambda path: plot(path, rows))
+    print(f"{folder}: the report")
+
+
+def plot(path: Path, rows: list[Row]) -> None:
+    """Bits per byte, and divergence, over stored bits per linear weight."""
+    figure, axes = _import_pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    base, packed = rows[0], sorted(rows[1:], key=lambda row: row.bits_per_weight)
+    kinds = dict.fromkeys((row.quant_type, row.double_quant) for row in packed)
+    for axis, figure_of in zip(axes, ("bits_per_byte", "divergence"), strict=True):
+        for quant_type, double in kinds:
+            chosen = [r for r in packed if (r.quant_type, r.double_quant) == (quant_type, double)]
+            x = [row.bits_per_weight for row in chosen]
+            y = [getattr(row, figure_of) for row in chosen]
+            label = quant_type.upper() + (", double quantised" if double else "")
+            axis.plot(x, y, "o-", label=label)
+            for row in chosen:
+                spot = (row.bits_per_weight, getattr(row, figure_of))
+                axis.annotate(str(row.block_size), spot, (4, 4), textcoords="offset points")
+        axis.set_xlabel("bits per linear weight (numbers: block size)")
+        axis.grid(alpha=0.3)
+    axes[0].axhline(base.bits_per_byte, color="black", linestyle=":", label=base.name)
+    axes[0].set_ylabel("bits per byte")
+    axes[1].set_ylabel("KL to the model before packing, nats per token")
+    axes[0].legend()
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _import_pyplot():
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError("the plot needs matplotlib: pip install griffin_jax[bench]") from None
+    plt.switch_backend("Agg")
+    return plt
+
+
+def _write(path: Path, write) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    command.run(main)
