@@ -3,9 +3,10 @@
     python -m experiments.convert --checkpoint=FOLDER --output=FOLDER --config.format=huggingface
     python -m experiments.convert --checkpoint=FOLDER --output=FOLDER --config.dequantize=true
 
-Hardware: any; no accelerator is needed. Memory: the largest tensor in float32 a few times over, and
-room on disk for the result, twice for "orbax". Expected: the default writes griffin-tiny in our own
-format; the values are the same.
+Hardware: any; no accelerator is needed. Memory: for "huggingface" the largest tensor in float32 a few
+times over, and room on disk for the result. For "orbax", which writes a whole tree at once, room on
+disk for it twice; the tree is mapped from there and, as long as memory is free, stays in it.
+Expected: the default writes griffin-tiny in our own format; the values are the same.
 """
 
 from ml_collections import ConfigDict, config_dict

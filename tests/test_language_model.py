@@ -1,5 +1,7 @@
 """The public face of the library."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import griffin_jax
 from griffin_jax.checkpoints import BUNDLED, CheckpointError, find_folder
+from griffin_jax.quantization import QuantizedTensor, dequantize
 from griffin_jax.tokenizer import load_tokenizer
 from tests.checkpoints.tiny_model import assert_same_tree, random_params
 from tests.inference.tiny_model import BOS, CONFIG, ByteTokenizer, language_model, plain_logits
@@ -114,3 +117,83 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         griffin_jax.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         griffin_jax.load(tmp_path / "nothing")
+
+
+NF4 = griffin_jax.QuantizationConfig(bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    lm = griffin_jax.LanguageModel(CONFIG, language_model().params)
+    griffin_jax.save(lm, tmp_path_factory.mktemp("whole") / "model")
+    return tmp_path_factory.getbasetemp() / "whole0" / "model"
+
+
+def test_a_packed_model_is_the_one_that_is_packed_on_loading(folder):
+    lm = griffin_jax.load(folder)
+    packed = griffin_jax.quantize(lm, NF4)
+    loaded = griffin_jax.load(folder, quantization=NF4)
+    assert_same_tree(packed.params, loaded.params)
+    assert packed.quantization == loaded.quantization == NF4
+    assert packed.dtype == loaded.dtype == jnp.float32
+    assert isinstance(packed.params["blocks_0"]["mlp_block"]["up_proj"]["weight"], QuantizedTensor)
+    assert isinstance(lm.params["blocks_0"]["mlp_block"]["up_proj"]["weight"], jax.Array)
+
+
+def test_a_packed_model_computes_with_its_dequantised_weights():
+    packed = griffin_jax.quantize(language_model(), NF4)
+    params = jax.tree.map(
+        lambda x: dequantize(x) if isinstance(x, QuantizedTensor) else x,
+        packed.params,
+        is_leaf=lambda x: isinstance(x, QuantizedTensor),
+    )
+    whole = dataclasses.replace(packed, params=params)
+    tokens = [TOKENIZER.encode("some text")]
+    expected = np.asarray(whole.apply(tokens)[0])
+    np.testing.assert_allclose(
+        packed.apply(tokens)[0], expected, atol=1e-5 * np.abs(expected).max(), rtol=0
+    )
+
+
+def test_a_folder_in_4_bits_loads_as_it_is_and_as_nothing_else(folder, tmp_path):
+    settings = dataclasses.replace(NF4, bnb_4bit_compute_dtype="float16")
+    packed = griffin_jax.quantize(griffin_jax.load(folder), settings)
+    griffin_jax.save(packed, tmp_path / "packed")
+    back = griffin_jax.load(tmp_path / "packed", quantization=settings)
+    assert_same_tree(
+        back.params["blocks_0"]["mlp_block"]["up_proj"]["weight"],
+        packed.params["blocks_0"]["mlp_block"]["up_proj"]["weight"],
+    )
+    assert griffin_jax.load(tmp_path / "packed").quantization == settings
+    fp4 = griffin_jax.QuantizationConfig(bnb_4bit_quant_type="fp4")
+    for call in (
+        lambda: griffin_jax.load(tmp_path / "packed", quantization=fp4),
+        lambda: griffin_jax.quantize(packed, fp4),
+    ):
+        with pytest.raises(CheckpointError, match="weight is packed already, as nf4") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_float16_is_computed_in_when_it_is_asked_for_and_only_then(folder):
+    settings = dataclasses.replace(NF4, bnb_4bit_compute_dtype="float16")
+    assert griffin_jax.load(folder, quantization=settings).dtype == jnp.bfloat16
+    asked = griffin_jax.load(folder, quantization=settings, dtype="float16")
+    assert asked.dtype == jnp.float16
+    assert asked.params["embedder"]["embedding"].dtype == jnp.float16
+    assert len(asked.sample([[5, 6]], max_new_tokens=2)[0].tokens) == 2
+
+
+def test_overflow_in_float16_is_told_in_one_line_and_other_dtypes_have_room():
+    params = dict(language_model().params)
+    up = params["blocks_0"]["mlp_block"]["up_proj"]
+    up = up | {"weight": up["weight"] * 1e5}
+    params["blocks_0"] = params["blocks_0"] | {
+        "mlp_block": params["blocks_0"]["mlp_block"] | {"up_proj": up}
+    }
+    lm = griffin_jax.LanguageModel(CONFIG, params, dtype="float16")
+    for call in (lambda lm: lm.sample([[5, 6, 7]]), lambda lm: lm.score([([5, 6, 7], [8])])):
+        with pytest.raises(ValueError, match="overflow float16") as caught:
+            call(lm)
+        assert "\n" not in str(caught.value)
+        call(dataclasses.replace(lm, dtype=jnp.float32))

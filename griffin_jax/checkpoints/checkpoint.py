@@ -220,8 +220,9 @@ def save_leaves(
 ) -> None:
     """As `save_checkpoint`, of leaves that come one at a time.
 
-    With a source's `leaves()`, changed on the way or not, this needs the memory of a few tensors
-    whatever the model's size. "orbax" needs the model's size on disk once more while it runs.
+    With a source's `leaves()`, changed on the way or not, "huggingface" needs the memory of a few
+    tensors whatever the model's size. For "orbax" the leaves wait in files, mapped into memory that
+    the system can take back, and need the model's size on disk once more while it runs.
 
     Args:
       folder: What to make; must not exist, or be empty.

@@ -60,18 +60,20 @@ class Placement:
 
 @contextlib.contextmanager
 def mapped_from_disk(leaves: Iterable[tuple[str, Any]], folder: Path) -> Iterator[dict]:
-    """The tree of some leaves, with arrays that are mapped from files.
+    """The tree of some leaves, with arrays of the CPU that are mapped from files.
 
     The files are in a folder of their own within `folder`, which goes when the block ends.
     """
+    cpu = jax.devices("cpu")[0]
     with tempfile.TemporaryDirectory(dir=folder) as files:
 
-        def spill(path: str, array: np.ndarray) -> np.ndarray:
+        def spill(path: str, array: np.ndarray) -> jax.Array:
             array = np.asarray(array)
             file = Path(files) / path.replace("/", ".")
             np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(file)
             mapped = np.memmap(file, np.uint8, mode="r").view(np.ndarray)
-            return mapped.view(array.dtype).reshape(array.shape)
+            # A file begins at a page, so JAX takes the memory as it is and copies nothing.
+            return jax.device_put(mapped.view(array.dtype).reshape(array.shape), cpu)
 
         flat = {path: jax.tree.map(spill, array_paths(path, leaf), leaf) for path, leaf in leaves}
         yield flax.traverse_util.unflatten_dict(flat, sep="/")
