@@ -244,16 +244,15 @@ def test_a_damaged_packing_in_our_own_format_is_named(tmp_path, nf4):
     assert "griffin_config.json: packed" in one_line_error(tmp_path / "model")
 
 
-def bitsandbytes_config(double_quant, **kwargs):
+def bitsandbytes_config(quant_type, double_quant):
     import torch
     import transformers
 
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=quant_type,
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=torch.float32,
-        **kwargs,
     )
 
 
@@ -289,28 +288,30 @@ TOKENS = np.random.default_rng(0).integers(3, 128, (2, 24))
 
 @pytest.mark.parity
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_a_folder_quantised_by_transformers_is_read(tmp_path, double_quant):
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_a_folder_quantised_by_transformers_is_read(tmp_path, quant_type, double_quant):
     save_checkpoint(
         tmp_path / "whole", WHOLE_BLOCKS, random_params(WHOLE_BLOCKS), format="huggingface"
     )
     model = open_with_transformers(
-        tmp_path / "whole", quantization_config=bitsandbytes_config(double_quant)
+        tmp_path / "whole", quantization_config=bitsandbytes_config(quant_type, double_quant)
     )
     model.save_pretrained(tmp_path / "packed", max_shard_size="100KB")
     assert (tmp_path / "packed" / INDEX_FILE).is_file()
     loaded = load_checkpoint(tmp_path / "packed")
     weight = loaded.params["blocks_1"]["mlp_block"]["up_proj"]["weight"]
-    assert weight.double_quantized is double_quant
+    assert (weight.quant_type, weight.double_quantized) == (quant_type, double_quant)
     ours = logits(WHOLE_BLOCKS, loaded.params, TOKENS)
     assert_close(ours, logits(WHOLE_BLOCKS, unpack(loaded.params), TOKENS), 2e-6)
     assert_close(ours, transformers_logits(model, TOKENS), 1e-4)
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["nf4", "nf4, twice"])
-def test_transformers_reads_a_packed_folder_of_ours(tmp_path, kind):
-    params = pack(random_params(WHOLE_BLOCKS), **KINDS[kind])
-    settings = bitsandbytes_config(KINDS[kind].get("double_quant", False)).to_dict()
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_transformers_reads_a_packed_folder_of_ours(tmp_path, quant_type, double_quant):
+    params = pack(random_params(WHOLE_BLOCKS), quant_type=quant_type, double_quant=double_quant)
+    settings = bitsandbytes_config(quant_type, double_quant).to_dict()
     save_checkpoint(
         tmp_path / "model",
         WHOLE_BLOCKS,

@@ -9,7 +9,12 @@ import pytest
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import Griffin, init_params
-from griffin_jax.training.evaluate import bits_per_byte, document_losses, loss_by_position
+from griffin_jax.training.evaluate import (
+    bits_per_byte,
+    document_divergences,
+    document_losses,
+    loss_by_position,
+)
 from tests.training.byte_tokenizer import ByteTokenizer
 
 CONFIG = GriffinConfig(
@@ -38,6 +43,22 @@ def test_losses_in_chunks_and_batches_equal_those_of_one_pass():
     alone = document_losses(CONFIG, PARAMS, [documents[2]], **OPTIONS)[0]
     np.testing.assert_allclose(losses[2], alone, rtol=1e-5, atol=1e-5)
     assert [len(loss) for loss in losses] == [3, 30, 17]
+
+
+def test_divergences_in_chunks_equal_those_of_one_pass():
+    documents = [[2, *np.random.default_rng(0).integers(4, 260, size)] for size in (5, 21)]
+    reference = jax.tree.map(lambda x: 1.5 * x, PARAMS)
+    found = document_divergences(CONFIG, reference, PARAMS, documents, **OPTIONS)[1]
+    tokens = np.asarray([documents[1]])
+    apply = jax.jit(Griffin(CONFIG).apply)
+    expected, actual = (
+        np.float64(jax.nn.log_softmax(apply({"params": params}, tokens[:, :-1])[0][0]))
+        for params in (reference, PARAMS)
+    )
+    loss = -actual[np.arange(21), tokens[0, 1:]]
+    divergence = (np.exp(expected) * (expected - actual)).sum(-1)
+    assert divergence.min() > 1e-3
+    np.testing.assert_allclose(found, np.stack([loss, divergence], -1), rtol=1e-3, atol=1e-5)
 
 
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_byte():
