@@ -206,7 +206,7 @@ def plot(path: Path, rows: list[Row]) -> None:
         axis.grid(alpha=0.3)
     axes[0].axhline(base.bits_per_byte, color="black", linestyle=":", label=base.name)
     axes[0].set_ylabel("bits per byte")
-    axes[1].set_ylabel("KL to the model before packing, nats per token")
+    axes[1].set_ylabel("KL, nats per token")
     axes[0].legend()
     figure.savefig(path, dpi=110, format="png")
 
