@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HUB = ["huggingface-hub>=1.0", "tokenizers>=0.22"]
+TRAIN = ["grain>=0.2.16", "tensorboardX>=2.6", "matplotlib>=3.9"]
+
 setup(
     name="griffin_jax",
     version="0.1.0",
@@ -28,16 +31,17 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "hf": ["huggingface-hub>=1.0", "tokenizers>=0.22"],
-        "train": ["grain>=0.2.16", "tensorboardX>=2.6", "matplotlib>=3.9"],
+        "hf": HUB,
+        "train": TRAIN,
         "bench": ["matplotlib>=3.9"],
         "test": [
+            *HUB,
+            *TRAIN,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "chex>=0.1.90",
             "ruff>=0.8",
-            "tokenizers>=0.22",
         ],
         "parity": [
             "torch>=2.9",
