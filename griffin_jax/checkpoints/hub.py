@@ -39,7 +39,6 @@ def fetch(name: str) -> Path:
         licence accepted, or the Hub cannot be reached.
     """
     try:
-        import httpx
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
@@ -59,7 +58,8 @@ def fetch(name: str) -> Path:
             f"there is neither a folder {name} here nor a public model https://huggingface.co/"
             f"{name}; a private one needs 'hf auth login'"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.HTTPError) as error:
+    # Whatever HTTP library the Hub's client uses (it has changed), this is that one's base class.
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError) as error:
         raise CheckpointError(
             f"no folder {name} here, and the Hub cannot be reached to look for a model of that name"
         ) from error
