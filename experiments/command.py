@@ -10,14 +10,18 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+flags.disclaim_key_flags()  # --help shows what is defined here with the command's own flags
+
 
 def define_config(default: str) -> flags.FlagHolder:
     """The flag --config, a file in configs/ unless the user names another one."""
     path = Path(__file__).parents[1] / "configs" / default
     try:
-        return config_flags.DEFINE_config_file("config", str(path), "The experiment.")
+        holder = config_flags.DEFINE_config_file("config", str(path), "The experiment.")
     except (AttributeError, KeyError) as error:  # a field of the default that is none
         _end(f"--config: {path} has no field {error}")
+    flags.declare_key_flag("config")
+    return holder
 
 
 def run(main: Callable[[], None]) -> None:
@@ -82,7 +86,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def _parse_flags(argv):
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _end(error)
     except (AttributeError, KeyError) as error:  # of ml_collections, not of flags
         _end(f"--config: not a config file, or it has no such field: {error}")
 
