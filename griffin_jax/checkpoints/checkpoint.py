@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import flax.traverse_util
 import jax
@@ -26,9 +26,7 @@ from griffin_jax.checkpoints.placement import (
 from griffin_jax.checkpoints.tree import model_order
 from griffin_jax.config import GriffinConfig
 from griffin_jax.quantization import QuantizationConfig
-
-if TYPE_CHECKING:  # the tokenizer raises this package's errors
-    from griffin_jax.tokenizer import Tokenizer
+from griffin_jax.tokenizer import Tokenizer
 
 BUNDLED = "griffin-tiny"
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / BUNDLED
@@ -170,7 +168,7 @@ def save_checkpoint(
     params: dict,
     *,
     format: Literal["orbax", "huggingface"] = "orbax",
-    tokenizer: "Tokenizer | None" = None,
+    tokenizer: Tokenizer | None = None,
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
     progress: bool = True,
@@ -214,7 +212,7 @@ def save_leaves(
     leaves: Iterable[tuple[str, Any]],
     *,
     format: Literal["orbax", "huggingface"] = "huggingface",
-    tokenizer: "Tokenizer | None" = None,
+    tokenizer: Tokenizer | None = None,
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
 ) -> None:
@@ -257,7 +255,7 @@ def _check_format(format: str) -> None:
         raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
 
 
-def _special_ids(tokenizer: "Tokenizer | None") -> dict[str, int | list[int]]:
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int | list[int]]:
     if tokenizer is None:
         return _GEMMA_IDS
     return {

@@ -3,7 +3,7 @@
 import jax
 from absl import logging
 
-_PLATFORM_SUFFIXES = {"gpu": ("_gpu",), "tpu": ("_tpu",), "cpu": ("_cpu",)}
+_PLATFORMS = ("gpu", "tpu", "cpu")
 
 
 def choose(operation: str, serves: dict[str, str | None], forced: str | None = None) -> str:
@@ -22,8 +22,8 @@ def choose(operation: str, serves: dict[str, str | None], forced: str | None = N
     platform = jax.default_backend()
 
     def refusal(name):
-        for kind, suffixes in _PLATFORM_SUFFIXES.items():
-            if name.endswith(suffixes) and kind != platform:
+        for kind in _PLATFORMS:
+            if name.endswith(f"_{kind}") and kind != platform:
                 return f"it needs a {kind.upper()}, and this is a {platform.upper()}"
         return serves[name]
 

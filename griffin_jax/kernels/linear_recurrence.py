@@ -15,7 +15,6 @@ _BLOCK = 256
 
 def linear_recurrence_reference(x: jax.Array, a: jax.Array, h0: jax.Array) -> jax.Array:
     """The definition, one step after another; see `linear_recurrence`."""
-
     return _sequential(x, a, h0)
 
 

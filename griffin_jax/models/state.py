@@ -66,11 +66,6 @@ class Timeline:
     start: jax.Array
 
     @property
-    def real(self) -> jax.Array:
-        """bool[B, T], False on padding."""
-        return jnp.arange(self.positions.shape[1])[None] < self.lengths[:, None]
-
-    @property
     def end(self) -> jax.Array:
         """int32[B], `State.position` after the call."""
         last = jnp.take_along_axis(

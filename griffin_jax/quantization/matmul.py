@@ -15,8 +15,8 @@ def matmul(x: jax.Array, weight: jax.Array | QuantizedTensor | LoRAWeight) -> ja
 
     Args:
       x: [..., in], a floating-point type.
-      weight: [out, in], an array, a 4-bit weight or either with a low-rank addition; used in x's dtype (4-bit ones on a CPU in
-        float32, which is faster there and rounds less).
+      weight: [out, in], an array, a 4-bit weight or either with a low-rank addition; used in x's
+        dtype (4-bit ones on a CPU in float32, which is faster there and rounds less).
 
     Returns:
       [..., out] in x's dtype.
