@@ -24,11 +24,12 @@ _OUTPUT = flags.DEFINE_string("output", "runs/converted", "Folder to make.")
 
 def main() -> None:
     from griffin_jax import checkpoints
+    from griffin_jax.config import check_dtype
     from griffin_jax.tokenizer import find_tokenizer
 
     config = _CONFIG.value
-    if config.dtype not in (None, "float32", "float16", "bfloat16"):
-        raise ValueError(f"config.dtype is float32, float16 or bfloat16, got {config.dtype!r}")
+    if config.dtype is not None:
+        check_dtype(config.dtype)
     folder = checkpoints.find_folder(_CHECKPOINT.value)
     source = checkpoints.open_checkpoint(folder)
     checkpoints.save_leaves(
@@ -36,7 +37,7 @@ def main() -> None:
         source.config,
         converted(source, config.dtype, config.dequantize),
         format=config.format,
-        tokenizer=find_tokenizer(folder),
+        tokenizer=find_tokenizer(folder, source.config),
         quantization=source.quantization,
     )
     print(f"{_OUTPUT.value}: the converted model")

@@ -107,7 +107,7 @@ def main() -> None:
         source.config,
         packer.leaves(),
         format=config.format,
-        tokenizer=find_tokenizer(folder),
+        tokenizer=find_tokenizer(folder, source.config),
         quantization=settings.to_dict(),
     )
     print(packer.report())

@@ -42,6 +42,8 @@ def main() -> None:
         raise ValueError("give one of --prompt, --prompts and --interactive")
     if _OUTPUT.value and not _PROMPTS.value:
         raise ValueError("--output goes with --prompts")
+    if _OUTPUT.value and not Path(_OUTPUT.value).parent.is_dir():
+        raise ValueError(f"--output={_OUTPUT.value}: its folder does not exist; make it first")
     if _PROMPT.value == "":
         raise ValueError("--prompt is empty; give some text")
     prompts = None if _PROMPTS.value is None else read_prompts(Path(_PROMPTS.value))
@@ -139,10 +141,14 @@ def read_prompts(path: Path) -> list[str]:
     """One prompt a line.
 
     Raises:
-      ValueError: a line is empty or, in a .jsonl file, neither a string nor has a "prompt".
+      ValueError: the file is not UTF-8, or a line is empty or, in a .jsonl file, neither a string nor has a "prompt".
     """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         prompt = line
         if path.suffix == ".jsonl":
             try:

@@ -1,10 +1,28 @@
 """The shape of a Griffin model, and the published shapes by name. No I/O happens here."""
 
 import dataclasses
+import numbers
 from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 RECURRENT = "recurrent"
 ATTENTION = "attention"
+DTYPES = ("float32", "float16", "bfloat16")
+
+_OPTIONAL_SIZES = ("recurrence_width", "head_size", "attention_window")
+_SIZES = (
+    "vocab_size",
+    "width",
+    "mlp_width",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "conv_width",
+    *_OPTIONAL_SIZES,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +76,11 @@ class GriffinConfig:
     projection_bias: bool = True
 
     def __post_init__(self):
+        self._check_sizes()
         if self.recurrence_width is None:
             object.__setattr__(self, "recurrence_width", self.width)
         if self.head_size is None:
-            if self.num_heads < 1 or self.width % self.num_heads:
+            if self.width % self.num_heads:
                 raise ValueError(
                     f"width {self.width} does not divide over num_heads {self.num_heads}; "
                     "give head_size or another number of heads"
@@ -70,17 +89,18 @@ class GriffinConfig:
         object.__setattr__(self, "block_pattern", tuple(self.block_pattern))
         self._check()
 
+    def _check_sizes(self):
+        for name in _SIZES:
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL_SIZES:
+                continue
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
     def _check(self):
-        for name in ("vocab_size", "width", "mlp_width", "num_layers", "num_heads", "conv_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.block_pattern or set(self.block_pattern) - {RECURRENT, ATTENTION}:
             raise ValueError(
                 f"block_pattern holds {RECURRENT!r} and {ATTENTION!r}, got {self.block_pattern}"
-            )
-        if self.attention_window is not None and self.attention_window < 1:
-            raise ValueError(
-                f"attention_window must be at least 1 or None, got {self.attention_window}"
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -172,3 +192,18 @@ def preset(name: str) -> GriffinConfig:
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def check_dtype(dtype: DTypeLike) -> np.dtype:
+    """`dtype`, a name or a type, as numpy has it.
+
+    Raises:
+      ValueError: it is not one that a model runs in: float32, float16 or bfloat16.
+    """
+    try:
+        checked = jnp.dtype(dtype)
+    except TypeError:
+        checked = None
+    if checked is None or checked.name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return checked

@@ -13,12 +13,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax import checkpoints, inference
-from griffin_jax.config import GriffinConfig
+from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.models import Griffin, State
 from griffin_jax.quantization import QuantizationConfig
-from griffin_jax.tokenizer import Tokenizer, check_vocabulary, find_tokenizer
+from griffin_jax.tokenizer import Tokenizer, find_tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -43,7 +43,7 @@ class LanguageModel:
     quantization: QuantizationConfig | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        object.__setattr__(self, "dtype", check_dtype(self.dtype))
 
     @property
     def model(self) -> Griffin:
@@ -68,18 +68,27 @@ class LanguageModel:
           Logits float32[B, T, V], and the state after each row's last real token.
 
         Raises:
-          ValueError: `tokens` is not [B, T], or holds an id outside the vocabulary.
+          ValueError: `tokens` is not [B, T] or holds an id outside the vocabulary, or `lengths` is
+            not [B] or outside of 0 to T.
         """
         if not isinstance(tokens, jax.core.Tracer):
             tokens = np.asarray(tokens)
-            if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
                 raise ValueError(
                     f"tokens must be integers [batch, time], got {tokens.dtype}{list(tokens.shape)}"
                 )
-            if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            if not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
                 raise ValueError(
                     f"tokens range over {tokens.min()} to {tokens.max()}; "
                     f"ids are 0 to {self.config.vocab_size - 1}"
+                )
+        if not (lengths is None or isinstance(lengths, jax.core.Tracer)):
+            lengths = np.asarray(lengths)
+            batch, time = tokens.shape
+            if lengths.shape != (batch,) or not ((lengths >= 0) & (lengths <= time)).all():
+                raise ValueError(
+                    f"lengths must be {batch} numbers of 0 to {time}, one for each row of tokens, "
+                    f"got {lengths.tolist()}"
                 )
         tokens = jnp.asarray(tokens, jnp.int32)
         if lengths is not None:
@@ -190,6 +199,8 @@ class LanguageModel:
           ValueError: a continuation has no token or a list of ids as context is empty, or an id is
             outside the vocabulary.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         encoded = [self._encode_pair(i, *pair) for i, pair in enumerate(pairs)]
         return inference.score(self.model, self.params, encoded, batch_size)
 
@@ -199,12 +210,16 @@ class LanguageModel:
         return self.tokenizer
 
     def _encode(self, prompt, name):
+        if not hasattr(prompt, "__len__"):
+            raise ValueError(f"{name} must be text or a list of token ids, got {prompt!r}")
         if not len(prompt):
             raise ValueError(f"{name} is empty; give some text, or a list with the BOS id")
         return self._tokenizer().encode(prompt, bos=True) if isinstance(prompt, str) else prompt
 
     def _encode_pair(self, index, context, continuation):
-        if not isinstance(context, str) or not isinstance(continuation, str):
+        if isinstance(context, str) != isinstance(continuation, str):
+            raise ValueError(f"pair {index} must be two texts or two lists of token ids")
+        if not isinstance(context, str):
             return context, continuation
         encode = self._tokenizer().encode
         before = encode(context, bos=True)
@@ -244,23 +259,23 @@ def load(
       FileNotFoundError: there is no such folder.
       CheckpointError: (a ValueError) the folder has no weights, or damaged or unfitting ones, or is
         in 4 bits already, otherwise than `quantization` says.
-      ValueError: the tokenizer is damaged or does not fit the model, or a weight to be packed
-        holds NaN or infinity.
+      ValueError: the tokenizer is damaged or does not fit the model, `dtype` is none that a model
+        runs in, or a weight to be packed holds NaN or infinity.
     """
     folder = checkpoints.find_folder(path)
+    source = checkpoints.open_checkpoint(folder)
+    tokenizer = find_tokenizer(folder, source.config)
     settings = quantization
-    if settings is None and (stored := checkpoints.open_checkpoint(folder).quantization):
-        settings = QuantizationConfig.from_dict(stored)
+    if settings is None and source.quantization:
+        settings = QuantizationConfig.from_dict(source.quantization)
     if settings is not None:
         dtype = settings.compute_dtype(dtype)
     elif dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    dtype = check_dtype(dtype)
     checkpoint = checkpoints.load_checkpoint(
         folder, dtype=dtype, quantization=quantization, allow_nan=allow_nan
     )
-    tokenizer = find_tokenizer(checkpoint.folder)
-    if tokenizer is not None:
-        check_vocabulary(tokenizer, checkpoint.config)
     return LanguageModel(checkpoint.config, checkpoint.params, tokenizer, dtype, settings)
 
 

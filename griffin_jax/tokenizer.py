@@ -290,12 +290,19 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     raise FileNotFoundError(f"{folder}: holds neither tokenizer.model nor tokenizer.json")
 
 
-def find_tokenizer(folder: str | os.PathLike) -> Tokenizer | None:
-    """As `load_tokenizer`, but None where there is no tokenizer."""
+def find_tokenizer(folder: str | os.PathLike, config: GriffinConfig) -> Tokenizer | None:
+    """The tokenizer beside a model, None where there is none.
+
+    Raises:
+      ImportError: as `load_tokenizer`.
+      ValueError: as `load_tokenizer`, or the tokenizer does not fit the model.
+    """
     try:
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
     except FileNotFoundError:
         return None
+    check_vocabulary(tokenizer, config)
+    return tokenizer
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: GriffinConfig) -> None:
@@ -306,6 +313,6 @@ def check_vocabulary(tokenizer: Tokenizer, config: GriffinConfig) -> None:
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces but the model's embedding "
-            f"{config.vocab_size} rows (vocab_size); they do not belong together"
+            f"{tokenizer._folder}: the tokenizer has {tokenizer.vocab_size} pieces but the model's "
+            f"embedding {config.vocab_size} rows (vocab_size); they do not belong together"
         )

@@ -71,7 +71,18 @@ def test_scores_of_texts_are_those_of_their_tokens():
         (lambda lm: lm.apply([[5, 261]]), "tokens range over 5 to 261; ids are 0 to 260"),
         (lambda lm: lm.apply([5, 6]), r"tokens must be integers \[batch, time\], got int64\[2\]"),
         (lambda lm: lm.apply([[0.5]]), "tokens must be integers"),
+        (lambda lm: lm.apply(np.zeros((1, 0), int)), r"tokens must be integers .*\[1, 0\]"),
+        (lambda lm: lm.apply([[5, 6]], lengths=[3]), r"lengths must be 1 numbers of 0 to 2.*\[3\]"),
+        (lambda lm: lm.apply([[5, 6]], lengths=[1, 1]), "lengths must be 1 numbers of 0 to 2"),
+        (lambda lm: lm.sample([5, 6]), "prompt 0 must be text or a list of token ids, got 5"),
         (lambda lm: lm.score([("a", "")]), "continuation 0 adds no token"),
+        (lambda lm: lm.score([("a", [5])]), "pair 0 must be two texts or two lists"),
+        (lambda lm: lm.score([("a", "b")], batch_size=0), "batch_size"),
+        (
+            lambda lm: griffin_jax.load(BUNDLED, dtype="float"),
+            "dtype must be one of float32.*'float'",
+        ),
+        (lambda lm: griffin_jax.load(BUNDLED, dtype="int8"), "dtype must be one of .*'int8'"),
     ],
 )
 def test_wrong_input_is_named_in_one_line(call, message):

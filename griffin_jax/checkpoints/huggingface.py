@@ -68,7 +68,10 @@ class HuggingFaceSource:
 
     def __init__(self, folder: Path):
         values = read_json(folder / CONFIG_FILE)
-        self.config = config_from_json(values)
+        try:
+            self.config = config_from_json(values)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
         self.quantization: dict[str, Any] | None = values.get("quantization_config")
         self._reader = TensorReader(folder)
         self._parts: dict[str, list[str]] = {}

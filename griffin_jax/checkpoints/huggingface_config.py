@@ -23,10 +23,12 @@ def config_from_json(values: dict[str, Any]) -> GriffinConfig:
     """
     if values.get("model_type") != _MODEL_TYPE:
         raise CheckpointError(
-            f"{CONFIG_FILE}: model_type {values.get('model_type')!r} is an unknown architecture; "
+            f"model_type {values.get('model_type')!r} is an unknown architecture; "
             f"expected {_MODEL_TYPE!r}"
         )
     rope = values.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"rope_parameters must be a JSON object, got {rope!r}")
     _expect("hidden_activation", values.get("hidden_activation", _ACTIVATION), _ACTIVATION)
     _expect("rope_type", rope.get("rope_type", "default"), "default")
     _expect("rope_scaling", values.get("rope_scaling"), None)
@@ -36,7 +38,7 @@ def config_from_json(values: dict[str, Any]) -> GriffinConfig:
         mlp_width, odd = divmod(values["intermediate_size"], 2)
         if odd:
             raise CheckpointError(
-                f"{CONFIG_FILE}: intermediate_size {values['intermediate_size']} must be even; it "
+                f"intermediate_size {values['intermediate_size']} must be even; it "
                 "is twice the MLP width"
             )
         return GriffinConfig(
@@ -63,13 +65,13 @@ def config_from_json(values: dict[str, Any]) -> GriffinConfig:
             attention_bias=values.get("attention_bias", False),
         )
     except KeyError as error:
-        raise CheckpointError(f"{CONFIG_FILE}: {error.args[0]} is missing") from error
+        raise CheckpointError(f"{error.args[0]} is missing") from error
     except TypeError as error:
-        raise CheckpointError(f"{CONFIG_FILE}: a value has the wrong type: {error}") from error
+        raise CheckpointError(f"a value has the wrong type: {error}") from error
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(f"{CONFIG_FILE}: {error}") from error
+        raise CheckpointError(str(error)) from error
 
 
 def config_to_json(config: GriffinConfig) -> dict[str, Any]:
@@ -124,6 +126,4 @@ def config_to_json(config: GriffinConfig) -> dict[str, Any]:
 
 def _expect(name: str, value: Any, expected: Any) -> None:
     if value != expected:
-        raise CheckpointError(
-            f"{CONFIG_FILE}: {name} {value!r} is not supported, only {expected!r}"
-        )
+        raise CheckpointError(f"{name} {value!r} is not supported, only {expected!r}")

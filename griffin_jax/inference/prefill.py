@@ -38,7 +38,7 @@ def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:
     if not len(tokens):
         raise ValueError(f"{name} is empty; give at least one token")
     for token in tokens:
-        if not 0 <= token < vocab_size:
+        if not 0 <= token < vocab_size or token != int(token):
             raise ValueError(f"{name} holds token {token}; ids are 0 to {vocab_size - 1}")
 
 

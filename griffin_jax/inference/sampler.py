@@ -158,11 +158,14 @@ class Generation:
         keys: np.ndarray,
         stop: str | Sequence[str],
     ):
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+        if max_new_tokens != int(max_new_tokens) or max_new_tokens < 0:
+            raise ValueError(
+                f"max_new_tokens must be a whole number of at least 0, got {max_new_tokens}"
+            )
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if "" in stop:
-            raise ValueError("a stop string is empty; leave it out")
+        for string in stop:
+            if not isinstance(string, str) or not string:
+                raise ValueError(f"stop must hold strings, none of them empty, got {string!r}")
         tokenizer = sampler.tokenizer
         if stop and tokenizer is None:
             raise ValueError("stop strings need a tokenizer; this model has none")

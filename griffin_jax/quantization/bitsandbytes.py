@@ -161,6 +161,10 @@ def _read_state(arrays, name: str) -> dict[str, Any]:
         dtype, shape = state["dtype"], tuple(int(size) for size in state["shape"])
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{key} is not a quant_state in JSON: {error!r}") from None
+    if min(shape, default=0) < 1:
+        raise CheckpointError(
+            f"{name}: quant_state says shape {list(shape)}, which has no elements"
+        )
     try:
         check_type(quant_type, block_size, name)
     except ValueError as error:

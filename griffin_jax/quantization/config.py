@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from griffin_jax.config import DTYPES, check_dtype
+
 _QUANT_TYPES = ("nf4", "fp4")
-_COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
 _STORAGE_DTYPES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")
 # What a file means that leaves these out; QuantizationConfig() itself means 4 bits in bfloat16.
 _FILE_DEFAULTS = {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}
@@ -52,7 +53,7 @@ class QuantizationConfig:
             if field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{field.name} must be true or false, got {value!r}")
         _check_choice(self, "bnb_4bit_quant_type", _QUANT_TYPES)
-        _check_choice(self, "bnb_4bit_compute_dtype", _COMPUTE_DTYPES)
+        _check_choice(self, "bnb_4bit_compute_dtype", DTYPES)
         _check_choice(self, "bnb_4bit_quant_storage", _STORAGE_DTYPES)
         if not isinstance(self.llm_int8_threshold, float):
             raise ValueError(f"llm_int8_threshold must be a float, got {self.llm_int8_threshold!r}")
@@ -77,10 +78,7 @@ class QuantizationConfig:
         if requested is None:
             name = self.bnb_4bit_compute_dtype
             return jnp.dtype("bfloat16" if name == "float16" else name)
-        dtype = jnp.dtype(requested)
-        if dtype.name not in _COMPUTE_DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_COMPUTE_DTYPES)}, got {dtype}")
-        return dtype
+        return check_dtype(requested)
 
     def skips(self, module: str) -> bool:
         """Whether a linear layer is left alone, by its name, as transformers decides it.
@@ -115,6 +113,8 @@ class QuantizationConfig:
           ValueError: a field is unknown, has a wrong value or contradicts another, the method is
             not bitsandbytes, or 8 bits are asked for.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"quantization_config must be a JSON object, got {values!r}")
         values = dict(values)
         method = values.pop("quant_method", "bitsandbytes")
         if method != "bitsandbytes":

@@ -179,7 +179,7 @@ def check_type(quant_type: str, block_size: int, name: str) -> None:
     if quant_type not in codes.CODE_BOOKS:
         raise ValueError(f"{name}: unknown 4-bit type {quant_type!r}; there are 'nf4' and 'fp4'")
     if block_size not in codes.BLOCK_SIZES:
-        raise ValueError(f"{name}: block size {block_size} is none of {codes.BLOCK_SIZES}")
+        raise ValueError(f"{name}: block size {block_size!r} is none of {codes.BLOCK_SIZES}")
 
 
 @functools.partial(jax.jit, static_argnames=("quant_type", "block_size"))

@@ -103,7 +103,11 @@ def test_a_field_the_format_has_not_is_named(changes):
         ({"intermediate_size": 7}, "intermediate_size 7 must be even"),
         ({"num_attention_heads": 7}, "num_heads 7"),
         ({"block_types": ["mamba"]}, "mamba"),
-        ({"vocab_size": "many"}, "wrong type"),
+        ({"vocab_size": "many"}, "vocab_size must be a whole number of at least 1, got 'many'"),
+        ({"hidden_size": 2560.0}, "width must be a whole number of at least 1, got 2560.0"),
+        ({"num_key_value_heads": -1}, "num_kv_heads must be a whole number of at least 1, got -1"),
+        ({"intermediate_size": "wide"}, "wrong type"),
+        ({"rope_parameters": 5}, "rope_parameters must be a JSON object, got 5"),
     ],
 )
 def test_a_variant_the_model_has_not_is_one_line(changes, words):

@@ -73,7 +73,11 @@ def test_lines_of_the_keyboard_are_answered_until_they_end(model):
     "arguments, message",
     [
         (["--config.top_p=1.5"], "top_p must lie in (0, 1], got 1.5"),
+        (["--config.max_new_tokens=many"], "--config.max_new_tokens=many"),
+        (["--config.dtype=float"], "dtype must be one of"),
         (["--prompts={file}"], "line 2 is empty"),
+        (["--prompts={binary}"], "is not UTF-8 text"),
+        (["--prompts={file}", "--output={file}/none/out.jsonl"], "its folder does not exist"),
         (["--prompt="], "--prompt is empty"),
         (["--config.nosuch=1"], "nosuch"),
         (["--config.model=/no/such/folder"], "/no/such/folder"),
@@ -82,7 +86,10 @@ def test_lines_of_the_keyboard_are_answered_until_they_end(model):
 def test_wrong_input_ends_in_one_line_without_a_traceback(model, tmp_path, arguments, message):
     file = tmp_path / "prompts.txt"
     file.write_text("one\n\nthree\n")
-    done = sample(model, *(argument.format(file=file) for argument in arguments))
+    binary = tmp_path / "prompts.bin"
+    binary.write_bytes(b"\xff\xfe")
+    files = {"file": file, "binary": binary}
+    done = sample(model, *(argument.format(**files) for argument in arguments))
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -73,6 +73,8 @@ def without(suffix):
         (edited(shape=[6, 64]), r"quant_state says shape \[6, 64\], which packs into 192 bytes"),
         (edited(shape=[128]), "packs into 64 bytes, but there are 384"),
         (edited(shape=None), "is not a quant_state in JSON"),
+        (edited(blocksize="64"), "block size '64' is none of"),
+        (edited(shape=[-64, -128]), "which has no elements"),
         (edited(blocksize=48), "block size 48 is none of"),
         (edited(blocksize=128), r"absmax has 12 elements; quant_state calls for 6"),
         (edited(quant_type="int4"), "unknown 4-bit type 'int4'"),
