@@ -48,6 +48,7 @@ setup(
             "transformers>=5.17",
             "accelerate>=1.10",
             "bitsandbytes>=0.50",
+            "peft>=0.20",
         ],
     },
 )

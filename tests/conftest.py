@@ -18,18 +18,24 @@ import pytest
 ORACLES = ("torch", "transformers", "accelerate", "bitsandbytes", "recurrentgemma")
 
 
+def missing(names):
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def pytest_configure(config):
+    """Under GRIFFIN_PARITY=1 nothing may be left out for want of an oracle."""
+    absent = missing((*ORACLES, "peft"))
+    if os.environ.get("GRIFFIN_PARITY") == "1" and absent:
+        raise pytest.UsageError(f"GRIFFIN_PARITY=1, but {', '.join(absent)} is not installed")
+
+
 def pytest_runtest_setup(item):
-    """Skips `parity` tests where an oracle is missing; under GRIFFIN_PARITY=1 they must run.
+    """Skips `parity` tests where an oracle is missing.
 
     In the other tests, a shape mistake that broadcasting would hide is an error. The oracles' own
     code broadcasts that way.
     """
     parity = item.get_closest_marker("parity") is not None
     jax.config.update("jax_numpy_rank_promotion", "allow" if parity else "raise")
-    missing = [name for name in ORACLES if importlib.util.find_spec(name) is None]
-    if not (parity and missing):
-        return
-    message = f"the [parity] extra is not installed: no {', '.join(missing)}"
-    if os.environ.get("GRIFFIN_PARITY") == "1":
-        pytest.fail(message)
-    pytest.skip(message)
+    if parity and (absent := missing(ORACLES)):
+        pytest.skip(f"the [parity] extra is not installed: no {', '.join(absent)}")
