@@ -119,3 +119,30 @@ def test_what_cannot_be_packed_ends_in_one_line_and_leaves_nothing(folder):
     assert done.returncode == 1
     assert done.stderr == "error: model.final_norm.weight holds NaN or infinity\n"
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "command, flag, message",
+    [
+        ("pack", "--config.block_size=48", "weight: block size 48 is none of"),
+        ("convert", "--config.format=zip", "format 'zip' is unknown"),
+        ("convert", "--config.dtype=float", "dtype must be one of"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_leaves_nothing(folder, command, flag, message):
+    before = sorted(folder.iterdir())
+    done = run(folder, command, "whole", "result", flag)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["pack", "convert"])
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, command):
+    config = CONFIG.replace(vocab_size=100)
+    save_checkpoint(tmp_path / "misfit", config, random_params(config), tokenizer=TOKENIZER)
+    done = run(tmp_path, command, "misfit", "result")
+    assert done.returncode == 1
+    assert "misfit: the tokenizer has 8192 pieces but the model's embedding 100" in done.stderr
+    assert not (tmp_path / "result").exists()
