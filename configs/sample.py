@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     # Of parameters and activations; None is what a 4-bit folder says, and otherwise bfloat16 on
     # accelerators and float32 on CPUs.
     config.dtype = config_dict.placeholder(str)
+    # Go on where a weight holds NaN or infinity.
+    config.allow_nan = False
     # Prompts are a user's turns, for models that follow instructions.
     config.chat = False
     config.max_new_tokens = 128

@@ -63,7 +63,7 @@ def load_model(config):
     """The config's model, with its tokenizer."""
     import griffin_jax
 
-    lm = griffin_jax.load(config.model, dtype=config.dtype)
+    lm = griffin_jax.load(config.model, dtype=config.dtype, allow_nan=config.allow_nan)
     if lm.tokenizer is None:
         raise ValueError(f"{config.model} has no tokenizer; put its tokenizer.model there")
     return lm
