@@ -123,7 +123,11 @@ class GriffinConfig:
         return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
 
     def replace(self, **changes: Any) -> "GriffinConfig":
-        """A copy with some fields changed."""
+        """A copy with some fields changed.
+
+        Sizes that were derived stay as they are: with another `width` or `num_heads`, give
+        `head_size` and `recurrence_width` too, or None to derive them anew.
+        """
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -54,7 +54,12 @@ def test_the_fused_kernel_compiles_to_triton(dtype):
             lambda *a: rg_lru_pallas_gpu.rg_lru(*a, positions, lengths)[0].astype("f4").sum()
         )(*arguments)
 
-    lowered = jax.jit(gradient).trace(*arguments).lower(lowering_platforms=("cuda",))
+    try:
+        lowered = jax.jit(gradient).trace(*arguments).lower(lowering_platforms=("cuda",))
+    except RuntimeError as error:  # jax 0.12 asks the GPU what it is
+        if "No supported GPU devices found" not in str(error):
+            raise
+        pytest.skip("this jax lowers to Triton only beside a GPU")
     assert lowered.as_text().count("custom_call @__gpu$xla.gpu.triton") == 2
 
 
