@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("lm_eval")
-
 from griffin_jax.evaluation import sandbox
 from griffin_jax.evaluation.local_data import card_task_manager, local_tasks
 from griffin_jax.evaluation.tasks import bbh, coreference, gsm8k, short_answers
@@ -204,7 +202,10 @@ def test_short_answers_are_compared_without_case_articles_and_punctuation(said, 
 
 def test_winobias_rows_of_the_hub_become_the_same_questions():
     row = {
-        "tokens": "The CEO thanked the construction worker because she had helped .".split(),
+        "tokens": [
+            *("The", "CEO", "thanked", "the", "construction", "worker", "because"),
+            *("she", "had", "helped", "."),
+        ],
         "coreference_clusters": ["3", "5", "7", "7"],
     }
     local = {
