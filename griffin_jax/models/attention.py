@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.kernels.local_attention import local_attention
-from griffin_jax.models.layers import Linear
+from griffin_jax.models.layers import Linear, project
 from griffin_jax.models.state import AttentionState, Timeline
 
 
@@ -74,16 +74,25 @@ class AttentionBlock(nn.Module):
     ) -> tuple[jax.Array, AttentionState]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        def project(name, heads):
-            linear = Linear(heads * self.head_size, use_bias=self.qkv_bias, name=name, **types)
-            return linear(x).reshape(*x.shape[:2], heads, self.head_size)
+        def linear(name, heads):
+            return Linear(heads * self.head_size, use_bias=self.qkv_bias, name=name, **types)
 
-        positions = timeline.positions
-        q = rotate(project("q_proj", self.num_heads), positions, self.rope_base, self.rope_fraction)
-        k = rotate(
-            project("k_proj", self.num_kv_heads), positions, self.rope_base, self.rope_fraction
+        def split(y):
+            return y.reshape(*y.shape[:2], -1, self.head_size)
+
+        kv_heads = self.num_kv_heads
+        q, k, v = map(
+            split,
+            project(
+                x,
+                linear("q_proj", self.num_heads),
+                linear("k_proj", kv_heads),
+                linear("v_proj", kv_heads),
+            ),
         )
-        v = project("v_proj", self.num_kv_heads)
+        positions = timeline.positions
+        q = rotate(q, positions, self.rope_base, self.rope_fraction)
+        k = rotate(k, positions, self.rope_base, self.rope_fraction)
         out = local_attention(
             q,
             k,

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import ATTENTION, GriffinConfig
 from griffin_jax.models.attention import AttentionBlock
-from griffin_jax.models.layers import Linear, RMSNorm
+from griffin_jax.models.layers import Linear, RMSNorm, project
 from griffin_jax.models.rglru import RecurrentBlock
 from griffin_jax.models.state import AttentionState, RecurrentState, Timeline
 
@@ -30,8 +30,11 @@ class MLPBlock(nn.Module):
             "param_dtype": self.param_dtype,
         }
         # The published code draws gate and up as one [2, D, F] array and counts a fan-in of 2 D.
-        gate = Linear(self.expanded_width, init_scale=0.5, name="gate_proj", **linear)(x)
-        up = Linear(self.expanded_width, init_scale=0.5, name="up_proj", **linear)(x)
+        gate, up = project(
+            x,
+            Linear(self.expanded_width, init_scale=0.5, name="gate_proj", **linear),
+            Linear(self.expanded_width, init_scale=0.5, name="up_proj", **linear),
+        )
         down = Linear(self.width, init_scale=self.out_init_scale, name="down_proj", **linear)
         return down(nn.gelu(gate) * up)
 
