@@ -1,5 +1,7 @@
 """Local multi-query attention over a ring of cached keys and the keys of this call."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -107,22 +109,31 @@ def _attend(q, keys, values, masks, kernel):
     batch, time, heads, size = q.shape
     kv_heads = keys[0].shape[2]
     q = (q * size**-0.5).reshape(batch, time, kv_heads, heads // kv_heads, size)
-    # Scores of both groups are joined, not the keys: a decoding step would copy the whole ring.
+    # One softmax over both groups, which nothing joins: joined keys would copy the whole ring in a
+    # decoding step, and joined scores make XLA work out a new key's score in one GPU thread.
+    groups = [group for group in zip(keys, values, masks, strict=True) if group[0].shape[1]]
     scores = [
         jnp.where(
             mask[:, None, None],
-            jnp.einsum("btkgh,bskh->bkgts", q, group, preferred_element_type=jnp.float32),
+            jnp.einsum("btkgh,bskh->bkgts", q, key, preferred_element_type=jnp.float32),
             _MASKED,
         )
-        for group, mask in zip(keys, masks, strict=True)
+        for key, _, mask in groups
     ]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    shares = jnp.split(weights, [keys[0].shape[1]], axis=-1)
+    largest = functools.reduce(jnp.maximum, (s.max(axis=-1, keepdims=True) for s in scores))
+    shares = [jnp.exp(s - jax.lax.stop_gradient(largest)) for s in scores]
+    total = sum(share.sum(axis=-1) for share in shares)
     out = sum(
-        jnp.einsum("bkgts,bskh->btkgh", share, group)
-        for share, group in zip(shares, values, strict=True)
+        jnp.einsum(
+            "bkgts,bskh->btkgh",
+            share.astype(q.dtype),
+            value,
+            preferred_element_type=jnp.float32,
+        )
+        for share, (_, value, _) in zip(shares, groups, strict=True)
     )
-    return out.reshape(batch, time, heads, size)
+    out = out / jnp.transpose(total, (0, 3, 1, 2))[..., None]
+    return out.astype(q.dtype).reshape(batch, time, heads, size)
 
 
 def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, reach):
