@@ -1,10 +1,12 @@
 """Products with 4-bit weights, several that share an input in one call."""
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from griffin_jax.kernels import packed_matmul_pallas_gpu
 from griffin_jax.kernels.choice import choose
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
@@ -20,8 +22,9 @@ def packed_matmul(
     Args:
       x: [..., in], a floating-point type.
       weights: 4-bit weights [out, in] of one block size; the widths may differ.
-      kernel: "rows_cpu" decodes a few rows at a time; "reference" decodes a whole weight in x's
-        dtype first. By default the fastest that serves platform and shape.
+      kernel: "pallas_gpu" reads packed bytes once, for up to 64 rows of x; "rows_cpu" decodes a few
+        rows of the weight at a time; "reference" decodes a whole weight in x's dtype first. By
+        default the fastest that serves platform and shape.
 
     Returns:
       [..., out] in x's dtype for each weight.
@@ -29,8 +32,16 @@ def packed_matmul(
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
-    serves = {"rows_cpu": _first_reason(_rows_serves, weights), "reference": None}
-    if choose("packed_matmul", serves, kernel) == "rows_cpu":
+    rows = math.prod(x.shape[:-1])
+    serves = {
+        "pallas_gpu": packed_matmul_pallas_gpu.serves(rows, weights),
+        "rows_cpu": _first_reason(_rows_serves, weights),
+        "reference": None,
+    }
+    chosen = choose("packed_matmul", serves, kernel)
+    if chosen == "pallas_gpu":
+        return packed_matmul_pallas_gpu.packed_matmul(x, tuple(weights))
+    if chosen == "rows_cpu":
         return tuple(_by_rows(x, weight) for weight in weights)
     return packed_matmul_reference(x, weights)
 
