@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from griffin_jax.kernels import packed_matmul_pallas_gpu
 from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
 # Rows decoded at a time on a CPU: with 8k columns, 2 MB in float32, which stay in the cache.
@@ -15,13 +16,14 @@ _CPU_ROWS = 64
 
 
 def packed_matmul(
-    x: jax.Array, weights: Sequence[QuantizedTensor], *, kernel: str | None = None
+    x: jax.Array, weights: Sequence[QuantizedTensor | LayerOf], *, kernel: str | None = None
 ) -> tuple[jax.Array, ...]:
     """x @ weight.T for each weight, accumulated in float32.
 
     Args:
       x: [..., in], a floating-point type.
-      weights: 4-bit weights [out, in] of one block size; the widths may differ.
+      weights: 4-bit weights [out, in] of one block size, or one of a stack of them each; the
+        widths may differ.
       kernel: "pallas_gpu" reads packed bytes once, for up to 64 rows of x; "rows_cpu" decodes a few
         rows of the weight at a time; "reference" decodes a whole weight in x's dtype first. By
         default the fastest that serves platform and shape.
@@ -32,6 +34,7 @@ def packed_matmul(
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
+    weights = [w.take() if isinstance(w, LayerOf) else w for w in weights]
     rows = math.prod(x.shape[:-1])
     serves = {
         "pallas_gpu": packed_matmul_pallas_gpu.serves(rows, weights),

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.config import ATTENTION, GriffinConfig
+from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.layers import Linear, RMSNorm, project
 from griffin_jax.models.rglru import RecurrentBlock
@@ -50,8 +51,8 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, state: RecurrentState | AttentionState, timeline: Timeline
-    ) -> tuple[jax.Array, RecurrentState | AttentionState]:
+        self, x: jax.Array, state: RecurrentState | AttentionState | LayerOf, timeline: Timeline
+    ) -> tuple[jax.Array, RecurrentState | AttentionState | LayerOf]:
         config = self.config
         common = {
             "width": config.width,

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import jax
 
+from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.kernels.packed_matmul import dense_matmul, packed_matmul
 from griffin_jax.quantization.lora_weight import LoRAWeight
 from griffin_jax.quantization.tensor import QuantizedTensor
 
-Weight = jax.Array | QuantizedTensor | LoRAWeight
+Weight = jax.Array | QuantizedTensor | LayerOf | LoRAWeight
+_PACKED = (QuantizedTensor, LayerOf)
 
 
 def matmul(x: jax.Array, weight: Weight) -> jax.Array:
@@ -16,8 +18,8 @@ def matmul(x: jax.Array, weight: Weight) -> jax.Array:
 
     Args:
       x: [..., in], a floating-point type.
-      weight: [out, in], an array, a 4-bit weight or either with a low-rank addition; used in x's
-        dtype (4-bit ones by some kernels in float32, which rounds less).
+      weight: [out, in], an array, a 4-bit weight, one of a stack of these, or any with a low-rank
+        addition; used in x's dtype (4-bit ones by some kernels in float32, which rounds less).
 
     Returns:
       [..., out] in x's dtype.
@@ -26,13 +28,13 @@ def matmul(x: jax.Array, weight: Weight) -> jax.Array:
         # For its gradient a 4-bit base is decoded again, not kept decoded.
         product = jax.checkpoint(matmul)(x, weight.base)
         return product + weight.scale * matmul(matmul(x, weight.a), weight.b)
-    if isinstance(weight, QuantizedTensor):
+    if isinstance(weight, _PACKED):
         return packed_matmul(x, [weight])[0]
     return dense_matmul(x, weight.astype(x.dtype))
 
 
 def matmuls(x: jax.Array, weights: Sequence[Weight]) -> tuple[jax.Array, ...]:
     """`matmul` of one input with several weights; 4-bit ones are read in one product."""
-    if all(isinstance(weight, QuantizedTensor) for weight in weights):
+    if all(isinstance(weight, _PACKED) for weight in weights):
         return packed_matmul(x, weights)
     return tuple(matmul(x, weight) for weight in weights)
