@@ -102,6 +102,7 @@ class AttentionBlock(nn.Module):
             timeline.start,
             positions,
             reach=self.reach,
+            fresh=timeline.fresh,
         )
         out = Linear(
             self.width,

@@ -89,7 +89,8 @@ class Griffin(nn.Module):
     ) -> tuple[jax.Array, State]:
         """As `__call__`, but returns what the output head reads, [B, T, D]."""
         batch, time = tokens.shape
-        if state is None:
+        fresh = state is None
+        if fresh:
             state = init_state(self.config, batch, self.dtype, capacity=0)
         elif any(isinstance(b, AttentionState) and not b.keys.shape[1] for b in state.blocks):
             raise ValueError(
@@ -100,7 +101,7 @@ class Griffin(nn.Module):
             positions = state.position[:, None] + jnp.arange(time)[None]
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
-        timeline = Timeline(positions=positions, lengths=lengths, start=state.position)
+        timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)
         x = self.embedder.encode(tokens)
         after = []
         for block, before in zip(self.blocks, state.blocks, strict=True):
