@@ -111,9 +111,13 @@ class Griffin(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[B, T, D] of `features` -> float32[B, T, V]."""
-        logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+        logits = self.uncapped_logits(x)
         cap = self.config.logits_soft_cap
         return logits if cap is None else jnp.tanh(logits / cap) * cap
+
+    def uncapped_logits(self, x: jax.Array) -> jax.Array:
+        """As `logits`, before the soft cap."""
+        return self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
 
 
 class Head(nn.Module):

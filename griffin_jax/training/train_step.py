@@ -11,6 +11,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from griffin_jax.models import Griffin
+from griffin_jax.training.cross_entropy import cross_entropy
 
 Params = Any
 Assemble = Callable[[Params, Params], Params]
@@ -97,10 +98,9 @@ def token_losses(
     )
 
     def sums(x, targets, mask):
-        logits = model.apply({"params": params}, x, method="logits")
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jnp.sum(mask * (normaliser - chosen)), jnp.sum(mask * normaliser**2)
+        logits = model.apply({"params": params}, x, method="uncapped_logits")
+        losses, normaliser = cross_entropy(logits, targets, model.config.logits_soft_cap)
+        return jnp.sum(mask * losses), jnp.sum(mask * normaliser**2)
 
     if chunks == 1:
         return sums(x, batch["targets"], batch["mask"])
