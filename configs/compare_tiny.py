@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The runs, and how their models are measured; see griffin_jax.training.evaluate."""
     config = ConfigDict()
-    config.runs = {
-        "Griffin": "runs/griffin-tiny",
-        "Hawk": "runs/hawk-tiny",
-        "Transformer": "runs/transformer-tiny",
-    }
+    # NAME=FOLDER
+    config.runs = (
+        "Griffin=runs/griffin-tiny",
+        "Hawk=runs/hawk-tiny",
+        "Transformer=runs/transformer-tiny",
+    )
     config.text = "heldout.jsonl.xz"
     config.edges = (0, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
     config.dtype = "bfloat16"

@@ -69,18 +69,23 @@ class Run:
 def main() -> None:
     _import_pyplot()
     config = _CONFIG.value
-    runs = [open_run(name, Path(folder), config) for name, folder in config.runs.items()]
+    runs = [open_run(text, config) for text in config.runs]
     write_report(Path(_OUTPUT.value), runs, config)
 
 
-def open_run(name: str, folder: Path, config: Any) -> Run:
-    """Reads a run, and measures its model unless that was done before.
+def open_run(text: str, config: Any) -> Run:
+    """Reads the run of NAME=FOLDER, and measures its model unless that was done before.
 
     Raises:
+      ValueError: the text is not of that form.
       FileNotFoundError: there is no such run, or it has trained nothing yet.
     """
     from griffin_jax.training.run_log import read_metrics
 
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise ValueError(f"run {text!r} must be NAME=FOLDER, such as 'Griffin=runs/griffin-tiny'")
+    folder = Path(folder)
     metrics = read_metrics(folder / "metrics.jsonl")
     if not any("heldout_loss" in line for line in metrics):
         raise FileNotFoundError(f"{folder}: no run with held-out loss there; train {name} first")

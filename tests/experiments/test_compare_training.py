@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import pytest
@@ -51,7 +50,7 @@ def config(tmp_path):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     (tmp_path / "text.txt").write_text(TEXT)
     values = {
-        "runs": {name: str(tmp_path / name) for name in MODELS},
+        "runs": tuple(f"{name}={tmp_path / name}" for name in MODELS),
         "text": str(tmp_path / "text.txt"),
         "edges": (0, 16, 64),
         "dtype": "float32",
@@ -62,7 +61,7 @@ def config(tmp_path):
 
 
 def open_runs(config):
-    return [compare_training.open_run(n, Path(folder), config) for n, folder in config.runs.items()]
+    return [compare_training.open_run(text, config) for text in config.runs]
 
 
 def test_the_report_holds_what_was_measured_and_needs_the_models_once(config, tmp_path):
@@ -100,4 +99,6 @@ def test_the_report_holds_what_was_measured_and_needs_the_models_once(config, tm
 
 def test_a_run_that_is_not_there_is_one_line(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run with held-out loss there; train Hawk"):
-        compare_training.open_run("Hawk", tmp_path / "hawk", config)
+        compare_training.open_run(f"Hawk={tmp_path / 'hawk'}", config)
+    with pytest.raises(ValueError, match="run 'Hawk' must be NAME=FOLDER"):
+        compare_training.open_run("Hawk", config)

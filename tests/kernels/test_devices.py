@@ -16,7 +16,8 @@ def run(function, arguments, weights):
 
     def loss(*arguments):
         outputs = function(*arguments)
-        return sum(jnp.sum(o.astype(jnp.float32) * w) for o, w in zip(outputs, weights)), outputs
+        weighted = jax.tree.map(lambda o, w: jnp.sum(o.astype(jnp.float32) * w), outputs, weights)
+        return sum(weighted), outputs
 
     gradient = jax.value_and_grad(loss, argnums=range(len(arguments)), has_aux=True)
     (_, outputs), gradients = jax.jit(gradient)(*arguments)
@@ -51,7 +52,7 @@ def test_the_fused_rg_lru_equals_the_definition(shape, dtype, tolerance):
     a_param = jax.random.uniform(keys[3], (width,), minval=-7, maxval=-2)
     hidden = jax.random.normal(keys[4], (rows, width))
     positions, lengths = positions_of(rows, time, packed=1), jnp.full(rows, time - 3)
-    weights = [jax.random.normal(keys[5], shape), jax.random.normal(keys[6], (rows, width))]
+    weights = jax.random.normal(keys[5], shape), jax.random.normal(keys[6], (rows, width))
     arguments = x, gate_x, gate_a, a_param, hidden
     wanted, got = (
         run(lambda *a, k=kernel: rg_lru(*a, positions, lengths, kernel=k), arguments, weights)
@@ -79,7 +80,7 @@ def test_cudnn_attention_equals_blocks(rows, time, heads, size, slots, reach, pa
     ring = jnp.zeros((rows, slots, 1, size), jnp.bfloat16)
     start = jnp.zeros(rows, jnp.int32)
     positions = positions_of(rows, time, packed=min(packed, rows))
-    weights = [jax.random.normal(keys[3], q.shape)]
+    weights = (jax.random.normal(keys[3], q.shape),)
 
     def attend(kernel, dtype):
         def call(*qkv):
