@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels.whole_rows import attend_whole_rows
 
 _MASKED = -2.3819763e38  # what the published model writes into masked scores
 _NEVER = 2**30  # a distance beyond every limit
@@ -21,6 +22,7 @@ def local_attention(
     positions: jax.Array,
     *,
     reach: int | None,
+    fresh: bool = False,
     kernel: str | None = None,
 ) -> jax.Array:
     """Attends from every token to itself and to what its document wrote shortly before.
@@ -37,7 +39,9 @@ def local_attention(
       start: int32[B], the position that follows the newest cached one; 0 for an empty ring.
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
-      kernel: "cudnn_gpu" or "blocks"; by default the fastest that serves platform and shape.
+      fresh: Nothing was read before: `start` is 0, and the ring is not looked at.
+      kernel: "cudnn_rows_gpu", "cudnn_gpu" or "blocks"; by default the fastest that serves platform
+        and shape.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; scores and softmax are float32. The cost is that of T * S
@@ -46,8 +50,26 @@ def local_attention(
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
-    kernel = choose("local_attention", {"cudnn_gpu": _cudnn_serves(q), "blocks": None}, kernel)
+    cudnn = _cudnn_serves(q)
+    rows = cudnn if fresh else "it takes calls that begin every row anew"
+    serves = {"cudnn_rows_gpu": rows, "cudnn_gpu": cudnn, "blocks": None}
+    kernel = choose("local_attention", serves, kernel)
+    if kernel == "cudnn_rows_gpu":
+        ring = cached_k.shape[1:]
+
+        def attend(q, k, v, positions):
+            rows = len(q)
+            empty = jnp.zeros((rows, *ring), k.dtype)
+            begin = jnp.zeros(rows, jnp.int32)
+            return local_attention(
+                q, k, v, empty, empty, begin, positions, reach=reach, fresh=True, kernel="cudnn_gpu"
+            )
+
+        return attend_whole_rows(q, k, v, positions, reach=reach, attend=attend)
+
     batch, time, heads, size = q.shape
+    if fresh and time <= cached_k.shape[1]:
+        cached_k, cached_v = cached_k[:, :0], cached_v[:, :0]
     slots = cached_k.shape[1]
     limit = positions if reach is None else jnp.minimum(positions, reach)
     # A slot's distance from the first token of this call: 1 for the newest one.

@@ -111,6 +111,7 @@ class AttentionBlock(nn.Module):
             timeline.start,
             positions,
             reach=self.reach,
+            fresh=timeline.fresh,
         )
         out = Linear(
             self.width,

@@ -100,7 +100,8 @@ class Griffin(nn.Module):
     ) -> tuple[jax.Array, State | StackedState]:
         """As `__call__`, but returns what the output head reads, [B, T, D]."""
         batch, time = tokens.shape
-        if state is None:
+        fresh = state is None
+        if fresh:
             state = init_state(self.config, batch, self.dtype, capacity=0)
         elif isinstance(state, State) and _has_empty_rings(state):
             raise ValueError(
@@ -111,7 +112,7 @@ class Griffin(nn.Module):
             positions = state.position[:, None] + jnp.arange(time)[None]
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
-        timeline = Timeline(positions=positions, lengths=lengths, start=state.position)
+        timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)
         x = self.embedder.encode(tokens)
         if self.has_variable("params", GROUPS):
             x, after = self._stacked(x, state, timeline)
@@ -154,9 +155,13 @@ class Griffin(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[B, T, D] of `features` -> float32[B, T, V]."""
-        logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+        logits = self.uncapped_logits(x)
         cap = self.config.logits_soft_cap
         return logits if cap is None else jnp.tanh(logits / cap) * cap
+
+    def uncapped_logits(self, x: jax.Array) -> jax.Array:
+        """As `logits`, before the soft cap."""
+        return self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
 
 
 def _has_empty_rings(state):
