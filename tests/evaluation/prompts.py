@@ -13,6 +13,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from lm_eval.api.group import Group
 
 from griffin_jax.evaluation.local_data import local_tasks
@@ -20,6 +21,10 @@ from griffin_jax.evaluation.local_data import local_tasks
 RECORDED = Path(__file__).with_name("recorded_prompts.json")
 BENCHMARKS = Path(
     os.environ.get("GRIFFIN_BENCHMARKS", Path(__file__).parents[2].parent / "shared" / "benchmarks")
+)
+needs_samples = pytest.mark.skipif(
+    not BENCHMARKS.is_dir(),
+    reason=f"no benchmark samples in {BENCHMARKS} (GRIFFIN_BENCHMARKS names another folder)",
 )
 QUESTIONS = 2  # of each task, in the digest
 

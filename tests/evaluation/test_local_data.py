@@ -8,7 +8,12 @@ import pytest
 from lm_eval.api.group import Group
 
 from griffin_jax.evaluation import local_sources
-from griffin_jax.evaluation.local_data import LocalDataError, card_task_manager, local_tasks
+from griffin_jax.evaluation.local_data import (
+    LocalDataError,
+    MissingDataError,
+    card_task_manager,
+    local_tasks,
+)
 from tests.evaluation import made_up
 
 NAMES = ("griffin_nq_open", "griffin_bbh", "griffin_social_iqa")
@@ -25,8 +30,8 @@ def write(path, *rows):
     return path
 
 
-def error_of(names, folder, **options):
-    with pytest.raises(LocalDataError) as caught:
+def error_of(names, folder, kind=LocalDataError, **options):
+    with pytest.raises(kind) as caught:
         local_tasks(names, folder, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -116,7 +121,7 @@ def test_missing_files_and_folders_are_told(data_dir):
     gone = data_dir / "bbh" / "snarks" / "test.jsonl"
     gone.unlink()
     expected = f"{gone}: no such file; it stands for the data set SaylorTwift/bbh"
-    assert error_of(["griffin_bbh"], data_dir) == expected
+    assert error_of(["griffin_bbh"], data_dir, MissingDataError) == expected
     write(gone)
     assert error_of(["griffin_bbh"], data_dir) == f"{gone}: no rows"
     assert error_of(NAMES, data_dir / "no") == f"data_dir {data_dir / 'no'}: no such folder"
@@ -138,7 +143,7 @@ def test_too_few_examples_are_told(data_dir):
 
 def test_unknown_tasks_and_those_that_need_the_network_are_told(data_dir):
     assert error_of(["hellaswagg"], data_dir) == "task 'hellaswagg' is unknown"
-    message = error_of(["humaneval"], data_dir)
+    message = error_of(["humaneval"], data_dir, MissingDataError)
     assert message.startswith("task 'humaneval' needs the metric code_eval from the Hub")
     assert message.endswith("griffin_humaneval can")
 

@@ -8,11 +8,6 @@ from tests.evaluation import prompts
 
 RECORD = json.loads(prompts.RECORDED.read_text(encoding="utf-8"))
 
-needs_samples = pytest.mark.skipif(
-    not prompts.BENCHMARKS.is_dir(),
-    reason=f"no benchmark samples in {prompts.BENCHMARKS} (GRIFFIN_BENCHMARKS names another folder)",
-)
-
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
@@ -24,7 +19,7 @@ def test_every_task_of_every_row_is_recorded():
     assert RECORD["questions"] == prompts.QUESTIONS
 
 
-@needs_samples
+@prompts.needs_samples
 @pytest.mark.parametrize("name", prompts.SHOTS)
 def test_prompts_are_the_recorded_ones(tasks, name):
     recorded = {key: RECORD["tasks"][name][key] for key in ("requests", "sha256")}
@@ -33,7 +28,7 @@ def test_prompts_are_the_recorded_ones(tasks, name):
     )
 
 
-@needs_samples
+@prompts.needs_samples
 def test_our_prompts_differ_from_the_stock_ones_only_where_they_should(tasks):
     """Stock and own: the same questions in the same order."""
 
