@@ -102,6 +102,7 @@ def test_generations_survive_a_scorer_that_fails(data_dir):
     [
         ("perspective", 'griffin_toxigen: scorer "perspective": PERSPECTIVE_API_KEY is not set'),
         ("none", 'griffin_toxigen: scorer "none" writes the generations to a folder'),
+        ("vader", "griffin_toxigen: scorer 'vader' measures sentiment, not toxicity"),
         ("perspektive", "scorer 'perspektive' is unknown: it is one of perspective, vader, none"),
         ("no_module_of_mine:Scorer", "No module named 'no_module_of_mine'"),
         ("json:Scorer", "module 'json' has no attribute 'Scorer'"),
