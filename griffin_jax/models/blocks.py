@@ -40,6 +40,14 @@ class MLPBlock(nn.Module):
         return down(nn.gelu(gate) * up)
 
 
+def drop_out(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Dropout (Srivastava et al., 2014) at a rate rounded to a multiple of 1/256: a byte decides."""
+    dropped = round(256 * rate)
+    kept = jax.random.bits(key, x.shape, jnp.uint8) >= dropped
+    scaled = x.astype(jnp.float32) * (256 / (256 - dropped))
+    return jnp.where(kept, scaled, 0).astype(x.dtype)
+
+
 class ResidualBlock(nn.Module):
     """x + temporal mixing(norm(x)), then x + MLP(norm(x))."""
 
@@ -85,7 +93,9 @@ class ResidualBlock(nn.Module):
         mlp = MLPBlock(expanded_width=config.mlp_width, name="mlp_block", **common)
         norm = {"eps": config.norm_eps, "param_dtype": self.param_dtype}
 
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        def drop(x):
+            drops = self.dropout and self.has_rng("dropout")
+            return drop_out(x, self.dropout, self.make_rng("dropout")) if drops else x
 
         mixed, state = mixing(RMSNorm(name="temporal_pre_norm", **norm)(x), state, timeline)
         x = x + drop(mixed)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from griffin_jax.models import Griffin, init_params
+from griffin_jax.models.blocks import drop_out
 from griffin_jax.training.data import evaluation_batches
 from griffin_jax.training.train_step import (
     TrainState,
@@ -45,6 +46,15 @@ def test_dropout_depends_on_its_key_and_needs_one():
     assert loss(None) == jax.jit(lambda: token_losses(MODULE, PARAMS, BATCH)[0])()
     assert loss(jax.random.key(0)) == loss(jax.random.key(0))
     assert len({float(loss(key)) for key in (None, *jax.random.split(jax.random.key(0)))}) == 3
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_dropout_leaves_out_its_share_and_keeps_the_mean(impl):
+    key = jax.random.key(0, impl=impl)
+    out = np.asarray(drop_out(jnp.ones((64, 64, 16), jnp.bfloat16), 0.25, key), np.float32)
+    assert np.unique(out).tolist() == [0.0, np.float32(jnp.bfloat16(4 / 3))]
+    assert np.mean(out == 0) == pytest.approx(0.25, abs=0.01)
+    assert np.mean(out) == pytest.approx(1, abs=0.01)
 
 
 def updated(**options):
