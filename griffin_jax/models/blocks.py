@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from griffin_jax.config import ATTENTION, GriffinConfig
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.models.attention import AttentionBlock
-from griffin_jax.models.layers import Linear, RMSNorm, project
+from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
 from griffin_jax.models.rglru import RecurrentBlock
 from griffin_jax.models.state import AttentionState, RecurrentState, Timeline
 
@@ -37,7 +37,7 @@ class MLPBlock(nn.Module):
             Linear(self.expanded_width, init_scale=0.5, name="up_proj", **linear),
         )
         down = Linear(self.width, init_scale=self.out_init_scale, name="down_proj", **linear)
-        return down(nn.gelu(gate) * up)
+        return down(gated_gelu(gate, up))
 
 
 def drop_out(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
