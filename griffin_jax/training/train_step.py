@@ -34,7 +34,7 @@ class TrainState:
     average: Params | None = None
 
     @property
-    def best(self) -> Params:
+    def evaluated(self) -> Params:
         """The parameters to evaluate and to keep: the average where there is one."""
         return self.params if self.average is None else self.average
 

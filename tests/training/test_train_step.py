@@ -87,7 +87,7 @@ def test_the_average_follows_the_parameters_of_every_step():
             lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), expected, state.params
         )
     chex.assert_trees_all_close(state.average, expected, rtol=1e-5, atol=1e-7)
-    assert state.best is state.average
+    assert state.evaluated is state.average
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
