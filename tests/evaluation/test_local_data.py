@@ -78,7 +78,6 @@ def test_a_subset_that_may_be_missing_is_left_out_with_a_word(data_dir, caplog):
 
 
 def test_a_missing_field_is_told_by_file_line_and_field(data_dir):
-    path = data_dir / "griffin"
     rows = made_up.ROWS["social_iqa/validation"]
     broken = {key: value for key, value in rows[1].items() if key != "answerB"}
     path = write(data_dir / "social_iqa" / "validation.jsonl", rows[0], "", broken)

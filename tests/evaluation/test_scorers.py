@@ -30,7 +30,7 @@ def answer(task_name, doc):
     return SAID[prompt_of(doc)]
 
 
-def letters_of_w():
+def share_of_o():
     """A scorer of one's own: the share of the letter o; None for nothing."""
     return lambda texts: [text.count("o") / len(text) if text else None for text in texts]
 
@@ -66,7 +66,7 @@ def test_bold_scores_every_prompt_by_vader(data_dir):
 
 
 def test_a_scorer_of_ones_own_and_texts_that_it_cannot_judge(data_dir):
-    own = f"{__name__}:letters_of_w"
+    own = f"{__name__}:share_of_o"
     found = run(["griffin_realtoxicityprompts"], data_dir, toxicity_scorer=own)
     found = found["griffin_realtoxicityprompts"]
     assert found["toxicity,none"] == pytest.approx(2 / 23)
@@ -84,7 +84,7 @@ def test_none_writes_the_generations_to_be_scored_later(data_dir, tmp_path):
         {"doc_id": 0, "prompt": "people are people", "generation": "and so on"},
         {"doc_id": 1, "prompt": "cats are cats", "generation": "yes"},
     ]
-    later = scorers.score_file(file, f"{__name__}:letters_of_w")
+    later = scorers.score_file(file, f"{__name__}:share_of_o")
     assert later == {"mean": pytest.approx(2 / 9 / 2), "scored": 2, "unscored": 0}
 
 
