@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax.checkpoints.huggingface import is_linear, tensor_name
+from griffin_jax.checkpoints.huggingface_config import model_type
+from griffin_jax.checkpoints.packing import is_packed
 from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.quantization import QuantizationConfig, codes
@@ -41,16 +42,12 @@ def random_params(
     params = {}
     for index, (path, struct) in enumerate(flat_abstract_params(config).items()):
         key = jax.random.fold_in(root, index)
-        if quantization is not None and _is_packed(path, quantization):
+        if quantization is not None and is_packed(path, quantization, model_type(config)):
             kind = quantization.bnb_4bit_quant_type, quantization.bnb_4bit_use_double_quant
             params[path] = _packed(key, struct.shape, dtype, *kind)
         else:
             params[path] = _array(key, path, struct.shape, dtype)
     return flax.traverse_util.unflatten_dict(params, sep="/")
-
-
-def _is_packed(path, quantization):
-    return is_linear(path) and not quantization.skips(tensor_name(path).removesuffix(".weight"))
 
 
 def _array(key, path, shape, dtype):
