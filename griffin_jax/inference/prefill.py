@@ -88,7 +88,7 @@ def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> S
       batch_size: Number of rows.
       tokens: How many tokens the state will read; it matters under an unbounded window only.
     """
-    capacity = _capacity(model.config, tokens)
+    capacity = capacity_for(model.config, tokens)
     return _init_program(model.config, batch_size, model.dtype, capacity, home(params))()
 
 
@@ -96,7 +96,7 @@ def select_rows(
     model: Griffin, params: dict, state: State, rows: Sequence[int], tokens: int
 ) -> State:
     """A copy of some rows of `state`, with room for `tokens` tokens in all."""
-    capacity = _capacity(model.config, tokens)
+    capacity = capacity_for(model.config, tokens)
     return take_rows(jax.device_put(state, home(params)), np.asarray(rows, np.int32), capacity)
 
 
@@ -117,13 +117,13 @@ def with_room(model: Griffin, state: State, tokens: int) -> State:
     A step under an unbounded window reads every slot there is, so texts that grow begin with few.
     """
     slots = [b.keys.shape[1] for b in state.blocks if isinstance(b, AttentionState)]
-    capacity = _capacity(model.config, tokens)
+    capacity = capacity_for(model.config, tokens)
     if capacity is None or not slots or slots[0] >= capacity:
         return state
     return _grow(state, capacity)
 
 
-def _capacity(config: GriffinConfig, tokens: int) -> int | None:
+def capacity_for(config: GriffinConfig, tokens: int) -> int | None:
     """Slots under an unbounded window: 256, 384, 512, 768 ... , so that few programs serve all.
 
     Less than a third of them is unwritten, of any but the smallest number.

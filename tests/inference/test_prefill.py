@@ -26,10 +26,10 @@ def test_the_batch_is_the_next_power_of_two():
 def test_less_than_a_third_of_the_slots_under_an_unbounded_window_is_unwritten():
     unbounded = CONFIG.replace(attention_window=None)
     for tokens in (1, 256, 257, 384, 385, 512, 5000, 12_288, 12_289, 16_384, 20_480):
-        slots = prefill._capacity(unbounded, tokens)
+        slots = prefill.capacity_for(unbounded, tokens)
         assert tokens <= slots
         assert slots == 256 or slots - tokens < slots / 3
-    assert prefill._capacity(CONFIG, 5000) is None
+    assert prefill.capacity_for(CONFIG, 5000) is None
 
 
 def test_chunked_reading_of_unequal_rows_gives_each_row_its_own_state():
