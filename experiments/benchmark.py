@@ -14,8 +14,8 @@ time per kernel of a decoding burst.
 
 import json
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -29,29 +29,17 @@ _PROFILE = flags.DEFINE_string("profile", None, "Folder for the time per kernel;
 def main() -> None:
     # Most of the device, so that its memory and not a default bounds the batch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-    from griffin_jax.benchmarks import isolation, results, tasks
+    from griffin_jax.benchmarks import results, run
 
     config = json.loads(_CONFIG.value.to_json_best_effort())
-    config["profile"] = bool(_PROFILE.value)
+    config["profile"] = _PROFILE.value is not None
     config["verbosity"] = flags.FLAGS.verbosity
-    execute = isolation.run_apart if config.get("isolate", True) else tasks.run
-    tasks.jobs(config, {})  # a config that asks for what there is not ends here
-    (found,) = execute(tasks.Job("limits", "", config))
-    run = {"kind": config["kind"], "config": config, **found, "rows": []}
-    del run["what"]
-    show_machine(run)
-    for job in tasks.jobs(config, run["limits"]):
-        for row in execute(job):
-            print(results.line(row), flush=True)
-            if kernels := row.pop("kernels", None):
-                write_profile(row, kernels)
-            run["rows"].append(row)
-        if _OUTPUT.value:
-            results.write(Path(_OUTPUT.value), run)
+    save = (lambda found: results.write(Path(_OUTPUT.value), found)) if _OUTPUT.value else None
+    run.measure(config, begin=show_machine, report=show, **({"save": save} if save else {}))
 
 
-def show_machine(run) -> None:
-    machine, limits = run["machine"], run["limits"]
+def show_machine(found: dict[str, Any]) -> None:
+    machine, limits = found["machine"], found["limits"]
     print(
         f"{machine['device']}, {machine['processor']}, {machine['cores']} cores; "
         f"copy {limits['bytes_per_second'] / 1e9:,.0f} GB/s, products "
@@ -61,16 +49,18 @@ def show_machine(run) -> None:
     )
 
 
-def write_profile(row, kernels) -> None:
+def show(row: dict[str, Any]) -> None:
     from griffin_jax.benchmarks import kernel_profile, results
 
-    folder = Path(_PROFILE.value)
-    folder.mkdir(parents=True, exist_ok=True)
-    times = [kernel_profile.KernelTime(**kernel) for kernel in kernels]
-    text = kernel_profile.format_profile(times, per=row["burst"])
-    file = folder / (results.name(row).replace("/", "_").replace(":", "_") + ".txt")
-    file.write_text(text + "\n", encoding="utf-8")
-    print(text, file=sys.stderr)
+    print(results.line(row), flush=True)
+    if kernels := row.pop("kernels", None):
+        folder = Path(_PROFILE.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        times = [kernel_profile.KernelTime(**kernel) for kernel in kernels]
+        text = kernel_profile.format_profile(times, per=row["burst"])
+        file = folder / (results.name(row).replace("/", "_").replace(":", "_") + ".txt")
+        file.write_text(text + "\n", encoding="utf-8")
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Any
 
 from griffin_jax.benchmarks.tasks import Job
 
+_COMMAND = ["-m", "griffin_jax.benchmarks.worker"]
+
 
 def run_apart(job: Job) -> Iterator[dict[str, Any]]:
     """As `tasks.run`, in a process of its own.
@@ -21,7 +23,7 @@ def run_apart(job: Job) -> Iterator[dict[str, Any]]:
     """
     environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if job.leaves_device_alone else {})
     process = subprocess.Popen(
-        [sys.executable, "-m", "griffin_jax.benchmarks.worker"],
+        [sys.executable, *_COMMAND],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -16,6 +16,8 @@ from griffin_jax.benchmarks.random_weights import abstract_weights, random_param
 from griffin_jax.benchmarks.timing import compilation
 from griffin_jax.config import DTYPES, PRESETS, GriffinConfig, preset
 from griffin_jax.language_model import LanguageModel
+from griffin_jax.models import is_stacked, stack_params
+from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
 
 PACKED = ("nf4", "fp4", "nf4-double", "fp4-double")
@@ -115,8 +117,14 @@ class Subject:
                 "them; take 4-bit weights, a smaller model or a larger device"
             )
 
-    def load(self, seed: int = 0) -> tuple[LanguageModel, dict[str, Any]]:
+    def load(
+        self, seed: int = 0, stack_layers: bool | None = None
+    ) -> tuple[LanguageModel, dict[str, Any]]:
         """The model on the device, and what a report says about it.
+
+        Args:
+          seed: Of random weights.
+          stack_layers: As for `griffin_jax.load`.
 
         Raises:
           OutOfMemory: the device does not hold the weights.
@@ -127,13 +135,21 @@ class Subject:
         with compilation() as compiled, memory.meeting_limits():
             if self.shape is not None:
                 params = random_params(self.shape, self.dtype, self.quantization, seed)
+                if stacks_by_default(self.shape) if stack_layers is None else stack_layers:
+                    params = stack_params(self.shape, params, consume=True)
                 lm = LanguageModel(self.shape, params, dtype=jnp.dtype(self.dtype))
             else:
-                lm = griffin_jax.load(self.model, dtype=self.dtype, quantization=self.quantization)
+                lm = griffin_jax.load(
+                    self.model,
+                    dtype=self.dtype,
+                    quantization=self.quantization,
+                    stack_layers=stack_layers,
+                )
                 lm = dataclasses.replace(lm, tokenizer=None)  # no token may end a measured text
             jax.block_until_ready(lm.params)
         return lm, self.to_dict() | {
             "weight_bytes": memory.tree_bytes(lm.params),
+            "stacked_layers": is_stacked(lm.params),
             "parameters": count_parameters(lm.config),
             "make_seconds": time.perf_counter() - begin,
             "make_compile": compiled.to_dict(),

@@ -91,8 +91,8 @@ def run(job: Job) -> Iterator[Row]:
     subject = Subject.parse(job.model, config.get("shapes"))
     about = subject.to_dict()
     try:
-        options = {"burst": config["burst"]} if subject.stack == OURS else {}
-        stack = open_stack(subject, config["seed"], **options)
+        options = {name: config[name] for name in ("burst", "stack_layers")}
+        stack = open_stack(subject, config["seed"], **options if subject.stack == OURS else {})
         about = stack.about
         for row in _MEASURES[job.kind](subject, stack, limits, config):
             yield about | {"status": "ok"} | row
@@ -110,12 +110,12 @@ class _Fields:
 
 
 def _limits(config):
-    if config["accelerator"] and jax.default_backend() == "cpu":
+    if config.get("accelerator") and jax.default_backend() == "cpu":
         raise ValueError(
             "this config measures an accelerator, and JAX finds a CPU alone: install jax[cuda13] or "
             "jax[tpu], or go on with --config.accelerator=false and smaller --config.models"
         )
-    limits = machine.measure_limits(config["copy_bytes"] or None, config["matrix"] or None)
+    limits = machine.measure_limits(config.get("copy_bytes"), config.get("matrix"))
     return {"what": "limits", "machine": machine.describe(), "limits": limits.to_dict()}
 
 

@@ -21,9 +21,11 @@ class GriffinStack:
       burst: Tokens in one dispatch.
     """
 
-    def __init__(self, subject: Subject, seed: int = 0, burst: int = 32):
+    def __init__(
+        self, subject: Subject, seed: int = 0, burst: int = 32, stack_layers: bool | None = None
+    ):
         self.lm: LanguageModel
-        self.lm, self.about = subject.load(seed)
+        self.lm, self.about = subject.load(seed, stack_layers)
         self.about: dict[str, Any] = self.about | {"burst": burst}
         self.burst = burst
 

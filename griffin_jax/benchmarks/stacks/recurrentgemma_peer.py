@@ -1,5 +1,6 @@
 """`recurrentgemma` of the model's authors, in JAX, through its own sampler's two steps."""
 
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -78,7 +79,10 @@ class Peer:
             params = jax.block_until_ready(jax.tree.unflatten(tree, params))
         self._sampler = authors.Sampler(model=model, vocab=_Vocabulary(), params=params)
         self.about: dict[str, Any] = subject.to_dict() | {
-            "versions": {"recurrentgemma": _version(), "jax": jax.__version__},
+            "versions": {
+                "recurrentgemma": metadata.version("recurrentgemma"),
+                "jax": jax.__version__,
+            },
             "weight_bytes": memory.tree_bytes(params),
         }
 
@@ -112,9 +116,3 @@ class Peer:
 
 def _draw(key, shape, dtype):
     return jax.jit(lambda key: jax.random.normal(key, shape, dtype) * 0.02)(key)
-
-
-def _version():
-    from importlib import metadata
-
-    return metadata.version("recurrentgemma")

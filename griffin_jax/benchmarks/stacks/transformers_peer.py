@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -55,6 +56,8 @@ class Peer:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        if subject.quantization is not None:
+            versions["bitsandbytes"] = metadata.version("bitsandbytes")
         self.about: dict[str, Any] = subject.to_dict() | {
             "versions": versions,
             "weight_bytes": subject.weight_bytes(),
