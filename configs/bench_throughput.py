@@ -19,11 +19,10 @@ def get_config(size: str = "") -> ConfigDict:
     config = bench_base.base("throughput", size)
     names = ("recurrentgemma-9b:bfloat16", "recurrentgemma-9b:nf4")
     bench_base.models(config, (*names, "gemma-7b:bfloat16", "gemma-7b:nf4"))
-    config.burst = 16
     # Rounded up to powers of two, as the sampler does.
     config.batch_sizes = (1, 16, 64, 256, 512, 1024, 2048)
     config.prompt = 2048
-    config.tokens = 64
+    config.tokens = 96
     config.prefill_tokens = 32_768
     config.repeats = 3
     if size:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from griffin_jax.benchmarks import memory
 from griffin_jax.benchmarks.stacks import Mark, Prompts
 from griffin_jax.benchmarks.subject import Subject
-from griffin_jax.inference import Sampler, prefill
+from griffin_jax.inference import Sampler, SamplingConfig, prefill
+from griffin_jax.inference.decode import row_keys
 from griffin_jax.inference.prefill import capacity_for
-from griffin_jax.inference.sampler import Context, Generation
+from griffin_jax.inference.sampler import Generation
 from griffin_jax.language_model import LanguageModel
 
 
@@ -65,13 +66,7 @@ class GriffinStack:
           tokens: How many will be drawn.
           room: Slots under an unbounded window, before it makes room itself.
         """
-        room = room or position + 1
-        state = prefill.fresh_state(self.lm.model, self.lm.params, batch_size, room)
-        state = state.replace(position=jnp.full_like(state.position, position))
-        context = Context(
-            state, tokens=((0,) * position,) * batch_size, read=(position,) * batch_size
-        )
-        return self._sampler().start([[1]] * batch_size, context=context, max_new_tokens=tokens)
+        return _Placed(self._sampler(), position, batch_size, tokens, room or position + 1)
 
     def peak_bytes(self) -> int:
         """See `stacks.Stack`."""
@@ -79,3 +74,19 @@ class GriffinStack:
 
     def _sampler(self):
         return Sampler(self.lm.config, self.lm.params, dtype=self.lm.dtype, burst=self.burst)
+
+
+class _Placed(Generation):
+    """A generation whose state is made, not read. A `Context` would hold it a second time."""
+
+    def __init__(self, sampler: Sampler, position: int, batch_size: int, tokens: int, room: int):
+        self._room = room
+        prompts = [[0] * position + [1]] * batch_size
+        keys = row_keys(0, batch_size)
+        super().__init__(sampler, prompts, None, SamplingConfig(), tokens, keys, ())
+
+    def _read(self, rows):
+        model, params = self._sampler.model, self._sampler.params
+        batch_size = prefill.batch_size_for(len(rows))
+        state = prefill.fresh_state(model, params, batch_size, self._room)
+        return state.replace(position=jnp.full_like(state.position, len(rows[0])))
