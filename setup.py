@@ -6,6 +6,12 @@ from setuptools import find_packages, setup
 
 HUB = ["huggingface-hub>=1.0", "tokenizers>=0.22"]
 TRAIN = ["grain>=0.2.16", "tensorboardX>=2.6", "matplotlib>=3.9"]
+TRANSFORMERS = [
+    "torch>=2.9",
+    "transformers>=5.17",
+    "accelerate>=1.10",
+    "bitsandbytes>=0.50",
+]
 
 setup(
     name="griffin_jax",
@@ -34,6 +40,9 @@ setup(
         "hf": HUB,
         "train": TRAIN,
         "bench": ["matplotlib>=3.9"],
+        # A peer of the benchmarks. The other, recurrentgemma, pins versions that conflict with
+        # ours: pip install --no-deps -r .ci/requirements-recurrentgemma.txt
+        "transformers": TRANSFORMERS,
         "test": [
             *HUB,
             *TRAIN,
@@ -44,10 +53,7 @@ setup(
             "ruff>=0.8",
         ],
         "parity": [
-            "torch>=2.9",
-            "transformers>=5.17",
-            "accelerate>=1.10",
-            "bitsandbytes>=0.50",
+            *TRANSFORMERS,
             "peft>=0.20",
         ],
     },

@@ -12,7 +12,7 @@ from griffin_jax.benchmarks.stacks import Mark, Prompts, Unavailable, require
 from griffin_jax.benchmarks.subject import Subject
 from griffin_jax.config import RECURRENT
 
-_HINT = "pip install --no-deps recurrentgemma==1.0.1 jaxtyping einops"
+_HINT = "pip install --no-deps -r .ci/requirements-recurrentgemma.txt"
 
 
 class _Vocabulary:

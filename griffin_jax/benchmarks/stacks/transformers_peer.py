@@ -13,7 +13,7 @@ from griffin_jax.benchmarks.subject import Subject
 from griffin_jax.checkpoints import CheckpointError
 from griffin_jax.checkpoints.huggingface_config import config_to_json
 
-_HINT = "pip install griffin_jax[parity]"
+_HINT = "pip install griffin_jax[transformers]"
 
 
 class Peer:
