@@ -20,7 +20,7 @@ def get_config(size: str = "") -> ConfigDict:
     names = ("recurrentgemma-9b:bfloat16", "recurrentgemma-9b:nf4")
     bench_base.models(config, (*names, "gemma-7b:bfloat16", "gemma-7b:nf4"))
     # Rounded up to powers of two, as the sampler does.
-    config.batch_sizes = (1, 16, 64, 256, 512, 1024, 2048)
+    config.batch_sizes = (1, 8, 32, 64, 256, 512, 1024, 2048)
     config.prompt = 2048
     config.tokens = 96
     config.prefill_tokens = 32_768

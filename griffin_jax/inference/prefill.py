@@ -124,14 +124,18 @@ def with_room(model: Griffin, state: State, tokens: int) -> State:
 
 
 def capacity_for(config: GriffinConfig, tokens: int) -> int | None:
-    """Slots under an unbounded window: 256, 384, 512, 768 ... , so that few programs serve all.
+    """Slots under an unbounded window, of a few sizes, so that few programs serve all.
 
-    Less than a third of them is unwritten, of any but the smallest number.
+    They are 256, 384, 512, 768, ... 2048, of which less than a third is unwritten (of any but the
+    smallest), and then 2560, 3072, 3584, 4096, 5120, ..., of which less than a fifth is.
     """
     if config.attention_window is not None:
         return None
     power = max(batch_size_for(tokens), 256)
-    return power * 3 // 4 if tokens <= power * 3 // 4 and power > 256 else power
+    if power == 256:
+        return power
+    step = power // (4 if power <= 2048 else 8)
+    return -(-tokens // step) * step
 
 
 @functools.lru_cache(maxsize=64)
