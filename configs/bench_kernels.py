@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark --config=configs/bench_kernels.py --output=docs/benchmarks/kernels.json
 
-4-bit products, the linear recurrence (beside jax.lax.associative_scan and recurrentgemma's scan, where
+4-bit and whole products, the linear recurrence (beside jax.lax.associative_scan and recurrentgemma's scan, where
 installed) and the RG-LRU, forward and backward, local attention and the output head: microseconds,
 bytes, FLOPs and shares of the device's measured limits. Hardware: one GPU of 80 GB, about two
 minutes, most of it compilation. `--config=configs/bench_kernels.py:tiny` takes seconds on a CPU.
@@ -19,6 +19,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.shapes = ConfigDict()
     config.operations = (
         "packed_matmul",
+        "dense_matmul",
         "linear_recurrence",
         "jax.lax.associative_scan",
         "recurrentgemma's scan",
@@ -34,7 +35,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.time = 8192
     config.chunk = 2048
     # Different weights that a turn of the loop reads, more than a cache holds.
-    config.spread_bytes = 2**28
+    config.spread_bytes = 2**27
     # Of a loop at a twentieth of the device's limit: it takes as long over what share it reaches.
     config.seconds = 0.2
     config.repeats = 5

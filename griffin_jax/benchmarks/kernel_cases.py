@@ -15,7 +15,7 @@ from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.local_attention import local_attention
-from griffin_jax.kernels.packed_matmul import packed_matmul
+from griffin_jax.kernels.packed_matmul import dense_matmul, packed_matmul
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.models.layers import head
 from griffin_jax.quantization import codes
@@ -76,6 +76,29 @@ def packed_cases(
                 calls=calls,
                 dtype=dtype,
             )
+
+
+def dense_cases(
+    config: GriffinConfig, rows: Sequence[int], dtype: str, spread_bytes: int
+) -> Iterator[Case]:
+    """The same products with weights in `dtype`, one weight at a time."""
+    itemsize = jnp.dtype(dtype).itemsize
+    for name, shapes in sorted(_products(config).items()):
+        for shape in dict.fromkeys(shapes):
+            weight_bytes = math.prod(shape) * itemsize
+            calls = max(1, math.ceil(spread_bytes / weight_bytes))
+            for count in rows:
+                yield Case(
+                    operation="dense_matmul",
+                    name=f"{name}, {shape[0]} x {shape[1]}, {count} rows",
+                    make=functools.partial(_dense_weights, shape, dtype, calls),
+                    carry=functools.partial(_normal, (count, shape[1]), dtype),
+                    step=_dense_step,
+                    num_bytes=weight_bytes + count * sum(shape) * itemsize,
+                    flops=2 * count * math.prod(shape),
+                    calls=calls,
+                    dtype=dtype,
+                )
 
 
 def recurrence_cases(width: int, time: int, dtype: str) -> Iterator[Case]:
@@ -190,6 +213,10 @@ def _packed_weights(tensors, calls):
     return [[fill(t, 100 * call + i) for i, t in enumerate(tensors)] for call in range(calls)]
 
 
+def _dense_weights(shape, dtype, calls):
+    return [_normal(shape, dtype, seed) for seed in range(calls)]
+
+
 def _recurrence_inputs(shape):
     x = _normal(shape, "float32")
     return x, jax.nn.sigmoid(_normal(shape, "float32", 1) + 3)
@@ -212,7 +239,13 @@ def _attention_inputs(config, time, window, dtype):
 def _packed_step(x, weights, kernel):
     outputs = [packed_matmul(x, group, kernel=kernel) for group in weights]
     outputs = lax.optimization_barrier(outputs)
-    return x + _TINY * sum(y[:, :1] for group in outputs for y in group).astype(x.dtype)
+    return x + (_TINY * sum(y[:, :1] for group in outputs for y in group)).astype(x.dtype)
+
+
+def _dense_step(x, weights, kernel):
+    del kernel  # there is one
+    outputs = lax.optimization_barrier([dense_matmul(x, weight) for weight in weights])
+    return x + (_TINY * sum(y[:, :1] for y in outputs)).astype(x.dtype)
 
 
 def _forward_step(function, h0, arguments, kernel):

@@ -49,6 +49,7 @@ def cases(config: Mapping[str, Any]) -> Iterator[Case]:
     dtype, rows = config["dtype"], config["rows"]
     return itertools.chain(
         kernel_cases.packed_cases(shape, rows, dtype, config["quant_type"], config["spread_bytes"]),
+        kernel_cases.dense_cases(shape, rows, dtype, config["spread_bytes"]),
         kernel_cases.recurrence_cases(shape.recurrence_width, config["time"], dtype),
         kernel_cases.attention_cases(shape, config["chunk"], dtype),
         kernel_cases.head_cases(shape, rows, dtype),

@@ -135,7 +135,14 @@ def test_every_operation_is_timed_by_every_kernel_that_serves(written):
     results = measured("bench_kernels", model="small", rows=[1], repeats=1)
     done = [row for row in results["rows"] if row["status"] == "ok"]
     operations = {row["operation"] for row in done}
-    wanted = {"packed_matmul", "linear_recurrence", "rg_lru", "local_attention", "head"}
+    wanted = {
+        "packed_matmul",
+        "dense_matmul",
+        "linear_recurrence",
+        "rg_lru",
+        "local_attention",
+        "head",
+    }
     assert wanted | {"jax.lax.associative_scan"} <= operations
     refused = [row["message"] for row in results["rows"] if row["status"] == "unavailable"]
     assert any("needs a GPU" in message for message in refused)
