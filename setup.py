@@ -7,6 +7,12 @@ from setuptools import find_packages, setup
 HUB = ["huggingface-hub>=1.0", "tokenizers>=0.22"]
 EVAL = ["lm-eval==0.4.13", "vaderSentiment>=3.3.2"]
 TRAIN = ["grain>=0.2.16", "tensorboardX>=2.6", "matplotlib>=3.9"]
+TRANSFORMERS = [
+    "torch>=2.9",
+    "transformers>=5.17",
+    "accelerate>=1.10",
+    "bitsandbytes>=0.50",
+]
 
 setup(
     name="griffin_jax",
@@ -43,6 +49,9 @@ setup(
         "train": TRAIN,
         "eval": EVAL,
         "bench": ["matplotlib>=3.9"],
+        # A peer of the benchmarks. The other, recurrentgemma, pins versions that conflict with
+        # ours: pip install --no-deps -r .ci/requirements-recurrentgemma.txt
+        "transformers": TRANSFORMERS,
         "test": [
             *HUB,
             *TRAIN,
@@ -54,10 +63,7 @@ setup(
             "ruff>=0.8",
         ],
         "parity": [
-            "torch>=2.9",
-            "transformers>=5.17",
-            "accelerate>=1.10",
-            "bitsandbytes>=0.50",
+            *TRANSFORMERS,
             "peft>=0.20",
         ],
     },

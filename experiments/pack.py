@@ -51,13 +51,18 @@ class Packer:
         import numpy as np
 
         from griffin_jax import checkpoints
-        from griffin_jax.checkpoints import packing, placement
+        from griffin_jax.checkpoints import huggingface_config, packing, placement
 
         with placement.progress_bar("packing", self._source.nbytes, True) as bar:
             for path, leaf in self._source.leaves():
                 name = self._source.stored_name(path)
                 packed = checkpoints.pack_leaf(
-                    path, leaf, self._settings, block_size=self._block_size, name=name
+                    path,
+                    leaf,
+                    self._settings,
+                    block_size=self._block_size,
+                    name=name,
+                    architecture=huggingface_config.model_type(self._source.config),
                 )
                 if packed is not leaf:
                     group = re.sub(r"^blocks_\d+/|/weight$", "", path)

@@ -44,7 +44,9 @@ class GriffinConfig:
         authors' `recurrentgemma` does. With True it sees W keys in all, itself among them, as
         transformers does. Texts of at most W tokens do not tell the two apart.
       conv_width: Taps of the causal depthwise convolution.
-      scale_embeddings: Multiply embeddings by sqrt(width), rounded to bfloat16.
+      scale_embeddings: Multiply embeddings by sqrt(width).
+      round_embedding_scale: That factor is rounded to bfloat16, as RecurrentGemma has it. With False
+        it has the precision of the activations, as Gemma has it.
       logits_soft_cap: Logits become cap * tanh(logits / cap); None leaves them alone.
       tie_embeddings: The output head is the embedding.
       rope_base: Longest wavelength of the rotary embedding over 2 pi.
@@ -67,6 +69,7 @@ class GriffinConfig:
     window_includes_query: bool = False
     conv_width: int = 4
     scale_embeddings: bool = True
+    round_embedding_scale: bool = True
     logits_soft_cap: float | None = 30.0
     tie_embeddings: bool = True
     rope_base: float = 10_000.0
@@ -168,6 +171,35 @@ GRIFFIN_7B = GriffinConfig(
     logits_soft_cap=None,
 )
 HAWK_7B = GRIFFIN_7B.replace(block_pattern=(RECURRENT,))
+# The paper's MQA Transformer baselines: the same blocks with global attention.
+MQA_7B = GRIFFIN_7B.replace(block_pattern=(ATTENTION,), attention_window=None)
+MQA_1B = MQA_7B.replace(
+    width=2048, mlp_width=6144, num_layers=24, num_heads=16, head_size=128, recurrence_width=None
+)
+# Gemma 1 (arXiv:2403.08295): 7B has as many key and value heads as query heads, 2B has one.
+GEMMA_7B = GriffinConfig(
+    vocab_size=256_000,
+    width=3072,
+    mlp_width=24_576,
+    num_layers=28,
+    num_heads=16,
+    block_pattern=(ATTENTION,),
+    head_size=256,
+    num_kv_heads=16,
+    attention_window=None,
+    round_embedding_scale=False,
+    logits_soft_cap=None,
+    rope_fraction=1.0,
+    projection_bias=False,
+)
+GEMMA_2B = GEMMA_7B.replace(
+    width=2048,
+    mlp_width=16_384,
+    num_layers=18,
+    num_heads=8,
+    num_kv_heads=1,
+    recurrence_width=None,
+)
 TINY = GriffinConfig(
     vocab_size=384,
     width=64,
@@ -183,6 +215,10 @@ PRESETS: dict[str, GriffinConfig] = {
     "recurrentgemma-9b": RECURRENTGEMMA_9B,
     "griffin-7b": GRIFFIN_7B,
     "hawk-7b": HAWK_7B,
+    "mqa-1b": MQA_1B,
+    "mqa-7b": MQA_7B,
+    "gemma-2b": GEMMA_2B,
+    "gemma-7b": GEMMA_7B,
     "tiny": TINY,
 }
 

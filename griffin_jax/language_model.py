@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax import checkpoints, inference
+from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
@@ -303,7 +304,11 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
     """
     params = unstack_params(lm.config, lm.params)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    packed = {path: checkpoints.pack_leaf(path, leaf, quantization) for path, leaf in flat.items()}
+    architecture = model_type(lm.config)
+    packed = {
+        path: checkpoints.pack_leaf(path, leaf, quantization, architecture=architecture)
+        for path, leaf in flat.items()
+    }
     params = flax.traverse_util.unflatten_dict(packed, sep="/")
     if is_stacked(lm.params):
         params = stack_params(lm.config, params, consume=True)

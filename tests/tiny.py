@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.config import ATTENTION, RECURRENT, GriffinConfig
-from griffin_jax.models import Griffin, State, abstract_params
+from griffin_jax.models import Griffin, State, abstract_params, init_state
 
 GRIFFIN = GriffinConfig(
     vocab_size=64,
@@ -110,9 +110,12 @@ def rows(state: State, index) -> State:
     return jax.tree.map(lambda x: np.asarray(x)[index], state)
 
 
-def greedy(config: GriffinConfig, params: dict, prompt: np.ndarray, num_tokens: int) -> list[int]:
+def greedy(
+    config: GriffinConfig, params: dict, prompt: np.ndarray, num_tokens: int, capacity=None
+) -> list[int]:
     """The most likely continuation of one prompt, a token a call."""
-    logits, state = forward(config)(params, prompt[None])
+    state = None if config.attention_window else init_state(config, 1, capacity=capacity)
+    logits, state = forward(config)(params, prompt[None], state)
     tokens = []
     for _ in range(num_tokens):
         tokens.append(int(np.argmax(logits[0, -1])))

@@ -1,39 +1,42 @@
 """Bytes and FLOPs of a model's work, counted from its shapes."""
 
-import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from griffin_jax.benchmarks.memory import tree_bytes
 from griffin_jax.config import ATTENTION, RECURRENT, GriffinConfig
-from griffin_jax.models import State
 from griffin_jax.training.flops import matmul_params
 
 
-def weight_bytes_per_step(config: GriffinConfig, params: dict) -> int:
+def weight_bytes_per_step(config: GriffinConfig, weight_bytes: int, dtype: DTypeLike) -> int:
     """Bytes of parameters that one call must read: all, but of an untied embedding a few rows."""
-    total = tree_bytes(params)
-    return total if config.tie_embeddings else total - tree_bytes(params["embedder"])
+    embedding = config.vocab_size * config.width * jnp.dtype(dtype).itemsize
+    return weight_bytes if config.tie_embeddings else weight_bytes - embedding
 
 
-def state_bytes_per_step(config: GriffinConfig, state: State, position: int) -> int:
-    """Bytes of a state that one decoding step must read and write, at this position.
+def weight_bytes_per_chunk(config: GriffinConfig, weight_bytes: int, dtype: DTypeLike) -> int:
+    """Bytes of parameters that a call reads which makes no logits: neither embedding nor head."""
+    embedding = config.vocab_size * config.width * jnp.dtype(dtype).itemsize
+    return weight_bytes - (1 if config.tie_embeddings else 2) * embedding
 
-    Keys and values that are written are read; the recurrent blocks' part is read and written.
+
+def state_bytes_per_step(config: GriffinConfig, position: int, dtype: DTypeLike) -> int:
+    """Bytes of one row's state that a decoding step must read and write, at this position.
+
+    Keys and values that are there are read; the recurrent blocks' part is read and written.
     """
-    total = 0
-    for kind, block in zip(config.block_types, state.blocks, strict=True):
-        if kind == ATTENTION:
-            batch, slots, *rest = block.keys.shape
-            row = jax.ShapeDtypeStruct((batch, min(slots, position), *rest), block.keys.dtype)
-            total += 2 * tree_bytes(row)
-        else:
-            total += 2 * tree_bytes(block)
-    return total
+    attention, recurrent = _parts(config, position, jnp.dtype(dtype).itemsize)
+    return attention + 2 * recurrent
+
+
+def cache_bytes(config: GriffinConfig, tokens: int, itemsize: int = 2) -> int:
+    """Bytes that one row's state holds after so many tokens, with keys of `itemsize` bytes."""
+    return sum(_parts(config, tokens, itemsize))
 
 
 def decode_flops(config: GriffinConfig, batch_size: int, position: int) -> float:
     """FLOPs of one decoding step: matrix products and attention."""
-    reach = _reach(config, position)
-    return batch_size * (2 * matmul_params(config) + _attention_flops(config, reach + 1))
+    keys = _reach(config, position) + 1
+    return batch_size * (2 * matmul_params(config) + _attention_flops(config, keys))
 
 
 def prefill_flops(config: GriffinConfig, batch_size: int, tokens: int) -> float:
@@ -45,13 +48,13 @@ def prefill_flops(config: GriffinConfig, batch_size: int, tokens: int) -> float:
     return batch_size * (2 * matmuls * tokens + _attention_flops(config, pairs))
 
 
-def cache_bytes(config: GriffinConfig, tokens: int, itemsize: int = 2) -> int:
-    """Bytes that one row's state holds after so many tokens, with keys of `itemsize` bytes."""
+def _parts(config, tokens, itemsize):
+    """Bytes of keys and values, and of the recurrent blocks."""
     keys = min(tokens, config.attention_window or tokens)
     attention = 2 * keys * config.num_kv_heads * config.head_size * itemsize
     recurrent = config.recurrence_width * (4 + (config.conv_width - 1) * itemsize)
     kinds = config.block_types
-    return kinds.count(ATTENTION) * attention + kinds.count(RECURRENT) * recurrent
+    return kinds.count(ATTENTION) * attention, kinds.count(RECURRENT) * recurrent
 
 
 def _reach(config, tokens):

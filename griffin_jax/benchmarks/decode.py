@@ -1,90 +1,91 @@
-"""Prefill and decoding of one row: seconds, milliseconds per token, and what bounds them."""
+"""Our own stack taken apart: prefill, decoding at any position, long prompts, time per kernel."""
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.benchmarks import counting, kernel_profile, memory
+from griffin_jax.benchmarks.generation import random_prompts, step_cost
 from griffin_jax.benchmarks.machine import Limits
-from griffin_jax.benchmarks.timing import Timing, compilation, measure
-from griffin_jax.inference import Sampler, prefill
-from griffin_jax.inference.sampler import Context
-from griffin_jax.language_model import LanguageModel
+from griffin_jax.benchmarks.stacks.griffin import GriffinStack
+from griffin_jax.benchmarks.subject import Subject
+from griffin_jax.benchmarks.timing import Timing, compilation
+from griffin_jax.inference import prefill
 
-
-def random_prompt(lm: LanguageModel, tokens: int, seed: int = 0) -> list[int]:
-    """Token ids from all over the vocabulary."""
-    return np.random.default_rng(seed).integers(0, lm.config.vocab_size, tokens).tolist()
+Row = dict[str, Any]
 
 
 def measure_prefill(
-    lm: LanguageModel, limits: Limits, tokens: int, batch_size: int, repeats: int
-) -> dict[str, Any]:
+    subject: Subject,
+    stack: GriffinStack,
+    limits: Limits,
+    tokens: int,
+    batch_size: int,
+    repeats: int,
+) -> Row:
     """Reading a prompt into a state, from an idle device to the state's being there."""
-    prompts = [random_prompt(lm, tokens, seed) for seed in range(batch_size)]
+    lm = stack.lm
+    prompts = random_prompts(lm.config.vocab_size, tokens, batch_size)
 
     def read():
+        begin = time.perf_counter()
         state = prefill.fresh_state(lm.model, lm.params, batch_size, tokens)
-        return prefill.read(lm.model, lm.params, state, prompts)
+        jax.block_until_ready(prefill.read(lm.model, lm.params, state, prompts))
+        return time.perf_counter() - begin
 
     with memory.meeting_limits():
-        begin = time.perf_counter()
         with compilation() as compiled:
-            jax.block_until_ready(read())
-        first = time.perf_counter() - begin
-        timing = measure(read, warmup=1, repeats=repeats)
+            first = read()
+        read()
+        timing = Timing.of([read() for _ in range(repeats)])
     flops = counting.prefill_flops(lm.config, batch_size, tokens)
-    num_bytes = counting.weight_bytes_per_step(lm.config, lm.params)
+    calls = len(prefill.chunk_lengths(tokens, batch_size))
+    num_bytes = calls * counting.weight_bytes_per_chunk(
+        lm.config, memory.tree_bytes(lm.params), lm.dtype
+    )
     return {
+        "what": "prefill",
         "prompt": tokens,
+        "batch_size": batch_size,
         "seconds": timing.to_dict(),
         "tokens_per_second": tokens * batch_size / timing.median,
+        "floor_seconds": limits.floor_seconds(num_bytes, flops, subject.dtype),
+        "peak_bytes": memory.peak_bytes(),
         "first_seconds": first,
         "compile": compiled.to_dict(),
-        **limits.shares(timing.median, num_bytes, flops, lm.dtype.name),
+        **limits.shares(timing.median, num_bytes, flops, subject.dtype),
     }
 
 
 def measure_decoding(
-    lm: LanguageModel,
+    subject: Subject,
+    stack: GriffinStack,
     limits: Limits,
     position: int,
     tokens: int,
     *,
     batch_size: int = 1,
-    burst: int = 32,
     profile: bool = False,
-) -> dict[str, Any]:
-    """Greedy decoding in bursts from a state that stands at `position`.
-
-    What the state holds is zero, which costs what anything else costs. Two bursts warm up.
+) -> Row:
+    """Greedy decoding in bursts from a state that stands at `position`; two bursts warm up.
 
     Args:
-      lm: The model.
+      subject: What is measured.
+      stack: It, loaded.
       limits: Of the device.
       position: How many tokens the state is taken to have read.
-      tokens: How many are drawn and timed.
+      tokens: How many are drawn and timed, rounded down to whole bursts.
       batch_size: Rows.
-      burst: Tokens in one dispatch.
       profile: Trace one burst more, for the time per kernel.
     """
-    sampler = Sampler(lm.config, lm.params, dtype=lm.dtype, burst=burst)
+    burst = stack.burst
     bursts = max(tokens // burst, 1)
-    total = burst * (bursts + 2 + profile)
     with memory.meeting_limits():
-        state = prefill.fresh_state(lm.model, lm.params, batch_size, position + total + 1)
-        state = state.replace(position=jnp.full_like(state.position, position))
-        state_bytes = memory.tree_bytes(state.blocks)
-        read = counting.state_bytes_per_step(lm.config, state, position)
-        context = Context(
-            state, tokens=((0,) * position,) * batch_size, read=(position,) * batch_size
-        )
-        generation = sampler.start([[1]] * batch_size, context=context, max_new_tokens=total)
-        del state, context
+        generation = stack.start_at(position, batch_size, burst * (bursts + 2 + profile))
         begin = time.perf_counter()
         with compilation() as compiled:
             generation.advance(burst)
@@ -96,23 +97,63 @@ def measure_decoding(
             generation.advance(burst)
             seconds.append(time.perf_counter() - begin)
     timing = Timing.of(seconds, per=burst)
-    flops = counting.decode_flops(lm.config, batch_size, position)
-    num_bytes = counting.weight_bytes_per_step(lm.config, lm.params) + read
+    cost = step_cost(subject, position, batch_size)
     row = {
+        "what": "decode",
         "position": position,
         "batch_size": batch_size,
         "tokens": burst * bursts,
-        "burst": burst,
         "seconds_per_token": timing.to_dict(),
         "tokens_per_second": batch_size / timing.median,
-        "floor_seconds": limits.floor_seconds(num_bytes, flops, lm.dtype.name),
+        "floor_seconds": limits.floor_seconds(*cost, subject.dtype),
+        "state_bytes": state_bytes(stack, position, batch_size),
+        "peak_bytes": memory.peak_bytes(),
         "first_seconds": first,
         "compile": compiled.to_dict(),
-        "state_bytes": state_bytes,
-        "peak_bytes": memory.peak_bytes(),
-        **limits.shares(timing.median, num_bytes, flops, lm.dtype.name),
+        **limits.shares(timing.median, *cost, subject.dtype),
     }
     if profile:
-        kernels = kernel_profile.profile(lambda: generation.advance(burst) or jnp.zeros(()))
+        kernels = kernel_profile.profile(lambda: generation.advance(burst))
         row["kernels"] = [dataclasses.asdict(kernel) for kernel in kernels]
     return row
+
+
+def state_bytes(stack: GriffinStack, position: int, batch_size: int) -> int:
+    """Bytes of the state that decoding at this position holds, as it is laid out."""
+    lm = stack.lm
+    state = jax.eval_shape(
+        lambda: prefill.fresh_state(lm.model, lm.params, batch_size, position + 1)
+    )
+    return memory.tree_bytes(state)
+
+
+def read_long_prompt(
+    subject: Subject, stack: GriffinStack, limits: Limits, tokens: int, parts: int = 10
+) -> Iterator[Row]:
+    """Reads one prompt of very many tokens into one state, part by part: time and memory of each."""
+    lm = stack.lm
+    state = prefill.fresh_state(lm.model, lm.params, 1, tokens)
+    random = np.random.default_rng(0)
+    chunk = max(prefill.CHUNKS)
+    part = max(tokens // parts // chunk, 1) * chunk
+    warmed = prefill.fresh_state(lm.model, lm.params, 1, tokens)
+    jax.block_until_ready(prefill.read(lm.model, lm.params, warmed, [[0] * chunk]))
+    done = 0
+    while done < tokens:
+        count = min(part, tokens - done)
+        ids = random.integers(0, lm.config.vocab_size, count).tolist()
+        begin = time.perf_counter()
+        state = jax.block_until_ready(prefill.read(lm.model, lm.params, state, [ids]))
+        seconds = time.perf_counter() - begin
+        done += count
+        flops = counting.prefill_flops(lm.config, 1, count)
+        yield {
+            "what": "long prompt",
+            "tokens_read": done,
+            "batch_size": 1,
+            "seconds": Timing.of([seconds]).to_dict(),
+            "tokens_per_second": count / seconds,
+            "state_bytes": memory.tree_bytes(state),
+            "peak_bytes": memory.peak_bytes(),
+            "matmul_share": limits.shares(seconds, 0, flops, subject.dtype)["matmul_share"],
+        }

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from griffin_jax.benchmarks.memory import limit_bytes
 from griffin_jax.benchmarks.timing import measure
 
-_VERSIONS = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "bitsandbytes")
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,8 @@ def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Li
     """Measures both limits on the default device.
 
     Args:
-      copy_bytes: Of the array that is copied; by default as much as no cache holds.
-      size: Rows and columns of the matrices that are multiplied.
+      copy_bytes: Of the array that is copied; None or 0 is more than a cache holds.
+      size: Rows and columns of the matrices that are multiplied; None or 0 is what fills a device.
     """
     on_cpu = jax.default_backend() == "cpu"
     copy_bytes = copy_bytes or (2**28 if on_cpu else 2**31)
@@ -72,9 +73,16 @@ def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Li
 
 
 def _copy_seconds(num_bytes):
-    source = jnp.zeros(num_bytes // 4, jnp.float32)
-    copy = jax.jit(lambda x: x + 1)  # a plain copy may be left out
-    return measure(lambda: copy(source), warmup=2, repeats=10).median
+    source, target = (jnp.full(num_bytes // 4, value, jnp.float32) for value in (1, 2))
+    # A plain copy may be left out, and fresh memory for the result costs a CPU more than the copy.
+    copy = jax.jit(lambda source, target: source + 1, donate_argnums=1, keep_unused=True)
+
+    def call():
+        nonlocal target
+        target = copy(source, target)
+        return target
+
+    return measure(call, warmup=2, repeats=10).median
 
 
 @jax.jit
@@ -93,7 +101,7 @@ def describe() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: found for name in _VERSIONS if (found := _version(name))},
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
@@ -106,12 +114,3 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _version(name):
-    from importlib import metadata
-
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

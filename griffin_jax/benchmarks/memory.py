@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -32,24 +33,32 @@ def limit_bytes() -> int | None:
     return stats.get("bytes_limit") if stats else None
 
 
+def available_bytes() -> int | None:
+    """Memory of the host that is free for the taking; None where there is no telling."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
 def tree_bytes(tree) -> int:
     """Bytes of all arrays of a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 @contextlib.contextmanager
-def meeting_limits() -> Iterator[None]:
+def meeting_limits(*others: type[Exception]) -> Iterator[None]:
     """Makes `OutOfMemory`, one line long, of whatever JAX raises when memory runs out.
 
-    What the failed program held is freed before.
+    What the failed program held is freed before. `others` are exceptions that mean the same.
     """
+    certain = (MemoryError, *others)
     try:
         yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    except (jax.errors.JaxRuntimeError, *certain) as error:
         text = str(error)
-        if not isinstance(error, MemoryError) and not any(
-            sign in text for sign in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
-        ):
+        signs = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+        if not isinstance(error, certain) and not any(sign in text for sign in signs):
             raise
         line = text.strip().splitlines()[0] if text.strip() else "MemoryError"
     else:

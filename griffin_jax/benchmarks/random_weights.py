@@ -1,6 +1,7 @@
 """Random parameters made on the device, leaf by leaf: a 9B model in seconds, no copy on the host."""
 
 import functools
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax.checkpoints.huggingface import is_linear, tensor_name
+from griffin_jax.checkpoints.huggingface_config import model_type
+from griffin_jax.checkpoints.packing import is_packed
 from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
-from griffin_jax.quantization import QuantizationConfig, codes
+from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, codes
 from griffin_jax.quantization.tensor import abstract
 
 
@@ -35,22 +37,31 @@ def random_params(
     Returns:
       The tree of `models.init_params`, on the default device.
     """
-    dtype = jnp.dtype(dtype)
     # Of the generators, this one compiles fastest and needs no temporaries of its own.
     root = jax.random.key(seed, impl="rbg")
     params = {}
-    for index, (path, struct) in enumerate(flat_abstract_params(config).items()):
+    for index, (path, leaf) in enumerate(abstract_weights(config, dtype, quantization).items()):
         key = jax.random.fold_in(root, index)
-        if quantization is not None and _is_packed(path, quantization):
-            kind = quantization.bnb_4bit_quant_type, quantization.bnb_4bit_use_double_quant
-            params[path] = _packed(key, struct.shape, dtype, *kind)
+        if isinstance(leaf, QuantizedTensor):
+            params[path] = _packed(key, leaf)
         else:
-            params[path] = _array(key, path, struct.shape, dtype)
+            params[path] = _array(key, path, leaf.shape, leaf.dtype)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def _is_packed(path, quantization):
-    return is_linear(path) and not quantization.skips(tensor_name(path).removesuffix(".weight"))
+def abstract_weights(
+    config: GriffinConfig, dtype: DTypeLike, quantization: QuantizationConfig | None = None
+) -> dict[str, Any]:
+    """As `random_params` makes them, by path and with jax.ShapeDtypeStruct leaves."""
+    weights = {}
+    for path, struct in flat_abstract_params(config).items():
+        if quantization is not None and is_packed(path, quantization, model_type(config)):
+            kind = quantization.bnb_4bit_quant_type
+            double_quant = quantization.bnb_4bit_use_double_quant
+            weights[path] = abstract(struct.shape, dtype, kind, double_quant=double_quant)
+        else:
+            weights[path] = jax.ShapeDtypeStruct(struct.shape, jnp.dtype(dtype))
+    return weights
 
 
 def _array(key, path, shape, dtype):
@@ -59,12 +70,12 @@ def _array(key, path, shape, dtype):
     return _normal(key, shape, dtype, shape[-1] ** -0.5 if len(shape) > 1 else 0.1)
 
 
-def _packed(key, shape, dtype, quant_type, double_quant):
-    tensor = abstract(shape, dtype, quant_type, double_quant=double_quant)
-    code = jnp.asarray(codes.CODE_BOOKS[quant_type])
-    scale = np.float32(shape[-1] ** -0.5 / jnp.sqrt(jnp.mean(jnp.square(code))))
+def _packed(key, tensor):
+    code = codes.CODE_BOOKS[tensor.quant_type]
+    scale = np.float32(tensor.shape[-1] ** -0.5 / np.sqrt(np.mean(np.square(code))))
+    code = jnp.asarray(code)
     packed = _bytes(key, tensor.packed.shape)
-    if not double_quant:
+    if not tensor.double_quantized:
         absmax = jnp.full(tensor.absmax.shape, scale)
         return tensor.replace(packed=packed, absmax=absmax, code=code)
     return tensor.replace(

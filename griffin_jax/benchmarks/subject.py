@@ -1,53 +1,92 @@
-"""A model that is measured: a preset with random weights, or a folder."""
+"""What is measured: which model, in which weights, computing in what, run by which stack."""
 
 import dataclasses
+import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import griffin_jax
-from griffin_jax.benchmarks.memory import meeting_limits, tree_bytes
-from griffin_jax.benchmarks.random_weights import random_params
+from griffin_jax import checkpoints
+from griffin_jax.benchmarks import memory
+from griffin_jax.benchmarks.random_weights import abstract_weights, random_params
 from griffin_jax.benchmarks.timing import compilation
-from griffin_jax.config import DTYPES, PRESETS, preset
+from griffin_jax.config import DTYPES, PRESETS, GriffinConfig, preset
 from griffin_jax.language_model import LanguageModel
+from griffin_jax.models import is_stacked, stack_params
+from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
 
 PACKED = ("nf4", "fp4", "nf4-double", "fp4-double")
+OURS = "griffin_jax"
+STACKS = (OURS, "transformers", "recurrentgemma")
+
+Shapes = Mapping[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """Which model, in which weights, computing in what.
+    """A model in certain weights under a certain stack.
 
     Attributes:
-      model: A preset, which gets random weights, or a folder or name that `griffin_jax.load` takes.
+      model: A preset or a name in `shapes`, which get random weights, or a folder or name that
+        `griffin_jax.load` takes.
       weights: A dtype or a 4-bit type ("nf4", "nf4-double", ...).
       dtype: Of activations; for a dtype of weights it is that one.
+      stack: "griffin_jax", or one of the peers, "transformers" or "recurrentgemma".
+      shape: The model's shape; None for a folder, which brings its own.
     """
 
     model: str
     weights: str
     dtype: str
+    stack: str = OURS
+    shape: GriffinConfig | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Subject":
-        """Of MODEL:WEIGHTS or MODEL:WEIGHTS:DTYPE, such as "recurrentgemma-9b:nf4".
+    def parse(cls, text: str, shapes: Shapes | None = None) -> "Subject":
+        """Of MODEL:WEIGHTS[:DTYPE][@STACK], such as "recurrentgemma-9b:nf4@transformers".
+
+        Args:
+          text: Without WEIGHTS, they are bfloat16; without DTYPE, it is that of the weights, and
+            bfloat16 for 4-bit ones; without STACK, it is griffin_jax.
+          shapes: Shapes by name beside the presets: fields of a `GriffinConfig` that differ from
+            those of the preset named under "preset".
 
         Raises:
           ValueError: the text is none of these.
         """
-        model, *rest = text.split(":")
+        body, _, stack = text.partition("@")
+        model, *rest = body.split(":")
         weights = rest[0] if rest else "bfloat16"
         dtype = rest[1] if len(rest) > 1 else (weights if weights in DTYPES else "bfloat16")
+        stack = stack or OURS
         if len(rest) > 2 or weights not in (*DTYPES, *PACKED) or dtype not in DTYPES:
             raise ValueError(
                 f"model {text!r} must be MODEL:WEIGHTS or MODEL:WEIGHTS:DTYPE, with weights one of "
                 f"{', '.join((*DTYPES, *PACKED))} and dtype one of {', '.join(DTYPES)}"
             )
-        return cls(model, weights, dtype)
+        if stack not in STACKS:
+            raise ValueError(f"model {text!r}: no stack {stack!r}; there are {', '.join(STACKS)}")
+        shape = None
+        if shapes and model in shapes:
+            changes = dict(shapes[model])
+            shape = preset(changes.pop("preset")).replace(**changes)
+        elif model in PRESETS:
+            shape = preset(model)
+        return cls(model, weights, dtype, stack, shape)
+
+    def __str__(self) -> str:
+        dtype = "" if self.dtype == self.weights else f":{self.dtype}"
+        return f"{self.model}:{self.weights}{dtype}@{self.stack}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a report says about it, as plain values for JSON."""
+        values = {"stack": self.stack, "model": self.model, "weights": self.weights}
+        return values | {"dtype": self.dtype, "random_weights": self.shape is not None}
 
     @property
     def quantization(self) -> QuantizationConfig | None:
@@ -59,31 +98,65 @@ class Subject:
             bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=bool(double)
         )
 
-    def load(self, seed: int = 0) -> tuple[LanguageModel, dict[str, Any]]:
+    @property
+    def config(self) -> GriffinConfig:
+        """The model's shape; a folder's is read from it."""
+        return self.shape or checkpoints.open_checkpoint(self.model).config
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, counted from the shapes."""
+        return memory.tree_bytes(abstract_weights(self.config, self.dtype, self.quantization))
+
+    def check_size(self) -> None:
+        """Raises OutOfMemory where the weights alone are more than the device holds."""
+        needed, limit = self.weight_bytes(), memory.limit_bytes() or memory.available_bytes()
+        if limit is not None and needed > limit:
+            device = jax.devices()[0].device_kind
+            raise memory.OutOfMemory(
+                f"its weights are {needed / 1e9:.2f} GB, and {device} has {limit / 1e9:.2f} GB for "
+                "them; take 4-bit weights, a smaller model or a larger device"
+            )
+
+    def load(
+        self, seed: int = 0, stack_layers: bool | None = None
+    ) -> tuple[LanguageModel, dict[str, Any]]:
         """The model on the device, and what a report says about it.
+
+        Args:
+          seed: Of random weights.
+          stack_layers: As for `griffin_jax.load`.
 
         Raises:
           OutOfMemory: the device does not hold the weights.
           ValueError: the model is neither a preset nor a folder.
         """
         begin = time.perf_counter()
-        random = self.model in PRESETS
-        with compilation() as compiled, meeting_limits():
-            if random:
-                config = preset(self.model)
-                params = random_params(config, self.dtype, self.quantization, seed)
-                lm = LanguageModel(config, params, dtype=jnp.dtype(self.dtype))
+        self.check_size()
+        with compilation() as compiled, memory.meeting_limits():
+            if self.shape is not None:
+                params = random_params(self.shape, self.dtype, self.quantization, seed)
+                if stacks_by_default(self.shape) if stack_layers is None else stack_layers:
+                    params = stack_params(self.shape, params, consume=True)
+                lm = LanguageModel(self.shape, params, dtype=jnp.dtype(self.dtype))
             else:
-                lm = griffin_jax.load(self.model, dtype=self.dtype, quantization=self.quantization)
+                lm = griffin_jax.load(
+                    self.model,
+                    dtype=self.dtype,
+                    quantization=self.quantization,
+                    stack_layers=stack_layers,
+                )
                 lm = dataclasses.replace(lm, tokenizer=None)  # no token may end a measured text
             jax.block_until_ready(lm.params)
         return lm, self.to_dict() | {
-            "random_weights": random,
-            "weight_bytes": tree_bytes(lm.params),
+            "weight_bytes": memory.tree_bytes(lm.params),
+            "stacked_layers": is_stacked(lm.params),
+            "parameters": count_parameters(lm.config),
             "make_seconds": time.perf_counter() - begin,
             "make_compile": compiled.to_dict(),
         }
 
-    def to_dict(self) -> dict[str, str]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+
+def count_parameters(config: GriffinConfig) -> int:
+    """How many numbers a model has learnt."""
+    leaves = jax.tree.leaves(abstract_weights(config, "bfloat16"))
+    return sum(math.prod(leaf.shape) for leaf in leaves)

@@ -32,6 +32,10 @@ class Timing:
         ordered = sorted(value / per for value in seconds)
         return cls(statistics.median(ordered), ordered[0], ordered[-1], len(ordered))
 
+    def divided(self, count: int) -> "Timing":
+        """Of one of `count` equal things that were timed together."""
+        return Timing(self.median / count, self.low / count, self.high / count, self.repeats)
+
     @property
     def spread(self) -> float:
         """The range of all measurements over their median."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax.checkpoints import deepmind, hub, huggingface, orbax
+from griffin_jax.checkpoints import deepmind, hub, huggingface, huggingface_config, orbax
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, staged_folder, write_json
 from griffin_jax.checkpoints.packing import pack_leaf
@@ -141,7 +141,7 @@ def load_checkpoint(
         for leaf_path, leaf in source.leaves():
             nbytes = leaf_nbytes(leaf)
             if quantization is not None:
-                leaf = _pack(source.stored_name(leaf_path), leaf_path, leaf, quantization)
+                leaf = _pack(source, leaf_path, leaf, quantization)
             params[leaf_path] = placement.place(leaf_path, leaf)
             if not allow_nan:
                 finite[leaf_path] = [all_finite(x) for x in jax.tree.leaves(params[leaf_path])]
@@ -157,8 +157,14 @@ def load_checkpoint(
     return Checkpoint(source.config, params, settings, folder)
 
 
-def _pack(name, path, leaf, settings):
-    packed = pack_leaf(path, leaf, settings, name=name)
+def _pack(source, path, leaf, settings):
+    packed = pack_leaf(
+        path,
+        leaf,
+        settings,
+        name=source.stored_name(path),
+        architecture=huggingface_config.model_type(source.config),
+    )
     return leaf if packed is leaf else jax.tree.map(np.asarray, packed)
 
 
@@ -179,8 +185,8 @@ def save_checkpoint(
       folder: What to make; must not exist, or be empty.
       config: The model's shape.
       params: The parameter tree.
-      format: "orbax" (ours; any config) or "huggingface" (transformers reads it; RecurrentGemma's
-        variant only).
+      format: "orbax" (ours; any config) or "huggingface" (transformers reads it; the variants of
+        RecurrentGemma and Gemma only).
       tokenizer: Goes along with the model.
       quantization: Settings of packed weights, as in Hugging Face's `quantization_config`.
       max_shard_size: Bytes of tensors in one safetensors file.

@@ -15,8 +15,11 @@ from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, read_json, write_json
 from griffin_jax.checkpoints.huggingface_config import (
     CONFIG_FILE,
+    GEMMA,
+    RECURRENT_GEMMA,
     config_from_json,
     config_to_json,
+    model_type,
 )
 from griffin_jax.checkpoints.shards import MAX_SHARD_SIZE, ShardWriter, TensorReader
 from griffin_jax.checkpoints.tree import check_paths, check_shape, flat_abstract_params
@@ -26,17 +29,31 @@ from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsan
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _CONV = "conv_1d/weight"
 _LINEAR = re.compile(r"(linear_(x|y|out)|[a-z]+_proj|lm_head)/weight$")
-_RENAMES = (
+_COMMON_RENAMES = (
     (r"^embedder/embedding$", _EMBEDDING),
     (r"^(blocks_|final_norm)", r"model.\1"),
     (r"blocks_(\d+)/", r"layers.\1."),
-    (r"(recurrent|attention)_block/", r"temporal_block."),
     (r"norm/scale$", r"norm.weight"),
-    (r"rg_lru/a_param$", r"rg_lru.recurrent_param"),
-    (r"rg_lru/input_gate/", r"rg_lru.input_gate_"),
-    (r"rg_lru/a_gate/", r"rg_lru.recurrent_gate_"),
-    (r"/", r"."),
 )
+_RENAMES = {
+    RECURRENT_GEMMA: (
+        *_COMMON_RENAMES,
+        (r"(recurrent|attention)_block/", r"temporal_block."),
+        (r"rg_lru/a_param$", r"rg_lru.recurrent_param"),
+        (r"rg_lru/input_gate/", r"rg_lru.input_gate_"),
+        (r"rg_lru/a_gate/", r"rg_lru.recurrent_gate_"),
+        (r"/", r"."),
+    ),
+    GEMMA: (
+        *_COMMON_RENAMES,
+        (r"final_norm", r"norm"),
+        (r"temporal_pre_norm", r"input_layernorm"),
+        (r"channel_pre_norm", r"post_attention_layernorm"),
+        (r"attention_block/", r"self_attn."),
+        (r"mlp_block/", r"mlp."),
+        (r"/", r"."),
+    ),
+}
 
 
 def is_linear(path: str) -> bool:
@@ -47,9 +64,12 @@ def is_linear(path: str) -> bool:
     return _LINEAR.search(path) is not None
 
 
-def tensor_name(path: str) -> str:
-    """The tensor of a leaf: model.layers.0.mlp_block.up_proj.bias is blocks_0/mlp_block/up_proj/bias."""
-    for pattern, replacement in _RENAMES:
+def tensor_name(path: str, architecture: str = RECURRENT_GEMMA) -> str:
+    """The tensor of a leaf: model.layers.0.mlp_block.up_proj.bias is blocks_0/mlp_block/up_proj/bias.
+
+    `architecture` is `model_type` of the model's config.
+    """
+    for pattern, replacement in _RENAMES[architecture]:
         path = re.sub(pattern, replacement, path)
     return path
 
@@ -63,7 +83,7 @@ class HuggingFaceSource:
       nbytes: Of all weights as stored.
 
     Raises:
-      CheckpointError: what the folder holds is no RecurrentGemma, damaged or incomplete.
+      CheckpointError: what the folder holds is no RecurrentGemma or Gemma, damaged or incomplete.
     """
 
     def __init__(self, folder: Path):
@@ -72,6 +92,7 @@ class HuggingFaceSource:
             self.config = config_from_json(values)
         except CheckpointError as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+        self._architecture = model_type(self.config)
         self.quantization: dict[str, Any] | None = values.get("quantization_config")
         self._reader = TensorReader(folder)
         self._parts: dict[str, list[str]] = {}
@@ -87,7 +108,7 @@ class HuggingFaceSource:
 
     def stored_name(self, path: str) -> str:
         """How the checkpoint calls a leaf."""
-        return tensor_name(path)
+        return tensor_name(path, self._architecture)
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """Every leaf's path and value, in the model's order, mapped from disk in its turn.
@@ -96,7 +117,7 @@ class HuggingFaceSource:
           CheckpointError: the parts of a 4-bit weight are incomplete or contradict each other.
         """
         for path, struct in flat_abstract_params(self.config).items():
-            name = tensor_name(path)
+            name = self.stored_name(path)
             if name in self._parts:
                 leaf = bitsandbytes.from_arrays(
                     {part: self._reader.read(part) for part in self._parts[name]}, name
@@ -107,7 +128,7 @@ class HuggingFaceSource:
             yield path, leaf[:, 0].T if path.endswith(_CONV) else leaf
 
     def _check_names(self) -> None:
-        wanted = {tensor_name(path) for path in flat_abstract_params(self.config)}
+        wanted = {self.stored_name(path) for path in flat_abstract_params(self.config)}
         missing = sorted(name for name in wanted if name not in self._reader)
         if missing:
             raise CheckpointError(f"{self._reader.folder}: {listed(missing)} missing")
@@ -133,7 +154,7 @@ class HuggingFaceSource:
 
     def _check_shapes(self) -> None:
         for path, struct in flat_abstract_params(self.config).items():
-            name, expected = tensor_name(path), struct.shape
+            name, expected = self.stored_name(path), struct.shape
             if name in self._parts:
                 continue
             if path.endswith(_CONV):
@@ -154,7 +175,7 @@ class HuggingFaceSource:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
     def _check_packed(self, settings: QuantizationConfig) -> None:
-        names = [tensor_name(p) for p in flat_abstract_params(self.config) if is_linear(p)]
+        names = [self.stored_name(p) for p in flat_abstract_params(self.config) if is_linear(p)]
         whole = [
             name
             for name in names
@@ -189,11 +210,12 @@ def write_huggingface(
       CheckpointError: the format cannot express the config, or the leaves are not its own.
     """
     values = config_to_json(config)
+    architecture = model_type(config)
     storage = (quantization or {}).get("bnb_4bit_quant_storage", "uint8")
     writer = ShardWriter(folder, max_shard_size)
     kinds = {}
     for path, leaf in leaves:
-        name, kinds[path] = tensor_name(path), packing_kind(leaf)
+        name, kinds[path] = tensor_name(path, architecture), packing_kind(leaf)
         if kinds[path] is not None:
             for part, array in bitsandbytes.to_arrays(leaf, name, storage).items():
                 writer.add(part, array)
@@ -204,7 +226,7 @@ def write_huggingface(
     check_paths(config, kinds.keys())
     writer.finish()
     if any(kinds.values()):
-        values["quantization_config"] = quantization or describe_packing(kinds)
+        values["quantization_config"] = quantization or describe_packing(kinds, architecture)
     write_json(folder / CONFIG_FILE, values)
 
 
@@ -215,14 +237,20 @@ def packing_kind(leaf: Any) -> tuple[str, bool] | None:
     return None
 
 
-def describe_packing(kinds: dict[str, tuple[str, bool] | None]) -> dict[str, Any]:
-    """The `quantization_config` of a model, from the `packing_kind` of its leaves by path."""
+def describe_packing(
+    kinds: dict[str, tuple[str, bool] | None], architecture: str = RECURRENT_GEMMA
+) -> dict[str, Any]:
+    """The `quantization_config` of a model, from the `packing_kind` of its leaves by path.
+
+    `architecture` is `model_type` of the model's config.
+    """
     quant_type, double_quant = next(filter(None, kinds.values()))
     settings = QuantizationConfig(
         bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
     )
     linear = [path for path in kinds if is_linear(path)]
-    whole = [tensor_name(p).removesuffix(".weight") for p in linear if kinds[p] is None]
+    names = [tensor_name(p, architecture) for p in linear if kinds[p] is None]
+    whole = [name.removesuffix(".weight") for name in names]
     if not all(map(settings.skips, whole)):
         # The list replaces transformers' own, which is the head alone.
         skipped = tuple(dict.fromkeys(("lm_head", *whole)))

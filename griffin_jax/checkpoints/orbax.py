@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, read_json, write_json
 from griffin_jax.checkpoints.huggingface import describe_packing, packing_kind
+from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.checkpoints.tree import (
     array_paths,
     block_of,
@@ -184,7 +185,7 @@ def write_orbax(
     if packed:
         values["packed"] = {path: _packing(leaf) for path, leaf in packed.items()}
         kinds = {path: packing_kind(leaf) for path, leaf in leaves.items()}
-        values["quantization"] = quantization or describe_packing(kinds)
+        values["quantization"] = quantization or describe_packing(kinds, model_type(config))
     write_json(folder / CONFIG_FILE, values)
 
 

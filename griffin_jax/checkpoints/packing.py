@@ -8,6 +8,7 @@ import numpy as np
 
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.huggingface import is_linear, tensor_name
+from griffin_jax.checkpoints.huggingface_config import RECURRENT_GEMMA
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, quantize
 from griffin_jax.quantization.tensor import decode
 
@@ -19,6 +20,7 @@ def pack_leaf(
     *,
     block_size: int = 64,
     name: str | None = None,
+    architecture: str = RECURRENT_GEMMA,
 ) -> Any:
     """The leaf in 4 bits, if that is what the settings mean for it, and as it is otherwise.
 
@@ -32,13 +34,15 @@ def pack_leaf(
       settings: What to pack, and how.
       block_size: Weights per scale. bitsandbytes always packs 64, and reads any.
       name: What errors call the leaf; the path by default.
+      architecture: `huggingface_config.model_type` of the model: by its names for layers the
+        settings skip some.
 
     Raises:
       ValueError: the weight holds NaN or infinity, or cannot be packed.
       CheckpointError: (a ValueError) it is in 4 bits already, but otherwise than asked for.
     """
     name = path if name is None else name
-    wanted = is_linear(path) and not settings.skips(tensor_name(path).removesuffix(".weight"))
+    wanted = is_packed(path, settings, architecture)
     quant_type, double_quant = settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant
     if isinstance(leaf, QuantizedTensor):
         asked = (quant_type, double_quant, block_size) if wanted else None
@@ -51,6 +55,12 @@ def pack_leaf(
     if not wanted:
         return leaf
     return quantize(leaf, quant_type, block_size=block_size, double_quant=double_quant, name=name)
+
+
+def is_packed(path: str, settings: QuantizationConfig, architecture: str = RECURRENT_GEMMA) -> bool:
+    """Whether the settings mean a leaf to be in 4 bits; see `pack_leaf`."""
+    module = tensor_name(path, architecture).removesuffix(".weight")
+    return is_linear(path) and not settings.skips(module)
 
 
 def _describe(tensor: QuantizedTensor) -> str:

@@ -88,7 +88,7 @@ def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> S
       batch_size: Number of rows.
       tokens: How many tokens the state will read; it matters under an unbounded window only.
     """
-    capacity = _capacity(model.config, tokens)
+    capacity = capacity_for(model.config, tokens)
     return _init_program(model.config, batch_size, model.dtype, capacity, home(params))()
 
 
@@ -96,7 +96,7 @@ def select_rows(
     model: Griffin, params: dict, state: State, rows: Sequence[int], tokens: int
 ) -> State:
     """A copy of some rows of `state`, with room for `tokens` tokens in all."""
-    capacity = _capacity(model.config, tokens)
+    capacity = capacity_for(model.config, tokens)
     return take_rows(jax.device_put(state, home(params)), np.asarray(rows, np.int32), capacity)
 
 
@@ -111,8 +111,31 @@ def home(params: dict) -> jax.sharding.Sharding:
     return sharding
 
 
-def _capacity(config: GriffinConfig, tokens: int) -> int | None:
-    return batch_size_for(max(tokens, 256)) if config.attention_window is None else None
+def with_room(model: Griffin, state: State, tokens: int) -> State:
+    """The state with room for `tokens` tokens in all: itself, or a copy with more slots.
+
+    A step under an unbounded window reads every slot there is, so texts that grow begin with few.
+    """
+    slots = [b.keys.shape[1] for b in state.blocks if isinstance(b, AttentionState)]
+    capacity = capacity_for(model.config, tokens)
+    if capacity is None or not slots or slots[0] >= capacity:
+        return state
+    return _grow(state, capacity)
+
+
+def capacity_for(config: GriffinConfig, tokens: int) -> int | None:
+    """Slots under an unbounded window, of a few sizes, so that few programs serve all.
+
+    They are 256, 384, 512, 768, ... 2048, of which less than a third is unwritten (of any but the
+    smallest), and then 2560, 3072, 3584, 4096, 5120, ..., of which less than a fifth is.
+    """
+    if config.attention_window is not None:
+        return None
+    power = max(batch_size_for(tokens), 256)
+    if power == 256:
+        return power
+    step = power // (4 if power <= 2048 else 8)
+    return -(-tokens // step) * step
 
 
 @functools.lru_cache(maxsize=64)
@@ -126,11 +149,19 @@ def take_rows(state: State, rows: np.ndarray, capacity: int | None = None) -> St
     """A copy of the rows int32[B], with at least `capacity` slots under an unbounded window."""
 
     def take(block):
-        block = jax.tree.map(lambda x: x[rows], block)
-        if isinstance(block, AttentionState) and capacity and block.keys.shape[1] < capacity:
-            # The ring of an unbounded window has never wrapped: position p stands in slot p.
-            room = ((0, 0), (0, capacity - block.keys.shape[1]), (0, 0), (0, 0))
-            block = jax.tree.map(lambda x: jnp.pad(x, room), block)
-        return block
+        return _padded(jax.tree.map(lambda x: x[rows], block), capacity)
 
     return State(position=state.position[rows], blocks=tuple(map(take, state.blocks)))
+
+
+@functools.partial(jax.jit, static_argnames="capacity")
+def _grow(state, capacity):
+    return state.replace(blocks=tuple(_padded(block, capacity) for block in state.blocks))
+
+
+def _padded(block, capacity):
+    if not isinstance(block, AttentionState) or not capacity or block.keys.shape[1] >= capacity:
+        return block
+    # The ring of an unbounded window has never wrapped: position p stands in slot p.
+    room = ((0, 0), (0, capacity - block.keys.shape[1]), (0, 0), (0, 0))
+    return jax.tree.map(lambda x: jnp.pad(x, room), block)

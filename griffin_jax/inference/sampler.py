@@ -184,7 +184,6 @@ class Generation:
         unread = [text[n:] for text, n in zip(self._texts, read, strict=True)]
         for i, row in enumerate(unread):
             prefill.check_tokens(row, sampler.model.config.vocab_size, f"prompt {i}")
-        self._capacity = max(map(len, self._texts), default=0) + max_new_tokens
         self._state = self._read([row[:-1] for row in unread])
         self._last = np.array([row[-1] for row in unread] + [0] * (batch_size - rows), np.int32)
         self._keys = np.zeros((batch_size, 2), np.uint32)
@@ -208,11 +207,13 @@ class Generation:
         """The state of the context, or a fresh one, after more tokens of each row."""
         model, params = self._sampler.model, self._sampler.params
         batch_size = prefill.batch_size_for(len(rows))
+        read = (0,) * len(rows) if self._context is None else self._context.read
+        longest = max(n + len(row) + 1 for n, row in zip(read, rows, strict=True))
         if self._context is None:
-            state = prefill.fresh_state(model, params, batch_size, self._capacity)
+            state = prefill.fresh_state(model, params, batch_size, longest)
         else:
             index = [*range(len(rows)), *[0] * (batch_size - len(rows))]
-            state = prefill.select_rows(model, params, self._context.state, index, self._capacity)
+            state = prefill.select_rows(model, params, self._context.state, index, longest)
         return prefill.read(model, params, state, rows)
 
     @property
@@ -229,6 +230,8 @@ class Generation:
         steps = min(limit, sampler.burst, self._max_new_tokens - self._steps)
         alive = np.zeros(len(self._last), bool)
         alive[: len(self._rows)] = [row.finish_reason is None for row in self._rows]
+        longest = max(map(len, self._texts)) + self._steps + steps
+        self._state = prefill.with_room(sampler.model, self._state, longest)
         self._state, self._seen, tokens, logprobs = draw_burst(
             sampler.model,
             sampler.burst,

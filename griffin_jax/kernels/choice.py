@@ -1,9 +1,13 @@
 """Which kernel serves an operation: decided here, by platform and shape."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 from absl import logging
 
 _PLATFORMS = ("gpu", "tpu", "cpu")
+_RECORDS: list[dict[str, tuple[str, ...]]] = []
 
 
 def choose(operation: str, serves: dict[str, str | None], forced: str | None = None) -> str:
@@ -20,6 +24,8 @@ def choose(operation: str, serves: dict[str, str | None], forced: str | None = N
       ValueError: the forced kernel is unknown or does not serve.
     """
     platform = jax.default_backend()
+    for record in _RECORDS:
+        record[operation] = tuple(serves)
 
     def refusal(name):
         for kind in _PLATFORMS:
@@ -36,3 +42,14 @@ def choose(operation: str, serves: dict[str, str | None], forced: str | None = N
     name = next(name for name in serves if refusal(name) is None)
     logging.vlog(1, "%s is served by kernel %r", operation, name)
     return name
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[str, tuple[str, ...]]]:
+    """Collects the kernels that there are for each operation traced inside of the block."""
+    record: dict[str, tuple[str, ...]] = {}
+    _RECORDS.append(record)
+    try:
+        yield record
+    finally:
+        _RECORDS.remove(record)

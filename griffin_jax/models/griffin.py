@@ -49,7 +49,13 @@ class Griffin(nn.Module):
     def setup(self):
         config = self.config
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.embedder = Embedder(config.vocab_size, config.width, config.scale_embeddings, **types)
+        self.embedder = Embedder(
+            config.vocab_size,
+            config.width,
+            config.scale_embeddings,
+            config.round_embedding_scale,
+            **types,
+        )
         policy = REMAT_POLICIES[self.remat]
         block = ResidualBlock if policy is None else nn.remat(ResidualBlock, policy=policy)
         self.blocks = [

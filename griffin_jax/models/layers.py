@@ -109,6 +109,7 @@ class Embedder(nn.Module):
     vocab_size: int
     width: int
     scale: bool
+    round_scale: bool = True
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -121,8 +122,9 @@ class Embedder(nn.Module):
         """int32[B, T] -> [B, T, D]."""
         x = self.embedding[tokens].astype(self.dtype)
         if self.scale:
-            # The factor was rounded to bfloat16 in training.
-            x = x * jnp.asarray(self.width**0.5, jnp.bfloat16).astype(self.dtype)
+            # RecurrentGemma was trained with the factor rounded to bfloat16.
+            rounded = jnp.bfloat16 if self.round_scale else self.dtype
+            x = x * jnp.asarray(self.width**0.5, rounded).astype(self.dtype)
         return x
 
     def decode(self, x: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """Arithmetic of training, counted from shapes, against what a device can do."""
 
+import functools
+
 import jax
 
 from griffin_jax.config import ATTENTION, GriffinConfig
@@ -27,6 +29,7 @@ def peak_flops(device: jax.Device) -> float | None:
     return None
 
 
+@functools.lru_cache(maxsize=16)  # it traces the whole model
 def matmul_params(config: GriffinConfig) -> int:
     """Parameters that multiply every token in a matrix product; the output head is one of them.
 

@@ -26,6 +26,18 @@ def record_transformers(seed: int, recurrence_width: int):
     folder = FOLDER / f"transformers_{recurrence_width}"
     shutil.rmtree(folder, ignore_errors=True)
     model = transformers_oracle.write_folder(folder, seed=seed, recurrence_width=recurrence_width)
+    _record_answers(folder, model, seed)
+
+
+def record_gemma(seed: int, kv_heads: int):
+    """The same of Gemma."""
+    folder = FOLDER / f"transformers_gemma_{kv_heads}"
+    shutil.rmtree(folder, ignore_errors=True)
+    model = transformers_oracle.write_gemma_folder(folder, seed=seed, kv_heads=kv_heads)
+    _record_answers(folder, model, seed)
+
+
+def _record_answers(folder, model, seed):
     lengths = np.array([24, 13, 4], np.int32)
     tokens = np.random.default_rng(seed).integers(0, 128, (3, 24)).astype(np.int32)
     np.savez_compressed(
@@ -64,6 +76,8 @@ def record_recurrentgemma(name: str, seed: int, prompt: int):
 if __name__ == "__main__":
     record_transformers(seed=0, recurrence_width=32)
     record_transformers(seed=2, recurrence_width=48)
+    record_gemma(seed=0, kv_heads=1)
+    record_gemma(seed=1, kv_heads=4)
     record_recurrentgemma("recurrence wider", seed=0, prompt=5)
     record_recurrentgemma("recurrence wider", seed=1, prompt=17)
     record_recurrentgemma("recurrence narrower", seed=0, prompt=1)

@@ -16,7 +16,10 @@ FOLDER = Path(__file__).parent
 BOUND = 1e-4
 
 
-@pytest.mark.parametrize("name", ["transformers_32", "transformers_48"])
+@pytest.mark.parametrize(
+    "name",
+    ["transformers_32", "transformers_48", "transformers_gemma_1", "transformers_gemma_4"],
+)
 def test_a_folder_of_transformers_gives_its_logits_and_its_greedy_continuation(name):
     loaded = load_checkpoint(FOLDER / name)
     expected = np.load(FOLDER / name / "expected.npz")
@@ -24,7 +27,7 @@ def test_a_folder_of_transformers_gives_its_logits_and_its_greedy_continuation(n
     logits, _ = forward(loaded.config)(loaded.params, tokens, lengths=lengths)
     real = np.arange(tokens.shape[1]) < lengths[:, None]
     assert relative_error(np.asarray(logits)[real], expected["logits"][real]) <= BOUND
-    continuation = greedy(loaded.config, loaded.params, tokens[0, :4], 64)
+    continuation = greedy(loaded.config, loaded.params, tokens[0, :4], 64, capacity=68)
     assert continuation == expected["continuation"].tolist()
 
 

@@ -23,6 +23,18 @@ def test_the_batch_is_the_next_power_of_two():
     assert [prefill.batch_size_for(n) for n in (1, 2, 3, 4, 5, 33)] == [1, 2, 4, 4, 8, 64]
 
 
+def test_few_numbers_of_slots_serve_an_unbounded_window_and_few_slots_are_unwritten():
+    unbounded = CONFIG.replace(attention_window=None)
+    sizes = set()
+    for tokens in (*range(1, 3000), *range(3000, 32_769, 17), 2**15):
+        slots = prefill.capacity_for(unbounded, tokens)
+        sizes.add(slots)
+        assert slots == 256 or 0 <= slots - tokens < slots / (3 if slots <= 2048 else 5)
+    assert sorted(sizes)[:9] == [256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072]
+    assert len(sizes) == 7 + 4 * 4
+    assert prefill.capacity_for(CONFIG, 5000) is None
+
+
 def test_chunked_reading_of_unequal_rows_gives_each_row_its_own_state():
     lm = language_model()
     rng = np.random.default_rng(0)

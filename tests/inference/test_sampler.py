@@ -201,6 +201,18 @@ def test_under_an_unbounded_window_the_state_makes_room_for_what_comes():
     assert sample.tokens == expected[-6:-1].tolist()
 
 
+def test_a_text_that_outgrows_its_slots_goes_on_as_if_it_had_always_had_them():
+    config = CONFIG.replace(attention_window=None, block_pattern=("attention",), num_layers=1)
+    lm = language_model(config)
+    prompt = [20] * 240 + [30, 40]
+    generation = Sampler(config, lm.params).generate([prompt], max_new_tokens=40)
+    (sample,) = generation.samples()
+    expected = plain_logits((*prompt, *sample.tokens), config).argmax(-1)
+    assert sample.tokens == expected[len(prompt) - 1 : -1].tolist()
+    (block,) = generation.context().state.blocks
+    assert block.keys.shape[1] == 384
+
+
 def test_without_a_tokenizer_tokens_come_without_text():
     lm = language_model()
     generation = Sampler(CONFIG, lm.params).generate([[EOS, 7]], max_new_tokens=4)

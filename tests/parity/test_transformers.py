@@ -37,6 +37,26 @@ def test_logits_and_greedy_continuation_are_the_same(tmp_path, seed, recurrence_
     assert greedy(loaded.config, loaded.params, prompt, 64) == expected.tolist()
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_logits_and_greedy_continuation_are_gemmas(tmp_path, seed, kv_heads):
+    model = oracle.write_gemma_folder(tmp_path, seed=seed, kv_heads=kv_heads)
+    loaded = load_checkpoint(tmp_path)
+
+    tokens = random_tokens(loaded.config, (len(LENGTHS), max(LENGTHS)), seed)
+    expected = oracle.right_padded_logits(model, tokens, LENGTHS)
+    actual, _ = forward(loaded.config)(loaded.params, tokens, lengths=LENGTHS)
+    real = np.arange(max(LENGTHS)) < LENGTHS[:, None]
+    assert np.ptp(expected) > 1
+    assert relative_error(np.asarray(actual)[real], expected[real]) <= 1e-4
+
+    prompt = tokens[0, :4]
+    expected = oracle.greedy(model, prompt, 64)
+    assert len(set(expected)) > 3
+    actual = greedy(loaded.config, loaded.params, prompt, 64, capacity=80)
+    assert actual == expected.tolist()
+
+
 def test_beyond_the_window_a_full_pass_is_the_same_when_the_window_includes_the_query(tmp_path):
     model = oracle.write_folder(tmp_path, seed=0, recurrence_width=48)
     loaded = load_checkpoint(tmp_path)

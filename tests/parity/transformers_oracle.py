@@ -1,4 +1,4 @@
-"""RecurrentGemma in Hugging Face transformers, with tiny random weights."""
+"""RecurrentGemma and Gemma in Hugging Face transformers, with tiny random weights."""
 
 from pathlib import Path
 
@@ -41,6 +41,34 @@ def write_folder(folder: Path, *, seed: int, recurrence_width: int, vocab_size: 
     return model
 
 
+def write_gemma_folder(folder: Path, *, seed: int, kv_heads: int, vocab_size: int = 128):
+    """As `write_folder`, of Gemma, with as many key and value heads."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    config = transformers.GemmaConfig(
+        vocab_size=vocab_size,
+        hidden_size=48,  # its root shows whether it is rounded to bfloat16
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        head_dim=16,
+    )
+    model = transformers.GemmaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_tokens" in name:
+                parameter.normal_(std=0.1)
+            elif parameter.ndim > 1:
+                parameter.normal_(std=2 * parameter.shape[-1] ** -0.5)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
 def right_padded_logits(model, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Logits float32[B, T, V] of rows of `lengths` tokens, padded at the right."""
     import torch
@@ -57,7 +85,7 @@ def greedy(model, prompt: np.ndarray, num_tokens: int) -> np.ndarray:
     import torch
 
     # Its convolution state has the model's width and breaks on any other recurrence width.
-    use_cache = model.config.lru_width == model.config.hidden_size
+    use_cache = getattr(model.config, "lru_width", None) in (None, model.config.hidden_size)
     model.generation_config.eos_token_id = None
     out = model.generate(
         torch.tensor(prompt[None], dtype=torch.long),

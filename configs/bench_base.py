@@ -1,0 +1,39 @@
+"""What every benchmark's config has; not one to run."""
+
+from ml_collections import ConfigDict, config_dict
+
+TINY = ("tiny:bfloat16", "tiny:nf4")
+
+
+def base(kind: str, size: str) -> ConfigDict:
+    """Fields of all kinds; `size` is "" for the published shapes or "tiny" for seconds on a CPU."""
+    if size not in ("", "tiny"):
+        raise ValueError(f"size {size!r}: there are '' (published shapes) and 'tiny'")
+    config = ConfigDict()
+    config.kind = kind
+    # Refuse to run where JAX finds a CPU alone.
+    config.accelerator = not size
+    # Every model in a process of its own, so that memory and its peak are its own.
+    config.isolate = not size
+    # Bytes of the array whose copy gives the bandwidth, and the size of the matrices whose product
+    # gives the matrix rate; 0 for what suits the device.
+    config.copy_bytes = 2**22 if size else 0
+    config.matrix = 256 if size else 0
+    # Of random weights.
+    config.seed = 0
+    return config
+
+
+def models(config: ConfigDict, names: tuple[str, ...]) -> None:
+    """Adds the models that are measured: MODEL:WEIGHTS[:DTYPE][@STACK].
+
+    MODEL is a preset or a key of `shapes`, with random weights, or a folder. STACK is griffin_jax,
+    or one of the peers "transformers" and "recurrentgemma".
+    """
+    config.models = names
+    # Shapes by name: fields of a GriffinConfig that differ from those of the preset under "preset".
+    config.shapes = ConfigDict()
+    # Tokens in one dispatch of ours.
+    config.burst = 32
+    # Run layers in a loop over groups, which compiles faster; None does where it also runs as fast.
+    config.stack_layers = config_dict.placeholder(bool)

@@ -1,0 +1,287 @@
+"""The operations of a model at its own shapes, each as something that a device loop can repeat."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from griffin_jax.benchmarks.memory import tree_bytes
+from griffin_jax.checkpoints.tree import flat_abstract_params
+from griffin_jax.config import GriffinConfig
+from griffin_jax.kernels.linear_recurrence import linear_recurrence
+from griffin_jax.kernels.local_attention import local_attention
+from griffin_jax.kernels.packed_matmul import dense_matmul, packed_matmul
+from griffin_jax.kernels.rg_lru import rg_lru
+from griffin_jax.models.layers import head
+from griffin_jax.quantization import codes
+from griffin_jax.quantization.tensor import abstract
+
+# Linear layers that read one input, whose weights are read in one product.
+_GROUPS = (("gate_proj", "up_proj"), ("linear_y", "linear_x"), ("q_proj", "k_proj", "v_proj"))
+_TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation at one shape.
+
+    Attributes:
+      operation: Its name in `griffin_jax.kernels`, or that of the peer's function.
+      name: What sets this case apart.
+      make: Draws the arguments after the carry, a tree of arrays.
+      carry: Draws what a turn passes to the next, so that no turn can be left out.
+      step: (carry, arguments, kernel) -> carry; makes `calls` calls.
+      num_bytes: Read and written in one call, counted from the shapes.
+      flops: Of matrix products in one call.
+      calls: Calls in one turn.
+      dtype: Of the products.
+    """
+
+    operation: str
+    name: str
+    make: Callable[[], Any]
+    carry: Callable[[], Any]
+    step: Callable[..., Any]
+    num_bytes: float
+    flops: float = 0.0
+    calls: int = 1
+    dtype: str = "bfloat16"
+
+
+def packed_cases(
+    config: GriffinConfig, rows: Sequence[int], dtype: str, quant_type: str, spread_bytes: int
+) -> Iterator[Case]:
+    """4-bit products of every shape in the model, for each number of rows.
+
+    A turn reads as many different weights as make up `spread_bytes`, more than any cache holds.
+    """
+    for name, shapes in sorted(_products(config).items()):
+        tensors = [abstract(shape, dtype, quant_type) for shape in shapes]
+        calls = max(1, math.ceil(spread_bytes / tree_bytes(tensors)))
+        width, out = shapes[0][1], sum(shape[0] for shape in shapes)
+        for count in rows:
+            yield Case(
+                operation="packed_matmul",
+                name=f"{name}, {out} x {width}, {count} rows",
+                make=functools.partial(_packed_weights, tensors, calls),
+                carry=functools.partial(_normal, (count, width), dtype),
+                step=_packed_step,
+                num_bytes=tree_bytes(tensors) + count * (width + out) * jnp.dtype(dtype).itemsize,
+                flops=2 * count * width * out,
+                calls=calls,
+                dtype=dtype,
+            )
+
+
+def dense_cases(
+    config: GriffinConfig, rows: Sequence[int], dtype: str, spread_bytes: int
+) -> Iterator[Case]:
+    """The same products with weights in `dtype`, one weight at a time."""
+    itemsize = jnp.dtype(dtype).itemsize
+    for name, shapes in sorted(_products(config).items()):
+        for shape in dict.fromkeys(shapes):
+            weight_bytes = math.prod(shape) * itemsize
+            calls = max(1, math.ceil(spread_bytes / weight_bytes))
+            for count in rows:
+                yield Case(
+                    operation="dense_matmul",
+                    name=f"{name}, {shape[0]} x {shape[1]}, {count} rows",
+                    make=functools.partial(_dense_weights, shape, dtype, calls),
+                    carry=functools.partial(_normal, (count, shape[1]), dtype),
+                    step=_dense_step,
+                    num_bytes=weight_bytes + count * sum(shape) * itemsize,
+                    flops=2 * count * math.prod(shape),
+                    calls=calls,
+                    dtype=dtype,
+                )
+
+
+def recurrence_cases(width: int, time: int, dtype: str) -> Iterator[Case]:
+    """The linear recurrence in float32 and the RG-LRU in `dtype`, forward and backward."""
+    whole, state = (1, time, width), (1, width)
+    elements = time * width
+    plain = functools.partial(_recurrence_inputs, whole)
+    float32 = {"carry": functools.partial(_normal, state, "float32"), "dtype": "float32"}
+    name = f"{time} x {width}"
+    for operation, function in _recurrences().items():
+        forward = functools.partial(_forward_step, function)
+        backward = functools.partial(_backward_step, function)
+        yield Case(
+            operation, f"forward, {name}", plain, step=forward, num_bytes=12 * elements, **float32
+        )
+        # Reads x, a, h and the gradient of h; writes h and two gradients.
+        yield Case(
+            operation, f"forward and backward, {name}", plain, step=backward,
+            num_bytes=(12 + 20) * elements, **float32
+        )  # fmt: skip
+    size = jnp.dtype(dtype).itemsize * elements
+    gated = functools.partial(_gated_inputs, whole, dtype)
+    carry = functools.partial(_normal, state, "float32")
+    yield Case("rg_lru", f"forward, {name}", gated, carry, _rg_lru_step, 4 * size, dtype=dtype)
+    yield Case(
+        "rg_lru", f"forward and backward, {name}", gated, carry, _rg_lru_backward_step,
+        (4 + 8) * size, dtype=dtype,
+    )  # fmt: skip
+
+
+def attention_cases(config: GriffinConfig, time: int, dtype: str) -> Iterator[Case]:
+    """Local attention: a chunk of prefill behind a full ring, and a decoding step."""
+    window = config.attention_window or time
+    heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_size
+    itemsize = jnp.dtype(dtype).itemsize
+    for count in (time, 1):
+        ring = 2 * window * kv_heads * size
+        numbers = 2 * count * heads * size + 2 * count * kv_heads * size + ring
+        yield Case(
+            operation="local_attention",
+            name=f"{count} tokens behind {window}, {heads} heads of {size}, {kv_heads} for keys",
+            make=functools.partial(_attention_inputs, config, count, window, dtype),
+            carry=functools.partial(_normal, (1, count, heads, size), dtype),
+            step=functools.partial(_attention_step, window - config.window_includes_query),
+            num_bytes=numbers * itemsize,
+            flops=4 * heads * size * count * window,
+            dtype=dtype,
+        )
+
+
+def head_cases(config: GriffinConfig, rows: Sequence[int], dtype: str) -> Iterator[Case]:
+    """Logits under the embedding."""
+    shape, itemsize = (config.vocab_size, config.width), jnp.dtype(dtype).itemsize
+    for count in rows:
+        yield Case(
+            operation="head",
+            name=f"{shape[0]} x {shape[1]}, {count} rows",
+            make=lambda: [_normal(shape, dtype)],
+            carry=functools.partial(_normal, (1, count, config.width), dtype),
+            step=_head_step,
+            num_bytes=math.prod(shape) * itemsize
+            + count * (config.width * itemsize + 4 * shape[0]),
+            flops=2 * count * math.prod(shape),
+            dtype=dtype,
+        )
+
+
+def _products(config):
+    """Shapes of the weights that are read together, by their layers' names."""
+    products = {}
+    for path, leaf in flat_abstract_params(config).items():
+        layer = path.split("/")[-2]
+        if not path.endswith("weight") or len(leaf.shape) != 2 or layer == "conv_1d":
+            continue
+        group = next((g for g in _GROUPS if layer in g), (layer,))
+        products.setdefault(" + ".join(group), {})[layer] = leaf.shape
+    products.pop("lm_head", None)
+    return {name: tuple(shapes.values()) for name, shapes in products.items()}
+
+
+def _recurrences():
+    def associative(x, a, h0, *, kernel):
+        def combine(earlier, later):
+            return earlier[0] * later[0], later[0] * earlier[1] + later[1]
+
+        decay, h = lax.associative_scan(combine, (a, x), axis=1)
+        return h + decay * h0[:, None]
+
+    functions = {"linear_recurrence": linear_recurrence, "jax.lax.associative_scan": associative}
+    try:
+        from recurrentgemma.jax import scan
+    except Exception:  # whatever an unfitting install of the peer raises
+        return functions
+    functions["recurrentgemma's scan"] = lambda x, a, h0, *, kernel: scan.linear_scan(x, a, h0)[0]
+    return functions
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _normal(shape, dtype, seed=0):
+    return jax.random.normal(jax.random.key(seed, impl="rbg"), shape, dtype)
+
+
+def _packed_weights(tensors, calls):
+    def fill(tensor, seed):
+        key = jax.random.key(seed, impl="rbg")
+        return tensor.replace(
+            packed=jax.random.bits(key, tensor.packed.shape, jnp.uint8),
+            absmax=jnp.full(tensor.absmax.shape, tensor.shape[-1] ** -0.5),
+            code=jnp.asarray(codes.CODE_BOOKS[tensor.quant_type]),
+        )
+
+    return [[fill(t, 100 * call + i) for i, t in enumerate(tensors)] for call in range(calls)]
+
+
+def _dense_weights(shape, dtype, calls):
+    return [_normal(shape, dtype, seed) for seed in range(calls)]
+
+
+def _recurrence_inputs(shape):
+    x = _normal(shape, "float32")
+    return x, jax.nn.sigmoid(_normal(shape, "float32", 1) + 3)
+
+
+def _gated_inputs(shape, dtype):
+    gates = [_normal(shape, dtype, seed) for seed in range(3)]
+    positions = jnp.arange(shape[1])[None]
+    return *gates, jnp.full(shape[-1:], -4, dtype), positions, jnp.full(1, shape[1])
+
+
+def _attention_inputs(config, time, window, dtype):
+    kv = (1, time, config.num_kv_heads, config.head_size)
+    ring = (1, window, config.num_kv_heads, config.head_size)
+    start = jnp.full(1, 10 * window)
+    positions = start[:, None] + jnp.arange(time)[None]
+    return *(_normal(s, dtype, i) for i, s in enumerate((kv, kv, ring, ring))), start, positions
+
+
+def _packed_step(x, weights, kernel):
+    outputs = [packed_matmul(x, group, kernel=kernel) for group in weights]
+    outputs = lax.optimization_barrier(outputs)
+    return x + (_TINY * sum(y[:, :1] for group in outputs for y in group)).astype(x.dtype)
+
+
+def _dense_step(x, weights, kernel):
+    del kernel  # there is one
+    outputs = lax.optimization_barrier([dense_matmul(x, weight) for weight in weights])
+    return x + (_TINY * sum(y[:, :1] for y in outputs)).astype(x.dtype)
+
+
+def _forward_step(function, h0, arguments, kernel):
+    return lax.optimization_barrier(function(*arguments, h0, kernel=kernel))[:, -1]
+
+
+def _backward_step(function, h0, arguments, kernel):
+    h, pull = jax.vjp(lambda x, a, h0: function(x, a, h0, kernel=kernel), *arguments, h0)
+    gradients = lax.optimization_barrier((h, pull(arguments[0])))[1]
+    return gradients[2]
+
+
+def _rg_lru(hidden, arguments, kernel):
+    x, gate_x, gate_a, a_param, positions, lengths = arguments
+    return rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, kernel=kernel)
+
+
+def _rg_lru_step(hidden, arguments, kernel):
+    return lax.optimization_barrier(_rg_lru(hidden, arguments, kernel))[1]
+
+
+def _rg_lru_backward_step(hidden, arguments, kernel):
+    def run(hidden, x, gate_x, gate_a):
+        return _rg_lru(hidden, (x, gate_x, gate_a, *arguments[3:]), kernel)
+
+    outputs, pull = jax.vjp(run, hidden, *arguments[:3])
+    gradients = pull((arguments[0], jnp.zeros_like(hidden)))
+    return lax.optimization_barrier((outputs, gradients))[1][0]
+
+
+def _attention_step(reach, q, arguments, kernel):
+    out = local_attention(q, *arguments, reach=reach, kernel=kernel)
+    return (q + _TINY * lax.optimization_barrier(out)).astype(q.dtype)
+
+
+def _head_step(x, weights, kernel):
+    del kernel  # there is one
+    logits = lax.optimization_barrier(head(x, weights[0]))
+    return x + (_TINY * logits[:, :, :1]).astype(x.dtype)

@@ -1,0 +1,323 @@
+"""Results of benchmarks as Markdown tables, the model card's figures beside ours."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from griffin_jax.benchmarks import card, plots
+from griffin_jax.benchmarks.results import name
+
+Row = dict[str, Any]
+Results = dict[str, Any]
+
+
+def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
+    """Writes tables and plots of results of one kind.
+
+    Args:
+      documents: File names and what they hold, of one kind.
+      folder: Where to write KIND.md and its plots; it exists.
+
+    Returns:
+      The files written.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    kind = documents[0][1]["kind"]
+    sections, pictures = [], []
+    for number, (_, results) in enumerate(documents):
+        suffix = f"-{number + 1}" if len(documents) > 1 else ""
+        made = plots.draw(results, folder, suffix)
+        pictures += made
+        shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in made]
+        sections += [setting(results), *_TABLES[kind](results), *shown, failures(results)]
+    text = f"# {_TITLES[kind]}\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+    page = folder / f"{kind}.md"
+    partial = page.with_name(page.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(page)
+    return [page, *pictures]
+
+
+def setting(results: Results) -> str:
+    """The machine, its measured limits, and what was run on it."""
+    machine, limits = results["machine"], results["limits"]
+    found = dict(machine["versions"])
+    for row in results["rows"]:
+        found |= row.get("versions", {})
+    versions = ", ".join(f"{package} {version}" for package, version in found.items())
+    random = any(row.get("random_weights", True) for row in results["rows"])
+    return (
+        f"On {machine['device']} ({machine['processor']}, {machine['cores']} cores), Python "
+        f"{machine['python']}, {versions}. Measured in the same run: copy "
+        f"{limits['bytes_per_second'] / 1e9:,.0f} GB/s, matrix products "
+        f"{limits['flops_per_second'] / 1e12:,.1f} TFLOP/s in bfloat16 and "
+        f"{limits['float32_flops_per_second'] / 1e12:,.1f} in float32; shares are of these. "
+        f"Weights are {'random' if random else 'a checkpoint'}{chr(39) + 's' if not random else ''}. "
+        "Times are medians without compilation, with their range over the median as spread."
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the rest to the right."""
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def failures(results: Results) -> str:
+    """What could not be measured, and why."""
+    lines = [
+        f"- {row.get('operation') or name(row)}, {_place(row)}: {row['status']}: "
+        f"{row.get('message') or row.get('error')}"
+        for row in results["rows"]
+        if not _ok(row) and row["what"] != "kernel"
+    ]
+    return "\n".join(["Not measured:", "", *lines]) if lines else ""
+
+
+def _place(row):
+    for key, text in (("batch_size", "batch {}"), ("tokens_sampled", "{} tokens sampled")):
+        if row.get(key) and (key != "batch_size" or row["what"] == "throughput"):
+            return text.format(row[key])
+    return row["what"]
+
+
+def _ok(row):
+    return row.get("status", "ok") == "ok"
+
+
+def _of(results, what):
+    return [row for row in results["rows"] if row["what"] == what and _ok(row)]
+
+
+def _ms(timing):
+    return f"{1e3 * timing['median']:.3f}"
+
+
+def _share(value):
+    return f"{value:.1%}"
+
+
+def _gb(value):
+    return f"{value / 1e9:.2f}"
+
+
+def _compiled(row):
+    compiled = row.get("compile")
+    return f"{compiled['seconds']:.1f}" if compiled and compiled["programs"] else ""
+
+
+def _generations(results):
+    rows = [
+        [
+            name(row),
+            f"{row['first_token_seconds']['median']:.3f}",
+            _share(row["prefill_matmul_share"]),
+            _ms(row["seconds_per_token"]),
+            _share(row["seconds_per_token"]["spread"]),
+            f"{1e3 * row['floor_seconds']:.3f}",
+            _share(row["bandwidth_share"]),
+            _gb(row["peak_bytes"]),
+            _compiled(row),
+        ]
+        for row in _of(results, "generation")
+    ]
+    head = ["model", "prompt to first token, s", "of the matrix rate", "ms per token", "spread"]
+    head += ["floor", "of the bandwidth", "peak GB", "compiled in s"]
+    if not rows:
+        return []
+    prompt = _of(results, "generation")[0]["prompt"]
+    return [f"One row, a prompt of {prompt:,} tokens.", table(head, rows)]
+
+
+def _decode(results):
+    sections = _generations(results)
+    prefills = [
+        [
+            name(row),
+            f"{row['prompt']:,}",
+            f"{row['seconds']['median']:.4f}",
+            _share(row["seconds"]["spread"]),
+            f"{row['tokens_per_second']:,.0f}",
+            _share(row["matmul_share"]),
+        ]
+        for row in _of(results, "prefill")
+    ]
+    if prefills:
+        head = ["prefill", "prompt", "s", "spread", "tokens/s", "of the matrix rate"]
+        sections.append(table(head, prefills))
+    positions = [
+        [
+            name(row),
+            f"{row['position']:,}",
+            _ms(row["seconds_per_token"]),
+            _share(row["seconds_per_token"]["spread"]),
+            _share(row["bandwidth_share"]),
+            f"{row['state_bytes']:,}",
+            _gb(row["peak_bytes"]),
+        ]
+        for row in _of(results, "decode")
+    ]
+    if positions:
+        head = ["decoding", "at position", "ms per token", "spread", "of the bandwidth"]
+        sections.append(table([*head, "state bytes", "peak GB"], positions))
+    long = [
+        [
+            name(row),
+            f"{row['tokens_read']:,}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['state_bytes']:,}",
+            _gb(row["peak_bytes"]),
+        ]
+        for row in _of(results, "long prompt")
+    ]
+    if long:
+        head = ["one long prompt", "tokens read", "tokens/s", "state bytes", "peak GB"]
+        sections.append(table(head, long))
+    return sections
+
+
+def _latency(results):
+    """The card's table, with a column for each model that was measured."""
+    rows = [row for row in results["rows"] if row["what"] == "latency" and "tokens_sampled" in row]
+    subjects = list(dict.fromkeys(map(name, rows)))
+    cells = {(name(row), row["tokens_sampled"]): row for row in rows}
+    head = ["tokens sampled", *(f"card: {model}" for model in card.LATENCY), *subjects]
+    lines, details = [], []
+    for count in sorted({row["tokens_sampled"] for row in rows}):
+        published = [_published(figures.get(count, "")) for figures in card.LATENCY.values()]
+        ours = [_seconds(cells.get((subject, count))) for subject in subjects]
+        lines.append([f"{count:,}", *published, *ours])
+    for subject in subjects:
+        done = [row for row in rows if name(row) == subject and _ok(row)]
+        if done:
+            last = done[-1]
+            details.append(
+                [
+                    subject,
+                    f"{last['first_token_seconds']['median']:.3f}",
+                    _ms(done[0]["seconds_per_token"]),
+                    _ms(last["seconds_per_token"]),
+                    _share(last["bandwidth_share"]),
+                    _share(done[0]["seconds"]["spread"]),
+                    _gb(last["peak_bytes"]),
+                    _compiled(last),
+                ]
+            )
+    detail_head = ["model", "first token, s", "ms per token at first", "at last"]
+    detail_head += ["of the bandwidth", "spread of the first row", "peak GB", "compiled in s"]
+    method = (
+        f"Seconds; the card's protocol: {card.PROTOCOL}. One long generation gives all rows of a "
+        "model, and short ones repeat the first."
+    )
+    return [method, table(head, lines), table(detail_head, details)]
+
+
+def _published(seconds):
+    return "out of memory" if seconds is None else str(seconds)
+
+
+def _seconds(row):
+    if row is None:
+        return ""
+    return f"{row['seconds']['median']:.2f}" if _ok(row) else row["status"]
+
+
+def _throughput(results):
+    rows = [row for row in results["rows"] if row["what"] == "throughput" and "batch_size" in row]
+    lines = []
+    for row in rows:
+        if not _ok(row):
+            lines.append([name(row), str(row["batch_size"]), row["status"], *[""] * 6])
+            continue
+        read = row.get("prefill_tokens_per_second")
+        lines.append(
+            [
+                name(row),
+                str(row["batch_size"]),
+                f"{row['tokens_per_second']:,.0f}",
+                _ms(row["seconds_per_token"]),
+                _share(row["seconds_per_token"]["spread"]),
+                _share(row["bandwidth_share"]),
+                _share(row["matmul_share"]),
+                f"{read:,.0f}" if read else "",
+                _gb(row["peak_bytes"]),
+            ]
+        )
+    best = {}
+    for row in filter(_ok, rows):
+        if row["tokens_per_second"] > best.get(name(row), row)["tokens_per_second"] or (
+            name(row) not in best
+        ):
+            best[name(row)] = row
+    most = table(
+        ["model", "most sampled tokens/s", "at batch"],
+        [
+            [subject, f"{row['tokens_per_second']:,.0f}", str(row["batch_size"])]
+            for subject, row in best.items()
+        ],
+    )
+    head = ["model", "batch", "sampled tokens/s", "ms per step", "spread", "of the bandwidth"]
+    head += ["of the matrix rate", "prefill tokens/s", "peak GB"]
+    return [most, table(head, lines)]
+
+
+def _kernels(results):
+    sections = []
+    rows = _of(results, "kernel")
+    for operation in dict.fromkeys(row["operation"] for row in rows):
+        lines = [
+            [
+                row["case"],
+                row["kernel"] or "",
+                f"{1e6 * row['seconds']['median']:.2f}",
+                _share(row["seconds"]["spread"]),
+                f"{1e6 * row['floor_seconds']:.2f}",
+                f"{row['bytes'] / 1e6:,.2f}",
+                f"{row['flops'] / 1e9:,.2f}",
+                _share(row["bandwidth_share"]),
+                _share(row["matmul_share"]),
+            ]
+            for row in rows
+            if row["operation"] == operation
+        ]
+        head = [operation, "kernel", "us", "spread", "floor", "MB", "GFLOP"]
+        sections.append(table([*head, "of the bandwidth", "of the matrix rate"], lines))
+    return sections
+
+
+def _training(results):
+    lines = [
+        [
+            f"{row['batch_size']} x {row['length']:,}",
+            row["remat"],
+            _ms(row["seconds"]),
+            _share(row["seconds"]["spread"]),
+            f"{row['tokens_per_second']:,.0f}",
+            _share(row["mfu"]) if row.get("mfu") else "",
+            _gb(row["memory_bytes"]),
+            f"{row['compile_seconds']:.1f}",
+        ]
+        for row in _of(results, "training")
+    ]
+    head = ["batch x length", "recomputed", "ms per step", "spread", "tokens/s", "MFU", "GB"]
+    return [table([*head, "compiled in s"], lines)]
+
+
+_TABLES: dict[str, Callable[[Results], list[str]]] = {
+    "decode": _decode,
+    "generation": _generations,
+    "latency": _latency,
+    "throughput": _throughput,
+    "kernels": _kernels,
+    "training": _training,
+}
+_TITLES = {
+    "decode": "Prefill and decoding of one row",
+    "generation": "Prefill and decoding, beside the peers",
+    "latency": "Latency: the model card's table",
+    "throughput": "Throughput over batch sizes",
+    "kernels": "Time per operation",
+    "training": "Training steps",
+}

@@ -1,0 +1,149 @@
+"""All figures of one run, on disk and in one line each."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Writes the results as JSON, to a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The inverse of `write`.
+
+    Raises:
+      ValueError: the file is none of ours.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["kind"], results["rows"], results["machine"], results["limits"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no benchmark's results: {error!r}") from None
+    return results
+
+
+def name(row: Row) -> str:
+    """Model, weights and stack of a row."""
+    dtype = "" if row.get("dtype") == row.get("weights") else f":{row.get('dtype')}"
+    return f"{row.get('model')}:{row.get('weights')}{dtype}@{row.get('stack')}"
+
+
+def line(row: Row) -> str:
+    """A row for the screen."""
+    what = row["what"]
+    begin = row.get("operation") or (name(row) if "weights" in row else row.get("model", ""))
+    if row.get("status", "ok") != "ok":
+        parts = [
+            f"{k} {row[k]}" for k in ("case", "kernel", "batch_size", "tokens_sampled") if k in row
+        ]
+        return f"{begin}: {', '.join([what, *parts])}: {row['status']}: {row.get('message') or row.get('error')}"
+    return f"{begin}: {_TEXTS[what](row)}"
+
+
+def _spread(timing):
+    return f"(spread {timing['spread']:.1%})"
+
+
+def _ms(timing):
+    return f"{1e3 * timing['median']:.3f} ms {_spread(timing)}"
+
+
+def _compiled(row):
+    if "compile" not in row:
+        return ""
+    compiled = row["compile"]
+    return (
+        f"; {compiled['programs']} programs compiled in {compiled['seconds']:.1f} s "
+        f"({compiled['cached']} from the cache), first call {row['first_seconds']:.1f} s"
+    )
+
+
+def _generation(row):
+    first, step = row["first_token_seconds"], row["seconds_per_token"]
+    return (
+        f"prompt of {row['prompt']} to first token {first['median']:.4f} s {_spread(first)}, "
+        f"{row['prefill_matmul_share']:.1%} of the matrix rate; then {_ms(step)} per token, "
+        f"{row['bandwidth_share']:.1%} of the bandwidth; peak {row['peak_bytes'] / 1e9:.2f} GB"
+        f"{_compiled(row)}"
+    )
+
+
+def _prefill(row):
+    return (
+        f"prefill of {row['batch_size']} x {row['prompt']}: {row['seconds']['median']:.4f} s "
+        f"{_spread(row['seconds'])}, {row['matmul_share']:.1%} of the matrix rate, "
+        f"{row['tokens_per_second']:,.0f} tokens/s{_compiled(row)}"
+    )
+
+
+def _decode(row):
+    return (
+        f"at {row['position']}, batch {row['batch_size']}: {_ms(row['seconds_per_token'])} per step, "
+        f"floor {1e3 * row['floor_seconds']:.3f}, {row['tokens_per_second']:,.0f} tokens/s, "
+        f"{row['bandwidth_share']:.1%} of the bandwidth; state {row['state_bytes'] / 1e6:.1f} MB, "
+        f"peak {row['peak_bytes'] / 1e9:.2f} GB{_compiled(row)}"
+    )
+
+
+def _throughput(row):
+    read = row.get("prefill_tokens_per_second")
+    text = (
+        f"batch {row['batch_size']}: {row['tokens_per_second']:,.0f} sampled tokens/s, "
+        f"{_ms(row['seconds_per_token'])} per step, {row['bandwidth_share']:.1%} of the bandwidth, "
+        f"{row['matmul_share']:.1%} of the matrix rate, peak {row['peak_bytes'] / 1e9:.2f} GB"
+    )
+    return text + (f", prefill {read:,.0f} tokens/s" if read else "") + _compiled(row)
+
+
+def _latency(row):
+    return (
+        f"{row['tokens_sampled']} tokens after {row['prompt']}: {row['seconds']['median']:.2f} s "
+        f"{_spread(row['seconds'])}, first token {row['first_token_seconds']['median']:.3f} s, "
+        f"{_ms(row['seconds_per_token'])} per token, {row['bandwidth_share']:.1%} of the bandwidth, "
+        f"peak {row['peak_bytes'] / 1e9:.2f} GB"
+    )
+
+
+def _long_prompt(row):
+    return (
+        f"{row['tokens_read']} tokens read: {row['tokens_per_second']:,.0f} tokens/s, "
+        f"state {row['state_bytes'] / 1e6:.1f} MB, peak {row['peak_bytes'] / 1e9:.2f} GB"
+    )
+
+
+def _kernel(row):
+    kernel = f" by {row['kernel']}" if row["kernel"] else ""
+    timing = row["seconds"]
+    return (
+        f"{row['case']}{kernel}: {1e6 * timing['median']:.2f} us {_spread(timing)}, floor "
+        f"{1e6 * row['floor_seconds']:.2f}, {row['bandwidth_share']:.1%} of the bandwidth, "
+        f"{row['matmul_share']:.1%} of the matrix rate; first call {row['first_seconds']:.1f} s"
+    )
+
+
+def _training(row):
+    return (
+        f"{row['batch_size']} x {row['length']}, remat {row['remat']}: "
+        f"{_ms(row['seconds'])} per step, {row['tokens_per_second']:,.0f} tokens/s"
+        + (f", MFU {row['mfu']:.1%}" if row.get("mfu") else "")
+    )
+
+
+_TEXTS = {
+    "generation": _generation,
+    "prefill": _prefill,
+    "decode": _decode,
+    "throughput": _throughput,
+    "latency": _latency,
+    "long prompt": _long_prompt,
+    "kernel": _kernel,
+    "training": _training,
+}
