@@ -16,6 +16,7 @@ from griffin_jax.models.stack import (
     unstack_state,
 )
 from griffin_jax.models.state import AttentionState, State, Timeline, init_state
+from griffin_jax.sharding.per_shard import constrain, constrain_state
 
 REMAT_POLICIES = {
     "none": None,
@@ -113,13 +114,13 @@ class Griffin(nn.Module):
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
         timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)
-        x = self.embedder.encode(tokens)
+        x = constrain(self.embedder.encode(tokens), "batch", "time", None)
         if self.has_variable("params", GROUPS):
             x, after = self._stacked(x, state, timeline)
         else:
             x, blocks = self._layers(self.blocks, x, state.blocks, timeline)
             after = State(position=timeline.end, blocks=blocks)
-        return self.final_norm(x), after
+        return self.final_norm(x), constrain_state(after)
 
     def _layers(self, blocks, x, states, timeline):
         after = []
@@ -161,7 +162,8 @@ class Griffin(nn.Module):
 
     def uncapped_logits(self, x: jax.Array) -> jax.Array:
         """As `logits`, before the soft cap."""
-        return self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+        logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+        return constrain(logits, "batch", "time", "vocabulary")
 
 
 def _has_empty_rings(state):

@@ -1,0 +1,36 @@
+"""Models on many devices: the mesh, the table of what lies where, and the shardings it gives."""
+
+from griffin_jax.sharding.mesh import MeshShape, make_mesh
+from griffin_jax.sharding.per_shard import mesh_of, on_mesh_of
+from griffin_jax.sharding.rules import AXES, RULES
+from griffin_jax.sharding.trees import (
+    MeshError,
+    array_sharding,
+    batch_sharding,
+    batch_shards,
+    check_batch,
+    check_config,
+    check_divides,
+    param_shardings,
+    state_shardings,
+    tree_shardings,
+)
+
+__all__ = [
+    "AXES",
+    "RULES",
+    "MeshError",
+    "MeshShape",
+    "array_sharding",
+    "batch_sharding",
+    "batch_shards",
+    "check_batch",
+    "check_config",
+    "check_divides",
+    "make_mesh",
+    "mesh_of",
+    "on_mesh_of",
+    "param_shardings",
+    "state_shardings",
+    "tree_shardings",
+]
