@@ -19,6 +19,7 @@ from griffin_jax.inference.decode import row_keys
 from griffin_jax.models import Griffin, State, is_stacked, stack_params, unstack_params
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.sharding import check_batch, mesh_of, on_mesh_of
 from griffin_jax.tokenizer import Tokenizer, find_tokenizer
 
 Prompt = str | Sequence[int]
@@ -52,6 +53,11 @@ class LanguageModel:
         """The Linen module."""
         return Griffin(self.config, dtype=self.dtype)
 
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The mesh that the parameters lie on; None on one device."""
+        return mesh_of(self.params)
+
     def apply(
         self,
         tokens: jax.Array | np.ndarray | Sequence[Sequence[int]],
@@ -70,8 +76,8 @@ class LanguageModel:
           Logits float32[B, T, V], and the state after each row's last real token.
 
         Raises:
-          ValueError: `tokens` is not [B, T] or holds an id outside the vocabulary, or `lengths` is
-            not [B] or outside of 0 to T.
+          ValueError: `tokens` is not [B, T] or holds an id outside the vocabulary, `lengths` is not
+            [B] or outside of 0 to T, or the rows do not divide over the mesh.
         """
         if not isinstance(tokens, jax.core.Tracer):
             tokens = np.asarray(tokens)
@@ -92,10 +98,13 @@ class LanguageModel:
                     f"lengths must be {batch} numbers of 0 to {time}, one for each row of tokens, "
                     f"got {lengths.tolist()}"
                 )
+        if self.mesh is not None:
+            check_batch(len(tokens), self.mesh)
         tokens = jnp.asarray(tokens, jnp.int32)
         if lengths is not None:
             lengths = jnp.asarray(lengths, jnp.int32)
-        return _apply(self.model, self.params, tokens, state, lengths)
+        with on_mesh_of(self.params):
+            return _apply(self.model, self.params, tokens, state, lengths)
 
     def sampler(self) -> Sampler:
         """The sampler of token lists that `sample`, `stream` and `chat` use."""

@@ -10,6 +10,7 @@ from jax import lax
 
 from griffin_jax.inference.sampling import choose
 from griffin_jax.models.stack import is_stacked, stack_state, unstack_state
+from griffin_jax.sharding.per_shard import constrain, constrain_state, replicate
 
 # A row's numbers do not depend on the rows beside it, which not every generator promises.
 _PRNG = "threefry2x32"
@@ -69,7 +70,9 @@ def draw_burst(
         state = stack_state(model.config, state)
     carry = (jnp.int32(0), state, seen, token, alive, *drawn)
     _, state, seen, _, _, tokens, logprobs = lax.while_loop(unfinished, write, carry)
-    return unstack_state(state) if stacked else state, seen, tokens, logprobs
+    state = unstack_state(state) if stacked else state
+    seen = seen if seen is None else constrain(seen, "batch", "vocabulary")
+    return constrain_state(state), seen, *replicate((tokens, logprobs))
 
 
 def stop_array(stop_ids: Sequence[int]) -> np.ndarray:

@@ -9,14 +9,22 @@ import numpy as np
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import AttentionState, Griffin, State, init_state
+from griffin_jax.sharding import batch_shards, mesh_of, on_mesh_of, state_shardings
+from griffin_jax.sharding.per_shard import activation_spec, constrain_state
 
 CHUNKS = (32, 256, 2048)
 _TOKENS_PER_CALL = 8192  # bounds the memory of a large batch's activations
 
 
-def batch_size_for(rows: int) -> int:
-    """The batch size that `rows` rows run in: the next power of two, to compile few programs."""
-    return 1 << max(rows - 1, 0).bit_length()
+def batch_size_for(rows: int, params: dict | None = None) -> int:
+    """The batch size that `rows` rows run in: the next power of two, to compile few programs.
+
+    Where `params` lie on a mesh, it is the next multiple of that over which the mesh cuts a batch.
+    """
+    size = 1 << max(rows - 1, 0).bit_length()
+    mesh = None if params is None else mesh_of(params)
+    shards = 1 if mesh is None else batch_shards(mesh)
+    return -(-size // shards) * shards
 
 
 def chunk_lengths(total: int, batch_size: int) -> list[int]:
@@ -67,9 +75,11 @@ def read(model: Griffin, params: dict, state: State, rows: Sequence[Sequence[int
     """
     batch_size = len(state.position)
     begin = 0
-    for length in chunk_lengths(max(map(len, rows), default=0), batch_size):
-        state = _read_chunk(model, params, state, *pad(rows, batch_size, begin, length))
-        begin += length
+    with on_mesh_of(params):
+        for length in chunk_lengths(max(map(len, rows), default=0), batch_size):
+            chunk = put_chunk(params, *pad(rows, batch_size, begin, length))
+            state = _read_chunk(model, params, state, *chunk)
+            begin += length
     return state
 
 
@@ -89,7 +99,8 @@ def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> S
       tokens: How many tokens the state will read; it matters under an unbounded window only.
     """
     capacity = _capacity(model.config, tokens)
-    return _init_program(model.config, batch_size, model.dtype, capacity, home(params))()
+    where = mesh_of(params) or home(params)
+    return _init_program(model.config, batch_size, model.dtype, capacity, where)()
 
 
 def select_rows(
@@ -97,7 +108,10 @@ def select_rows(
 ) -> State:
     """A copy of some rows of `state`, with room for `tokens` tokens in all."""
     capacity = _capacity(model.config, tokens)
-    return take_rows(jax.device_put(state, home(params)), np.asarray(rows, np.int32), capacity)
+    with on_mesh_of(params):
+        if mesh_of(params) is None:
+            state = jax.device_put(state, home(params))
+        return take_rows(state, np.asarray(rows, np.int32), capacity)
 
 
 def home(params: dict) -> jax.sharding.Sharding:
@@ -115,10 +129,26 @@ def _capacity(config: GriffinConfig, tokens: int) -> int | None:
     return batch_size_for(max(tokens, 256)) if config.attention_window is None else None
 
 
+def put(params: dict, array: np.ndarray, *names: str) -> jax.Array:
+    """A host array beside the parameters; on a mesh, in the layout of `names` (`ACTIVATIONS`)."""
+    mesh = mesh_of(params)
+    if mesh is None:
+        return jax.device_put(array, home(params))
+    sharding = jax.sharding.NamedSharding(mesh, activation_spec(mesh, array.shape, names))
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def put_chunk(params: dict, tokens: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """`put` of tokens [B, T] and lengths [B]."""
+    return put(params, tokens, "batch", "time"), put(params, lengths, "batch")
+
+
 @functools.lru_cache(maxsize=64)
-def _init_program(config, batch_size, dtype, capacity, sharding):
+def _init_program(config, batch_size, dtype, capacity, where):
     build = functools.partial(init_state, config, batch_size, dtype, capacity)
-    return jax.jit(build, out_shardings=sharding)
+    if isinstance(where, jax.sharding.Mesh):
+        where = state_shardings(config, where, batch_size, dtype, capacity)
+    return jax.jit(build, out_shardings=where)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")
@@ -133,4 +163,5 @@ def take_rows(state: State, rows: np.ndarray, capacity: int | None = None) -> St
             block = jax.tree.map(lambda x: jnp.pad(x, room), block)
         return block
 
-    return State(position=state.position[rows], blocks=tuple(map(take, state.blocks)))
+    position, blocks = state.position[rows], tuple(map(take, state.blocks))
+    return constrain_state(State(position=position, blocks=blocks))

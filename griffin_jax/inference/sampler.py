@@ -16,6 +16,7 @@ from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
 from griffin_jax.models import Griffin, State
+from griffin_jax.sharding import on_mesh_of
 from griffin_jax.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -54,8 +55,10 @@ class Context:
 
     def rows(self, rows: Sequence[int]) -> "Context":
         """Some rows, in any order and as often as wanted: [0] * 4 forks the first in four."""
+        with on_mesh_of(self.state):
+            state = prefill.take_rows(self.state, np.asarray(rows, np.int32))
         return Context(
-            state=prefill.take_rows(self.state, np.asarray(rows, np.int32)),
+            state=state,
             tokens=tuple(self.tokens[i] for i in rows),
             read=tuple(self.read[i] for i in rows),
         )
@@ -175,7 +178,7 @@ class Generation:
             raise ValueError("there are no prompts; give at least one")
 
         rows = len(prompts)
-        batch_size = prefill.batch_size_for(rows)
+        batch_size = prefill.batch_size_for(rows, sampler.params)
         history = context.tokens if context else ((),) * rows
         read = context.read if context else (0,) * rows
         self._sampler = sampler
@@ -195,7 +198,7 @@ class Generation:
             seen = np.zeros((batch_size, sampler.model.config.vocab_size), bool)
             for row, text in zip(seen, self._texts, strict=False):
                 row[list(text)] = True
-            self._seen = jax.device_put(seen, prefill.home(sampler.params))
+            self._seen = prefill.put(sampler.params, seen, "batch", "vocabulary")
         self._max_new_tokens = max_new_tokens
         self._steps = 0
         self._stop_ids = () if tokenizer is None else tokenizer.stop_ids
@@ -207,7 +210,7 @@ class Generation:
     def _read(self, rows):
         """The state of the context, or a fresh one, after more tokens of each row."""
         model, params = self._sampler.model, self._sampler.params
-        batch_size = prefill.batch_size_for(len(rows))
+        batch_size = prefill.batch_size_for(len(rows), params)
         if self._context is None:
             state = prefill.fresh_state(model, params, batch_size, self._capacity)
         else:
@@ -229,20 +232,21 @@ class Generation:
         steps = min(limit, sampler.burst, self._max_new_tokens - self._steps)
         alive = np.zeros(len(self._last), bool)
         alive[: len(self._rows)] = [row.finish_reason is None for row in self._rows]
-        self._state, self._seen, tokens, logprobs = draw_burst(
-            sampler.model,
-            sampler.burst,
-            sampler.params,
-            self._state,
-            self._seen,
-            self._last,
-            alive,
-            self._keys,
-            np.int32(self._steps),
-            np.int32(steps),
-            stop_array(self._stop_ids),
-            self._values,
-        )
+        with on_mesh_of(sampler.params):
+            self._state, self._seen, tokens, logprobs = draw_burst(
+                sampler.model,
+                sampler.burst,
+                sampler.params,
+                self._state,
+                self._seen,
+                self._last,
+                alive,
+                self._keys,
+                np.int32(self._steps),
+                np.int32(steps),
+                stop_array(self._stop_ids),
+                self._values,
+            )
         tokens, logprobs = jax.device_get((tokens, logprobs))
         check_finite(logprobs[tokens >= 0], sampler.model.dtype)
         self._steps += steps
@@ -284,7 +288,9 @@ class Generation:
             begin = self._context.read if self._context else (0,) * len(tokens)
             state = self._read([text[n:] for text, n in zip(tokens, begin, strict=True)])
             read = tuple(map(len, tokens))
-        return Context(prefill.take_rows(state, np.arange(len(tokens))), tokens, read)
+        with on_mesh_of(state):
+            state = prefill.take_rows(state, np.arange(len(tokens)))
+        return Context(state, tokens, read)
 
 
 def _decoder(tokenizer, text):

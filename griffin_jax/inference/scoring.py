@@ -11,6 +11,8 @@ from jax import lax
 from griffin_jax.inference import prefill
 from griffin_jax.inference.finite import check_finite
 from griffin_jax.models import Griffin
+from griffin_jax.sharding import on_mesh_of
+from griffin_jax.sharding.per_shard import constrain_state, replicate
 
 _HEAD_BLOCK = 64  # positions whose logits stand in memory at a time, times the batch
 
@@ -45,14 +47,14 @@ def score(
     scores = {}
     for begin in range(0, len(pairs), batch_size):
         chosen = longest_first[begin : begin + batch_size]
-        scores.update(
-            zip(chosen, _score_batch(model, params, [pairs[i] for i in chosen]), strict=True)
-        )
+        with on_mesh_of(params):
+            found = _score_batch(model, params, [pairs[i] for i in chosen])
+        scores.update(zip(chosen, found, strict=True))
     return [scores[i] for i in range(len(pairs))]
 
 
 def _score_batch(model, params, pairs):
-    batch_size = prefill.batch_size_for(len(pairs))
+    batch_size = prefill.batch_size_for(len(pairs), params)
     inputs = [[*context, *continuation][:-1] for context, continuation in pairs]
     targets = [[*context, *continuation][1:] for context, continuation in pairs]
     first = np.zeros(batch_size, np.int32)  # place of the first target that counts
@@ -62,8 +64,11 @@ def _score_batch(model, params, pairs):
     log_probability, greedy = np.zeros(batch_size, np.float64), np.ones(batch_size, bool)
     begin = 0
     for length in prefill.chunk_lengths(total, batch_size):
-        tokens, lengths = prefill.pad(inputs, batch_size, begin, length)
         wanted, _ = prefill.pad(targets, batch_size, begin, length)
+        tokens, lengths = prefill.put_chunk(
+            params, *prefill.pad(inputs, batch_size, begin, length)
+        )
+        wanted = prefill.put(params, wanted, "batch", "time")
         state, *found = _score_chunk(
             model, params, state, tokens, lengths, wanted, np.maximum(first - begin, 0)
         )
@@ -107,4 +112,4 @@ def _score_chunk(model, params, state, tokens, lengths, targets, first):
         return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
 
     log_probability, greedy = lax.map(block, (split(x), split(targets), split(counts)))
-    return state, log_probability.sum(0), greedy.all(0)
+    return constrain_state(state), *replicate((log_probability.sum(0), greedy.all(0)))
