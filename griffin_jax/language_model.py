@@ -19,7 +19,7 @@ from griffin_jax.inference.decode import row_keys
 from griffin_jax.models import Griffin, State, is_stacked, stack_params, unstack_params
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
-from griffin_jax.sharding import check_batch, mesh_of, on_mesh_of
+from griffin_jax.sharding import check_batch, jit_on_mesh, mesh_of
 from griffin_jax.tokenizer import Tokenizer, find_tokenizer
 
 Prompt = str | Sequence[int]
@@ -103,8 +103,7 @@ class LanguageModel:
         tokens = jnp.asarray(tokens, jnp.int32)
         if lengths is not None:
             lengths = jnp.asarray(lengths, jnp.int32)
-        with on_mesh_of(self.params):
-            return _apply(self.model, self.params, tokens, state, lengths)
+        return _apply(self.model, self.params, tokens, state, lengths)
 
     def sampler(self) -> Sampler:
         """The sampler of token lists that `sample`, `stream` and `chat` use."""
@@ -242,7 +241,7 @@ class LanguageModel:
         return whole[: len(before)], whole[len(before) :]
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jit_on_mesh, static_argnames="model")
 def _apply(model, params, tokens, state, lengths):
     return model.apply({"params": params}, tokens, state, lengths=lengths)
 

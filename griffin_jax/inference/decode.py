@@ -10,13 +10,16 @@ from jax import lax
 
 from griffin_jax.inference.sampling import choose
 from griffin_jax.models.stack import is_stacked, stack_state, unstack_state
+from griffin_jax.sharding import jit_on_mesh
 from griffin_jax.sharding.per_shard import constrain, constrain_state, replicate
 
 # A row's numbers do not depend on the rows beside it, which not every generator promises.
 _PRNG = "threefry2x32"
 
 
-@functools.partial(jax.jit, static_argnames=("model", "burst"), donate_argnames=("state", "seen"))
+@functools.partial(
+    jit_on_mesh, static_argnames=("model", "burst"), donate_argnames=("state", "seen")
+)
 def draw_burst(
     model, burst, params, state, seen, token, alive, keys, step, limit, stop_ids, values
 ):

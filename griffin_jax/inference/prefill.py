@@ -9,7 +9,7 @@ import numpy as np
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import AttentionState, Griffin, State, init_state
-from griffin_jax.sharding import batch_shards, mesh_of, on_mesh_of, state_shardings
+from griffin_jax.sharding import batch_shards, jit_on_mesh, mesh_of, state_shardings
 from griffin_jax.sharding.per_shard import activation_spec, constrain_state
 
 CHUNKS = (32, 256, 2048)
@@ -75,15 +75,14 @@ def read(model: Griffin, params: dict, state: State, rows: Sequence[Sequence[int
     """
     batch_size = len(state.position)
     begin = 0
-    with on_mesh_of(params):
-        for length in chunk_lengths(max(map(len, rows), default=0), batch_size):
-            chunk = put_chunk(params, *pad(rows, batch_size, begin, length))
-            state = _read_chunk(model, params, state, *chunk)
-            begin += length
+    for length in chunk_lengths(max(map(len, rows), default=0), batch_size):
+        chunk = put_chunk(params, *pad(rows, batch_size, begin, length))
+        state = _read_chunk(model, params, state, *chunk)
+        begin += length
     return state
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+@functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
 def _read_chunk(model, params, state, tokens, lengths):
     _, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
     return state
@@ -108,10 +107,9 @@ def select_rows(
 ) -> State:
     """A copy of some rows of `state`, with room for `tokens` tokens in all."""
     capacity = _capacity(model.config, tokens)
-    with on_mesh_of(params):
-        if mesh_of(params) is None:
-            state = jax.device_put(state, home(params))
-        return take_rows(state, np.asarray(rows, np.int32), capacity)
+    if mesh_of(params) is None:
+        state = jax.device_put(state, home(params))
+    return take_rows(state, np.asarray(rows, np.int32), capacity)
 
 
 def home(params: dict) -> jax.sharding.Sharding:
@@ -151,7 +149,7 @@ def _init_program(config, batch_size, dtype, capacity, where):
     return jax.jit(build, out_shardings=where)
 
 
-@functools.partial(jax.jit, static_argnames="capacity")
+@functools.partial(jit_on_mesh, static_argnames="capacity")
 def take_rows(state: State, rows: np.ndarray, capacity: int | None = None) -> State:
     """A copy of the rows int32[B], with at least `capacity` slots under an unbounded window."""
 

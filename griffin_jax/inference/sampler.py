@@ -16,7 +16,6 @@ from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
 from griffin_jax.models import Griffin, State
-from griffin_jax.sharding import on_mesh_of
 from griffin_jax.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -55,10 +54,8 @@ class Context:
 
     def rows(self, rows: Sequence[int]) -> "Context":
         """Some rows, in any order and as often as wanted: [0] * 4 forks the first in four."""
-        with on_mesh_of(self.state):
-            state = prefill.take_rows(self.state, np.asarray(rows, np.int32))
         return Context(
-            state=state,
+            state=prefill.take_rows(self.state, np.asarray(rows, np.int32)),
             tokens=tuple(self.tokens[i] for i in rows),
             read=tuple(self.read[i] for i in rows),
         )
@@ -232,21 +229,20 @@ class Generation:
         steps = min(limit, sampler.burst, self._max_new_tokens - self._steps)
         alive = np.zeros(len(self._last), bool)
         alive[: len(self._rows)] = [row.finish_reason is None for row in self._rows]
-        with on_mesh_of(sampler.params):
-            self._state, self._seen, tokens, logprobs = draw_burst(
-                sampler.model,
-                sampler.burst,
-                sampler.params,
-                self._state,
-                self._seen,
-                self._last,
-                alive,
-                self._keys,
-                np.int32(self._steps),
-                np.int32(steps),
-                stop_array(self._stop_ids),
-                self._values,
-            )
+        self._state, self._seen, tokens, logprobs = draw_burst(
+            sampler.model,
+            sampler.burst,
+            sampler.params,
+            self._state,
+            self._seen,
+            self._last,
+            alive,
+            self._keys,
+            np.int32(self._steps),
+            np.int32(steps),
+            stop_array(self._stop_ids),
+            self._values,
+        )
         tokens, logprobs = jax.device_get((tokens, logprobs))
         check_finite(logprobs[tokens >= 0], sampler.model.dtype)
         self._steps += steps
@@ -288,9 +284,7 @@ class Generation:
             begin = self._context.read if self._context else (0,) * len(tokens)
             state = self._read([text[n:] for text, n in zip(tokens, begin, strict=True)])
             read = tuple(map(len, tokens))
-        with on_mesh_of(state):
-            state = prefill.take_rows(state, np.arange(len(tokens)))
-        return Context(state, tokens, read)
+        return Context(prefill.take_rows(state, np.arange(len(tokens))), tokens, read)
 
 
 def _decoder(tokenizer, text):

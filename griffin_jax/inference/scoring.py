@@ -11,7 +11,7 @@ from jax import lax
 from griffin_jax.inference import prefill
 from griffin_jax.inference.finite import check_finite
 from griffin_jax.models import Griffin
-from griffin_jax.sharding import on_mesh_of
+from griffin_jax.sharding import jit_on_mesh
 from griffin_jax.sharding.per_shard import constrain_state, replicate
 
 _HEAD_BLOCK = 64  # positions whose logits stand in memory at a time, times the batch
@@ -47,9 +47,9 @@ def score(
     scores = {}
     for begin in range(0, len(pairs), batch_size):
         chosen = longest_first[begin : begin + batch_size]
-        with on_mesh_of(params):
-            found = _score_batch(model, params, [pairs[i] for i in chosen])
-        scores.update(zip(chosen, found, strict=True))
+        scores.update(
+            zip(chosen, _score_batch(model, params, [pairs[i] for i in chosen]), strict=True)
+        )
     return [scores[i] for i in range(len(pairs))]
 
 
@@ -65,9 +65,7 @@ def _score_batch(model, params, pairs):
     begin = 0
     for length in prefill.chunk_lengths(total, batch_size):
         wanted, _ = prefill.pad(targets, batch_size, begin, length)
-        tokens, lengths = prefill.put_chunk(
-            params, *prefill.pad(inputs, batch_size, begin, length)
-        )
+        tokens, lengths = prefill.put_chunk(params, *prefill.pad(inputs, batch_size, begin, length))
         wanted = prefill.put(params, wanted, "batch", "time")
         state, *found = _score_chunk(
             model, params, state, tokens, lengths, wanted, np.maximum(first - begin, 0)
@@ -80,7 +78,7 @@ def _score_batch(model, params, pairs):
     return [(float(p), bool(g)) for p, g in zip(log_probability, greedy, strict=True)][: len(pairs)]
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+@functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
 def _score_chunk(model, params, state, tokens, lengths, targets, first):
     """Reads tokens int32[B, T]; scores targets[:, first : lengths].
 

@@ -1,7 +1,8 @@
 """Models on many devices: the mesh, the table of what lies where, and the shardings it gives."""
 
 from griffin_jax.sharding.mesh import MeshShape, make_mesh
-from griffin_jax.sharding.per_shard import mesh_of, on_mesh_of
+from griffin_jax.sharding.per_shard import jit_on_mesh, mesh_of, on_mesh_of
+from griffin_jax.sharding.processes import RowGroup, row_group
 from griffin_jax.sharding.rules import AXES, RULES
 from griffin_jax.sharding.trees import (
     MeshError,
@@ -21,16 +22,19 @@ __all__ = [
     "RULES",
     "MeshError",
     "MeshShape",
+    "RowGroup",
     "array_sharding",
     "batch_sharding",
     "batch_shards",
     "check_batch",
     "check_config",
     "check_divides",
+    "jit_on_mesh",
     "make_mesh",
     "mesh_of",
     "on_mesh_of",
     "param_shardings",
+    "row_group",
     "state_shardings",
     "tree_shardings",
 ]

@@ -5,6 +5,7 @@ lie on one. Without a mesh everything here does nothing.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,18 +29,52 @@ ACTIVATIONS = {
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh of the four axes that the arrays of a tree lie on; None if they lie on none."""
+    """The mesh of the four axes that the arrays of a tree lie on, concrete or abstract.
+
+    None if they lie on none; and for what is being traced, whose mesh is the caller's affair.
+    """
+    found = None
     for leaf in jax.tree.leaves(tree):
-        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding):
-            return sharding.mesh if sharding.mesh.axis_names == AXES else None
-    return None
+        if isinstance(leaf, jax.core.Tracer):
+            return None
+        sharding = leaf.sharding if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else None
+        if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
+            found = found or sharding.mesh
+    return found
 
 
 def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
     """Runs what is inside under the mesh of a tree; does nothing where there is none."""
     mesh = mesh_of(tree)
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def jit_on_mesh(function: Callable, *, mesh: Mesh | None = None, **options: Any) -> "MeshFunction":
+    """`jax.jit`, of a function that runs under a mesh: by default that of its arguments."""
+    return MeshFunction(jax.jit(function, **options), function, mesh)
+
+
+class MeshFunction:
+    """A jitted function, with all that one has; see `jit_on_mesh`."""
+
+    def __init__(self, jitted: Callable, function: Callable, mesh: Mesh | None):
+        self._jitted, self._mesh = jitted, mesh
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args, **kwargs):
+        with self._context(args, kwargs):
+            return self._jitted(*args, **kwargs)
+
+    def lower(self, *args, **kwargs):
+        """As that of `jax.jit`; abstract arguments tell their mesh by their shardings."""
+        with self._context(args, kwargs):
+            return self._jitted.lower(*args, **kwargs)
+
+    def _context(self, args, kwargs):
+        return on_mesh_of((args, kwargs)) if self._mesh is None else jax.set_mesh(self._mesh)
+
+    def __getattr__(self, name):
+        return getattr(self._jitted, name)
 
 
 def current_mesh() -> AbstractMesh | None:

@@ -71,10 +71,8 @@ def axes_of(path: str, ndim: int) -> Axes:
     if not ndim or _WHOLE.fullmatch(path):
         return (None,) * ndim
     weight = _PACKED.sub("", _PACKED.sub("", path))
-    for pattern, axes in _COMPILED:
-        if pattern.fullmatch(weight):
-            break
-    else:
+    axes = next((axes for pattern, axes in _COMPILED if pattern.fullmatch(weight)), None)
+    if axes is None:
         raise ValueError(f"no sharding rule for {path}: give griffin_jax.sharding.rules one")
     if ndim < len(axes):
         if weight != path:

@@ -57,9 +57,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """
     check_divides(tree, mesh)
     axes = tree_axes(tree)
-    return jax.tree.map(
-        lambda _, axes: NamedSharding(mesh, rules.partition_spec(axes)), tree, axes
-    )
+    return jax.tree.map(lambda _, axes: NamedSharding(mesh, rules.partition_spec(axes)), tree, axes)
 
 
 def param_shardings(params: GriffinConfig | Any, mesh: Mesh) -> Any:
@@ -111,7 +109,9 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSha
       shape: Leaves out the axes that do not divide it, such as "sequence" for one token.
     """
     axes = (BATCH, SEQUENCE)
-    return NamedSharding(mesh, rules.partition_spec(axes) if shape is None else fit(mesh, shape, axes))
+    return NamedSharding(
+        mesh, rules.partition_spec(axes) if shape is None else fit(mesh, shape, axes)
+    )
 
 
 def array_sharding(mesh: Mesh, path: str, ndim: int) -> NamedSharding:
