@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.sharding import rules
 from griffin_jax.sharding.rules import AXES, BATCH, FSDP, MODEL, SEQUENCE, Axes
 
@@ -163,11 +164,13 @@ def gather_fsdp(path: str, value: Any) -> Any:
     """A parameter as the model reads it, gathered over `fsdp`.
 
     Called where the parameter is used, so that a block that is computed again for its gradient
-    gathers it again, and only few are whole at a time.
+    gathers it again, and only few are whole at a time. Of a stack of layers only one is gathered.
     """
     mesh = current_mesh()
     if mesh is None or mesh.shape[FSDP] == 1:
         return value
+    if isinstance(value, LayerOf):
+        value = value.take()
 
     def gather(key, leaf):
         axes = rules.axes_of("/".join(filter(None, (path, tree_path(key)))), leaf.ndim)
