@@ -19,7 +19,14 @@ from griffin_jax.inference.decode import row_keys
 from griffin_jax.models import Griffin, State, is_stacked, stack_params, unstack_params
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
-from griffin_jax.sharding import check_batch, jit_on_mesh, mesh_of
+from griffin_jax.sharding import (
+    array_sharding,
+    check_batch,
+    jit_on_mesh,
+    mesh_of,
+    param_shardings,
+    to_host,
+)
 from griffin_jax.tokenizer import Tokenizer, find_tokenizer
 
 Prompt = str | Sequence[int]
@@ -253,6 +260,7 @@ def load(
     dtype: DTypeLike | None = None,
     stack_layers: bool | None = None,
     allow_nan: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
     """Loads a model and the tokenizer beside it.
 
@@ -267,16 +275,28 @@ def load(
       stack_layers: Run the layers in a loop over groups, see `stack_params`, which compiles faster;
         the result is the same. By default where it also runs as fast, as measured.
       allow_nan: Go on where a weight holds NaN or infinity.
+      mesh: Of `griffin_jax.sharding.make_mesh`: the parameters go straight to where its table says,
+        however they were saved, and each process reads its part; whatever runs the model runs it
+        on the mesh. None: all of it on one device.
 
     Raises:
       FileNotFoundError: there is no such folder.
       CheckpointError: (a ValueError) the folder has no weights, or damaged or unfitting ones, or is
         in 4 bits already, otherwise than `quantization` says.
-      ValueError: layers to be stacked are not of one kind, the tokenizer is damaged or does not fit the model, `dtype` is none that a model
-        runs in, or a weight to be packed holds NaN or infinity.
+      MeshError: (a ValueError) the mesh does not divide the model; the message says which would.
+      ValueError: layers to be stacked are not of one kind, the tokenizer is damaged or does not fit
+        the model, `dtype` is none that a model runs in, or a weight to be packed holds NaN or
+        infinity.
     """
     folder = checkpoints.find_folder(path)
     source = checkpoints.open_checkpoint(folder)
+    shardings = None
+    if mesh is not None:
+        param_shardings(source.config, mesh)  # which raises before anything is read
+
+        def shardings(path, struct):
+            return array_sharding(mesh, path, struct.shape)
+
     tokenizer = find_tokenizer(folder, source.config)
     settings = quantization
     if settings is None and source.quantization:
@@ -287,11 +307,17 @@ def load(
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     dtype = check_dtype(dtype)
     checkpoint = checkpoints.load_checkpoint(
-        folder, dtype=dtype, quantization=quantization, allow_nan=allow_nan
+        folder,
+        dtype=dtype,
+        quantization=quantization,
+        shardings=shardings,
+        allow_nan=allow_nan,
     )
     params = checkpoint.params
     if stacks_by_default(source.config) if stack_layers is None else stack_layers:
         params = stack_params(source.config, params, consume=True)
+        if mesh is not None:
+            params = jax.device_put(params, param_shardings(params, mesh))
     return LanguageModel(source.config, params, tokenizer, dtype, settings)
 
 
@@ -315,6 +341,8 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
     params = flax.traverse_util.unflatten_dict(packed, sep="/")
     if is_stacked(lm.params):
         params = stack_params(lm.config, params, consume=True)
+    if lm.mesh is not None:
+        params = jax.device_put(params, param_shardings(params, lm.mesh))
     return dataclasses.replace(lm, params=params, quantization=quantization)
 
 
@@ -334,7 +362,7 @@ def save(
     """
     params = lm.params
     if is_stacked(params):  # on the host, where layers are views of their stack
-        params = unstack_params(lm.config, jax.device_get(params))
+        params = unstack_params(lm.config, to_host(params))
     checkpoints.save_checkpoint(
         folder,
         lm.config,

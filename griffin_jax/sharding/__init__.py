@@ -2,7 +2,7 @@
 
 from griffin_jax.sharding.mesh import MeshShape, make_mesh
 from griffin_jax.sharding.per_shard import jit_on_mesh, mesh_of, on_mesh_of
-from griffin_jax.sharding.processes import RowGroup, row_group
+from griffin_jax.sharding.processes import RowGroup, is_first, row_group, to_host, wait_for_all
 from griffin_jax.sharding.rules import AXES, RULES
 from griffin_jax.sharding.trees import (
     MeshError,
@@ -29,6 +29,7 @@ __all__ = [
     "check_batch",
     "check_config",
     "check_divides",
+    "is_first",
     "jit_on_mesh",
     "make_mesh",
     "mesh_of",
@@ -36,5 +37,7 @@ __all__ = [
     "param_shardings",
     "row_group",
     "state_shardings",
+    "to_host",
     "tree_shardings",
+    "wait_for_all",
 ]

@@ -1,13 +1,44 @@
-"""What of a mesh belongs to which process."""
+"""Which of several processes does what, and what of a mesh belongs to which."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from griffin_jax.sharding.rules import BATCH
 from griffin_jax.sharding.trees import MeshError, batch_shards
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints, and writes what all have."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come to this point; `what` names it in errors."""
+    if jax.process_count() > 1:
+        ocp.multihost.sync_global_processes(what)
+
+
+def to_host(tree: Any) -> Any:
+    """A tree of whole host arrays; every process must call this, as each has only its part."""
+    return jax.tree.map(_to_host, tree)
+
+
+def _to_host(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = _gather(x.sharding.mesh)(x)
+    # A device array keeps its host copy for as long as it lives; this one does not live long.
+    return np.asarray(jax.numpy.copy(x))
+
+
+@functools.lru_cache(maxsize=8)
+def _gather(mesh):
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 @dataclasses.dataclass(frozen=True)

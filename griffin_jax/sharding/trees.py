@@ -1,7 +1,7 @@
 """Shardings of whole trees, and whether a mesh divides them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -114,9 +114,15 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSha
     )
 
 
-def array_sharding(mesh: Mesh, path: str, ndim: int) -> NamedSharding:
-    """Where one array of a parameter tree lies, by its path; see `rules.axes_of`."""
-    return NamedSharding(mesh, rules.partition_spec(rules.axes_of(path, ndim)))
+def array_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Where one array of a parameter tree lies, by its path; see `rules.axes_of`.
+
+    Raises:
+      MeshError: the mesh does not divide a dimension.
+    """
+    axes = rules.axes_of(path, len(shape))
+    _check_divides([(path, shape, axes)], mesh)
+    return NamedSharding(mesh, rules.partition_spec(axes))
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
@@ -150,9 +156,13 @@ def check_divides(tree: Any, mesh: Mesh | AbstractMesh) -> None:
     The message names the array and the sizes of the axis that divide all that lies over it. The
     input width of a 4-bit weight divides at borders of blocks only.
     """
+    _check_divides(_arrays(tree), mesh)
+
+
+def _check_divides(arrays: Iterable[tuple[str, tuple[int, ...], Axes]], mesh) -> None:
     common = dict.fromkeys(AXES, 0)
     odd = {}
-    for path, shape, axes in _arrays(tree):
+    for path, shape, axes in arrays:
         for dimension, names in enumerate(axes):
             for axis in names if isinstance(names, tuple) else (names,):
                 if axis is None:
