@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from griffin_jax.kernels import rg_lru_pallas_gpu
+from griffin_jax.kernels import rg_lru_pallas_gpu, rg_lru_pallas_tpu
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.time_shards import entering_state, shard_lengths
@@ -42,7 +42,8 @@ def rg_lru(
       hidden: float32[B, R], the state before the first token.
       positions: int32[B, T], each token's position in its document.
       lengths: int32[B], how many tokens of a row are real. Padding leaves the state as it is.
-      kernel: "reference" or "pallas_gpu"; by default the fastest that serves platform and shape.
+      kernel: "pallas_gpu", "pallas_tpu" or "reference"; by default the fastest that serves platform
+        and shape.
 
     Returns:
       h [B, T, R] in the dtype of x, and the state after each row's last real token, float32[B, R].
@@ -64,10 +65,14 @@ def rg_lru(
 
 
 def _on_one_device(*arguments, kernel):
-    serves = {"pallas_gpu": rg_lru_pallas_gpu.serves(arguments[0].shape), "reference": None}
-    if choose("rg_lru", serves, kernel) == "pallas_gpu":
-        return rg_lru_pallas_gpu.rg_lru(*arguments)
-    return rg_lru_reference(*arguments)
+    shape = arguments[0].shape
+    kernels = {
+        "pallas_gpu": (rg_lru_pallas_gpu.rg_lru, rg_lru_pallas_gpu.serves(shape)),
+        "pallas_tpu": (rg_lru_pallas_tpu.rg_lru, rg_lru_pallas_tpu.serves(shape)),
+        "reference": (rg_lru_reference, None),
+    }
+    serves = {name: reason for name, (_, reason) in kernels.items()}
+    return kernels[choose("rg_lru", serves, kernel)][0](*arguments)
 
 
 def _in_time_shards(run, x, gate_x, gate_a, a_param, hidden, positions, lengths):
