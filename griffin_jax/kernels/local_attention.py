@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels.query_tiles import attend_in_tiles, tile_size
 from griffin_jax.kernels.time_shards import preceding
 from griffin_jax.kernels.whole_rows import attend_whole_rows
 from griffin_jax.sharding.per_shard import model_shards, per_shard, time_shards
@@ -42,8 +43,8 @@ def local_attention(
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
       fresh: Nothing was read before: `start` is 0, and the ring is not looked at.
-      kernel: "cudnn_rows_gpu", "cudnn_gpu" or "blocks"; by default the fastest that serves platform
-        and shape.
+      kernel: "cudnn_rows_gpu", "cudnn_gpu", "tiles_tpu" or "blocks"; by default the fastest that
+        serves platform and shape.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; scores and softmax are float32. The cost is that of T * S
@@ -92,7 +93,12 @@ def _in_time_shards(run, reach, shards, q, k, v, cached_k, cached_v, start, posi
 def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fresh, kernel):
     cudnn = _cudnn_serves(q)
     rows = cudnn if fresh else "it takes calls that begin every row anew"
-    serves = {"cudnn_rows_gpu": rows, "cudnn_gpu": cudnn, "blocks": None}
+    serves = {
+        "cudnn_rows_gpu": rows,
+        "cudnn_gpu": cudnn,
+        "tiles_tpu": _tiles_serve(q, reach),
+        "blocks": None,
+    }
     kernel = choose("local_attention", serves, kernel)
     if kernel == "cudnn_rows_gpu":
         ring = cached_k.shape[1:]
@@ -112,6 +118,8 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
         cached_k, cached_v = cached_k[:, :0], cached_v[:, :0]
     slots = cached_k.shape[1]
     limit = positions if reach is None else jnp.minimum(positions, reach)
+    if kernel == "tiles_tpu":
+        return _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach)
     # A slot's distance from the first token of this call: 1 for the newest one.
     age = 1 + (start[:, None] - 1 - jnp.arange(slots)[None]) % max(slots, 1)
     age = jnp.where(age <= start[:, None], age, _NEVER)
@@ -151,6 +159,22 @@ def _cudnn_serves(q):
     if time < 64 or time % 2 or size % 8 or size > 256:
         return f"{time} tokens of head size {size} (needs an even 64 or more, and at most 256)"
     return None
+
+
+def _tiles_serve(q, reach):
+    batch, time = q.shape[:2]
+    if reach is None:
+        return "it takes a bounded reach"
+    if time <= tile_size(batch):
+        return f"{time} tokens are no more than a tile of {tile_size(batch)}"
+    return None
+
+
+def _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach):
+    def attend(q, key, value, mask):
+        return _attend(q, (key,), (value,), (mask,), "blocks")
+
+    return attend_in_tiles(q, k, v, cached_k, cached_v, start, limit, reach=reach, attend=attend)
 
 
 def _masks(distances, limit):
