@@ -102,16 +102,15 @@ def _call(x, weight, interpret):
     return pl.pallas_call(
         functools.partial(_kernel, pack=_pack_in_jax if interpret else _pack_on_tpu),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=3,
             grid=(pl.cdiv(rows, tile_rows), features // columns, inputs // tile_inputs),
             in_specs=[
-                pl.BlockSpec(memory_space=pltpu.SMEM),
                 pl.BlockSpec((tile_rows, tile_inputs), lambda m, n, k, *_: (m, k)),
                 pl.BlockSpec(
-                    (None, tile_inputs // 2, columns), lambda m, n, k, at, _: (at[0], k, n)
+                    (None, tile_inputs // 2, columns), lambda m, n, k, at, *_: (at[0], k, n)
                 ),
                 pl.BlockSpec(
-                    (None, inputs // _UNIT, columns), lambda m, n, k, _, at: (at[0], 0, n)
+                    (None, inputs // _UNIT, columns), lambda m, n, k, _, at, __: (at[0], 0, n)
                 ),
             ],
             out_specs=pl.BlockSpec((tile_rows, columns), lambda m, n, k, *_: (m, n)),
