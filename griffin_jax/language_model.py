@@ -16,6 +16,7 @@ from griffin_jax import checkpoints, inference
 from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
+from griffin_jax.kernels.packed_matmul import lay_out
 from griffin_jax.models import Griffin, State, is_stacked, stack_params, unstack_params
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
@@ -318,6 +319,7 @@ def load(
         params = stack_params(source.config, params, consume=True)
         if mesh is not None:
             params = jax.device_put(params, param_shardings(params, mesh))
+    params = lay_out(params, consume=True)
     return LanguageModel(source.config, params, tokenizer, dtype, settings)
 
 
@@ -343,7 +345,7 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
         params = stack_params(lm.config, params, consume=True)
     if lm.mesh is not None:
         params = jax.device_put(params, param_shardings(params, lm.mesh))
-    return dataclasses.replace(lm, params=params, quantization=quantization)
+    return dataclasses.replace(lm, params=lay_out(params), quantization=quantization)
 
 
 def save(

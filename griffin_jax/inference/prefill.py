@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.models import AttentionState, Griffin, State, init_state
-from griffin_jax.sharding import batch_shards, jit_on_mesh, mesh_of, state_shardings
+from griffin_jax.models import AttentionState, Griffin, init_state
+from griffin_jax.models.stack import AnyState, StackedState, is_stacked, stack_state
+from griffin_jax.sharding import batch_shards, check_batch, jit_on_mesh, mesh_of, tree_shardings
 from griffin_jax.sharding.per_shard import activation_spec, constrain_state
 
 CHUNKS = (32, 256, 2048)
@@ -64,7 +65,7 @@ def pad(rows: Sequence[Sequence[int]], batch_size: int, begin: int, length: int)
     return tokens, lengths
 
 
-def read(model: Griffin, params: dict, state: State, rows: Sequence[Sequence[int]]) -> State:
+def read(model: Griffin, params: dict, state: AnyState, rows: Sequence[Sequence[int]]) -> AnyState:
     """The state after each row's tokens, however many; `state` is donated.
 
     Args:
@@ -88,7 +89,7 @@ def _read_chunk(model, params, state, tokens, lengths):
     return state
 
 
-def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> State:
+def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> AnyState:
     """The state before the first token, beside the parameters.
 
     Args:
@@ -99,12 +100,13 @@ def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> S
     """
     capacity = _capacity(model.config, tokens)
     where = mesh_of(params) or home(params)
-    return _init_program(model.config, batch_size, model.dtype, capacity, where)()
+    stacked = is_stacked(params)
+    return _init_program(model.config, batch_size, model.dtype, capacity, stacked, where)()
 
 
 def select_rows(
-    model: Griffin, params: dict, state: State, rows: Sequence[int], tokens: int
-) -> State:
+    model: Griffin, params: dict, state: AnyState, rows: Sequence[int], tokens: int
+) -> AnyState:
     """A copy of some rows of `state`, with room for `tokens` tokens in all."""
     capacity = _capacity(model.config, tokens)
     if mesh_of(params) is None:
@@ -142,24 +144,34 @@ def put_chunk(params: dict, tokens: np.ndarray, lengths: np.ndarray) -> tuple[ja
 
 
 @functools.lru_cache(maxsize=64)
-def _init_program(config, batch_size, dtype, capacity, where):
-    build = functools.partial(init_state, config, batch_size, dtype, capacity)
+def _init_program(config, batch_size, dtype, capacity, stacked, where):
+    def build():
+        state = init_state(config, batch_size, dtype, capacity)
+        return stack_state(config, state) if stacked else state
+
     if isinstance(where, jax.sharding.Mesh):
-        where = state_shardings(config, where, batch_size, dtype, capacity)
+        check_batch(batch_size, where)
+        where = tree_shardings(jax.eval_shape(build), where)
     return jax.jit(build, out_shardings=where)
 
 
 @functools.partial(jit_on_mesh, static_argnames="capacity")
-def take_rows(state: State, rows: np.ndarray, capacity: int | None = None) -> State:
+def take_rows(state: AnyState, rows: np.ndarray, capacity: int | None = None) -> AnyState:
     """A copy of the rows int32[B], with at least `capacity` slots under an unbounded window."""
 
-    def take(block):
-        block = jax.tree.map(lambda x: x[rows], block)
-        if isinstance(block, AttentionState) and capacity and block.keys.shape[1] < capacity:
+    def take(block, axis=0):
+        block = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), block)
+        if isinstance(block, AttentionState) and capacity:
             # The ring of an unbounded window has never wrapped: position p stands in slot p.
-            room = ((0, 0), (0, capacity - block.keys.shape[1]), (0, 0), (0, 0))
+            missing = max(capacity - block.keys.shape[axis + 1], 0)
+            room = ((0, 0),) * (axis + 1) + ((0, missing), (0, 0), (0, 0))
             block = jax.tree.map(lambda x: jnp.pad(x, room), block)
         return block
 
-    position, blocks = state.position[rows], tuple(map(take, state.blocks))
-    return constrain_state(State(position=position, blocks=blocks))
+    changes = {"position": state.position[rows]}
+    if isinstance(state, StackedState):
+        changes["groups"] = tuple(take(stack, axis=1) for stack in state.groups)
+        changes["rest"] = tuple(map(take, state.rest))
+    else:
+        changes["blocks"] = tuple(map(take, state.blocks))
+    return constrain_state(state.replace(**changes))

@@ -15,7 +15,8 @@ from griffin_jax.inference.decode import draw_burst, row_keys, stop_array
 from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
-from griffin_jax.models import Griffin, State
+from griffin_jax.models import Griffin
+from griffin_jax.models.stack import AnyState
 from griffin_jax.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -43,12 +44,13 @@ class Context:
     """What a batch of texts leaves behind to go on from; nothing changes it, so copies are free.
 
     Attributes:
-      state: The model's state after the first `read[i]` tokens of each row i.
+      state: The model's state after the first `read[i]` tokens of each row i, stacked where the
+        model's layers are.
       tokens: All tokens of each row so far.
       read: How many of them the state has read. The rest is read first when the text goes on.
     """
 
-    state: State
+    state: AnyState
     tokens: tuple[tuple[int, ...], ...]
     read: tuple[int, ...]
 

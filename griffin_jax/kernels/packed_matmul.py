@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from griffin_jax.kernels import packed_matmul_pallas_gpu, packed_matmul_pallas_tpu
-from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels.choice import choose, platform
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
@@ -51,6 +52,26 @@ def packed_matmul(
     if chosen == "rows_cpu":
         return tuple(_by_rows(x, weight) for weight in layers)
     return packed_matmul_reference(x, layers)
+
+
+def lay_out(params: Any, *, consume: bool = False) -> Any:
+    """A tree whose 4-bit weights lie in memory as this platform's kernel reads them.
+
+    Nothing but the order of axes in memory changes, and that on TPUs only.
+
+    Args:
+      params: A tree of parameters; its arrays may be abstract, with shardings.
+      consume: Free the arrays that the weights had.
+    """
+    if platform() != "tpu":
+        return params
+
+    def put(leaf):
+        if not isinstance(leaf, QuantizedTensor):
+            return leaf
+        return packed_matmul_pallas_tpu.to_device_layout(leaf, consume=consume)
+
+    return jax.tree.map(put, params, is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor))
 
 
 def packed_matmul_reference(

@@ -248,18 +248,25 @@ def _pack_in_jax(low, high):
     return _shift_right(bits(low), 16) | bits(high)
 
 
-def to_device_layout(tensor: QuantizedTensor) -> QuantizedTensor:
-    """The same weight, or stack of weights, whose bytes and scales lie in memory as `_call` reads them.
+def to_device_layout(tensor: QuantizedTensor, *, consume: bool = False) -> QuantizedTensor:
+    """The same weight, or stack of weights, with its arrays in memory as the kernel reads them.
 
-    Values, shapes and shardings are as before: only the order of the axes in memory changes, so the
-    bytes that `save` writes do, too. Without it the kernel's result is the same, but XLA transposes
-    every weight first.
+    Values, shapes and shardings stay, and so do the bytes that `save` writes: only the order of the
+    axes in memory changes. Without it the kernel's result is the same, but XLA transposes every
+    weight first.
+
+    Args:
+      tensor: The weight; its arrays may be abstract, with shardings.
+      consume: Free the arrays that it had.
     """
 
     def put(x):
         if x.ndim < 2:
             return x
         order = (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)
-        return jax.device_put(x, Format(Layout(order), x.sharding))
+        form = Format(Layout(order), x.sharding)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=form)
+        return jax.device_put(x, form, donate=consume)
 
     return tensor.replace(packed=put(tensor.packed), absmax=put(tensor.absmax))

@@ -10,6 +10,7 @@ from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.layers import Embedder, RMSNorm, fan_in, head, parameter
 from griffin_jax.models.stack import (
     GROUPS,
+    AnyState,
     StackedState,
     scan_groups,
     stack_state,
@@ -63,10 +64,10 @@ class Griffin(nn.Module):
     def __call__(
         self,
         tokens: jax.Array,
-        state: State | StackedState | None = None,
+        state: AnyState | None = None,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-    ) -> tuple[jax.Array, State | StackedState]:
+    ) -> tuple[jax.Array, AnyState]:
         """Reads T tokens; T = 1 is decoding, more is prefill or training.
 
         Any split of a text into calls gives the same result, and so does any batching.
@@ -95,10 +96,10 @@ class Griffin(nn.Module):
     def features(
         self,
         tokens: jax.Array,
-        state: State | StackedState | None = None,
+        state: AnyState | None = None,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-    ) -> tuple[jax.Array, State | StackedState]:
+    ) -> tuple[jax.Array, AnyState]:
         """As `__call__`, but returns what the output head reads, [B, T, D]."""
         batch, time = tokens.shape
         fresh = state is None
