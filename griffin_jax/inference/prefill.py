@@ -78,13 +78,13 @@ def read(model: Griffin, params: dict, state: AnyState, rows: Sequence[Sequence[
     begin = 0
     for length in chunk_lengths(max(map(len, rows), default=0), batch_size):
         chunk = put_chunk(params, *pad(rows, batch_size, begin, length))
-        state = _read_chunk(model, params, state, *chunk)
+        state = read_chunk(model, params, state, *chunk)
         begin += length
     return state
 
 
 @functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
-def _read_chunk(model, params, state, tokens, lengths):
+def read_chunk(model, params, state, tokens, lengths):
     _, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
     return state
 

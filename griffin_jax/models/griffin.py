@@ -191,4 +191,4 @@ def init_params(config: GriffinConfig, key: jax.Array, dtype: DTypeLike = jnp.fl
 
 def abstract_params(config: GriffinConfig, dtype: DTypeLike = jnp.float32) -> dict:
     """The tree of `init_params` as `jax.ShapeDtypeStruct`, without making any array."""
-    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
