@@ -125,11 +125,16 @@ def _call(x, weight, interpret):
     )(
         layer[None],
         scale_layer[None],
-        tensor.code,
+        _in_main_memory(tensor.code, interpret),
         x,
-        jnp.swapaxes(tensor.packed, 1, 2),
-        jnp.swapaxes(scales, 1, 2),
+        _in_main_memory(jnp.swapaxes(tensor.packed, 1, 2), interpret),
+        _in_main_memory(jnp.swapaxes(scales, 1, 2), interpret),
     )
+
+
+def _in_main_memory(stack, interpret):
+    """Keeps XLA from fetching a whole stack ahead of a kernel that reads one layer of it."""
+    return stack if interpret else pltpu.with_memory_space_constraint(stack, pltpu.HBM)
 
 
 def _whole(inputs):
