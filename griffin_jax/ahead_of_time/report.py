@@ -13,7 +13,9 @@ from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import V5E, Roofline
 from griffin_jax.sharding import make_mesh
 
-_TOO_LARGE = re.compile(r"Used ([\d.]+)([GM]) of ([\d.]+)([GM]) hbm")
+# The compiler says what it would need in one of these ways.
+_NEEDED = re.compile(r"Used ([\d.]+)([GM]) of|\(([\d.]+)([GM])\) exceeds")
+_UNITS = {"G": 2**30, "M": 2**20}
 
 
 def compile_program(topology: str, program: Program, static: bool = False) -> dict[str, Any]:
@@ -54,10 +56,7 @@ def compile_program(topology: str, program: Program, static: bool = False) -> di
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed = _TOO_LARGE.search(str(error))
-        unit = {"G": 2**30, "M": 2**20}
-        peak = float(needed[1]) * unit[needed[2]] if needed else None
-        return result | {"fits": False, "memory": {"peak": peak}}
+        return result | {"fits": False, "memory": {"peak": _needed(str(error))}}
     result["compile_s"] = time.perf_counter() - begin
     result["memory"] = _memory(compiled.memory_analysis())
     result["fits"] = result["memory"]["peak"] <= V5E.memory_bytes
@@ -70,6 +69,14 @@ def compile_program(topology: str, program: Program, static: bool = False) -> di
         cycles = static_profile.profile(topology, program)
         result["estimate"] = dataclasses.asdict(static_profile.estimate(module, cycles))
     return result
+
+
+def _needed(message):
+    found = _NEEDED.search(message)
+    if found is None:
+        return None
+    number, unit = (part for part in found.groups() if part is not None)
+    return float(number) * _UNITS[unit]
 
 
 def _memory(analysis):
