@@ -10,6 +10,9 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+_VERBOSE = flags.DEFINE_bool(
+    "verbose", False, "Say on standard error which kernel serves which operation."
+)
 flags.disclaim_key_flags()  # --help shows what is defined here with the command's own flags
 
 
@@ -35,7 +38,9 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             _end(f"{argv[1]!r} is no flag; flags look like --name=value")
         from griffin_jax.compilation_cache import enable_compilation_cache
+        from griffin_jax.kernels import choice
 
+        choice.verbose = _VERBOSE.value
         enable_compilation_cache()
         if not logging.level_debug():
             logging.set_verbosity(logging.WARNING)

@@ -17,9 +17,18 @@ from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
+from griffin_jax.kernels.packed_matmul import lay_out
 from griffin_jax.models import Griffin, State, is_stacked, stack_params, unstack_params
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.sharding import (
+    array_sharding,
+    check_batch,
+    jit_on_mesh,
+    mesh_of,
+    param_shardings,
+    to_host,
+)
 from griffin_jax.tokenizer import Tokenizer, find_tokenizer
 
 Prompt = str | Sequence[int]
@@ -53,6 +62,11 @@ class LanguageModel:
         """The Linen module."""
         return Griffin(self.config, dtype=self.dtype)
 
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The mesh that the parameters lie on; None on one device."""
+        return mesh_of(self.params)
+
     def apply(
         self,
         tokens: jax.Array | np.ndarray | Sequence[Sequence[int]],
@@ -71,8 +85,8 @@ class LanguageModel:
           Logits float32[B, T, V], and the state after each row's last real token.
 
         Raises:
-          ValueError: `tokens` is not [B, T] or holds an id outside the vocabulary, or `lengths` is
-            not [B] or outside of 0 to T.
+          ValueError: `tokens` is not [B, T] or holds an id outside the vocabulary, `lengths` is not
+            [B] or outside of 0 to T, or the rows do not divide over the mesh.
         """
         if not isinstance(tokens, jax.core.Tracer):
             tokens = np.asarray(tokens)
@@ -93,6 +107,8 @@ class LanguageModel:
                     f"lengths must be {batch} numbers of 0 to {time}, one for each row of tokens, "
                     f"got {lengths.tolist()}"
                 )
+        if self.mesh is not None:
+            check_batch(len(tokens), self.mesh)
         tokens = jnp.asarray(tokens, jnp.int32)
         if lengths is not None:
             lengths = jnp.asarray(lengths, jnp.int32)
@@ -234,7 +250,7 @@ class LanguageModel:
         return whole[: len(before)], whole[len(before) :]
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jit_on_mesh, static_argnames="model")
 def _apply(model, params, tokens, state, lengths):
     return model.apply({"params": params}, tokens, state, lengths=lengths)
 
@@ -246,6 +262,7 @@ def load(
     dtype: DTypeLike | None = None,
     stack_layers: bool | None = None,
     allow_nan: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
     """Loads a model and the tokenizer beside it.
 
@@ -260,16 +277,28 @@ def load(
       stack_layers: Run the layers in a loop over groups, see `stack_params`, which compiles faster;
         the result is the same. By default where it also runs as fast, as measured.
       allow_nan: Go on where a weight holds NaN or infinity.
+      mesh: Of `griffin_jax.sharding.make_mesh`: the parameters go straight to where its table says,
+        however they were saved, and each process reads its part; whatever runs the model runs it
+        on the mesh. None: all of it on one device.
 
     Raises:
       FileNotFoundError: there is no such folder.
       CheckpointError: (a ValueError) the folder has no weights, or damaged or unfitting ones, or is
         in 4 bits already, otherwise than `quantization` says.
-      ValueError: layers to be stacked are not of one kind, the tokenizer is damaged or does not fit the model, `dtype` is none that a model
-        runs in, or a weight to be packed holds NaN or infinity.
+      MeshError: (a ValueError) the mesh does not divide the model; the message says which would.
+      ValueError: layers to be stacked are not of one kind, the tokenizer is damaged or does not fit
+        the model, `dtype` is none that a model runs in, or a weight to be packed holds NaN or
+        infinity.
     """
     folder = checkpoints.find_folder(path)
     source = checkpoints.open_checkpoint(folder)
+    shardings = None
+    if mesh is not None:
+        param_shardings(source.config, mesh)  # which raises before anything is read
+
+        def shardings(path, struct):
+            return array_sharding(mesh, path, struct.shape)
+
     tokenizer = find_tokenizer(folder, source.config)
     settings = quantization
     if settings is None and source.quantization:
@@ -280,11 +309,18 @@ def load(
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     dtype = check_dtype(dtype)
     checkpoint = checkpoints.load_checkpoint(
-        folder, dtype=dtype, quantization=quantization, allow_nan=allow_nan
+        folder,
+        dtype=dtype,
+        quantization=quantization,
+        shardings=shardings,
+        allow_nan=allow_nan,
     )
     params = checkpoint.params
     if stacks_by_default(source.config) if stack_layers is None else stack_layers:
         params = stack_params(source.config, params, consume=True)
+        if mesh is not None:
+            params = jax.device_put(params, param_shardings(params, mesh))
+    params = lay_out(params, consume=True)
     return LanguageModel(source.config, params, tokenizer, dtype, settings)
 
 
@@ -312,7 +348,9 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
     params = flax.traverse_util.unflatten_dict(packed, sep="/")
     if is_stacked(lm.params):
         params = stack_params(lm.config, params, consume=True)
-    return dataclasses.replace(lm, params=params, quantization=quantization)
+    if lm.mesh is not None:
+        params = jax.device_put(params, param_shardings(params, lm.mesh))
+    return dataclasses.replace(lm, params=lay_out(params), quantization=quantization)
 
 
 def save(
@@ -331,7 +369,7 @@ def save(
     """
     params = lm.params
     if is_stacked(params):  # on the host, where layers are views of their stack
-        params = unstack_params(lm.config, jax.device_get(params))
+        params = unstack_params(lm.config, to_host(params))
     checkpoints.save_checkpoint(
         folder,
         lm.config,

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -26,6 +25,7 @@ from griffin_jax.checkpoints.placement import (
 from griffin_jax.checkpoints.tree import model_order
 from griffin_jax.config import GriffinConfig
 from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.sharding import is_first, to_host
 from griffin_jax.tokenizer import Tokenizer
 
 BUNDLED = "griffin-tiny"
@@ -83,7 +83,8 @@ def open_checkpoint(path: str | Path) -> Source:
     """Recognises the format of a folder and opens it, without reading weights.
 
     The source has `config`, `quantization`, `nbytes`, and `leaves()`, which streams paths and
-    values of host memory for `save_leaves` or for any other use.
+    values of host memory for `save_leaves` or for any other use; given shardings, each process reads
+    its part alone where the format is made of such parts.
 
     Args:
       path: A folder of Hugging Face's, of ours or with a published DeepMind tree, or one around
@@ -138,7 +139,9 @@ def load_checkpoint(
     placement = Placement(dtype, shardings)
     params, finite = {}, {}
     with progress_bar("loading", source.nbytes, progress) as bar:
-        for leaf_path, leaf in source.leaves():
+        # What is packed on the way is packed whole.
+        where = shardings if quantization is None else None
+        for leaf_path, leaf in source.leaves(where):
             nbytes = leaf_nbytes(leaf)
             if quantization is not None:
                 leaf = _pack(source, leaf_path, leaf, quantization)
@@ -207,7 +210,7 @@ def save_checkpoint(
         )
         return
     with staged_folder(folder) as partial:
-        if tokenizer is not None:
+        if tokenizer is not None and is_first():
             tokenizer.save(partial)
         orbax.write_orbax(partial, config, params, quantization)
 
@@ -243,6 +246,10 @@ def save_leaves(
     """
     _check_format(format)
     with staged_folder(folder) as partial:
+        if not is_first():
+            for _ in leaves:  # which may take all processes to gather
+                pass
+            return
         if tokenizer is not None:
             tokenizer.save(partial)
         if format == "huggingface":
@@ -276,7 +283,5 @@ def host_leaves(params: dict, progress: bool) -> Iterator[tuple[str, Any]]:
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     with progress_bar("saving", leaf_nbytes(params), progress) as bar:
         for path in sorted(leaves, key=model_order):
-            # A device array keeps its host copy for as long as it lives, so a short-lived copy of
-            # it is read.
-            yield path, jax.tree.map(lambda x: np.asarray(jnp.copy(x)), leaves[path])
+            yield path, to_host(leaves[path])
             bar.update(leaf_nbytes(leaves[path]))

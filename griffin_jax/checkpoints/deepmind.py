@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed
 from griffin_jax.checkpoints.orbax import OrbaxTree
+from griffin_jax.checkpoints.placement import Shardings
 from griffin_jax.checkpoints.tree import block_of, check_shape, flat_abstract_params
 from griffin_jax.config import ATTENTION, PRESETS, RECURRENT, GriffinConfig
 
@@ -80,15 +82,23 @@ class DeepMindSource:
         """How the checkpoint calls a leaf."""
         return array_name(path)
 
-    def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
+    def leaves(
+        self, shardings: Shardings | None = None
+    ) -> Iterator[tuple[str, np.ndarray | jax.Array]]:
         """Every leaf's path and value, in the model's order; the host holds a block at a time.
+
+        With shardings the values are arrays that lie so, of which each process reads its part.
 
         Raises:
           CheckpointError: an array has another shape than the rest of the tree implies.
         """
         for _, block in itertools.groupby(self._shapes, block_of):
             paths = list(block)
-            arrays = self._tree.read({self._keys[array_name(path)] for path in paths})
+            where = shardings and {
+                self._keys[array_name(path)]: _stored(path, shardings(path, self._shapes[path]))
+                for path in paths
+            }
+            arrays = self._tree.read({self._keys[array_name(path)] for path in paths}, where)
             for path in paths:
                 array = arrays[self._keys[array_name(path)]]
                 leaf = _leaf(path, array)
@@ -175,7 +185,25 @@ def _shortest_cycle(kinds: tuple[str, ...]) -> tuple[str, ...]:
     return kinds
 
 
-def _leaf(path: str, array: np.ndarray) -> np.ndarray:
+def _stored(path: str, sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+    """Where a leaf's array lies as it is stored, if the leaf shall lie under `sharding`."""
+    name = array_name(path)
+    axes = tuple(sharding.spec)
+    if name.endswith("ffw_up.w"):
+        axes = (None, *reversed(_padded(axes)))
+    elif name.endswith("ffw_up.b"):
+        axes = (None, None, None, *axes)
+    elif name.endswith(".kernel"):
+        axes = tuple(reversed(_padded(axes)))
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*axes))
+
+
+def _padded(axes: tuple) -> tuple:
+    """Of a matrix; a PartitionSpec leaves out the tail of dimensions that are whole."""
+    return axes + (None,) * (2 - len(axes))
+
+
+def _leaf(path: str, array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     name = array_name(path)
     if name.endswith("ffw_up.w"):
         return array[int("up_proj" in path)].T

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.sharding import is_first, wait_for_all
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,7 +32,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON object."""
+    """Writes a JSON object; of several processes, the first does."""
+    if not is_first():
+        return
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -37,7 +42,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def staged_folder(target: str | Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its name when the block ends well.
 
-    When the block raises, the new folder is removed.
+    When the block raises, the new folder is removed. Several processes get the same folder, which
+    takes its name when all have ended the block.
 
     Raises:
       CheckpointError: `target` exists and is not an empty folder.
@@ -46,11 +52,20 @@ def staged_folder(target: str | Path) -> Iterator[Path]:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise CheckpointError(f"{target} exists already: choose another output or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir()
+    alone = jax.process_count() == 1
+    mark = uuid.uuid4().hex[:8] if alone else "all"  # a name that all processes know
+    partial = target.parent / f".{target.name}.{mark}.partial"
+    wait_for_all(f"before {partial}")
+    if is_first():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    wait_for_all(f"begin {partial}")
     try:
         yield partial
-        partial.replace(target)
+        wait_for_all(f"end {partial}")
+        if is_first():
+            partial.replace(target)
+        wait_for_all(f"after {partial}")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -21,6 +21,7 @@ from griffin_jax.checkpoints.huggingface_config import (
     config_to_json,
     model_type,
 )
+from griffin_jax.checkpoints.placement import Shardings
 from griffin_jax.checkpoints.shards import MAX_SHARD_SIZE, ShardWriter, TensorReader
 from griffin_jax.checkpoints.tree import check_paths, check_shape, flat_abstract_params
 from griffin_jax.config import GriffinConfig
@@ -110,8 +111,10 @@ class HuggingFaceSource:
         """How the checkpoint calls a leaf."""
         return tensor_name(path, self._architecture)
 
-    def leaves(self) -> Iterator[tuple[str, Any]]:
+    def leaves(self, shardings: Shardings | None = None) -> Iterator[tuple[str, Any]]:
         """Every leaf's path and value, in the model's order, mapped from disk in its turn.
+
+        Of an array that is mapped only what is used is read, so `shardings` change nothing.
 
         Raises:
           CheckpointError: the parts of a 4-bit weight are incomplete or contradict each other.

@@ -4,7 +4,7 @@ A 4-bit weight is a dict of its arrays in the tree; its type and block size are 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, read_json, write_json
 from griffin_jax.checkpoints.huggingface import describe_packing, packing_kind
 from griffin_jax.checkpoints.huggingface_config import model_type
+from griffin_jax.checkpoints.placement import Shardings
 from griffin_jax.checkpoints.tree import (
     array_paths,
     block_of,
@@ -65,13 +66,26 @@ class OrbaxTree:
             for array in self.arrays.values()
         )
 
-    def read(self, keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], np.ndarray]:
-        """Reads some of the arrays to the host.
+    def read(
+        self, keys: Iterable[tuple[str, ...]], shardings: Mapping | None = None
+    ) -> dict[tuple[str, ...], np.ndarray | jax.Array]:
+        """Reads some of the arrays, to the host or straight to devices.
+
+        Args:
+          keys: Of the arrays.
+          shardings: Where each goes, by its key; a process reads no more than its part.
 
         Raises:
           CheckpointError: their files are damaged.
         """
-        wanted = dict.fromkeys(keys, ocp.RestoreArgs(restore_type=np.ndarray))
+
+        def how(key):
+            if shardings is None:
+                return ocp.RestoreArgs(restore_type=np.ndarray)
+            shape = tuple(self.arrays[key].shape)
+            return ocp.ArrayRestoreArgs(sharding=shardings[key], global_shape=shape)
+
+        wanted = {key: how(key) for key in keys}
         restore_args = flax.traverse_util.unflatten_dict(wanted)
         args = ocp.args.PyTreeRestore(
             item=restore_args, restore_args=restore_args, partial_restore=True
@@ -127,11 +141,22 @@ class OrbaxSource:
         """How the checkpoint calls a leaf."""
         return path
 
-    def leaves(self) -> Iterator[tuple[str, Any]]:
-        """Every leaf's path and value, in the model's order; the host holds a block at a time."""
+    def leaves(self, shardings: Shardings | None = None) -> Iterator[tuple[str, Any]]:
+        """Every leaf's path and value, in the model's order; the host holds a block at a time.
+
+        With shardings the values are arrays that lie so, of which each process reads its part.
+        """
         for _, block in itertools.groupby(self._leaves, block_of):
             paths = {path: array_paths(path, self._leaves[path]) for path in block}
-            arrays = self._tree.read(tuple(name.split("/")) for name in jax.tree.leaves(paths))
+            names = jax.tree.leaves(paths)
+            keys = [tuple(name.split("/")) for name in names]
+            where = shardings and {
+                key: shardings(name, struct)
+                for key, name, struct in zip(
+                    keys, names, jax.tree.leaves({p: self._leaves[p] for p in paths}), strict=True
+                )
+            }
+            arrays = self._tree.read(keys, where)
             for path, names in paths.items():
                 leaves = [arrays[tuple(name.split("/"))] for name in jax.tree.leaves(names)]
                 yield path, jax.tree.unflatten(jax.tree.structure(names), leaves)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from griffin_jax.checkpoints.tree import array_paths
+from griffin_jax.sharding import is_first
 
 Shardings = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
 
@@ -37,8 +39,12 @@ class Placement:
     shardings: Shardings | None = None
 
     def place(self, path: str, leaf: Any) -> Any:
-        """Puts one leaf, a host array or a packed weight of host arrays, onto devices."""
-        is_array = isinstance(leaf, np.ndarray)
+        """Puts one leaf, an array or a packed weight of arrays, onto devices.
+
+        A host array that is mapped from disk is read where it is needed: by every process its part.
+        Arrays that are on devices already are cast there.
+        """
+        is_array = isinstance(leaf, np.ndarray | jax.Array)
         cast = is_array and self.dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
 
         def place_array(array, path):
@@ -46,7 +52,11 @@ class Placement:
 
         return jax.tree.map(place_array, leaf, array_paths(path, leaf))
 
-    def _place_array(self, path: str, array: np.ndarray, dtype: np.dtype) -> jax.Array:
+    def _place_array(self, path: str, array: np.ndarray | jax.Array, dtype: np.dtype) -> jax.Array:
+        if isinstance(array, jax.Array):
+            sharding = self.shardings(path, jax.ShapeDtypeStruct(array.shape, dtype))
+            return _cast(dtype, sharding)(array)
+
         # Copies: on a CPU, JAX may keep the memory it is given, and a mapped file may change.
         def copy(index=...):
             with np.errstate(over="ignore"):  # `all_finite` finds what became infinite
@@ -56,6 +66,11 @@ class Placement:
             return jax.device_put(copy())
         sharding = self.shardings(path, jax.ShapeDtypeStruct(array.shape, dtype))
         return jax.make_array_from_callback(array.shape, sharding, copy)
+
+
+@functools.lru_cache(maxsize=64)
+def _cast(dtype: np.dtype, sharding: jax.sharding.Sharding) -> Callable:
+    return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
 
 
 @contextlib.contextmanager
@@ -86,7 +101,7 @@ def leaf_nbytes(leaf: Any) -> int:
 
 def progress_bar(what: str, nbytes: int, progress: bool) -> tqdm:
     """A bar over bytes on standard error; silent for what takes no time."""
-    shown = progress and nbytes >= _SHOWN_FROM_BYTES
+    shown = progress and nbytes >= _SHOWN_FROM_BYTES and is_first()
     return tqdm(
         total=nbytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=not shown
     )

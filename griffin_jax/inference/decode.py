@@ -9,13 +9,16 @@ import numpy as np
 from jax import lax
 
 from griffin_jax.inference.sampling import choose
-from griffin_jax.models.stack import is_stacked, stack_state, unstack_state
+from griffin_jax.sharding import jit_on_mesh
+from griffin_jax.sharding.per_shard import constrain, constrain_state, replicate
 
 # A row's numbers do not depend on the rows beside it, which not every generator promises.
 _PRNG = "threefry2x32"
 
 
-@functools.partial(jax.jit, static_argnames=("model", "burst"), donate_argnames=("state", "seen"))
+@functools.partial(
+    jit_on_mesh, static_argnames=("model", "burst"), donate_argnames=("state", "seen")
+)
 def draw_burst(
     model, burst, params, state, seen, token, alive, keys, step, limit, stop_ids, values
 ):
@@ -25,7 +28,7 @@ def draw_burst(
       model: `Griffin`.
       burst: Room for so many steps in the result.
       params: Its parameters.
-      state: Of all that comes before `token`.
+      state: Of all that comes before `token`; a `StackedState` for stacked parameters.
       seen: bool[B, V] or None, tokens under the repetition penalty.
       token: int32[B], the last token of each row, which the state has not read.
       alive: bool[B], the rows that are written; the others' states stay as they are.
@@ -64,12 +67,10 @@ def draw_burst(
 
     shape = (token.shape[0], burst)
     drawn = (jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32))
-    stacked = is_stacked(params)
-    if stacked:
-        state = stack_state(model.config, state)
     carry = (jnp.int32(0), state, seen, token, alive, *drawn)
     _, state, seen, _, _, tokens, logprobs = lax.while_loop(unfinished, write, carry)
-    return unstack_state(state) if stacked else state, seen, tokens, logprobs
+    seen = seen if seen is None else constrain(seen, "batch", "vocabulary")
+    return constrain_state(state), seen, *replicate((tokens, logprobs))
 
 
 def stop_array(stop_ids: Sequence[int]) -> np.ndarray:

@@ -8,15 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.models import AttentionState, Griffin, State, init_state
+from griffin_jax.models import AttentionState, Griffin, init_state
+from griffin_jax.models.stack import AnyState, StackedState, is_stacked, stack_state
+from griffin_jax.sharding import batch_shards, check_batch, jit_on_mesh, mesh_of, tree_shardings
+from griffin_jax.sharding.per_shard import activation_spec, constrain_state
 
 CHUNKS = (32, 256, 2048)
 _TOKENS_PER_CALL = 8192  # bounds the memory of a large batch's activations
 
 
-def batch_size_for(rows: int) -> int:
-    """The batch size that `rows` rows run in: the next power of two, to compile few programs."""
-    return 1 << max(rows - 1, 0).bit_length()
+def batch_size_for(rows: int, params: dict | None = None) -> int:
+    """The batch size that `rows` rows run in: the next power of two, to compile few programs.
+
+    Where `params` lie on a mesh, it is the next multiple of that over which the mesh cuts a batch.
+    """
+    size = 1 << max(rows - 1, 0).bit_length()
+    mesh = None if params is None else mesh_of(params)
+    shards = 1 if mesh is None else batch_shards(mesh)
+    return -(-size // shards) * shards
 
 
 def chunk_lengths(total: int, batch_size: int) -> list[int]:
@@ -56,7 +65,7 @@ def pad(rows: Sequence[Sequence[int]], batch_size: int, begin: int, length: int)
     return tokens, lengths
 
 
-def read(model: Griffin, params: dict, state: State, rows: Sequence[Sequence[int]]) -> State:
+def read(model: Griffin, params: dict, state: AnyState, rows: Sequence[Sequence[int]]) -> AnyState:
     """The state after each row's tokens, however many; `state` is donated.
 
     Args:
@@ -68,18 +77,19 @@ def read(model: Griffin, params: dict, state: State, rows: Sequence[Sequence[int
     batch_size = len(state.position)
     begin = 0
     for length in chunk_lengths(max(map(len, rows), default=0), batch_size):
-        state = _read_chunk(model, params, state, *pad(rows, batch_size, begin, length))
+        chunk = put_chunk(params, *pad(rows, batch_size, begin, length))
+        state = read_chunk(model, params, state, *chunk)
         begin += length
     return state
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _read_chunk(model, params, state, tokens, lengths):
+@functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
+def read_chunk(model, params, state, tokens, lengths):
     _, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
     return state
 
 
-def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> State:
+def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> AnyState:
     """The state before the first token, beside the parameters.
 
     Args:
@@ -89,15 +99,19 @@ def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> S
       tokens: How many tokens the state will read; it matters under an unbounded window only.
     """
     capacity = capacity_for(model.config, tokens)
-    return _init_program(model.config, batch_size, model.dtype, capacity, home(params))()
+    where = mesh_of(params) or home(params)
+    stacked = is_stacked(params)
+    return _init_program(model.config, batch_size, model.dtype, capacity, stacked, where)()
 
 
 def select_rows(
-    model: Griffin, params: dict, state: State, rows: Sequence[int], tokens: int
-) -> State:
+    model: Griffin, params: dict, state: AnyState, rows: Sequence[int], tokens: int
+) -> AnyState:
     """A copy of some rows of `state`, with room for `tokens` tokens in all."""
     capacity = capacity_for(model.config, tokens)
-    return take_rows(jax.device_put(state, home(params)), np.asarray(rows, np.int32), capacity)
+    if mesh_of(params) is None:
+        state = jax.device_put(state, home(params))
+    return take_rows(state, np.asarray(rows, np.int32), capacity)
 
 
 def home(params: dict) -> jax.sharding.Sharding:
@@ -111,12 +125,14 @@ def home(params: dict) -> jax.sharding.Sharding:
     return sharding
 
 
-def with_room(model: Griffin, state: State, tokens: int) -> State:
+def with_room(model: Griffin, state: AnyState, tokens: int) -> AnyState:
     """The state with room for `tokens` tokens in all: itself, or a copy with more slots.
 
     A step under an unbounded window reads every slot there is, so texts that grow begin with few.
     """
-    slots = [b.keys.shape[1] for b in state.blocks if isinstance(b, AttentionState)]
+    stacked = isinstance(state, StackedState)
+    blocks = (*state.groups, *state.rest) if stacked else state.blocks
+    slots = [b.keys.shape[-3] for b in blocks if isinstance(b, AttentionState)]
     capacity = capacity_for(model.config, tokens)
     if capacity is None or not slots or slots[0] >= capacity:
         return state
@@ -138,30 +154,63 @@ def capacity_for(config: GriffinConfig, tokens: int) -> int | None:
     return -(-tokens // step) * step
 
 
+def put(params: dict, array: np.ndarray, *names: str) -> jax.Array:
+    """A host array beside the parameters; on a mesh, in the layout of `names` (`ACTIVATIONS`)."""
+    mesh = mesh_of(params)
+    if mesh is None:
+        return jax.device_put(array, home(params))
+    sharding = jax.sharding.NamedSharding(mesh, activation_spec(mesh, array.shape, names))
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def put_chunk(params: dict, tokens: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """`put` of tokens [B, T] and lengths [B]."""
+    return put(params, tokens, "batch", "time"), put(params, lengths, "batch")
+
+
 @functools.lru_cache(maxsize=64)
-def _init_program(config, batch_size, dtype, capacity, sharding):
-    build = functools.partial(init_state, config, batch_size, dtype, capacity)
-    return jax.jit(build, out_shardings=sharding)
+def _init_program(config, batch_size, dtype, capacity, stacked, where):
+    def build():
+        state = init_state(config, batch_size, dtype, capacity)
+        return stack_state(config, state) if stacked else state
+
+    if isinstance(where, jax.sharding.Mesh):
+        check_batch(batch_size, where)
+        where = tree_shardings(jax.eval_shape(build), where)
+    return jax.jit(build, out_shardings=where)
 
 
-@functools.partial(jax.jit, static_argnames="capacity")
-def take_rows(state: State, rows: np.ndarray, capacity: int | None = None) -> State:
+@functools.partial(jit_on_mesh, static_argnames="capacity")
+def take_rows(state: AnyState, rows: np.ndarray, capacity: int | None = None) -> AnyState:
     """A copy of the rows int32[B], with at least `capacity` slots under an unbounded window."""
 
-    def take(block):
-        return _padded(jax.tree.map(lambda x: x[rows], block), capacity)
+    def take(block, axis=0):
+        block = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), block)
+        return _padded(block, capacity, axis + 1)
 
-    return State(position=state.position[rows], blocks=tuple(map(take, state.blocks)))
+    taken = _each_block(state, take).replace(position=state.position[rows])
+    return constrain_state(taken)
 
 
-@functools.partial(jax.jit, static_argnames="capacity")
+@functools.partial(jit_on_mesh, static_argnames="capacity")
 def _grow(state, capacity):
-    return state.replace(blocks=tuple(_padded(block, capacity) for block in state.blocks))
+    return constrain_state(
+        _each_block(state, lambda block, axis=0: _padded(block, capacity, axis + 1))
+    )
 
 
-def _padded(block, capacity):
-    if not isinstance(block, AttentionState) or not capacity or block.keys.shape[1] >= capacity:
+def _each_block(state, change):
+    """The state with `change(block, axis=)` of every block; `axis` is that of rows."""
+    if isinstance(state, StackedState):
+        groups = tuple(change(stack, axis=1) for stack in state.groups)
+        return state.replace(groups=groups, rest=tuple(map(change, state.rest)))
+    return state.replace(blocks=tuple(map(change, state.blocks)))
+
+
+def _padded(block, capacity, axis):
+    """The block with at least `capacity` slots, if it is one of attention; they are at `axis`."""
+    if not isinstance(block, AttentionState) or not capacity or block.keys.shape[axis] >= capacity:
         return block
     # The ring of an unbounded window has never wrapped: position p stands in slot p.
-    room = ((0, 0), (0, capacity - block.keys.shape[1]), (0, 0), (0, 0))
+    room = ((0, 0),) * axis + ((0, capacity - block.keys.shape[axis]), (0, 0), (0, 0))
     return jax.tree.map(lambda x: jnp.pad(x, room), block)

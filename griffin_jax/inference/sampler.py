@@ -15,7 +15,8 @@ from griffin_jax.inference.decode import draw_burst, row_keys, stop_array
 from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
-from griffin_jax.models import Griffin, State
+from griffin_jax.models import Griffin
+from griffin_jax.models.stack import AnyState
 from griffin_jax.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -43,12 +44,13 @@ class Context:
     """What a batch of texts leaves behind to go on from; nothing changes it, so copies are free.
 
     Attributes:
-      state: The model's state after the first `read[i]` tokens of each row i.
+      state: The model's state after the first `read[i]` tokens of each row i, stacked where the
+        model's layers are.
       tokens: All tokens of each row so far.
       read: How many of them the state has read. The rest is read first when the text goes on.
     """
 
-    state: State
+    state: AnyState
     tokens: tuple[tuple[int, ...], ...]
     read: tuple[int, ...]
 
@@ -175,7 +177,7 @@ class Generation:
             raise ValueError("there are no prompts; give at least one")
 
         rows = len(prompts)
-        batch_size = prefill.batch_size_for(rows)
+        batch_size = prefill.batch_size_for(rows, sampler.params)
         history = context.tokens if context else ((),) * rows
         read = context.read if context else (0,) * rows
         self._sampler = sampler
@@ -194,7 +196,7 @@ class Generation:
             seen = np.zeros((batch_size, sampler.model.config.vocab_size), bool)
             for row, text in zip(seen, self._texts, strict=False):
                 row[list(text)] = True
-            self._seen = jax.device_put(seen, prefill.home(sampler.params))
+            self._seen = prefill.put(sampler.params, seen, "batch", "vocabulary")
         self._max_new_tokens = max_new_tokens
         self._steps = 0
         self._stop_ids = () if tokenizer is None else tokenizer.stop_ids
@@ -206,7 +208,7 @@ class Generation:
     def _read(self, rows):
         """The state of the context, or a fresh one, after more tokens of each row."""
         model, params = self._sampler.model, self._sampler.params
-        batch_size = prefill.batch_size_for(len(rows))
+        batch_size = prefill.batch_size_for(len(rows), params)
         read = (0,) * len(rows) if self._context is None else self._context.read
         longest = max(n + len(row) + 1 for n, row in zip(read, rows, strict=True))
         if self._context is None:

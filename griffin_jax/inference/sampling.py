@@ -1,11 +1,15 @@
 """How the next token is drawn from logits."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from griffin_jax.sharding.per_shard import constrain, model_shards, per_shard
+from griffin_jax.sharding.rules import MODEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +100,42 @@ def choose(
         # Relative to the largest, so that a tiny temperature cannot make two infinities.
         scores = scores - jnp.max(scores, axis=-1, keepdims=True)
         scores = _filter(scores / active["temperature"], active)
-        tokens = jax.vmap(jax.random.categorical)(keys, scores)
-    else:
-        tokens = jnp.argmax(scores, axis=-1)
-    tokens = tokens.astype(jnp.int32)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+        # The largest of scores with this noise is a draw from their softmax.
+        noise = jax.vmap(functools.partial(jax.random.gumbel, shape=scores.shape[1:]))(keys)
+        scores = scores + constrain(noise, "batch", "vocabulary")
+    cut = model_shards() > 1 and scores.shape[1] % model_shards() == 0
+    whole, row = ("batch", "vocabulary"), ("batch",)
+    return per_shard(
+        functools.partial(_largest, cut),
+        (scores, logits),
+        (whole, whole),
+        (((scores.shape[0],), row), ((scores.shape[0],), row)),
+    )
+
+
+def _largest(cut, scores, logits):
+    """The token of the largest score, and its log-probability under the logits, both [B, V].
+
+    Where the vocabulary is cut over "model", each part sends five numbers a row, all at once.
+    """
+    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)[:, None]
+    chosen = jnp.take_along_axis(logits, token, axis=-1)
+    if not cut:
+        return token[:, 0], chosen[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+    best = jnp.take_along_axis(scores, token, axis=-1)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    total = jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True)
+    # Float32 holds every id below 2**24.
+    token = (token + jax.lax.axis_index(MODEL) * scores.shape[1]).astype(jnp.float32)
+    found = jnp.concatenate([token, chosen, best, top, total], axis=1)
+    # [parts, B, 5]; of equal scores the first part's wins, as in one argmax.
+    found = jax.lax.all_gather(found, MODEL)
+    winner = jnp.argmax(found[..., 2], axis=0)[None, :, None]
+    token, chosen = jnp.split(jnp.take_along_axis(found[..., :2], winner, axis=0)[0], 2, axis=1)
+    top, total = found[..., 3], found[..., 4]
+    largest = jnp.max(top, axis=0)
+    total = jnp.sum(total * jnp.exp(top - largest[None]), axis=0)
+    return token[:, 0].astype(jnp.int32), chosen[:, 0] - (largest + jnp.log(total))
 
 
 def _filter(scores, active):

@@ -11,6 +11,8 @@ from jax import lax
 from griffin_jax.inference import prefill
 from griffin_jax.inference.finite import check_finite
 from griffin_jax.models import Griffin
+from griffin_jax.sharding import jit_on_mesh
+from griffin_jax.sharding.per_shard import constrain_state, replicate
 
 _HEAD_BLOCK = 64  # positions whose logits stand in memory at a time, times the batch
 
@@ -52,7 +54,7 @@ def score(
 
 
 def _score_batch(model, params, pairs):
-    batch_size = prefill.batch_size_for(len(pairs))
+    batch_size = prefill.batch_size_for(len(pairs), params)
     inputs = [[*context, *continuation][:-1] for context, continuation in pairs]
     targets = [[*context, *continuation][1:] for context, continuation in pairs]
     first = np.zeros(batch_size, np.int32)  # place of the first target that counts
@@ -62,8 +64,9 @@ def _score_batch(model, params, pairs):
     log_probability, greedy = np.zeros(batch_size, np.float64), np.ones(batch_size, bool)
     begin = 0
     for length in prefill.chunk_lengths(total, batch_size):
-        tokens, lengths = prefill.pad(inputs, batch_size, begin, length)
         wanted, _ = prefill.pad(targets, batch_size, begin, length)
+        tokens, lengths = prefill.put_chunk(params, *prefill.pad(inputs, batch_size, begin, length))
+        wanted = prefill.put(params, wanted, "batch", "time")
         state, *found = _score_chunk(
             model, params, state, tokens, lengths, wanted, np.maximum(first - begin, 0)
         )
@@ -75,7 +78,7 @@ def _score_batch(model, params, pairs):
     return [(float(p), bool(g)) for p, g in zip(log_probability, greedy, strict=True)][: len(pairs)]
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+@functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
 def _score_chunk(model, params, state, tokens, lengths, targets, first):
     """Reads tokens int32[B, T]; scores targets[:, first : lengths].
 
@@ -107,4 +110,4 @@ def _score_chunk(model, params, state, tokens, lengths, targets, first):
         return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
 
     log_probability, greedy = lax.map(block, (split(x), split(targets), split(counts)))
-    return state, log_probability.sum(0), greedy.all(0)
+    return constrain_state(state), *replicate((log_probability.sum(0), greedy.all(0)))

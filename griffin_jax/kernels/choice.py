@@ -1,13 +1,18 @@
 """Which kernel serves an operation: decided here, by platform and shape."""
 
 import contextlib
+import functools
+import sys
 from collections.abc import Iterator
 
 import jax
-from absl import logging
 
 _PLATFORMS = ("gpu", "tpu", "cpu")
 _RECORDS: list[dict[str, tuple[str, ...]]] = []
+
+# Say on standard error, once each, which kernel serves which operation; commands set it for
+# --verbose.
+verbose = False
 
 
 def choose(operation: str, serves: dict[str, str | None], forced: str | None = None) -> str:
@@ -23,15 +28,16 @@ def choose(operation: str, serves: dict[str, str | None], forced: str | None = N
     Raises:
       ValueError: the forced kernel is unknown or does not serve.
     """
-    platform = jax.default_backend()
     for record in _RECORDS:
         record[operation] = tuple(serves)
+    here = platform()
+
+    def foreign(name):
+        kind = next((kind for kind in _PLATFORMS if name.endswith(f"_{kind}")), here)
+        return kind != here and f"it needs a {kind.upper()}, and this is a {here.upper()}"
 
     def refusal(name):
-        for kind in _PLATFORMS:
-            if name.endswith(f"_{kind}") and kind != platform:
-                return f"it needs a {kind.upper()}, and this is a {platform.upper()}"
-        return serves[name]
+        return foreign(name) or serves[name]
 
     if forced is not None:
         if forced not in serves:
@@ -40,7 +46,9 @@ def choose(operation: str, serves: dict[str, str | None], forced: str | None = N
             raise ValueError(f"{operation}: kernel {forced!r} cannot serve: {reason}")
         return forced
     name = next(name for name in serves if refusal(name) is None)
-    logging.vlog(1, "%s is served by kernel %r", operation, name)
+    if verbose:
+        others = [x for x in list(serves)[: list(serves).index(name)] if not foreign(x)]
+        _announce(operation, name, tuple((other, serves[other]) for other in others))
     return name
 
 
@@ -53,3 +61,20 @@ def recorded() -> Iterator[dict[str, tuple[str, ...]]]:
         yield record
     finally:
         _RECORDS.remove(record)
+
+
+def platform() -> str:
+    """What the program being traced is for: "gpu", "tpu" or "cpu".
+
+    That is the platform of the mesh which `jax.set_mesh` set, be it of this machine or of one that
+    is compiled for ahead of time, and without one the default backend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return name if name in _PLATFORMS else "gpu"  # which some call cuda or rocm
+
+
+@functools.cache
+def _announce(operation, name, others):
+    reasons = "".join(f"; not {other!r}: {reason}" for other, reason in others)
+    print(f"[{operation}: kernel {name!r}{reasons}]", file=sys.stderr)

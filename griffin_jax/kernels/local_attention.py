@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels.query_tiles import attend_in_tiles, tile_size
+from griffin_jax.kernels.time_shards import preceding
 from griffin_jax.kernels.whole_rows import attend_whole_rows
+from griffin_jax.sharding.per_shard import model_shards, per_shard, time_shards
 
 _MASKED = -2.3819763e38  # what the published model writes into masked scores
 _NEVER = 2**30  # a distance beyond every limit
@@ -40,19 +43,62 @@ def local_attention(
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
       fresh: Nothing was read before: `start` is 0, and the ring is not looked at.
-      kernel: "cudnn_rows_gpu", "cudnn_gpu" or "blocks"; by default the fastest that serves platform
-        and shape.
+      kernel: "cudnn_rows_gpu", "cudnn_gpu", "tiles_tpu" or "blocks"; by default the fastest that
+        serves platform and shape.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; scores and softmax are float32. The cost is that of T * S
-      pairs, not of T * T, when `reach` bounds it.
+      pairs, not of T * T, when `reach` bounds it. Under a mesh each device has its rows, its heads
+      and its part of time, with as many keys from the parts before as a query reaches.
 
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
+    run = functools.partial(_on_one_device, reach=reach, fresh=fresh, kernel=kernel)
+    shards = time_shards(q.shape[1])
+    if shards > 1:  # of which the first alone can be fresh
+        run = functools.partial(_on_one_device, reach=reach, fresh=False, kernel=kernel)
+        run = functools.partial(_in_time_shards, run, reach, shards)
+    heads, kv_heads = "heads", None
+    if k.shape[2] > 1:  # query heads go with their own head of keys
+        heads = kv_heads = None if k.shape[2] % model_shards() else "heads"
+    query, key = ("batch", "time", heads, None), ("batch", "time", kv_heads, None)
+    cached = ("batch", None, kv_heads, None)
+    return per_shard(
+        run,
+        (q, k, v, cached_k, cached_v, start, positions),
+        (query, key, key, cached, cached, ("batch",), ("batch", "time")),
+        ((q.shape, query),),
+    )
+
+
+def _in_time_shards(run, reach, shards, q, k, v, cached_k, cached_v, start, positions):
+    """Attention of one part, whose ring holds what stands before the part, oldest first.
+
+    What is older than a query's document is out of reach already by the query's position.
+    """
+    slots = cached_k.shape[1]
+    order = (start[:, None] + jnp.arange(slots)[None]) % max(slots, 1)
+    # All that came before where nothing bounds the reach.
+    more = (shards - 1) * k.shape[1] if reach is None else 0
+
+    def before(ring, x):
+        ring = jnp.take_along_axis(ring, order[..., None, None], axis=1)
+        return preceding(x, jnp.pad(ring, ((0, 0), (more, 0), (0, 0), (0, 0))))
+
+    start = jnp.full_like(start, slots + more)
+    return run(q, k, v, before(cached_k, k), before(cached_v, v), start, positions)
+
+
+def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fresh, kernel):
     cudnn = _cudnn_serves(q)
     rows = cudnn if fresh else "it takes calls that begin every row anew"
-    serves = {"cudnn_rows_gpu": rows, "cudnn_gpu": cudnn, "blocks": None}
+    serves = {
+        "cudnn_rows_gpu": rows,
+        "cudnn_gpu": cudnn,
+        "tiles_tpu": _tiles_serve(q, reach),
+        "blocks": None,
+    }
     kernel = choose("local_attention", serves, kernel)
     if kernel == "cudnn_rows_gpu":
         ring = cached_k.shape[1:]
@@ -61,7 +107,7 @@ def local_attention(
             rows = len(q)
             empty = jnp.zeros((rows, *ring), k.dtype)
             begin = jnp.zeros(rows, jnp.int32)
-            return local_attention(
+            return _on_one_device(
                 q, k, v, empty, empty, begin, positions, reach=reach, fresh=True, kernel="cudnn_gpu"
             )
 
@@ -72,6 +118,8 @@ def local_attention(
         cached_k, cached_v = cached_k[:, :0], cached_v[:, :0]
     slots = cached_k.shape[1]
     limit = positions if reach is None else jnp.minimum(positions, reach)
+    if kernel == "tiles_tpu":
+        return _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach)
     # A slot's distance from the first token of this call: 1 for the newest one.
     age = 1 + (start[:, None] - 1 - jnp.arange(slots)[None]) % max(slots, 1)
     age = jnp.where(age <= start[:, None], age, _NEVER)
@@ -111,6 +159,22 @@ def _cudnn_serves(q):
     if time < 64 or time % 2 or size % 8 or size > 256:
         return f"{time} tokens of head size {size} (needs an even 64 or more, and at most 256)"
     return None
+
+
+def _tiles_serve(q, reach):
+    batch, time = q.shape[:2]
+    if reach is None:
+        return "it takes a bounded reach"
+    if time <= tile_size(batch):
+        return f"{time} tokens are no more than a tile of {tile_size(batch)}"
+    return None
+
+
+def _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach):
+    def attend(q, key, value, mask):
+        return _attend(q, (key,), (value,), (mask,), "blocks")
+
+    return attend_in_tiles(q, k, v, cached_k, cached_v, start, limit, reach=reach, attend=attend)
 
 
 def _masks(distances, limit):

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from griffin_jax.kernels import packed_matmul_pallas_gpu
-from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels import packed_matmul_pallas_gpu, packed_matmul_pallas_tpu
+from griffin_jax.kernels.choice import choose, platform
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
@@ -24,7 +25,8 @@ def packed_matmul(
       x: [..., in], a floating-point type.
       weights: 4-bit weights [out, in] of one block size, or one of a stack of them each; the
         widths may differ.
-      kernel: "pallas_gpu" reads packed bytes once, for up to 64 rows of x; "rows_cpu" decodes a few
+      kernel: "pallas_gpu" reads packed bytes once, for up to 64 rows of x; "pallas_tpu" decodes
+        tiles to bfloat16 as they are multiplied, for any number of rows; "rows_cpu" decodes a few
         rows of the weight at a time; "reference" decodes a whole weight in x's dtype first. By
         default the fastest that serves platform and shape.
 
@@ -34,19 +36,42 @@ def packed_matmul(
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
-    weights = [w.take() if isinstance(w, LayerOf) else w for w in weights]
     rows = math.prod(x.shape[:-1])
+    layers = [w.take() if isinstance(w, LayerOf) else w for w in weights]
     serves = {
-        "pallas_gpu": packed_matmul_pallas_gpu.serves(rows, weights),
-        "rows_cpu": _first_reason(_rows_serves, weights),
+        "pallas_gpu": packed_matmul_pallas_gpu.serves(rows, layers),
+        "pallas_tpu": _first_reason(lambda w: packed_matmul_pallas_tpu.serves(x, w), weights),
+        "rows_cpu": _first_reason(_rows_serves, layers),
         "reference": None,
     }
     chosen = choose("packed_matmul", serves, kernel)
     if chosen == "pallas_gpu":
-        return packed_matmul_pallas_gpu.packed_matmul(x, tuple(weights))
+        return packed_matmul_pallas_gpu.packed_matmul(x, tuple(layers))
+    if chosen == "pallas_tpu":
+        return tuple(packed_matmul_pallas_tpu.packed_matmul(x, weight) for weight in weights)
     if chosen == "rows_cpu":
-        return tuple(_by_rows(x, weight) for weight in weights)
-    return packed_matmul_reference(x, weights)
+        return tuple(_by_rows(x, weight) for weight in layers)
+    return packed_matmul_reference(x, layers)
+
+
+def lay_out(params: Any, *, consume: bool = False) -> Any:
+    """A tree whose 4-bit weights lie in memory as this platform's kernel reads them.
+
+    Nothing but the order of axes in memory changes, and that on TPUs only.
+
+    Args:
+      params: A tree of parameters; its arrays may be abstract, with shardings.
+      consume: Free the arrays that the weights had.
+    """
+    if platform() != "tpu":
+        return params
+
+    def put(leaf):
+        if not isinstance(leaf, QuantizedTensor):
+            return leaf
+        return packed_matmul_pallas_tpu.to_device_layout(leaf, consume=consume)
+
+    return jax.tree.map(put, params, is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor))
 
 
 def packed_matmul_reference(

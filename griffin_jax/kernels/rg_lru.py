@@ -1,11 +1,15 @@
 """The real-gated linear recurrent unit (RG-LRU, arXiv:2402.19427, 2.4)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from griffin_jax.kernels import rg_lru_pallas_gpu
+from griffin_jax.kernels import rg_lru_pallas_gpu, rg_lru_pallas_tpu
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
+from griffin_jax.kernels.time_shards import entering_state, shard_lengths
+from griffin_jax.sharding.per_shard import per_shard, time_shards
 
 C = 8.0  # the paper's constant c
 # The derivative of the square root is clipped at 1,000, as published; else bfloat16 gives NaN.
@@ -38,26 +42,62 @@ def rg_lru(
       hidden: float32[B, R], the state before the first token.
       positions: int32[B, T], each token's position in its document.
       lengths: int32[B], how many tokens of a row are real. Padding leaves the state as it is.
-      kernel: "reference" or "pallas_gpu"; by default the fastest that serves platform and shape.
+      kernel: "pallas_gpu", "pallas_tpu" or "reference"; by default the fastest that serves platform
+        and shape.
 
     Returns:
       h [B, T, R] in the dtype of x, and the state after each row's last real token, float32[B, R].
+      Under a mesh each device runs its rows and channels, and its part of time.
 
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
-    serves = {"pallas_gpu": rg_lru_pallas_gpu.serves(x.shape), "reference": None}
-    arguments = (x, gate_x, gate_a, a_param, hidden, positions, lengths)
-    if choose("rg_lru", serves, kernel) == "pallas_gpu":
-        return rg_lru_pallas_gpu.rg_lru(*arguments)
-    return rg_lru_reference(*arguments)
+    run = functools.partial(_on_one_device, kernel=kernel)
+    if time_shards(x.shape[1]) > 1:
+        run = functools.partial(_in_time_shards, run)
+    sequence, state, row = ("batch", "time", "recurrence"), ("batch", "recurrence"), ("batch",)
+    return per_shard(
+        run,
+        (x, gate_x, gate_a, a_param, hidden, positions, lengths),
+        (sequence, sequence, sequence, ("recurrence",), state, ("batch", "time"), row),
+        ((x.shape, sequence), (hidden.shape, state)),
+    )
+
+
+def _on_one_device(*arguments, kernel):
+    shape = arguments[0].shape
+    kernels = {
+        "pallas_gpu": (rg_lru_pallas_gpu.rg_lru, rg_lru_pallas_gpu.serves(shape)),
+        "pallas_tpu": (rg_lru_pallas_tpu.rg_lru, rg_lru_pallas_tpu.serves(shape)),
+        "reference": (rg_lru_reference, None),
+    }
+    serves = {name: reason for name, (_, reason) in kernels.items()}
+    return kernels[choose("rg_lru", serves, kernel)][0](*arguments)
+
+
+def _in_time_shards(run, x, gate_x, gate_a, a_param, hidden, positions, lengths):
+    """Each part of time from a state of zero first, and then from the state that enters it."""
+    lengths = shard_lengths(lengths, x.shape[1])
+    inputs = x, gate_x, gate_a, a_param
+    _, gained = run(*inputs, jnp.zeros_like(hidden), positions, lengths)
+    real = (jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None]
+    log_a = jnp.where(real, _log_a(gate_a, a_param), 0)
+    forgets = jnp.any(real & (positions == 0)[..., None], axis=1)
+    decay = jnp.where(forgets, 0.0, jnp.exp(jnp.sum(log_a, axis=1)))
+    entering, last = entering_state(decay, gained, hidden)
+    h, _ = run(*inputs, entering, positions, lengths)
+    return h, last
+
+
+def _log_a(gate_a, a_param):
+    rate = C * jax.nn.softplus(a_param.astype(jnp.float32))[None, None]
+    return -rate * jax.nn.sigmoid(gate_a.astype(jnp.float32))
 
 
 def rg_lru_reference(x, gate_x, gate_a, a_param, hidden, positions, lengths):
     """The definition; see `rg_lru`."""
     f32 = jnp.float32
-    rate = C * jax.nn.softplus(a_param.astype(f32))[None, None]
-    log_a = -rate * jax.nn.sigmoid(gate_a.astype(f32))
+    log_a = _log_a(gate_a, a_param)
     inputs = x.astype(f32) * jax.nn.sigmoid(gate_x.astype(f32))
     real = (jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None]
     reset = (positions == 0)[..., None]

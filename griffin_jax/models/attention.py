@@ -1,5 +1,7 @@
 """The local attention block: multi-query attention with rotary positions over a ring cache."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -7,8 +9,11 @@ from jax.typing import DTypeLike
 
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.kernels.local_attention import local_attention
+from griffin_jax.kernels.time_shards import begin_of_shard
 from griffin_jax.models.layers import Linear, project
 from griffin_jax.models.state import AttentionState, Timeline
+from griffin_jax.sharding.per_shard import per_shard, time_shards
+from griffin_jax.sharding.rules import SEQUENCE
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float, fraction: float) -> jax.Array:
@@ -38,26 +43,53 @@ def write_ring(
     Padding, tokens that the ring has no room for, and documents that have ended are left out.
     """
     if isinstance(state, LayerOf):
-        return state.replace(stack=_write(state.stack, k, v, timeline, (state.index,)))
+        return state.replace(stack=_write(state.stack, k, v, timeline, state.index))
     return _write(state, k, v, timeline)
 
 
-def _write(rings, k, v, timeline, layer=()):
-    """Of rings [..., B, S, K, H], those at the index `layer`."""
-    batch, time = timeline.positions.shape
-    slots = rings.keys.shape[-3]
-    if not slots:
+def _write(rings, k, v, timeline, layer=None):
+    """Of rings [B, S, K, H], or of the one at the index `layer` of a stack of them."""
+    if not rings.keys.shape[-3]:
         return rings
-    t = jnp.arange(time)[None]
-    begin = timeline.lengths - jnp.minimum(timeline.end, slots)
-    keep = (t < timeline.lengths[:, None]) & (t >= begin[:, None])
-    slot = jnp.where(keep, timeline.positions % slots, slots)  # one past the end: dropped
+    cut = time_shards(k.shape[1]) > 1
+    ring, new = ("batch", None, None, None), ("batch", "time", None, None)
+    arguments = [rings.keys, rings.values, k, v, timeline.positions, timeline.lengths, timeline.end]
+    names = [ring, ring, new, new, ("batch", "time"), ("batch",), ("batch",)]
+    if layer is not None:
+        ring = (None, *ring)
+        arguments.append(layer)
+        names = [ring, ring, *names[2:], ()]
+    keys, values = per_shard(
+        functools.partial(_write_rings, cut),
+        arguments,
+        names,
+        ((rings.keys.shape, ring), (rings.values.shape, ring)),
+    )
+    return AttentionState(keys=keys, values=values)
+
+
+def _write_rings(cut, keys, values, k, v, positions, lengths, end, *layer):
+    batch, time = positions.shape
+    slots = keys.shape[-3]
+    t = jnp.arange(time)[None] + (begin_of_shard(time) if cut else 0)
+    begin = lengths - jnp.minimum(end, slots)
+    keep = (t < lengths[:, None]) & (t >= begin[:, None])
+    slot = jnp.where(keep, positions % slots, slots)  # one past the end: dropped
     row = jnp.arange(batch)[:, None]
 
     def write(ring, new):
-        return ring.at[*layer, row, slot].set(new.astype(ring.dtype), mode="drop")
+        new = new.astype(ring.dtype)
+        if not cut:
+            return ring.at[*layer, row, slot].set(new, mode="drop")
+        # A slot is written by one part of the sequence, or by none.
+        before = ring[*layer]
+        new = jnp.zeros_like(before).at[row, slot].set(new, mode="drop")
+        written = jnp.zeros((batch, slots), ring.dtype).at[row, slot].set(1, mode="drop")
+        new, written = jax.lax.psum((new, written), SEQUENCE)
+        after = jnp.where(written[..., None, None] > 0, new, before)
+        return ring.at[*layer].set(after) if layer else after
 
-    return AttentionState(keys=write(rings.keys, k), values=write(rings.values, v))
+    return write(keys, k), write(values, v)
 
 
 class AttentionBlock(nn.Module):

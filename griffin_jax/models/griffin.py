@@ -10,12 +10,14 @@ from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.layers import Embedder, RMSNorm, fan_in, head, parameter
 from griffin_jax.models.stack import (
     GROUPS,
+    AnyState,
     StackedState,
     scan_groups,
     stack_state,
     unstack_state,
 )
 from griffin_jax.models.state import AttentionState, State, Timeline, init_state
+from griffin_jax.sharding.per_shard import constrain, constrain_state
 
 REMAT_POLICIES = {
     "none": None,
@@ -68,10 +70,10 @@ class Griffin(nn.Module):
     def __call__(
         self,
         tokens: jax.Array,
-        state: State | StackedState | None = None,
+        state: AnyState | None = None,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-    ) -> tuple[jax.Array, State | StackedState]:
+    ) -> tuple[jax.Array, AnyState]:
         """Reads T tokens; T = 1 is decoding, more is prefill or training.
 
         Any split of a text into calls gives the same result, and so does any batching.
@@ -100,10 +102,10 @@ class Griffin(nn.Module):
     def features(
         self,
         tokens: jax.Array,
-        state: State | StackedState | None = None,
+        state: AnyState | None = None,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-    ) -> tuple[jax.Array, State | StackedState]:
+    ) -> tuple[jax.Array, AnyState]:
         """As `__call__`, but returns what the output head reads, [B, T, D]."""
         batch, time = tokens.shape
         fresh = state is None
@@ -119,13 +121,13 @@ class Griffin(nn.Module):
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
         timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)
-        x = self.embedder.encode(tokens)
+        x = constrain(self.embedder.encode(tokens), "batch", "time", None)
         if self.has_variable("params", GROUPS):
             x, after = self._stacked(x, state, timeline)
         else:
             x, blocks = self._layers(self.blocks, x, state.blocks, timeline)
             after = State(position=timeline.end, blocks=blocks)
-        return self.final_norm(x), after
+        return self.final_norm(x), constrain_state(after)
 
     def _layers(self, blocks, x, states, timeline):
         after = []
@@ -167,7 +169,8 @@ class Griffin(nn.Module):
 
     def uncapped_logits(self, x: jax.Array) -> jax.Array:
         """As `logits`, before the soft cap."""
-        return self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+        logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+        return constrain(logits, "batch", "time", "vocabulary")
 
 
 def _has_empty_rings(state):
@@ -194,4 +197,4 @@ def init_params(config: GriffinConfig, key: jax.Array, dtype: DTypeLike = jnp.fl
 
 def abstract_params(config: GriffinConfig, dtype: DTypeLike = jnp.float32) -> dict:
     """The tree of `init_params` as `jax.ShapeDtypeStruct`, without making any array."""
-    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.quantization import matmuls
+from griffin_jax.sharding.per_shard import gather_fsdp, split_here
 
 Initializer = nn.initializers.Initializer
 
@@ -26,7 +27,7 @@ def parameter(
         raise ValueError(
             f"parameter {path} has shape {tuple(value.shape)}, the config says {shape}"
         )
-    return value
+    return gather_fsdp("/".join((*module.path, name)), value)
 
 
 def fan_in(scale: float = 1.0) -> Initializer:
@@ -62,11 +63,12 @@ def project(x: jax.Array, *layers: Linear) -> tuple[jax.Array, ...]:
     """What each layer makes of x, [..., features]; they share a dtype and read x together."""
     dtype = layers[0].dtype
     weights, biases = zip(*(layer.parameters(x.shape[-1]) for layer in layers), strict=True)
+    splits = [split_here("/".join(layer.path)) for layer in layers]
 
     def add(y, bias):
         return y if bias is None else y + jax.lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
 
-    return tuple(map(add, matmuls(x.astype(dtype), weights), biases))
+    return tuple(map(add, matmuls(x.astype(dtype), weights, splits), biases))
 
 
 @jax.checkpoint

@@ -1,13 +1,17 @@
 """The recurrent block of Griffin: convolution, gates and the RG-LRU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.kernels.rg_lru import rg_lru
+from griffin_jax.kernels.time_shards import newest, preceding
 from griffin_jax.models.layers import Linear, gated_gelu, parameter, project
 from griffin_jax.models.state import RecurrentState, Timeline
+from griffin_jax.sharding.per_shard import per_shard, time_shards
 
 
 def causal_conv(
@@ -25,17 +29,28 @@ def causal_conv(
     Returns:
       The output [B, T, R], and the last C - 1 real inputs for the next call.
     """
+    cut = time_shards(x.shape[1]) > 1
+    sequence, kept = ("batch", "time", "recurrence"), ("batch", None, "recurrence")
+    return per_shard(
+        functools.partial(_causal_conv, cut),
+        (x, weight, bias, previous, timeline.positions, timeline.lengths),
+        (sequence, (None, "recurrence"), ("recurrence",), kept, ("batch", "time"), ("batch",)),
+        ((x.shape, sequence), (previous.shape, kept)),
+    )
+
+
+def _causal_conv(cut, x, weight, bias, previous, positions, lengths):
     taps, time = weight.shape[0], x.shape[1]
-    padded = jnp.concatenate([previous.astype(x.dtype), x], axis=1)
+    before = previous.astype(x.dtype)
+    padded = jnp.concatenate([preceding(x, before) if cut else before, x], axis=1)
     weight = weight.astype(jnp.float32)
     y = jax.lax.broadcast_to_rank(bias.astype(jnp.float32), 3)
     for distance in range(taps):
         begin = taps - 1 - distance
-        same_document = (timeline.positions >= distance)[..., None]
+        same_document = (positions >= distance)[..., None]
         window = jnp.where(same_document, padded[:, begin : begin + time], 0)
         y = y + window.astype(jnp.float32) * weight[None, None, begin]
-    newest = timeline.lengths[:, None] + jnp.arange(taps - 1)[None]
-    kept = jnp.take_along_axis(padded, newest[..., None], axis=1)
+    kept = newest(padded, lengths, taps - 1, cut)
     return y.astype(x.dtype), kept.astype(previous.dtype)
 
 

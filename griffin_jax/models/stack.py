@@ -39,6 +39,9 @@ class StackedState:
     rest: tuple[RecurrentState | AttentionState, ...]
 
 
+AnyState = State | StackedState
+
+
 def num_groups(config: GriffinConfig) -> int:
     """Whole repetitions of the pattern, G."""
     return config.num_layers // len(config.block_pattern)

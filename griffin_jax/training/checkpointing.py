@@ -61,12 +61,22 @@ class RunCheckpoints:
             force=True,
         )
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, with the shapes and shardings of `state`, and its place in the data."""
+    def restore(self, state: TrainState, shardings: Any) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint, and its place in the data.
+
+        Args:
+          state: Shapes and dtypes, as of `jax.eval_shape`.
+          shardings: Where each array goes, whatever it was saved from; each process reads its part.
+        """
+        like = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            state,
+            shardings,
+        )
         restored = self._manager.restore(
             self.latest_step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.tree.map(ocp.tree.to_shape_dtype_struct, state)),
+                state=ocp.args.StandardRestore(like),
                 data=ocp.args.JsonRestore(),
             ),
         )

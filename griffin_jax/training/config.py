@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Any
 
+import jax
+
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models.griffin import REMAT_POLICIES
+from griffin_jax.sharding import MeshShape, batch_shards, check_config
 from griffin_jax.training.lora import LoRAConfig
 from griffin_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 
@@ -33,6 +36,7 @@ class TrainConfig:
       eval_batches: Batches in an evaluation, always the same.
       checkpoint_every: Steps between checkpoints.
       lora: Train an adapter of this kind in place of all parameters; None trains all.
+      mesh: How the devices share the work; a run may go on under another mesh.
       max_seconds: Stop with a checkpoint when the run has lasted so long; None for no limit.
     """
 
@@ -54,6 +58,7 @@ class TrainConfig:
     eval_batches: int = 8
     checkpoint_every: int = 500
     lora: LoRAConfig | None = None
+    mesh: MeshShape = dataclasses.field(default_factory=lambda: MeshShape(fsdp=-1))
     max_seconds: float | None = None
 
     def __post_init__(self):
@@ -71,6 +76,17 @@ class TrainConfig:
             )
 
         learning_rate_schedule(self.optimizer, self.steps)
+
+    def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+        """Raises ValueError when batch, sequence or model do not divide over a mesh."""
+        self.check_devices(batch_shards(mesh))
+        check_config(self.model, mesh)
+        parts = mesh.shape["sequence"]
+        if self.seq_len % (parts * self.loss_chunks):
+            raise ValueError(
+                f"seq_len {self.seq_len} does not divide over mesh axis sequence={parts} x "
+                f"{self.loss_chunks} loss_chunks"
+            )
 
     def check_devices(self, devices: int) -> None:
         """Raises ValueError when the batch does not divide over so many devices."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from griffin_jax.models import Griffin, init_params
+from griffin_jax.sharding import make_mesh, param_shardings, row_group, tree_shardings
 from griffin_jax.training.checkpointing import RunCheckpoints
 from griffin_jax.training.config import TrainConfig
 from griffin_jax.training.data import Rows, Windows, evaluation_batches, training_batches
@@ -23,11 +23,9 @@ from griffin_jax.training.run_log import RunLog, Throughput
 from griffin_jax.training.train_step import (
     Params,
     TrainState,
-    data_mesh,
     make_eval_step,
     make_train_step,
     put_batch,
-    shard_state,
 )
 
 
@@ -89,13 +87,14 @@ class _Run:
     def __init__(self, config, folder, rows, heldout, base):
         self.began = time.perf_counter()
         self.config, self.folder, self.rows, self.heldout = config, folder, rows, heldout
-        config.check_devices(jax.device_count())
-        self.mesh = data_mesh()
+        self.mesh = make_mesh(**config.mesh.sizes())
+        config.check_mesh(self.mesh)
+        self.rows_here = row_group(self.mesh)
         if config.lora:
             if base is None:
                 raise ValueError("lora needs the parameters of a base model to adapt")
             assemble = functools.partial(adapt, config.lora)
-            self.frozen = jax.device_put(base, NamedSharding(self.mesh, PartitionSpec()))
+            self.frozen = jax.device_put(base, param_shardings(base, self.mesh))
         else:
             assemble, self.frozen = (lambda trainable, _: trainable), None
         model = Griffin(
@@ -119,19 +118,22 @@ class _Run:
         )
         self.eval_step = make_eval_step(model, self.mesh, assemble, loss_chunks=config.loss_chunks)
         self.checkpoints = RunCheckpoints(folder, config)
-        self.state = self._initial_state(base, optimizer)
         self.batches = training_batches(
-            rows, config.batch_size, config.seed, jax.process_index(), jax.process_count()
+            rows, config.batch_size, config.seed, self.rows_here.index, self.rows_here.count
         )
-        if self.checkpoints.latest_step is not None:
-            self.state, place = self.checkpoints.restore(self.state)
+        start = self._initial_state(optimizer)
+        like = jax.eval_shape(start, base)
+        shardings = tree_shardings(like, self.mesh)
+        if self.checkpoints.latest_step is None:
+            self.state = jax.jit(start, out_shardings=shardings)(base)
+        else:
+            self.state, place = self.checkpoints.restore(like, shardings)
             self.batches.set_state(place)
         self.step = int(self.state.step)
 
-    def _initial_state(self, base, optimizer):
+    def _initial_state(self, optimizer):
         config = self.config
 
-        @jax.jit
         def start(base):
             key = jax.random.key(config.seed)
             if config.lora:
@@ -144,7 +146,7 @@ class _Run:
             average = jax.tree.map(jnp.copy, params) if config.ema else None
             return TrainState(jnp.int32(0), params, optimizer.init(params), average)
 
-        return shard_state(start(base), self.mesh)
+        return start
 
     def run(self) -> TrainResult:
         config = self.config
@@ -245,8 +247,8 @@ class _Run:
             self.heldout,
             config.batch_size // config.microbatches,
             config.eval_batches,
-            jax.process_index(),
-            jax.process_count(),
+            self.rows_here.index,
+            self.rows_here.count,
         ):
             sums.append(
                 self.eval_step(self.state.evaluated, self.frozen, put_batch(batch, self.mesh))

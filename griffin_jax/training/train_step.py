@@ -8,9 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from griffin_jax.models import Griffin
+from griffin_jax.sharding import (
+    batch_sharding,
+    batch_shards,
+    check_batch,
+    jit_on_mesh,
+    make_mesh,
+    row_group,
+    tree_shardings,
+)
+from griffin_jax.sharding.per_shard import constrain, replicate
 from griffin_jax.training.cross_entropy import cross_entropy
 
 Params = Any
@@ -40,27 +50,31 @@ class TrainState:
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, "data", over all devices or those given."""
-    devices = devices or jax.devices()
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    """A mesh that shares a batch over all devices or those given, and cuts nothing else."""
+    return make_mesh(data=-1, devices=devices)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows [B / processes, ...] as one global array [B, ...] over the "data" axis.
+    """The rows [B / groups, T] of this process's `RowGroup` in one global array [B, T].
 
     Raises:
       ValueError: the rows do not divide over the devices.
     """
-    rows = len(next(iter(batch.values()))) * jax.process_count()
-    devices = mesh.shape["data"]
-    if rows % devices:
-        raise ValueError(f"batch_size {rows} does not divide over {devices} devices")
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-        if name != "start"
-    }
+    group = row_group(mesh)
+    rows = len(next(iter(batch.values()))) * group.count
+    check_batch(rows, mesh)
+    size = rows // batch_shards(mesh)
+
+    def put(array):
+        shape = (rows, *array.shape[1:])
+
+        def part(index):
+            begin = group.shards.index(index[0].indices(rows)[0] // size) * size
+            return array[(slice(begin, begin + size), *index[1:])]
+
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, shape), part)
+
+    return {name: put(array) for name, array in batch.items() if name != "start"}
 
 
 def token_losses(
@@ -86,7 +100,7 @@ def token_losses(
     Raises:
       ValueError: `chunks` does not divide T.
     """
-    rows, time = batch["inputs"].shape
+    time = batch["inputs"].shape[1]
     if time % chunks:
         raise ValueError(f"loss_chunks {chunks} does not divide the sequence length {time}")
     x, _ = model.apply(
@@ -106,7 +120,9 @@ def token_losses(
         return sums(x, batch["targets"], batch["mask"])
 
     def split(array):
-        return array.reshape(rows, chunks, time // chunks, *array.shape[2:]).swapaxes(0, 1)
+        # Every chunk has tokens from all over the sequence, which devices may have parts of.
+        array = array.reshape(len(array), time // chunks, chunks, *array.shape[2:])
+        return jnp.moveaxis(array, 2, 0)
 
     def add(total, chunk):
         return jax.tree.map(jnp.add, total, jax.checkpoint(sums)(*chunk)), None
@@ -116,22 +132,8 @@ def token_losses(
 
 
 def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """Places each array of `state` in equal parts over the "data" axis (ZeRO, arXiv:1910.02054).
-
-    The first axis of an array that the devices divide is split; an array without one is copied.
-    """
-    return jax.device_put(state, _shardings(state, mesh))
-
-
-def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    devices = mesh.shape["data"]
-
-    def sharding(x):
-        axes = [axis for axis, size in enumerate(x.shape) if size % devices == 0]
-        spec = (None,) * axes[0] + ("data",) if axes else ()
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree.map(sharding, state)
+    """Places each array of `state` where the table of `griffin_jax.sharding` says."""
+    return jax.device_put(state, tree_shardings(state, mesh))
 
 
 def make_train_step(
@@ -151,7 +153,7 @@ def make_train_step(
     Args:
       model: The model, with its compute dtype and rematerialisation.
       optimizer: Turns gradients into updates.
-      mesh: Has an axis "data". Each device works on its rows of the batch, with all parameters.
+      mesh: Of `make_mesh`. The batch and the parameters lie on it as the table says.
       assemble: Joins trainable and frozen parameters into what the model reads.
       z_loss: Weight of the mean squared log-normaliser, which keeps logits from drifting.
       microbatches: Parts of the batch whose gradients are accumulated one after another.
@@ -174,8 +176,7 @@ def make_train_step(
         if model.dropout:
             # Of the generators, this one makes bits in a quarter of the arithmetic.
             key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)
-            key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-        total = jnp.maximum(jax.lax.psum(jnp.sum(batch["mask"]), "data"), 1.0)
+        total = jnp.maximum(jnp.sum(batch["mask"]), 1.0)
         gradient = jax.grad(loss, has_aux=True)
 
         def accumulate(carry, part):
@@ -184,16 +185,21 @@ def make_train_step(
             new = gradient(params, frozen, batch, total, part_key)
             return jax.tree.map(jnp.add, carry, new), None
 
+        def split(x):
+            # Every part has rows from all over the batch, so that each device has its share.
+            x = x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+            return constrain(x, None, "batch", "time")
+
         if microbatches == 1:
             grads, sums = gradient(params, frozen, batch, total, key)
         else:
             zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(2)
-            parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+            parts = jax.tree.map(split, batch)
             (grads, sums), _ = jax.lax.scan(accumulate, zero, (parts, jnp.arange(microbatches)))
-        return *jax.lax.psum((grads, sums), "data"), total
+        return grads, sums, total
 
     def step(state, frozen, batch):
-        grads, sums, total = _per_device(gradients, mesh)(state.params, frozen, batch, state.step)
+        grads, sums, total = gradients(state.params, frozen, batch, state.step)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
@@ -207,9 +213,10 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "tokens": total,
         }
-        return jax.lax.with_sharding_constraint(new, _shardings(new, mesh)), metrics
+        new = jax.lax.with_sharding_constraint(new, tree_shardings(new, mesh))
+        return new, replicate(metrics)
 
-    return jax.jit(step, donate_argnums=0)
+    return jit_on_mesh(step, mesh=mesh, donate_argnums=0)
 
 
 def make_eval_step(
@@ -223,23 +230,6 @@ def make_eval_step(
 
     def sums(params, frozen, batch):
         nll, _ = token_losses(model, assemble(params, frozen), batch, loss_chunks)
-        return jax.lax.psum((nll, jnp.sum(batch["mask"])), "data")
+        return replicate((nll, jnp.sum(batch["mask"])))
 
-    return jax.jit(_per_device(sums, mesh))
-
-
-def _per_device(function: Callable, mesh: Mesh) -> Callable:
-    """`function(params, frozen, batch, *more)` on each device's own rows; it sums by itself.
-
-    The compiler cannot split hand-written kernels over devices, so it is not asked to.
-    """
-    whole, rows = PartitionSpec(), PartitionSpec("data")
-
-    def call(params, frozen, batch, *more):
-        specs = (whole, whole, rows, *[whole] * len(more))
-        mapped = jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False
-        )
-        return mapped(params, frozen, batch, *more)
-
-    return call
+    return jit_on_mesh(sums, mesh=mesh)

@@ -76,7 +76,9 @@ def test_a_forced_kernel_that_cannot_serve_raises():
     arguments, positions, lengths = draw(8, jnp.float32)
     with pytest.raises(ValueError, match="needs a GPU, and this is a CPU"):
         rg_lru(*arguments, positions, lengths, kernel="pallas_gpu")
-    with pytest.raises(ValueError, match="no kernel 'fast'; there are pallas_gpu, reference"):
+    with pytest.raises(
+        ValueError, match="no kernel 'fast'; there are pallas_gpu, pallas_tpu, reference"
+    ):
         rg_lru(*arguments, positions, lengths, kernel="fast")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from griffin_jax.config import ATTENTION, RECURRENT
+from griffin_jax.inference import Sampler
 from griffin_jax.models import Griffin, init_state, is_stacked, stack_params, unstack_params
 from griffin_jax.models.stack import StackedState, stack_state, unstack_state
 from griffin_jax.quantization import QuantizedTensor, quantize
@@ -164,3 +165,18 @@ def test_layers_of_several_kinds_are_refused_by_name():
     params = packed_params() | {"blocks_2": params_of(DEEP)["blocks_2"]}
     with pytest.raises(ValueError, match=r"blocks_0 to blocks_2/.*/weight is not of one kind"):
         stack_params(DEEP, params)
+
+
+@pytest.mark.parametrize("window", [8, None])
+def test_texts_of_stacked_layers_can_be_forked_and_go_on(window):
+    config = DEEP.replace(attention_window=window)
+    params = params_of(config)
+    prompts, more = [[3, 5, 9], [7] * 11], [[1, 2], [4], [6, 6, 6]]
+
+    def write(params):
+        sampler = Sampler(config, params)
+        context = sampler.generate(prompts, max_new_tokens=4).context()
+        return sampler.generate(more, context=context.rows([1, 0, 1]), max_new_tokens=4).samples()
+
+    stacked, expected = write(stack_params(config, params)), write(params)
+    assert [s.tokens for s in stacked] == [s.tokens for s in expected]

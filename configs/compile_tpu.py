@@ -1,0 +1,61 @@
+"""Does a configuration fit a slice of TPU v5e, what does it communicate, how fast can it be?
+
+    python -m experiments.compile_tpu --config=configs/compile_tpu.py
+    python -m experiments.compile_tpu --config.topology=v5e:2x2 --config.mesh.model=4 --config.batch_size=8
+    python -m experiments.compile_tpu --sweep --output=docs/tpu
+
+Hardware: none but a CPU with libtpu, `pip install "griffin_jax[tpu]"` (Linux on x86-64). The first
+command compiles the 9B in NF4 for one chip: 20 seconds on two cores and 3 GB of memory with the
+static estimate, and says that a token needs 6.0 of 15.75 GiB and about 15 ms. The sweep compiles the
+table of docs/tpu in about 20 minutes, a row at a time: what is there already is kept.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.topology = "v5e:1x1"
+    # Chips along each axis; one may be -1, "all that remain".
+    config.mesh = ConfigDict({"data": 1, "fsdp": 1, "model": 1, "sequence": 1})
+    # A preset.
+    config.model = "recurrentgemma-9b"
+    # bf16, nf4, fp4, or nf4-double, whose scales are quantised, too.
+    config.weights = "nf4"
+    # decode, prefill or train.
+    config.job = "decode"
+    # Rows, over all chips; and tokens of each that a call of prefill or training reads.
+    config.batch_size = 1
+    config.tokens = 2048
+    # A loop over groups of layers, which compiles one of them.
+    config.stack_layers = True
+    # For training: what is computed again, parts of a sequence's logits, parts of a batch.
+    config.remat = "block"
+    config.loss_chunks = 8
+    config.microbatches = 1
+    # Ask the compiler for its schedule as well: another compilation.
+    config.static = True
+    # Of the sweep: what each row changes. Static estimates are for one chip.
+    one = {"topology": "v5e:1x1", "model": "recurrentgemma-9b", "weights": "nf4"}
+    four = one | {"topology": "v5e:2x2", "mesh": {"model": 4}, "static": False}
+    eight = four | {"topology": "v5e:2x4", "mesh": {"model": 8}}
+    train = {"job": "train", "weights": "bf16", "mesh": {"fsdp": -1}, "static": False}
+    config.rows = (
+        *(one | {"job": "decode", "batch_size": rows} for rows in (1, 4, 16, 64)),
+        one | {"job": "decode", "weights": "nf4-double"},
+        one | {"job": "prefill", "tokens": 2048},
+        one | {"job": "prefill", "tokens": 4096},
+        one | {"job": "decode", "weights": "bf16", "static": False},
+        *(four | {"job": "decode", "batch_size": rows} for rows in (4, 64)),
+        four | {"job": "decode", "weights": "bf16", "batch_size": 4},
+        four | {"job": "prefill", "weights": "bf16", "tokens": 4096},
+        eight | {"job": "decode", "batch_size": 8},
+        eight | {"job": "decode", "weights": "bf16", "batch_size": 8},
+        eight | {"job": "decode", "weights": "bf16", "batch_size": 128},
+        train | {"topology": "v5e:4x4", "model": "recurrentgemma-2b", "batch_size": 16},
+        train | {"topology": "v5e:8x8", "model": "recurrentgemma-9b", "batch_size": 64},
+        train | {"topology": "v5e:16x16", "model": "recurrentgemma-9b", "batch_size": 256},
+    )
+    # Where `--sweep` finds figures that were measured, to hold the roofline model against.
+    config.benchmarks = "docs/benchmarks"
+    return config

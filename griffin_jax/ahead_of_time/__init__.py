@@ -1,0 +1,1 @@
+"""Compiling for TPUs without a TPU: does it fit, what does it communicate, how long might it take."""

@@ -1,0 +1,218 @@
+"""The programs that serve and train a model, with abstract arguments on a mesh."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import griffin_jax
+from griffin_jax.checkpoints.huggingface import is_linear
+from griffin_jax.config import GriffinConfig
+from griffin_jax.inference import decode, prefill
+from griffin_jax.inference.sampling import SamplingConfig
+from griffin_jax.kernels.packed_matmul import lay_out
+from griffin_jax.models import Griffin, abstract_params, init_state, stack_params
+from griffin_jax.models.stack import num_groups, stack_state
+from griffin_jax.quantization.tensor import abstract
+from griffin_jax.sharding import (
+    MeshShape,
+    batch_sharding,
+    check_batch,
+    check_config,
+    tree_shardings,
+)
+from griffin_jax.sharding.per_shard import tree_path
+from griffin_jax.training.optimizer import OptimizerConfig, adamw
+from griffin_jax.training.train_step import TrainState, make_train_step
+
+JOBS = ("decode", "prefill", "train")
+# Name to type of 4-bit weights and whether their scales are quantised, too.
+QUANTIZATIONS = {
+    "bf16": None,
+    "nf4": ("nf4", False),
+    "fp4": ("fp4", False),
+    "nf4-double": ("nf4", True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is to be compiled.
+
+    Attributes:
+      model: Name of a preset.
+      weights: A key of `QUANTIZATIONS`; training keeps float32 master weights.
+      job: "decode" draws a burst of tokens greedily, "prefill" reads a chunk of prompts, "train"
+        makes a step of AdamW.
+      batch_size: Rows, over all chips.
+      tokens: Of each row in a call, for prefill and training.
+      mesh: How the chips share the work.
+      stack_layers: The layers run in a loop over groups; see `stack_params`.
+      remat: For training, see `Griffin`.
+      loss_chunks: For training, see `token_losses`.
+      microbatches: For training, see `make_train_step`.
+    """
+
+    model: str
+    weights: str = "bf16"
+    job: str = "decode"
+    batch_size: int = 1
+    tokens: int = 2048
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+    stack_layers: bool = True
+    remat: str = "block"
+    loss_chunks: int = 1
+    microbatches: int = 1
+
+    def __post_init__(self):
+        for name, known in (("job", JOBS), ("weights", QUANTIZATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}"
+                )
+        for name in ("batch_size", "tokens", "loss_chunks", "microbatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.job == "train" and self.weights != "bf16":
+            raise ValueError(f"4-bit weights are not trained: weights must be bf16 for {self.job}")
+
+    @property
+    def config(self) -> GriffinConfig:
+        return griffin_jax.preset(self.model)
+
+    @property
+    def tokens_per_call(self) -> int:
+        """Tokens of one row that a call reads or, decoding, that a step of the loop does."""
+        return 1 if self.job == "decode" else self.tokens
+
+
+def lower(program: Program, mesh: Mesh) -> jax.stages.Lowered:
+    """Traces a program for the devices of a mesh, which may be those of `topology.devices`.
+
+    Raises:
+      MeshError: (a ValueError) the mesh does not divide the model or the batch.
+    """
+    check_config(program.config, mesh)
+    check_batch(program.batch_size, mesh)
+    with jax.set_mesh(mesh):
+        return {"decode": _lower_decode, "prefill": _lower_prefill, "train": _lower_train}[
+            program.job
+        ](program, mesh)
+
+
+def abstract_arguments(program: Program) -> dict[str, Any]:
+    """The parameters as shapes, nowhere in particular."""
+    if program.job == "train":
+        return _stacked(program, abstract_params(program.config))
+    return _stacked(program, _inference_params(program))
+
+
+def _arguments(program, mesh):
+    """Parameters and decoding state where they lie on a mesh."""
+    return lay_out(_place(abstract_arguments(program), mesh)), _place(_state(program), mesh)
+
+
+def _inference_params(program):
+    kind = QUANTIZATIONS[program.weights]
+
+    def pack(path, leaf):
+        if kind is None or not is_linear(tree_path(path)):
+            return leaf
+        return abstract(leaf.shape, leaf.dtype, kind[0], double_quant=kind[1])
+
+    params = abstract_params(program.config, jnp.bfloat16)
+    return jax.tree_util.tree_map_with_path(pack, params)
+
+
+def _stacked(program, params):
+    if not _stacks(program):
+        return params
+    return jax.eval_shape(lambda params: stack_params(program.config, params), params)
+
+
+def _stacks(program):
+    return program.stack_layers and num_groups(program.config) > 0
+
+
+def _state(program):
+    def build():
+        state = init_state(program.config, program.batch_size, jnp.bfloat16, program.tokens)
+        return stack_state(program.config, state) if _stacks(program) else state
+
+    return jax.eval_shape(build)
+
+
+def _place(tree, mesh):
+    return jax.tree.map(_struct, tree, tree_shardings(tree, mesh))
+
+
+def _struct(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _model(program, **options):
+    return Griffin(program.config, dtype=jnp.bfloat16, **options)
+
+
+def _lower_decode(program, mesh):
+    params, state = _arguments(program, mesh)
+    rows = NamedSharding(mesh, PartitionSpec(batch_sharding(mesh).spec[0]))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def array(shape, dtype, sharding=whole):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    batch = program.batch_size
+    return decode.draw_burst.lower(
+        _model(program),
+        16,
+        params,
+        state,
+        None,
+        array((batch,), jnp.int32, rows),
+        array((batch,), jnp.bool_, rows),
+        array((batch, 2), jnp.uint32, rows),
+        array((), jnp.int32),
+        array((), jnp.int32),
+        array((4,), jnp.int32),
+        jax.tree.map(lambda x: array(np.shape(x), np.result_type(x)), SamplingConfig().active()),
+    )
+
+
+def _lower_prefill(program, mesh):
+    params, state = _arguments(program, mesh)
+    shape = (program.batch_size, program.tokens)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh, shape))
+    rows = NamedSharding(mesh, PartitionSpec(batch_sharding(mesh).spec[0]))
+    lengths = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)
+    return prefill.read_chunk.lower(_model(program), params, state, tokens, lengths)
+
+
+def _lower_train(program, mesh):
+    params = abstract_arguments(program)
+    optimizer = adamw(OptimizerConfig(), steps=1000)
+    state = jax.eval_shape(
+        lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)), params
+    )
+    shape = (program.batch_size, program.tokens)
+    sharding = batch_sharding(mesh, shape)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, dtype in (
+            ("inputs", jnp.int32),
+            ("targets", jnp.int32),
+            ("positions", jnp.int32),
+            ("mask", jnp.float32),
+        )
+    }
+    step = make_train_step(
+        _model(program, remat=program.remat),
+        optimizer,
+        mesh,
+        microbatches=program.microbatches,
+        loss_chunks=program.loss_chunks,
+    )
+    return step.lower(_place(state, mesh), {}, batch)

@@ -1,0 +1,209 @@
+"""The least time of a program by what a machine can do, and what that makes of more chips."""
+
+import dataclasses
+import math
+
+import jax
+
+from griffin_jax.benchmarks.counting import decode_flops, prefill_flops
+from griffin_jax.config import ATTENTION, RECURRENT, GriffinConfig
+from griffin_jax.sharding import MeshShape
+from griffin_jax.training.flops import train_flops_per_token
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What one chip can do at best.
+
+    Attributes:
+      memory_bytes: Of its main memory that a program may use.
+      bytes_per_second: Of main memory.
+      flops_per_second: Of bfloat16 matrix products.
+      link_bytes_per_second: Of one axis of the interconnect, both directions together.
+      hop_seconds: From a chip to its neighbour.
+    """
+
+    memory_bytes: float
+    bytes_per_second: float
+    flops_per_second: float
+    link_bytes_per_second: float = math.inf
+    hop_seconds: float = 0.0
+
+
+# Google's data sheet (16 GB, of which the compiler gives programs 15.75 GiB; 819 GB/s; 197
+# TFLOP/s); links of 45 GB/s each way and hops of a microsecond as in "How to scale your model".
+V5E = Machine(15.75 * 2**30, 819e9, 197e12, 90e9, 1e-6)
+
+_ONE_CHIP = MeshShape()
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """The least time of a call on one chip of a mesh: the three run side by side at best.
+
+    Attributes:
+      memory_seconds: For the bytes that must be read and written.
+      compute_seconds: For the FLOPs of matrix products and attention.
+      link_seconds: For what chips tell each other.
+      tokens: That the call reads, draws or trains on, over all chips.
+      chips: In the mesh.
+    """
+
+    memory_seconds: float
+    compute_seconds: float
+    link_seconds: float
+    tokens: int
+    chips: int
+
+    @property
+    def seconds(self) -> float:
+        return max(self.memory_seconds, self.compute_seconds) + self.link_seconds
+
+    @property
+    def tokens_per_second_per_chip(self) -> float:
+        return self.tokens / self.seconds / self.chips
+
+    @property
+    def bound(self) -> str:
+        """What the time goes into, mostly."""
+        times = {
+            "memory": self.memory_seconds,
+            "compute": self.compute_seconds,
+            "links": self.link_seconds,
+        }
+        return max(times, key=times.get)
+
+
+def decode_roofline(
+    config: GriffinConfig,
+    weight_bytes: float,
+    batch_size: int,
+    mesh: MeshShape = _ONE_CHIP,
+    machine: Machine = V5E,
+    position: int = 4096,
+) -> Roofline:
+    """One decoding step: every weight and the rows' state are read, one token a row is drawn.
+
+    Args:
+      config: The model's shape.
+      weight_bytes: Of all parameters, on one copy of the model.
+      batch_size: Rows, over all chips.
+      mesh: "model" cuts weights and the recurrent state, the other axes cut rows. The one head of
+        keys and values is whole on every chip of "model".
+      machine: One chip.
+      position: Tokens that the rows have read.
+    """
+    copies = mesh.data * mesh.fsdp
+    rows = batch_size / copies
+    attention, recurrent = _state_bytes(config, position)
+    memory = weight_bytes / mesh.model + rows * (attention + 2 * recurrent / mesh.model)
+    flops = decode_flops(config, batch_size, position) / copies / mesh.model
+    links = 0.0
+    if mesh.model > 1:
+        reduced = rows * config.width * 2
+        links = (2 * config.num_layers + 1) * all_reduce_seconds(reduced, mesh.model, machine)
+    return Roofline(
+        memory / machine.bytes_per_second,
+        flops / machine.flops_per_second,
+        links,
+        batch_size,
+        copies * mesh.model,
+    )
+
+
+def prefill_roofline(
+    config: GriffinConfig,
+    weight_bytes: float,
+    batch_size: int,
+    tokens: int,
+    mesh: MeshShape = _ONE_CHIP,
+    machine: Machine = V5E,
+) -> Roofline:
+    """One call that reads so many tokens of each row; arguments as for `decode_roofline`."""
+    copies = mesh.data * mesh.fsdp
+    flops = prefill_flops(config, batch_size, tokens) / copies / mesh.model
+    links = 0.0
+    if mesh.model > 1:
+        reduced = batch_size / copies * tokens * config.width * 2
+        links = (2 * config.num_layers + 1) * all_reduce_seconds(reduced, mesh.model, machine)
+    return Roofline(
+        weight_bytes / mesh.model / machine.bytes_per_second,
+        flops / machine.flops_per_second,
+        links,
+        batch_size * tokens,
+        copies * mesh.model,
+    )
+
+
+def train_roofline(
+    config: GriffinConfig,
+    num_params: int,
+    batch_size: int,
+    seq_len: int,
+    mesh: MeshShape,
+    machine: Machine = V5E,
+    recompute: bool = True,
+) -> Roofline:
+    """One step of AdamW with float32 master weights.
+
+    Args:
+      config: The model's shape.
+      num_params: Of the model.
+      batch_size: Sequences, over all chips.
+      seq_len: Tokens of each.
+      mesh: "fsdp" cuts all that is kept; parameters are gathered in bfloat16 for the forward and
+        the backward pass and gradients are summed over it in float32.
+      machine: One chip.
+      recompute: The backward pass runs the forward pass again.
+    """
+    chips = mesh.data * mesh.fsdp * mesh.model
+    tokens = batch_size * seq_len
+    flops = train_flops_per_token(config, seq_len) * tokens * (4 / 3 if recompute else 1)
+    # Read and written in float32: weights, two moments, gradients; read in bfloat16: three times.
+    memory = num_params / mesh.model * (8 * 4 / mesh.fsdp + 3 * 2)
+    part = num_params / mesh.model
+    gathers = 3 if recompute else 2
+    links = gathers * gather_seconds(2 * part, mesh.fsdp, machine)
+    links += gather_seconds(4 * part, mesh.fsdp, machine)
+    links += all_reduce_seconds(4 * part / mesh.fsdp, mesh.data, machine)
+    # Communication of parameters hides behind products, as far as these last.
+    compute = flops / chips / machine.flops_per_second
+    return Roofline(
+        memory / machine.bytes_per_second, compute, max(0.0, links - compute), tokens, chips
+    )
+
+
+def _state_bytes(config, position):
+    """Of one row: keys and values that are read, and the recurrent blocks' memory."""
+    keys = min(position, config.attention_window or position)
+    kinds = config.block_types
+    attention = 2 * keys * config.num_kv_heads * config.head_size * 2
+    recurrent = config.recurrence_width * (4 + (config.conv_width - 1) * 2)
+    return kinds.count(ATTENTION) * attention, kinds.count(RECURRENT) * recurrent
+
+
+def gather_seconds(num_bytes: float, chips: int, machine: Machine) -> float:
+    """For every chip to have all of an array that is cut over so many, or to sum up its part."""
+    if chips == 1:
+        return 0.0
+    return num_bytes * (chips - 1) / chips / _links(chips, machine) + _latency(chips, machine)
+
+
+def all_reduce_seconds(num_bytes: float, chips: int, machine: Machine) -> float:
+    """For the sum of an array over so many chips, on every one of them."""
+    return 2 * gather_seconds(num_bytes, chips, machine)
+
+
+def _links(chips, machine):
+    """More than four chips lie along two axes of the interconnect."""
+    return machine.link_bytes_per_second * (2 if chips > 4 else 1)
+
+
+def _latency(chips, machine):
+    side = max(1, round(chips**0.5))
+    return machine.hop_seconds * side / 2 * (2 if chips > 4 else 1)
+
+
+def tree_bytes(tree) -> int:
+    """Bytes of the arrays of a tree, concrete or abstract."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,215 @@
+"""Tokens per second and chip over 1 to 256 chips of TPU v5e, from the roofline model alone."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import griffin_jax
+from griffin_jax.ahead_of_time import programs, roofline
+from griffin_jax.ahead_of_time.programs import Program
+from griffin_jax.ahead_of_time.roofline import V5E, Machine, Roofline
+from griffin_jax.benchmarks.counting import cache_bytes
+from griffin_jax.sharding import MeshShape
+
+CHIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# The work that more and more chips share: rows decoded at once, or sequences in a batch of tokens.
+_ROWS, _POSITION, _TOKENS = 256, 4096, 2048
+_ROOM = 2**30  # of a chip's memory, for activations and temporaries
+_JOBS = (
+    ("9B NF4 decode", "recurrentgemma-9b", "nf4", "decode"),
+    ("9B bf16 decode", "recurrentgemma-9b", "bf16", "decode"),
+    ("2B train", "recurrentgemma-2b", "bf16", "train"),
+    ("9B train", "recurrentgemma-9b", "bf16", "train"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """The best of the meshes of so many chips.
+
+    Attributes:
+      job: What runs.
+      chips: How many.
+      mesh: How they share the work.
+      seconds: Of a step.
+      tokens_per_second_per_chip: At that.
+      bound: What the time goes into, mostly.
+    """
+
+    job: str
+    chips: int
+    mesh: str
+    seconds: float
+    tokens_per_second_per_chip: float
+    bound: str
+
+
+def points() -> list[Point]:
+    """For every job and number of chips that hold it."""
+    found = []
+    for name, model, weights, job in _JOBS:
+        for chips in CHIPS:
+            options = list((_train if job == "train" else _decode)(model, weights, chips))
+            if options:
+                mesh, floor = max(options, key=lambda o: o[1].tokens_per_second_per_chip)
+                rate = floor.tokens_per_second_per_chip
+                found.append(Point(name, chips, str(mesh), floor.seconds, rate, floor.bound))
+    return found
+
+
+@functools.cache  # it traces the model
+def _weight_bytes(model, weights):
+    return roofline.tree_bytes(programs.abstract_arguments(Program(model, weights)))
+
+
+def _decode(model, weights, chips) -> Iterator[tuple[MeshShape, Roofline]]:
+    config = griffin_jax.preset(model)
+    size = _weight_bytes(model, weights)
+    for cut in CHIPS:
+        if chips % cut or config.num_heads % cut or _ROWS % (chips // cut):
+            continue
+        mesh = MeshShape(data=chips // cut, model=cut)
+        # The one head of keys and values is whole on every chip.
+        state = _ROWS // mesh.data * cache_bytes(config, _POSITION)
+        if size / cut + state + _ROOM <= V5E.memory_bytes:
+            yield mesh, roofline.decode_roofline(config, size, _ROWS, mesh, position=_POSITION)
+
+
+def _train(model, weights, chips) -> Iterator[tuple[MeshShape, Roofline]]:
+    config = griffin_jax.preset(model)
+    count = _weight_bytes(model, weights) // 2
+    # Weights, two moments and gradients in float32, and room for activations.
+    if 16 * count / chips + 4 * _ROOM <= V5E.memory_bytes:
+        mesh = MeshShape(fsdp=chips)
+        yield mesh, roofline.train_roofline(config, count, _ROWS, _TOKENS, mesh)
+
+
+def table(found: list[Point]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a line per number of chips, a column per job."""
+    jobs = list(dict.fromkeys(point.job for point in found))
+    rows = []
+    for chips in CHIPS:
+        cells = {p.job: p for p in found if p.chips == chips}
+        rows.append([str(chips), *(_cell(cells.get(job)) for job in jobs)])
+    return ["chips", *jobs], rows
+
+
+def _cell(point):
+    if point is None:
+        return ""
+    mesh = point.mesh.replace(" x ", ", ").replace("=", " ") or "one chip"
+    return f"{point.tokens_per_second_per_chip:,.0f} ({mesh}; {point.seconds * 1e3:,.1f} ms)"
+
+
+def plot(found: list[Point], path: Path) -> None:
+    """A line per job.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError('the plot needs matplotlib: pip install "griffin_jax[bench]"') from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for job in dict.fromkeys(point.job for point in found):
+        line = [p for p in found if p.job == job]
+        rates = [p.tokens_per_second_per_chip for p in line]
+        axes.plot([p.chips for p in line], rates, marker="o", label=job)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(CHIPS, labels=map(str, CHIPS))
+    axes.set_xlabel("TPU v5e chips")
+    axes.set_ylabel("tokens per second and chip (roofline)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=120)
+    partial.replace(path)
+    plt.close(figure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A figure of one GPU, to hold the model against.
+
+    Attributes:
+      what: "decode" or "prefill".
+      weights: As for `Program`.
+      seconds: Of a token, or of a prompt.
+      tokens: Read before, or in the prompt.
+      limits: What that GPU reached in copies and matrix products.
+      source: Where it comes from.
+    """
+
+    what: str
+    weights: str
+    seconds: float
+    tokens: int
+    limits: Machine
+    source: str
+
+
+def measured_figures(folder: Path) -> list[Measured]:
+    """Figures of the 9B, one row: those that `experiments.benchmark` left, or of others' code.
+
+    Args:
+      folder: With JSON files of `experiments.benchmark`.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(results, dict) or results.get("kind") != "decode":
+            continue
+        limits = results["limits"]
+        machine = Machine(0.0, limits["bytes_per_second"], limits["flops_per_second"])
+        device = results["machine"]["device"]
+        for row in results["rows"]:
+            if row.get("model") == "recurrentgemma-9b" and row["what"] in ("decode", "prefill"):
+                found.append(_of_benchmark(row, machine, f"{device}, {path.name}"))
+    return found or list(_OTHERS)
+
+
+def _of_benchmark(row, machine, source):
+    weights = {"bfloat16": "bf16"}.get(row["weights"], row["weights"])
+    if row["what"] == "decode":
+        seconds = row["seconds_per_token"]["median"]
+        return Measured("decode", weights, seconds, row["position"], machine, source)
+    return Measured("prefill", weights, row["seconds"]["median"], row["tokens"], machine, source)
+
+
+# recurrentgemma 1.0.1 in JAX 0.11.2 and bfloat16 on an H100 80GB with 3.02 TB/s of copies and 790
+# TFLOP/s of products, prompt of 4,096.
+_H100 = Machine(80e9, 3.02e12, 790e12)
+_OTHERS = (
+    Measured("decode", "bf16", 6.8e-3, 4096, _H100, "H100, recurrentgemma 1.0.1"),
+    Measured("prefill", "bf16", 0.21, 4096, _H100, "H100, recurrentgemma 1.0.1"),
+)
+
+
+def errors_table(figures: list[Measured]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: measured, by the model, and by how much the model is off."""
+    config = griffin_jax.preset("recurrentgemma-9b")
+    rows = []
+    for figure in figures:
+        size = _weight_bytes("recurrentgemma-9b", figure.weights)
+        options = {"machine": figure.limits}
+        if figure.what == "decode":
+            floor = roofline.decode_roofline(config, size, 1, position=figure.tokens, **options)
+        else:
+            floor = roofline.prefill_roofline(config, size, 1, figure.tokens, **options)
+        rows.append(
+            [
+                f"9B {figure.weights} {figure.what} at {figure.tokens:,}",
+                figure.source,
+                f"{figure.seconds * 1e3:.2f}",
+                f"{floor.seconds * 1e3:.2f}",
+                f"{floor.seconds / figure.seconds - 1:+.0%}",
+            ]
+        )
+    return ["figure", "measured on", "measured ms", "roofline ms", "error of the model"], rows

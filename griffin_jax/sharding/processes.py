@@ -1,0 +1,80 @@
+"""Which of several processes does what, and what of a mesh belongs to which."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from griffin_jax.sharding.rules import BATCH
+from griffin_jax.sharding.trees import MeshError, batch_shards
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints, and writes what all have."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come to this point; `what` names it in errors."""
+    if jax.process_count() > 1:
+        ocp.multihost.sync_global_processes(what)
+
+
+def to_host(tree: Any) -> Any:
+    """A tree of whole host arrays; every process must call this, as each has only its part."""
+    return jax.tree.map(_to_host, tree)
+
+
+def _to_host(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = _gather(x.sharding.mesh)(x)
+    # A device array keeps its host copy for as long as it lives; this one does not live long.
+    return np.asarray(jax.numpy.copy(x))
+
+
+@functools.lru_cache(maxsize=8)
+def _gather(mesh):
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowGroup:
+    """The rows of a batch that this process reads.
+
+    Processes whose devices hold the same rows (parts of the model or of time differ) are a group.
+
+    Attributes:
+      index: Of the group.
+      count: Groups there are, each with as many rows.
+      shards: Which of the equal parts of a batch (see `batch_shards`) the group's devices hold.
+    """
+
+    index: int
+    count: int
+    shards: tuple[int, ...]
+
+
+def row_group(mesh: Mesh, process: int | None = None) -> RowGroup:
+    """The group of a process, by default of this one.
+
+    Raises:
+      MeshError: the devices of some process hold part of the rows of another's.
+    """
+    sizes = dict(mesh.shape)
+    by_shard = mesh.devices.reshape(np.prod([sizes[axis] for axis in BATCH]), -1)
+    held: dict[int, list[int]] = {}
+    for shard, devices in enumerate(by_shard):
+        for owner in sorted({device.process_index for device in devices}):
+            held.setdefault(owner, []).append(shard)
+    groups = sorted({tuple(shards) for shards in held.values()})
+    if sum(map(len, groups)) != batch_shards(mesh) or len({len(g) for g in groups}) != 1:
+        raise MeshError(
+            f"mesh data={sizes['data']} x fsdp={sizes['fsdp']} divides rows within a process: let "
+            f"data x fsdp be a multiple or a divisor of the {len(held)} processes"
+        )
+    mine = tuple(held[jax.process_index() if process is None else process])
+    return RowGroup(groups.index(mine), len(groups), mine)

@@ -1,0 +1,122 @@
+"""Kernels and shardings compile for TPU v5e; needs libtpu, and no TPU."""
+
+import importlib.util
+
+import jax
+import pytest
+
+import griffin_jax.config
+from griffin_jax.ahead_of_time import programs, topologies
+from griffin_jax.ahead_of_time.hlo import Module
+from griffin_jax.ahead_of_time.programs import Program
+from griffin_jax.ahead_of_time.report import compile_program
+from griffin_jax.config import GriffinConfig
+from griffin_jax.sharding import MeshError, MeshShape, make_mesh
+
+SMALL = GriffinConfig(
+    vocab_size=1024,
+    width=512,
+    mlp_width=1024,
+    num_layers=7,
+    num_heads=4,
+    head_size=128,
+    attention_window=256,
+)
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def small_preset(monkeypatch):
+    monkeypatch.setitem(griffin_jax.config.PRESETS, "small", SMALL)
+
+
+def lower(program):
+    mesh = make_mesh(**program.mesh.sizes(), devices=topologies.devices("v5e:2x2"))
+    return programs.lower(program, mesh)
+
+
+@needs_libtpu
+def test_packed_decoding_over_four_chips_has_an_all_reduce_per_half_layer_and_one_more():
+    program = Program("small", "nf4", "decode", batch_size=4, mesh=MeshShape(model=4))
+    result = compile_program("v5e:2x2", program)
+    assert result["fits"]
+    assert result["collectives"]["all-reduce"]["count"] == 2 * SMALL.num_layers + 1
+    # The sampler's: five numbers of each row and chip.
+    gathered = result["collectives"].pop("all-gather")
+    assert (gathered["count"], gathered["bytes"]) == (1, 4 * 4 * 5 * 4)
+    assert result["collectives"].keys() == {"all-reduce"}
+    # Nothing as large as a layer's weights is ever decoded or copied.
+    assert result["memory"]["temporaries"] < SMALL.width * SMALL.mlp_width // 4
+
+
+@needs_libtpu
+def test_prefill_runs_every_kernel_of_the_tpu():
+    mesh = MeshShape(data=2, model=2)
+    program = Program("small", "nf4-double", "prefill", batch_size=2, tokens=512, mesh=mesh)
+    text = lower(program).compile().as_text()
+    kernels = {
+        x.name.split(".")[0]
+        for x, _, _ in Module(text).executed()
+        if x.opcode == "custom-call" and "tpu_custom_call" in x.attributes
+    }
+    assert kernels == {"packed_matmul", "rg_lru"}
+
+
+@needs_libtpu
+def test_training_compiles_with_parameters_cut_over_the_chips():
+    program = Program(
+        "small", job="train", batch_size=4, tokens=512, mesh=MeshShape(fsdp=2, model=2)
+    )
+    compiled = lower(program).compile()
+    assert "rg_lru_backward" in compiled.as_text()
+    count = sum(x.size for x in jax.tree.leaves(programs.abstract_arguments(program)))
+    # Weights and two moments in float32, a quarter on each chip but for what is small.
+    assert compiled.memory_analysis().argument_size_in_bytes < 1.2 * 12 * count / 4
+
+
+@needs_libtpu
+def test_more_than_the_memory_of_a_chip_is_a_no_with_its_size():
+    result = compile_program("v5e:1x1", Program("small", "nf4", "decode", batch_size=65_536))
+    assert not result["fits"] and result["memory"]["peak"] > 15.75 * 2**30
+
+
+@needs_libtpu
+def test_a_mesh_that_does_not_divide_the_model_is_refused_with_one_that_would():
+    with pytest.raises(MeshError, match="does not divide num_heads 10; it may be 1, 2, 5, 10"):
+        lower(Program("recurrentgemma-2b", mesh=MeshShape(model=4)))
+
+
+@pytest.mark.parametrize(
+    "topology, mesh, message",
+    [
+        ("v5e:3x3", {}, "no topology 'v5e:3x3'; there are v5e:1x1, v5e:2x2"),
+        ("v5e:2x2", {"model": 8}, "there are 4 devices, mesh model=8 has 8"),
+        ("v5e:2x2", {"model": 3, "data": -1}, "mesh data=-1 x model=3 needs a multiple of 3"),
+    ],
+)
+def test_topologies_and_meshes_that_are_none_are_refused_in_one_line(topology, mesh, message):
+    with pytest.raises(ValueError, match=message):
+        compile_program(topology, Program("small", mesh=MeshShape(**mesh)))
+
+
+def test_a_missing_libtpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"libtpu, which is not installed: pip install"):
+        topologies.devices("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"job": "serve"}, "job is one of decode, prefill, train, not 'serve'"),
+        ({"weights": "int8"}, "weights is one of bf16, nf4, fp4, nf4-double, not 'int8'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"job": "train", "weights": "nf4"}, "4-bit weights are not trained"),
+    ],
+)
+def test_programs_that_are_none_are_refused_in_one_line(values, message):
+    with pytest.raises(ValueError, match=message):
+        Program("small", **values)

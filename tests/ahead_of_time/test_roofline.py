@@ -1,0 +1,73 @@
+"""The roofline model agrees with what can be worked out by hand."""
+
+import pytest
+
+from griffin_jax.ahead_of_time import programs, roofline, scaling
+from griffin_jax.ahead_of_time.programs import Program
+from griffin_jax.ahead_of_time.roofline import V5E, Machine
+from griffin_jax.config import RECURRENTGEMMA_9B
+from griffin_jax.sharding import MeshShape
+
+
+def test_decoding_of_the_packed_9b_reads_its_weights_and_state_at_the_speed_of_memory():
+    size = roofline.tree_bytes(programs.abstract_arguments(Program("recurrentgemma-9b", "nf4")))
+    # 7.47e9 packed weights at 4.5 bits, 1.11e9 others in bfloat16.
+    others = 8_579_977_216 - 7_474_249_728
+    assert size == pytest.approx(7_474_249_728 * 4.5 / 8 + 2 * others, rel=1e-5)
+    state = 12 * 2 * 2048 * 256 * 2 + 2 * 26 * 4096 * (4 + 3 * 2)
+    floor = roofline.decode_roofline(RECURRENTGEMMA_9B, size, 1)
+    assert floor.bound == "memory"
+    assert floor.seconds == pytest.approx((size + state) / 819e9)
+    sixteen = roofline.decode_roofline(RECURRENTGEMMA_9B, size, 16)
+    assert sixteen.memory_seconds == pytest.approx((size + 16 * state) / 819e9)
+
+
+def test_chips_of_a_copy_share_weights_and_those_of_other_copies_rows():
+    one = roofline.decode_roofline(RECURRENTGEMMA_9B, 6e9, 8)
+    copies = roofline.decode_roofline(RECURRENTGEMMA_9B, 6e9, 32, MeshShape(data=4))
+    assert copies.tokens_per_second_per_chip == pytest.approx(one.tokens_per_second_per_chip)
+    cut = roofline.decode_roofline(RECURRENTGEMMA_9B, 6e9, 8, MeshShape(model=4))
+    assert one.memory_seconds / 4 < cut.memory_seconds < one.memory_seconds
+    reduces = 2 * 38 + 1
+    assert cut.link_seconds == pytest.approx(
+        reduces * roofline.all_reduce_seconds(8 * 4096 * 2, 4, V5E)
+    )
+
+
+def test_collectives_move_what_each_chip_lacks():
+    machine = Machine(0, 1, 1, link_bytes_per_second=100.0)
+    assert roofline.gather_seconds(1000, 4, machine) == pytest.approx(7.5)
+    assert roofline.all_reduce_seconds(1000, 4, machine) == pytest.approx(15)
+    assert roofline.gather_seconds(1000, 1, machine) == 0
+
+
+def test_training_waits_only_for_communication_longer_than_the_products():
+    params = 8_579_977_216
+    few = roofline.train_roofline(RECURRENTGEMMA_9B, params, 64, 2048, MeshShape(fsdp=64))
+    assert few.bound == "compute" and few.link_seconds == 0
+    short = roofline.train_roofline(RECURRENTGEMMA_9B, params, 64, 16, MeshShape(fsdp=64))
+    assert short.bound == "links"
+
+
+def test_a_figure_that_the_model_predicts_has_no_error():
+    floor = roofline.decode_roofline(RECURRENTGEMMA_9B, scaling._weight_bytes(*_BF16), 1)
+    figure = scaling.Measured("decode", "bf16", 2 * floor.seconds, 4096, V5E, "test")
+    (row,) = scaling.errors_table([figure])[1]
+    assert row[-1] == "-50%"
+
+
+_BF16 = ("recurrentgemma-9b", "bf16")
+
+
+def test_figures_come_from_the_benchmark_where_there_are_some(tmp_path):
+    assert scaling.measured_figures(tmp_path / "none") == list(scaling._OTHERS)
+    (tmp_path / "decode.json").write_text(
+        '{"kind": "decode", "machine": {"device": "GPU"}, "limits": {"bytes_per_second": 3e12, '
+        '"flops_per_second": 8e14}, "rows": ['
+        '{"model": "recurrentgemma-9b", "weights": "bfloat16", "what": "decode", "position": 4096, '
+        '"seconds_per_token": {"median": 0.006}},'
+        '{"model": "tiny", "weights": "nf4", "what": "decode"}]}'
+    )
+    (figure,) = scaling.measured_figures(tmp_path)
+    assert (figure.weights, figure.seconds, figure.tokens) == ("bf16", 0.006, 4096)
+    assert figure.source == "GPU, decode.json"
