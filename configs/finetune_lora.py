@@ -35,5 +35,6 @@ def get_config() -> ConfigDict:
     config.eval_every = 50
     config.checkpoint_every = 100
     config.seed = 0
+    config.mesh = {"data": 1, "fsdp": -1, "model": 1, "sequence": 1}
     config.max_seconds = 0.0
     return config

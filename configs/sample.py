@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
     # Strings that end a text, besides the stop tokens of the model.
     config.stop = ()
+    # How devices share the model (griffin_jax.sharding.MeshShape); one of them may be -1, the rest.
+    config.mesh = {"data": 1, "fsdp": 1, "model": 1, "sequence": 1}
     # Prompts of a file that run together.
     config.batch_size = 16
     return config

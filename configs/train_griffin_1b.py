@@ -53,5 +53,6 @@ def get_config() -> ConfigDict:
     config.eval_every = 1000
     config.eval_batches = 8
     config.checkpoint_every = 1000
+    config.mesh = {"data": 1, "fsdp": -1, "model": 1, "sequence": 1}
     config.max_seconds = 0.0
     return config

@@ -30,5 +30,6 @@ def get_config() -> ConfigDict:
     config.optimizer = {"learning_rate": 3e-3, "warmup_steps": 10}
     config.log_every = 5
     config.checkpoint_every = 20
+    config.mesh = {"data": 1, "fsdp": -1, "model": 1, "sequence": 1}
     config.max_seconds = 0.0
     return config

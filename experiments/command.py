@@ -4,11 +4,17 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from experiments import processes
+
+if TYPE_CHECKING:
+    import jax
 
 _VERBOSE = flags.DEFINE_bool(
     "verbose", False, "Say on standard error which kernel serves which operation."
@@ -31,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
     """Parses flags and runs `main`; bad input ends in one line on standard error and status 1.
 
     Programs that JAX compiles are kept for the next run. `--verbosity=1` shows the traceback of an
-    error.
+    error. Where the command is one of several processes, it joins the others first.
     """
 
     def guarded(argv):
@@ -45,15 +51,38 @@ def run(main: Callable[[], None]) -> None:
         if not logging.level_debug():
             logging.set_verbosity(logging.WARNING)
         try:
+            processes.start()
             main()
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
             if logging.level_debug():
+                raise
+            if processes.several():
+                processes.end_after(error, _tell)
+            if isinstance(error, RuntimeError):
                 raise
             _end(error)
         except KeyboardInterrupt:
             sys.exit(130)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def mesh_of(sizes: Mapping[str, int]) -> "jax.sharding.Mesh | None":
+    """The mesh of a config's field `mesh`; None where it is one device of one process.
+
+    Raises:
+      ValueError: the sizes do not make up the devices, or there is no such axis.
+    """
+    import jax
+
+    from griffin_jax.sharding import AXES, MeshShape, make_mesh
+
+    if unknown := sorted(set(sizes) - set(AXES)):
+        raise ValueError(f"config.mesh has no axis {unknown[0]!r}; there are {', '.join(AXES)}")
+    shape = MeshShape(**sizes)
+    if shape == MeshShape() and jax.process_count() == 1:
+        return None
+    return make_mesh(**shape.sizes())
 
 
 def peak_memory() -> int:
@@ -99,5 +128,10 @@ def _parse_flags(argv):
         _end(f"--config: not a config file, or it has no such field: {error}")
 
 
+def _tell(message):
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+
+
 def _end(message):
-    sys.exit("error: " + " ".join(str(message).split()))
+    _tell(message)
+    sys.exit(1)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command
+from experiments import command, processes
 
 _BEGIN = time.monotonic()
 _DEFAULT_PROMPT = "It was a dark night, and"
@@ -31,6 +31,7 @@ _PROMPTS = flags.DEFINE_string(
 )
 _INTERACTIVE = flags.DEFINE_bool("interactive", False, "Chat at the keyboard.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the JSON lines; standard output if none.")
+flags.adopt_module_key_flags(processes)
 
 
 def main() -> None:
@@ -44,6 +45,8 @@ def main() -> None:
         raise ValueError("--output goes with --prompts")
     if _OUTPUT.value and not Path(_OUTPUT.value).parent.is_dir():
         raise ValueError(f"--output={_OUTPUT.value}: its folder does not exist; make it first")
+    if _INTERACTIVE.value and processes.several():
+        raise ValueError("--interactive is for one process; give --prompt or --prompts")
     if _PROMPT.value == "":
         raise ValueError("--prompt is empty; give some text")
     prompts = None if _PROMPTS.value is None else read_prompts(Path(_PROMPTS.value))
@@ -63,7 +66,12 @@ def load_model(config):
     """The config's model, with its tokenizer."""
     import griffin_jax
 
-    lm = griffin_jax.load(config.model, dtype=config.dtype, allow_nan=config.allow_nan)
+    lm = griffin_jax.load(
+        config.model,
+        dtype=config.dtype,
+        allow_nan=config.allow_nan,
+        mesh=command.mesh_of(config.mesh),
+    )
     if lm.tokenizer is None:
         raise ValueError(f"{config.model} has no tokenizer; put its tokenizer.model there")
     return lm
@@ -104,11 +112,15 @@ def write_samples(lm, config, prompts: list[str]) -> None:
         **sampling(config),
         **limits(config),
     )
+    from griffin_jax.sharding import is_first
+
     seconds = time.monotonic() - begin
     text = "".join(
         json.dumps({"prompt": prompt, **dataclasses.asdict(sample)}, ensure_ascii=False) + "\n"
         for prompt, sample in zip(prompts, samples, strict=True)
     )
+    if not is_first():
+        return
     if _OUTPUT.value:
         output = Path(_OUTPUT.value)
         partial = output.with_name(output.name + ".partial")
@@ -177,7 +189,10 @@ def show(pieces: Iterable[str]) -> float | None:
 
 
 def note(line: str) -> None:
-    print(f"[{line}]", file=sys.stderr, flush=True)
+    from griffin_jax.sharding import is_first
+
+    if is_first():
+        print(f"[{line}]", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

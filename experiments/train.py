@@ -16,9 +16,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import command
+from experiments import command, processes
 from griffin_jax import checkpoints, training
 from griffin_jax.config import GriffinConfig
+from griffin_jax.sharding import MeshShape, array_sharding, is_first, make_mesh, wait_for_all
 from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from griffin_jax.training import chat, lora
 from griffin_jax.training.data import Rows
@@ -27,6 +28,7 @@ _CONFIG = command.define_config("train_tiny.py")
 _RUN = flags.DEFINE_string("run", "runs/train", "Folder of the run.")
 _CACHE = flags.DEFINE_string("cache", "runs/cache", "Folder of tokenised corpora.")
 _MERGE = flags.DEFINE_bool("merge", False, "After LoRA, write model/ with the adapter merged in.")
+flags.adopt_module_key_flags(processes)
 
 
 def read_rows(files: str, kind: str, seq_len: int, seed: int, tokenizer: Tokenizer) -> Rows | None:
@@ -68,13 +70,17 @@ def export(
 def _replaced(folder: Path) -> Iterator[Path]:
     """A folder to make, which takes the place of `folder` when it is complete."""
     new, old = (folder.with_name(f"{folder.name}.{age}") for age in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
+    if is_first():
+        shutil.rmtree(new, ignore_errors=True)
+    wait_for_all(f"begin {new}")
     yield new
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if is_first():
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    wait_for_all(f"end {new}")
 
 
 def main() -> None:
@@ -88,13 +94,19 @@ def main() -> None:
     if kind not in ("text", "chat"):
         raise ValueError(f"config.data is 'text' or 'chat', got {kind!r}")
     base = None
+    mesh_shape = fields["mesh"] = MeshShape(**fields.pop("mesh", {"fsdp": -1}))
     fields["optimizer"] = training.OptimizerConfig(**fields["optimizer"])
     if "lora" in fields:
         fields["lora"] = lora.LoRAConfig(**fields["lora"])
     if init_from:
         # Under LoRA the base stays as it is stored; in full training it becomes master weights.
         dtype = None if "lora" in fields else "float32"
-        checkpoint = checkpoints.load_checkpoint(init_from, dtype=dtype)
+        mesh = make_mesh(**mesh_shape.sizes())
+        checkpoint = checkpoints.load_checkpoint(
+            init_from,
+            dtype=dtype,
+            shardings=lambda path, struct: array_sharding(mesh, path, struct.shape),
+        )
         base, fields["model"] = checkpoint.params, checkpoint.config
     else:
         fields["model"] = GriffinConfig.from_dict(fields["model"])

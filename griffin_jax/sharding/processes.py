@@ -57,6 +57,21 @@ class RowGroup:
     count: int
     shards: tuple[int, ...]
 
+    def places(self, batch_size: int) -> np.ndarray:
+        """The rows of a batch of so many that the group's devices hold, ascending.
+
+        Raises:
+          MeshError: the batch does not divide over the groups and their parts.
+        """
+        parts = self.count * len(self.shards)
+        if batch_size % parts:
+            raise MeshError(
+                f"a batch of {batch_size} does not divide over {parts} parts; the next that does "
+                f"is {-(-batch_size // parts) * parts}"
+            )
+        size = batch_size // parts
+        return np.concatenate([np.arange(s * size, (s + 1) * size) for s in self.shards])
+
 
 def row_group(mesh: Mesh, process: int | None = None) -> RowGroup:
     """The group of a process, by default of this one.

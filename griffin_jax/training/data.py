@@ -1,6 +1,6 @@
 """Rows of training data, in an order that a seed fixes and a number resumes (Grain)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -82,26 +82,28 @@ class Windows:
 
 
 def training_batches(
-    rows: Rows,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Rows, batch_size: int, seed: int, places: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
-    """Endless batches [B / process_count, T], shuffled anew in every epoch.
+    """Endless batches [B, T], shuffled anew in every epoch.
 
-    The iterator's `get_state` is a small JSON dict, and `set_state` goes on at exactly that batch.
-    Rows are read ahead by threads.
+    The iterator's `get_state` is a small JSON dict, and `set_state` goes on at exactly that batch,
+    whatever the places were before. Batches are read ahead by threads.
 
-    Raises:
-      ValueError: the batch does not divide over the processes.
+    Args:
+      rows: Where they come from.
+      batch_size: B, over all processes.
+      seed: Of the order.
+      places: Which rows of each batch to read, as of `RowGroup.places`; None for all.
     """
-    if batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
     count = len(rows)
+    places = np.arange(batch_size) if places is None else np.asarray(places)
+
+    def read(batch):
+        return _stack([rows.row(int(epoch), int(index)) for epoch, index in batch[places]])
+
     dataset = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
-    dataset = dataset.map_with_index(lambda i, row: rows.row(i // count, row))
-    dataset = dataset[process_index::process_count].batch(batch_size // process_count)
+    dataset = dataset.map_with_index(lambda i, row: np.array([i // count, row]))
+    dataset = dataset.batch(batch_size).map(read)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)))
 
 
@@ -109,19 +111,23 @@ def evaluation_batches(
     rows: Rows,
     batch_size: int,
     num_batches: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    places: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Fixed batches [B / process_count, T] of rows spread evenly over the first epoch.
+    """Fixed batches [B, T] of rows spread evenly over the first epoch.
 
-    Where there are fewer rows than asked for, rows repeat with their mask at 0.
+    Where there are fewer rows than asked for, rows repeat with their mask at 0. With `places`, only
+    those rows of each batch are read.
     """
+    places = np.arange(batch_size) if places is None else np.asarray(places)
     chosen = np.linspace(0, len(rows) - 1, batch_size * num_batches).astype(int)
     new = np.diff(chosen, prepend=-1) > 0
     for first in range(0, len(chosen), batch_size):
-        part = slice(first + process_index, first + batch_size, process_count)
         batch = []
-        for index, counts in zip(chosen[part], new[part], strict=True):
-            row = rows.row(0, int(index))
-            batch.append(row | {"mask": row["mask"] * counts})
-        yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}
+        for place in first + places:
+            row = rows.row(0, int(chosen[place]))
+            batch.append(row | {"mask": row["mask"] * new[place]})
+        yield _stack(batch)
+
+
+def _stack(rows: list[Batch]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

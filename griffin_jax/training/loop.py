@@ -26,6 +26,7 @@ from griffin_jax.training.train_step import (
     make_eval_step,
     make_train_step,
     put_batch,
+    put_flag,
 )
 
 
@@ -90,11 +91,12 @@ class _Run:
         self.mesh = make_mesh(**config.mesh.sizes())
         config.check_mesh(self.mesh)
         self.rows_here = row_group(self.mesh)
+        if base is not None:
+            base = jax.device_put(base, param_shardings(base, self.mesh))
         if config.lora:
             if base is None:
                 raise ValueError("lora needs the parameters of a base model to adapt")
-            assemble = functools.partial(adapt, config.lora)
-            self.frozen = jax.device_put(base, param_shardings(base, self.mesh))
+            assemble, self.frozen = functools.partial(adapt, config.lora), base
         else:
             assemble, self.frozen = (lambda trainable, _: trainable), None
         model = Griffin(
@@ -119,7 +121,7 @@ class _Run:
         self.eval_step = make_eval_step(model, self.mesh, assemble, loss_chunks=config.loss_chunks)
         self.checkpoints = RunCheckpoints(folder, config)
         self.batches = training_batches(
-            rows, config.batch_size, config.seed, self.rows_here.index, self.rows_here.count
+            rows, config.batch_size, config.seed, self.rows_here.places(config.batch_size)
         )
         start = self._initial_state(optimizer)
         like = jax.eval_shape(start, base)
@@ -157,14 +159,18 @@ class _Run:
         self.throughput = Throughput(tokens_per_step)
         self.log = RunLog(self.folder, self.step, config.steps)
         self.unread: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
+        self.stop_agreed = False
         heldout_loss = None
         try:
             with _StopSignal() as stop:
-                while self.step < config.steps and not stop.requested:
-                    self._one_step()
+                last = self.step == config.steps
+                while not last:
+                    self._one_step(stop.requested)
                     if config.max_seconds and time.perf_counter() - self.began > config.max_seconds:
                         stop.requested = True
-                    last = stop.requested or self.step == config.steps
+                    alone = jax.process_count() == 1
+                    stopping = stop.requested if alone else self.stop_agreed
+                    last = stopping or self.step == config.steps
                     save = last or self.step % config.checkpoint_every == 0
                     if save or self.step % config.eval_every == 0:
                         # Nothing is saved before the loss of every step so far is known.
@@ -186,9 +192,13 @@ class _Run:
             heldout_loss=heldout_loss,
         )
 
-    def _one_step(self) -> None:
+    def _one_step(self, stop: bool) -> None:
         batch = next(self.batches)
-        self.state, metrics = self.train_step(self.state, self.frozen, put_batch(batch, self.mesh))
+        arrays = put_batch(batch, self.mesh)
+        if jax.process_count() > 1:
+            # A signal may reach one process alone, and all must stop after the same step.
+            arrays["stop"] = put_flag(stop, self.mesh)
+        self.state, metrics = self.train_step(self.state, self.frozen, arrays)
         # The device works on this step while the host reads the one before.
         self._read_metrics()
         self.step += 1
@@ -200,6 +210,7 @@ class _Run:
         step, metrics, starts = self.unread
         self.unread = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.stop_agreed = values.pop("stop", 0) > 0
         if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
             self._stop_at_non_finite(step, values, starts)
         self.throughput.step()
@@ -243,16 +254,11 @@ class _Run:
         config = self.config
         self.throughput.pause()
         sums = []
-        for batch in evaluation_batches(
-            self.heldout,
-            config.batch_size // config.microbatches,
-            config.eval_batches,
-            self.rows_here.index,
-            self.rows_here.count,
-        ):
-            sums.append(
-                self.eval_step(self.state.evaluated, self.frozen, put_batch(batch, self.mesh))
-            )
+        rows = config.batch_size // config.microbatches
+        places = self.rows_here.places(rows)
+        for batch in evaluation_batches(self.heldout, rows, config.eval_batches, places):
+            arrays = put_batch(batch, self.mesh)
+            sums.append(self.eval_step(self.state.evaluated, self.frozen, arrays))
         nll, count = np.sum(jax.device_get(sums), axis=0)
         loss = float(nll / count)
         size = self.heldout.corpus.bytes_per_token if isinstance(self.heldout, Windows) else None

@@ -18,6 +18,7 @@ from griffin_jax.checkpoints.huggingface import tensor_name
 from griffin_jax.quantization import dequantize
 from griffin_jax.quantization.lora_weight import LoRAWeight
 from griffin_jax.quantization.tensor import QuantizedTensor
+from griffin_jax.sharding import is_first, to_host
 
 Params = Any
 
@@ -125,7 +126,8 @@ def save_adapter(folder: str | Path, config: LoRAConfig, adapter: Params, base: 
       CheckpointError: the folder holds something.
     """
     tensors = {
-        _tensor_name(path): np.ascontiguousarray(leaf) for path, leaf in _flat(adapter).items()
+        _tensor_name(path): np.ascontiguousarray(leaf)
+        for path, leaf in _flat(to_host(adapter)).items()
     }
     settings = {
         "peft_type": "LORA",
@@ -140,6 +142,8 @@ def save_adapter(folder: str | Path, config: LoRAConfig, adapter: Params, base: 
         "inference_mode": True,
     }
     with staged_folder(folder) as partial:
+        if not is_first():
+            return
         data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
         (partial / _WEIGHTS_FILE).write_bytes(data)
         (partial / _CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import (
+    AXES,
     batch_sharding,
     batch_shards,
     check_batch,
@@ -75,6 +76,14 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
         return jax.make_array_from_callback(shape, batch_sharding(mesh, shape), part)
 
     return {name: put(array) for name, array in batch.items() if name != "start"}
+
+
+def put_flag(value: bool, mesh: Mesh) -> jax.Array:
+    """What each process says, float32[devices], which a step makes into what any of them says."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    return jax.make_array_from_callback(
+        (mesh.size,), sharding, lambda index: np.full(1, value, np.float32)
+    )
 
 
 def token_losses(
@@ -163,7 +172,8 @@ def make_train_step(
       seed: Of `model.dropout`; what a step leaves out depends on it and on the step alone.
 
     Metrics, float32 scalars: `loss` in nats per target, `z_loss` (the mean squared log-normaliser),
-    `grad_norm` before clipping, and `tokens` (targets that count).
+    `grad_norm` before clipping, `tokens` (targets that count), and `stop` where the batch has one
+    of `put_flag`.
     """
 
     def loss(params, frozen, batch, total, key):
@@ -199,6 +209,8 @@ def make_train_step(
         return grads, sums, total
 
     def step(state, frozen, batch):
+        batch = dict(batch)
+        stop = batch.pop("stop", None)
         grads, sums, total = gradients(state.params, frozen, batch, state.step)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -213,6 +225,8 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "tokens": total,
         }
+        if stop is not None:
+            metrics["stop"] = jnp.max(stop)
         new = jax.lax.with_sharding_constraint(new, tree_shardings(new, mesh))
         return new, replicate(metrics)
 

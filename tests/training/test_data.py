@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from griffin_jax.sharding import RowGroup
 from griffin_jax.training.corpus import Corpus, CorpusError
 from griffin_jax.training.data import Windows, evaluation_batches, training_batches
 
@@ -53,12 +54,21 @@ def test_the_order_is_fixed_by_the_seed_and_resumes_at_the_exact_batch():
 
 def test_processes_share_each_batch():
     whole, _ = batches(6)
-    parts = [batches(6, process_index=i, process_count=2)[0] for i in range(2)]
+    groups = [RowGroup(index=i, count=2, shards=(i,)) for i in range(2)]
+    parts = [batches(6, places=group.places(2))[0] for group in groups]
     for batch, *shards in zip(whole, *parts, strict=True):
         shared = [start for shard in shards for start in shard["start"]]
-        assert sorted(shared) == sorted(batch["start"])
-    with pytest.raises(ValueError, match="batch_size 2 does not divide over 3 processes"):
-        batches(1, process_count=3)
+        assert shared == list(batch["start"])
+    with pytest.raises(ValueError, match="batch of 2 does not divide over 3 parts; .* is 3"):
+        RowGroup(index=0, count=3, shards=(0,)).places(2)
+
+
+def test_each_part_of_an_evaluation_is_rows_of_the_whole():
+    whole = list(evaluation_batches(Windows(CORPUS, 4), 4, 2))
+    part = list(evaluation_batches(Windows(CORPUS, 4), 4, 2, places=[1, 3]))
+    for batch, rows in zip(whole, part, strict=True):
+        for name, values in batch.items():
+            np.testing.assert_array_equal(rows[name], values[[1, 3]])
 
 
 def test_evaluation_counts_each_row_once():
