@@ -75,7 +75,9 @@ def end_after(error: BaseException, tell: Callable[[str], None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_index() == 0:
-        # The others lose their service with this process: what they have to say comes first.
+        # The others lose their service with this process: what they have to say comes first. What
+        # the service itself may say meanwhile, at length, is about the same.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         time.sleep(_LAST_WORDS)
     os._exit(1)  # the usual way out waits for processes that are not there
 

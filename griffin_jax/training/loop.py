@@ -181,8 +181,16 @@ class _Run:
                             self.step, self.state, self.batches.get_state(), heldout_loss
                         )
                         self.throughput.pause()
-        finally:
+        except NonFiniteLossError:
             self.checkpoints.close()
+            raise
+        except BaseException:
+            if jax.process_count() == 1:  # another process may be gone, which closing waits for
+                self.checkpoints.close()
+            raise
+        else:
+            self.checkpoints.close()
+        finally:
             self.log.close()
         return TrainResult(
             params=self.state.evaluated,

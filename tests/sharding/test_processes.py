@@ -84,14 +84,12 @@ def story(tmp_path_factory):
     lm = LanguageModel(MODEL_ON_DISK, params_of(MODEL_ON_DISK))
     griffin_jax.save(lm, folder / "model")
     two = start(2, "tests.sharding.worker", FOLDER=str(folder))
-    wait_for_step(folder / "run", 9, two)
+    wait_for_step(folder / "run", 23, two)
     two[1].kill()
     two = ends(two)
-    saved = sorted(
-        int(f.name) for f in (folder / "run" / "checkpoints").iterdir() if f.name.isdigit()
-    )
+    saved = [f.name for f in (folder / "run" / "checkpoints").iterdir() if f.name.isdigit()]
     four = start(4, "tests.sharding.worker", FOLDER=str(folder))
-    wait_for_step(folder / "run", 29, four)
+    wait_for_step(folder / "run", 43, four)
     four[3].send_signal(signal.SIGTERM)
     return folder, lm, two, saved, ends(four)
 
@@ -120,17 +118,18 @@ def test_what_several_processes_save_loads_anywhere(story):
 
 def test_a_process_that_dies_ends_the_others_in_one_clear_line_and_leaves_a_checkpoint(story):
     _, _, two, saved, _ = story
-    assert two[1][0] == -signal.SIGKILL and two[0][0] == 1
+    # The service between processes may end the first one before it can end itself.
+    assert two[1][0] == -signal.SIGKILL and two[0][0] in (1, -signal.SIGABRT)
     assert two[0][2].startswith("error: process 0 of 2: another process has ended")
     assert "goes on from its last checkpoint" in two[0][2]
-    assert saved and saved[-1] % 4 == 0
+    assert saved == ["20"]
 
 
 def test_one_process_told_to_stop_stops_all_after_the_same_step(story):
     folder, _, _, _, four = story
     assert [ended[0] for ended in four] == [0] * 4, [ended[2] for ended in four]
     step = facts(four[0])[-1]["step"]
-    assert 29 < step < 60 and (folder / "run" / "checkpoints" / str(step)).exists()
+    assert 43 < step < 60 and (folder / "run" / "checkpoints" / str(step)).exists()
 
 
 def test_a_run_of_two_then_four_then_one_process_equals_an_undisturbed_one(story, tmp_path):

@@ -59,7 +59,7 @@ def test_processes_share_each_batch():
     for batch, *shards in zip(whole, *parts, strict=True):
         shared = [start for shard in shards for start in shard["start"]]
         assert shared == list(batch["start"])
-    with pytest.raises(ValueError, match="batch of 2 does not divide over 3 parts; .* is 3"):
+    with pytest.raises(ValueError, match=r"batch of 2 does not divide over 3 parts; .* is 3"):
         RowGroup(index=0, count=3, shards=(0,)).places(2)
 
 
