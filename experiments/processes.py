@@ -51,6 +51,8 @@ def start() -> None:
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT)
     except (ValueError, RuntimeError) as error:
+        if _DISTRIBUTED.value is None and "defined" in str(error):
+            return  # chips, but nothing that knows of a slice
         raise ValueError(
             f"the processes do not find each other ({error}); give --coordinator, --num_processes "
             "and --process_id, or --nodistributed for one process alone"
@@ -131,8 +133,9 @@ def _detected() -> bool:
         return True
     if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
         return False
-    if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
-        return True
+    if "TPU_WORKER_HOSTNAMES" in environ:
+        return "," in environ["TPU_WORKER_HOSTNAMES"]
+    # A virtual machine of Google Cloud, whose metadata tell of the others.
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import griffin_jax
+from experiments import processes
 from griffin_jax.checkpoints import load_checkpoint
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.training import train
@@ -61,17 +62,17 @@ def start(count, module, *flags, **environ):
     ]
 
 
-def wait_for_step(run, step, processes):
+def wait_for_step(run, step, started):
     while not any(line["step"] > step for line in read_metrics(run / "metrics.jsonl")):
-        for process in processes:
+        for process in started:
             assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
-def ends(processes):
+def ends(started):
     """Status, output and last line of errors of each."""
     ended = []
-    for process in processes:
+    for process in started:
         out, err = process.communicate(timeout=120)
         ended.append((process.returncode, out, err.replace("\r", "\n").strip().split("\n")[-1]))
     return ended
@@ -143,6 +144,29 @@ def test_a_run_of_two_then_four_then_one_process_equals_an_undisturbed_one(story
     ]
     np.testing.assert_allclose(*norms, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(resumed.heldout_loss, undisturbed.heldout_loss, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("environ", "several"),
+    [
+        ({}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2", "JAX_PLATFORMS": "cpu"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "JAX_PLATFORMS": "cpu"}, True),
+    ],
+)
+def test_what_started_the_processes_is_recognised(environ, several, monkeypatch):
+    monkeypatch.setattr(os, "environ", environ)
+    assert processes._detected() is several
+
+
+def test_pathways_without_its_package_is_one_clear_line(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "proxy,cpu")
+    with pytest.raises(ImportError, match="JAX_PLATFORMS=proxy is Pathways: pip install pathways"):
+        processes.start()
 
 
 @pytest.mark.parametrize(

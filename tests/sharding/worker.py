@@ -30,7 +30,9 @@ def sample(lm):
 
 
 def config(mesh=None):
-    return make_config(mesh=mesh or MeshShape(), checkpoint_every=20, eval_every=1000, log_every=1)
+    return make_config(
+        mesh=mesh or MeshShape(), checkpoint_every=20, eval_every=1000, log_every=1, dropout=0.0
+    )
 
 
 def main():

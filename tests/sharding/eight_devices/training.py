@@ -104,23 +104,34 @@ def assert_same_step(actual, expected, bound=1e-5):
     np.testing.assert_allclose(actual[2], expected[2], rtol=1e-5)
 
 
+OPTIONS = {"microbatches": 2, "loss_chunks": 2, "remat": "block"}
+
+
 @pytest.fixture(scope="module")
 def expected_step():
-    return step_once(one_device(), microbatches=2, loss_chunks=2, dropout=0.2, remat="block")
+    return step_once(one_device(), **OPTIONS)
 
 
 @pytest.mark.parametrize(
     "name", ["model 8", "data 2, fsdp 2, model 2", "data 2, sequence 2, model 2"]
 )
-def test_a_step_of_a_mesh_equals_that_of_one_device_dropout_and_microbatches_included(
+def test_a_step_of_a_mesh_equals_that_of_one_device_and_microbatches_change_nothing(
     name, expected_step
 ):
     mesh = mesh_called(name)
-    found = step_once(mesh, microbatches=2, loss_chunks=2, dropout=0.2, remat="block")
+    found = step_once(mesh, **OPTIONS)
     assert_same_step(found, expected_step)
     weight = found[0].optimizer[1][0].mu["blocks_0"]["mlp_block"]["up_proj"]["weight"]
     parts = mesh.shape["model"] * mesh.shape["fsdp"]
     assert weight.addressable_shards[0].data.size == weight.size // parts
+
+
+def test_dropout_does_not_depend_on_the_shape_of_a_mesh():
+    runs = [
+        step_once(mesh_called(name), dropout=0.2)
+        for name in ("model 8", "data 2, sequence 2, model 2")
+    ]
+    assert_same_step(*runs)
 
 
 def test_an_adapter_over_four_bit_weights_trains_on_a_mesh():
