@@ -19,13 +19,15 @@ def batch_size_for(rows: int) -> int:
     return 1 << max(rows - 1, 0).bit_length()
 
 
-def chunk_lengths(total: int, batch_size: int) -> list[int]:
+def chunk_lengths(total: int, batch_size: int, chunks: Sequence[int] | None = None) -> list[int]:
     """Lengths of the calls that read `total` tokens of a batch.
 
-    All come from `CHUNKS`, so that a prompt of any length runs in programs compiled before. Less
-    than half of any call is padding, but for calls of the shortest length.
+    All come from `chunks` (ascending; `CHUNKS` by default), so that a prompt of any length runs in
+    programs compiled before. Less than half of any call is padding, but for calls of the shortest
+    length.
     """
-    allowed = [c for c in CHUNKS if c * batch_size <= _TOKENS_PER_CALL] or CHUNKS[:1]
+    chunks = CHUNKS if chunks is None else chunks
+    allowed = [c for c in chunks if c * batch_size <= _TOKENS_PER_CALL] or chunks[:1]
     lengths = []
     while total > 0:
         lengths.append(max((c for c in allowed if c < 2 * total), default=allowed[0]))
@@ -68,15 +70,15 @@ def read(model: Griffin, params: dict, state: State, rows: Sequence[Sequence[int
     batch_size = len(state.position)
     begin = 0
     for length in chunk_lengths(max(map(len, rows), default=0), batch_size):
-        state = _read_chunk(model, params, state, *pad(rows, batch_size, begin, length))
+        _, state = read_chunk(model, params, state, *pad(rows, batch_size, begin, length))
         begin += length
     return state
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _read_chunk(model, params, state, tokens, lengths):
-    _, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
-    return state
+def read_chunk(model, params, state, tokens, lengths):
+    """What the output head reads, [B, T, D], and the state after tokens int32[B, T] of `pad`."""
+    return model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
 
 
 def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> State:

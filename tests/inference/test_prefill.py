@@ -43,10 +43,10 @@ def test_new_lengths_compile_nothing_once_the_chunks_are_warm():
 
     for length in prefill.CHUNKS:
         read(length)
-    warm = prefill._read_chunk._cache_size()
+    warm = prefill.read_chunk._cache_size()
     for length in (1, 2, 7, 8, 9, 31, 32, 33, 100, 257, 500):
         read(length)
-    assert prefill._read_chunk._cache_size() == warm
+    assert prefill.read_chunk._cache_size() == warm
 
 
 def test_a_state_is_selected_by_copy_so_that_the_original_lives_on():
