@@ -6,8 +6,8 @@ import pytest
 from griffin_jax.inference import SamplingConfig, score
 from griffin_jax.inference.continuing import continue_texts
 from griffin_jax.inference.forking import Work
-from tests.inference.tiny_model import CONFIG, WINDOW, language_model
 from tests.inference.test_scoring import expected_score
+from tests.inference.tiny_model import CONFIG, WINDOW, language_model
 
 UNBOUNDED = CONFIG.replace(attention_window=None)
 

@@ -1,0 +1,1 @@
+"""Evaluation by lm-evaluation-harness: adapter, own tasks, the model card's suites, report."""
