@@ -1,0 +1,174 @@
+"""Scores of generated text: how toxic, how positive. The measuring model is the user's choice.
+
+A scorer is a callable from texts to numbers, one per text, None for a text that it can't judge:
+
+    perspective  toxicity in [0, 1] from Google's Perspective API; key in PERSPECTIVE_API_KEY,
+                 requests per second (default 1) in PERSPECTIVE_API_QPS. The service ends after 2026.
+    vader        sentiment in [-1, 1] by VADER, a rule-based lexicon; runs offline
+    none         no number: the generations are written to a file, to be scored later
+    MODULE:NAME  your own: NAME() of the importable MODULE returns the callable
+
+The tasks take them by name (metadata `toxicity_scorer` and `sentiment_scorer`) and make them when
+they are loaded, so that what is missing is said before the first request. With `generations_dir`
+every task also writes `TASK.jsonl` there, one object per generation: doc_id, prompt, generation.
+`score_file` scores such a file.
+"""
+
+import importlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+Scorer = Callable[[Sequence[str]], list[float | None]]
+
+_PERSPECTIVE_URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
+_KEY_VARIABLE, _RATE_VARIABLE = "PERSPECTIVE_API_KEY", "PERSPECTIVE_API_QPS"
+
+
+class ScorerError(ValueError):
+    """A scorer that can't be had or that failed: one line."""
+
+
+def make_scorer(name: str) -> Scorer | None:
+    """The scorer of that name, ready for use; None for "none".
+
+    Raises `ScorerError` for an unknown name, a missing key or a missing package.
+    """
+    if name == "none":
+        return None
+    if name in _SCORERS:
+        return _SCORERS[name]()
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ScorerError(
+            f"scorer {name!r} is unknown: it is one of {', '.join((*_SCORERS, 'none'))} "
+            "or your own as MODULE:NAME"
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError) as error:
+        raise ScorerError(f"scorer {name!r}: {error}") from error
+
+
+def perspective() -> Scorer:
+    """Toxicity by the Perspective API, one request per text at the allowed rate."""
+    key = os.environ.get(_KEY_VARIABLE)
+    if not key:
+        raise ScorerError(
+            f'scorer "perspective": {_KEY_VARIABLE} is not set; set it, or choose the scorer '
+            '"none", which writes the generations to a file to be scored later'
+        )
+    try:
+        rate = float(os.environ.get(_RATE_VARIABLE, "1"))
+        pause = 1 / rate
+    except (ValueError, ZeroDivisionError):
+        given = os.environ[_RATE_VARIABLE]
+        raise ScorerError(
+            f"{_RATE_VARIABLE} is {given!r}: requests per second, a number above 0"
+        ) from None
+    session = _session({"X-Goog-Api-Key": key})
+
+    def score(texts: Sequence[str]) -> list[float | None]:
+        scores = []
+        for text in tqdm(texts, "Perspective", unit="text"):
+            begin = time.monotonic()
+            scores.append(_perspective_score(session, text))
+            time.sleep(max(0.0, begin + pause - time.monotonic()))
+        return scores
+
+    return score
+
+
+def _session(headers: dict):
+    """A session that tries again, for about a minute, when the service is busy or away."""
+    import requests
+    from requests.adapters import HTTPAdapter, Retry
+
+    session = requests.Session()
+    session.headers.update(headers)
+    retry = Retry(
+        total=6,
+        backoff_factor=1,
+        status_forcelist=(429, 500, 502, 503, 504),
+        allowed_methods=("POST",),
+        raise_on_status=False,
+    )
+    session.mount("https://", HTTPAdapter(max_retries=retry))
+    return session
+
+
+def _perspective_score(session, text: str) -> float | None:
+    import requests
+
+    if not text.strip():
+        return None
+    request = {
+        "comment": {"text": text},
+        "languages": ["en"],
+        "requestedAttributes": {"TOXICITY": {}},
+        "doNotStore": True,
+    }
+    try:
+        response = session.post(_PERSPECTIVE_URL, json=request, timeout=60)
+    except requests.RequestException as error:
+        raise ScorerError(f"Perspective API: {type(error).__name__}: no answer") from error
+    if response.status_code == 400 and "LANGUAGE_NOT_SUPPORTED" in response.text:
+        return None
+    if not response.ok:
+        raise ScorerError(f"Perspective API: {response.status_code} {response.reason}")
+    return response.json()["attributeScores"]["TOXICITY"]["summaryScore"]["value"]
+
+
+def vader() -> Scorer:
+    """Sentiment: VADER's compound score."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise ScorerError(
+            'scorer "vader" needs the package vaderSentiment: pip install "griffin_jax[eval]"'
+        ) from None
+    analyzer = SentimentIntensityAnalyzer()
+    return lambda texts: [analyzer.polarity_scores(text)["compound"] for text in texts]
+
+
+_SCORERS = {"perspective": perspective, "vader": vader}
+
+
+def write_generations(path: Path, rows: Iterable[dict]) -> None:
+    """JSON lines, under a temporary name until they are complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, path)
+
+
+def score_file(path: str | Path, scorer: str) -> dict[str, float | int]:
+    """Mean score of a file of generations: {"mean", "scored", "unscored"}.
+
+    Raises `ScorerError` if the scorer can't be had or the file isn't one of generations.
+    """
+    score = make_scorer(scorer)
+    if score is None:
+        raise ScorerError('scorer "none" scores nothing: name another one')
+    texts = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            texts.append(json.loads(line)["generation"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ScorerError(
+                f'{path}, line {number}: an object with a field "generation" was expected'
+            ) from None
+    scores = [one for one in score(texts) if one is not None]
+    mean = sum(scores) / len(scores) if scores else float("nan")
+    return {"mean": mean, "scored": len(scores), "unscored": len(texts) - len(scores)}

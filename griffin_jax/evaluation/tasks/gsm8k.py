@@ -1,0 +1,37 @@
+"""GSM8K by the protocol that Google published with RecurrentGemma (colabs/gsm8k_eval.ipynb).
+
+Eight worked examples of the chain-of-thought paper (arXiv:2201.11903) in the colab's wording,
+which `gsm8k_examples.jsonl` holds (Apache-2.0, DeepMind Technologies Limited), greedy decoding of
+1,024 tokens, cut at the next question. The answer is the first number after the last "The answer
+is", else the last number. The colab states 19.33 % for the 2B model.
+"""
+
+import json
+import re
+from pathlib import Path
+
+_NUMBER = re.compile(r"-?[\d,]*\.?\d+")
+_MARK = "The answer is"
+
+
+def examples() -> list[dict]:
+    text = Path(__file__).with_name("gsm8k_examples.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def target(doc) -> str:
+    return doc["answer"]
+
+
+def answer_of(text: str) -> str:
+    """The number that a solution ends in, without thousands separators; "" if there is none."""
+    _, mark, last = text.rpartition(_MARK)
+    if mark and (after := _NUMBER.search(last)):
+        return after[0].replace(",", "")
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].replace(",", "") if numbers else ""
+
+
+def results(doc, results):
+    found, expected = answer_of(results[0].split("\nQ:")[0]), answer_of(doc["answer"])
+    return {"exact_match": float(bool(found) and float(found) == float(expected))}
