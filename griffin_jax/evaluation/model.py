@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax import checkpoints, language_model
-from griffin_jax.checkpoints.random import random_params
+from griffin_jax.benchmarks.random_weights import random_params
 from griffin_jax.config import check_dtype, preset
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.quantization import QuantizationConfig

@@ -1,7 +1,9 @@
 """Running the rows of a suite: everything that can be checked is checked before the first request."""
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import random
@@ -20,6 +22,8 @@ from griffin_jax.evaluation import local_data
 from griffin_jax.evaluation.harness import GriffinLM
 from griffin_jax.evaluation.suites import GENERATED_CODE, UNGUARDED_CODE, Measure, Row
 from griffin_jax.evaluation.tasks import TASKS_PATH
+
+_MISSING = getattr(local_data, "MissingDataError", local_data.LocalDataError)
 
 # The harness's own, which the published results of others have.
 SEEDS = {"random": 0, "numpy": 1234, "examples": 1234}
@@ -99,7 +103,7 @@ def prepare(rows: Sequence[Row], options: Options) -> tuple[dict, dict[tuple, st
                     raise ValueError(str(error)) from error
                 reasons[measure.run] = str(error)
                 continue
-            _check_first_prompts(run, options)
+            _check_first_prompts(run)
             runs[measure.run] = run
     return runs, reasons
 
@@ -142,17 +146,12 @@ def _load(measure, options, manager):
     else:
         try:
             found = local_data.local_tasks(
-                [name],
-                options.data_dir,
-                options.limit,
-                num_fewshot=shots,
-                metadata=_metadata(options),
+                [name], options.data_dir, num_fewshot=shots, metadata=_metadata(options)
             )
-        except local_data.MissingDataError as error:
+        except _MISSING as error:
             raise CannotRun(str(error)) from error
         loaded = TaskManager(include_defaults=False).load(list(found.values()))
     for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=SEEDS["examples"])
         own = task.get_config("num_fewshot")
         if own is None or (shots is not None and own != 0):  # as the harness's command has it
             task.set_config(key="num_fewshot", value=shots or 0)
@@ -174,28 +173,17 @@ def _from_hub(name, manager):
         ) from error
 
 
-def _check_first_prompts(run, options):
+def _check_first_prompts(run):
     for name, task in run.loaded["tasks"].items():
         try:
-            _seed()
-            task.build_all_requests(limit=1, rank=0, world_size=1, **_chat(options, None))
+            with contextlib.redirect_stderr(io.StringIO()):  # a bar for each task
+                task.build_all_requests(limit=1, rank=0, world_size=1)
         except Exception as error:  # whatever a template meets in a row that lacks something
             line = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{name}: no prompt can be built of its first question ({type(error).__name__}: "
                 f"{line}); the data set is not of the form that the task expects"
             ) from error
-
-
-def _chat(options, lm):
-    if not options.chat or lm is None:
-        return {}
-    return {"apply_chat_template": True, "fewshot_as_multiturn": True}
-
-
-def _seed():
-    random.seed(SEEDS["random"])
-    np.random.seed(SEEDS["numpy"])  # noqa: NPY002, tasks of the harness draw from it
 
 
 @dataclasses.dataclass
@@ -227,7 +215,10 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
     """
     model = lm if cache is None else CachingLM(lm, f"{cache}_rank0.db")
     before, cut = dataclasses.replace(lm.work), len(lm.cut)
-    _seed()
+    random.seed(SEEDS["random"])
+    np.random.seed(SEEDS["numpy"])  # noqa: NPY002, tasks of the harness draw from it
+    for task in run.loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SEEDS["examples"])
     begin = time.monotonic()
     found = evaluate(
         lm=model,
@@ -235,7 +226,8 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
         limit=options.limit,
         bootstrap_iters=_BOOTSTRAP,
         confirm_run_unsafe_code=options.run_generated_code,
-        **_chat(options, lm),
+        apply_chat_template=options.chat,
+        fewshot_as_multiturn=options.chat,
     )
     seconds = time.monotonic() - begin
     if cache is not None:
