@@ -38,16 +38,17 @@ def get_config() -> ConfigDict:
     config.seq_len = 1024
     config.microbatches = 1
     config.remat = "none"
-    config.dropout = 0.0
+    config.dropout = 0.1
     config.loss_chunks = 1
     config.dtype = "bfloat16"
     config.z_loss = 1e-4
+    config.ema = 0.997
     config.seed = 0
     config.optimizer = {
         "learning_rate": 2e-3,
-        "warmup_steps": 300,
+        "warmup_steps": 200,
         "final_share": 0.1,
-        "weight_decay": 0.5,
+        "weight_decay": 0.8,
         "clip_norm": 1.0,
     }
     config.log_every = 10

@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 4
     config.seq_len = 128
     config.dtype = "float32"
+    config.dropout = 0.0
+    config.ema = 0.0
     config.optimizer = {"learning_rate": 3e-3, "warmup_steps": 10}
     config.log_every = 5
     config.checkpoint_every = 20

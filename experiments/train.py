@@ -2,11 +2,14 @@
 
 From scratch or from a checkpoint (--config.init_from=FOLDER), in full or as a LoRA adapter, on text
 or on conversations, as the config says. Writes checkpoints, metrics.jsonl, TensorBoard files and
-loss.png into the run's folder, and at the end model/ or adapter/. Called again, it goes on where it
-stopped. Any field of the config is a flag: --config.steps=100
+loss.png into the run's folder, and when it ends, at the last step or before, model/ or adapter/.
+Called again, it goes on where it stopped. Any field of the config is a flag: --config.steps=100
 """
 
+import contextlib
 import logging
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +50,31 @@ def read_rows(files: str, kind: str, seq_len: int, seed: int, tokenizer: Tokeniz
 def export(
     config: training.TrainConfig, result: training.TrainResult, base: Any, tokenizer: Tokenizer
 ) -> None:
-    """Writes what was trained into the run's folder, unless an earlier call did."""
+    """Writes what was trained into the run's folder, in place of what an earlier call wrote."""
     run, params = Path(_RUN.value), result.params
     if config.lora:
-        if not (run / "adapter").exists():
-            lora.save_adapter(run / "adapter", config.lora, params, _CONFIG.value.init_from)
-        print(f"{run / 'adapter'}: the trained adapter")
+        with _replaced(run / "adapter") as folder:
+            lora.save_adapter(folder, config.lora, params, _CONFIG.value.init_from)
+        print(f"{run / 'adapter'}: the adapter after {result.step} steps")
         if not _MERGE.value:
             return
         params = lora.merge(config.lora, params, base)
-    if not (run / "model").exists():
-        checkpoints.save_checkpoint(run / "model", config.model, params, tokenizer=tokenizer)
-    print(f"{run / 'model'}: the trained model")
+    with _replaced(run / "model") as folder:
+        checkpoints.save_checkpoint(folder, config.model, params, tokenizer=tokenizer)
+    print(f"{run / 'model'}: the model after {result.step} steps")
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A folder to make, which takes the place of `folder` when it is complete."""
+    new, old = (folder.with_name(f"{folder.name}.{age}") for age in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    yield new
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def main() -> None:
@@ -95,9 +111,8 @@ def main() -> None:
     result = training.train(config, Path(_RUN.value), rows, heldout, base=base)
     if result.tokens_per_second:
         print(f"steady state: {result.tokens_per_second:,.0f} tokens/s")
-    if result.finished:
-        export(config, result, base, tokenizer)
-    else:
+    export(config, result, base, tokenizer)
+    if not result.finished:
         print(f"stopped at step {result.step} of {config.steps}; the same command goes on")
 
 

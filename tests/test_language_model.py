@@ -9,7 +9,8 @@ import pytest
 
 import griffin_jax
 from griffin_jax.checkpoints import BUNDLED, CheckpointError, find_folder
-from griffin_jax.quantization import QuantizedTensor, dequantize
+from griffin_jax.models import is_stacked, unstack_params
+from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, dequantize
 from griffin_jax.tokenizer import load_tokenizer
 from tests.checkpoints.tiny_model import assert_same_tree, random_params
 from tests.inference.tiny_model import BOS, CONFIG, ByteTokenizer, language_model, plain_logits
@@ -208,3 +209,17 @@ def test_overflow_in_float16_is_told_in_one_line_and_other_dtypes_have_room():
             call(lm)
         assert "\n" not in str(caught.value)
         call(dataclasses.replace(lm, dtype=jnp.float32))
+
+
+def test_stacked_layers_load_sample_pack_and_save_like_others(tmp_path):
+    lm = griffin_jax.load(BUNDLED, dtype="float32")
+    stacked = griffin_jax.load(BUNDLED, dtype="float32", stack_layers=True)
+    assert is_stacked(stacked.params) and not is_stacked(lm.params)
+    assert_same_tree(unstack_params(lm.config, stacked.params), lm.params)
+    prompt = [[5, 7, 11]]
+    expected = lm.sample(prompt, max_new_tokens=6)[0]
+    assert stacked.sample(prompt, max_new_tokens=6)[0].tokens == expected.tokens
+    griffin_jax.save(stacked, tmp_path / "saved")
+    assert_same_tree(griffin_jax.load(tmp_path / "saved", dtype="float32").params, lm.params)
+    settings = QuantizationConfig.from_dict(lm.quantization.to_dict())
+    assert is_stacked(griffin_jax.quantize(stacked, settings).params)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from griffin_jax.inference.sampling import choose
+from griffin_jax.models.stack import is_stacked, stack_state, unstack_state
 
 # A row's numbers do not depend on the rows beside it, which not every generator promises.
 _PRNG = "threefry2x32"
@@ -63,9 +64,12 @@ def draw_burst(
 
     shape = (token.shape[0], burst)
     drawn = (jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32))
+    stacked = is_stacked(params)
+    if stacked:
+        state = stack_state(model.config, state)
     carry = (jnp.int32(0), state, seen, token, alive, *drawn)
     _, state, seen, _, _, tokens, logprobs = lax.while_loop(unfinished, write, carry)
-    return state, seen, tokens, logprobs
+    return unstack_state(state) if stacked else state, seen, tokens, logprobs
 
 
 def stop_array(stop_ids: Sequence[int]) -> np.ndarray:

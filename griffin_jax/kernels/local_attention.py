@@ -1,9 +1,12 @@
 """Local multi-query attention over a ring of cached keys and the keys of this call."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels.whole_rows import attend_whole_rows
 
 _MASKED = -2.3819763e38  # what the published model writes into masked scores
 _NEVER = 2**30  # a distance beyond every limit
@@ -19,6 +22,7 @@ def local_attention(
     positions: jax.Array,
     *,
     reach: int | None,
+    fresh: bool = False,
     kernel: str | None = None,
 ) -> jax.Array:
     """Attends from every token to itself and to what its document wrote shortly before.
@@ -35,7 +39,9 @@ def local_attention(
       start: int32[B], the position that follows the newest cached one; 0 for an empty ring.
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
-      kernel: "cudnn_gpu" or "blocks"; by default the fastest that serves platform and shape.
+      fresh: Nothing was read before: `start` is 0, and the ring is not looked at.
+      kernel: "cudnn_rows_gpu", "cudnn_gpu" or "blocks"; by default the fastest that serves platform
+        and shape.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; scores and softmax are float32. The cost is that of T * S
@@ -44,8 +50,26 @@ def local_attention(
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
-    kernel = choose("local_attention", {"cudnn_gpu": _cudnn_serves(q), "blocks": None}, kernel)
+    cudnn = _cudnn_serves(q)
+    rows = cudnn if fresh else "it takes calls that begin every row anew"
+    serves = {"cudnn_rows_gpu": rows, "cudnn_gpu": cudnn, "blocks": None}
+    kernel = choose("local_attention", serves, kernel)
+    if kernel == "cudnn_rows_gpu":
+        ring = cached_k.shape[1:]
+
+        def attend(q, k, v, positions):
+            rows = len(q)
+            empty = jnp.zeros((rows, *ring), k.dtype)
+            begin = jnp.zeros(rows, jnp.int32)
+            return local_attention(
+                q, k, v, empty, empty, begin, positions, reach=reach, fresh=True, kernel="cudnn_gpu"
+            )
+
+        return attend_whole_rows(q, k, v, positions, reach=reach, attend=attend)
+
     batch, time, heads, size = q.shape
+    if fresh and time <= cached_k.shape[1]:
+        cached_k, cached_v = cached_k[:, :0], cached_v[:, :0]
     slots = cached_k.shape[1]
     limit = positions if reach is None else jnp.minimum(positions, reach)
     # A slot's distance from the first token of this call: 1 for the newest one.
@@ -107,22 +131,31 @@ def _attend(q, keys, values, masks, kernel):
     batch, time, heads, size = q.shape
     kv_heads = keys[0].shape[2]
     q = (q * size**-0.5).reshape(batch, time, kv_heads, heads // kv_heads, size)
-    # Scores of both groups are joined, not the keys: a decoding step would copy the whole ring.
+    # One softmax over both groups, which nothing joins: joined keys would copy the whole ring in a
+    # decoding step, and joined scores make XLA work out a new key's score in one GPU thread.
+    groups = [group for group in zip(keys, values, masks, strict=True) if group[0].shape[1]]
     scores = [
         jnp.where(
             mask[:, None, None],
-            jnp.einsum("btkgh,bskh->bkgts", q, group, preferred_element_type=jnp.float32),
+            jnp.einsum("btkgh,bskh->bkgts", q, key, preferred_element_type=jnp.float32),
             _MASKED,
         )
-        for group, mask in zip(keys, masks, strict=True)
+        for key, _, mask in groups
     ]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    shares = jnp.split(weights, [keys[0].shape[1]], axis=-1)
+    largest = functools.reduce(jnp.maximum, (s.max(axis=-1, keepdims=True) for s in scores))
+    shares = [jnp.exp(s - jax.lax.stop_gradient(largest)) for s in scores]
+    total = sum(share.sum(axis=-1) for share in shares)
     out = sum(
-        jnp.einsum("bkgts,bskh->btkgh", share, group)
-        for share, group in zip(shares, values, strict=True)
+        jnp.einsum(
+            "bkgts,bskh->btkgh",
+            share.astype(q.dtype),
+            value,
+            preferred_element_type=jnp.float32,
+        )
+        for share, (_, value, _) in zip(shares, groups, strict=True)
     )
-    return out.reshape(batch, time, heads, size)
+    out = out / jnp.transpose(total, (0, 3, 1, 2))[..., None]
+    return out.astype(q.dtype).reshape(batch, time, heads, size)
 
 
 def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, reach):

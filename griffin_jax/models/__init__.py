@@ -7,6 +7,7 @@ Shape letters:
 """
 
 from griffin_jax.models.griffin import Griffin, abstract_params, init_params
+from griffin_jax.models.stack import is_stacked, stack_params, unstack_params
 from griffin_jax.models.state import AttentionState, RecurrentState, State, Timeline, init_state
 
 __all__ = [
@@ -18,4 +19,7 @@ __all__ = [
     "abstract_params",
     "init_params",
     "init_state",
+    "is_stacked",
+    "stack_params",
+    "unstack_params",
 ]

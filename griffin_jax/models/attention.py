@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.kernels.local_attention import local_attention
-from griffin_jax.models.layers import Linear
+from griffin_jax.models.layers import Linear, project
 from griffin_jax.models.state import AttentionState, Timeline
 
 
@@ -30,16 +31,23 @@ def rotate(x: jax.Array, positions: jax.Array, base: float, fraction: float) -> 
 
 
 def write_ring(
-    state: AttentionState, k: jax.Array, v: jax.Array, timeline: Timeline
-) -> AttentionState:
+    state: AttentionState | LayerOf, k: jax.Array, v: jax.Array, timeline: Timeline
+) -> AttentionState | LayerOf:
     """Writes the newest keys and values [B, T, K, H] of each row's last document to the ring.
 
     Padding, tokens that the ring has no room for, and documents that have ended are left out.
     """
+    if isinstance(state, LayerOf):
+        return state.replace(stack=_write(state.stack, k, v, timeline, (state.index,)))
+    return _write(state, k, v, timeline)
+
+
+def _write(rings, k, v, timeline, layer=()):
+    """Of rings [..., B, S, K, H], those at the index `layer`."""
     batch, time = timeline.positions.shape
-    slots = state.keys.shape[1]
+    slots = rings.keys.shape[-3]
     if not slots:
-        return state
+        return rings
     t = jnp.arange(time)[None]
     begin = timeline.lengths - jnp.minimum(timeline.end, slots)
     keep = (t < timeline.lengths[:, None]) & (t >= begin[:, None])
@@ -47,9 +55,9 @@ def write_ring(
     row = jnp.arange(batch)[:, None]
 
     def write(ring, new):
-        return ring.at[row, slot].set(new.astype(ring.dtype), mode="drop")
+        return ring.at[*layer, row, slot].set(new.astype(ring.dtype), mode="drop")
 
-    return AttentionState(keys=write(state.keys, k), values=write(state.values, v))
+    return AttentionState(keys=write(rings.keys, k), values=write(rings.values, v))
 
 
 class AttentionBlock(nn.Module):
@@ -70,29 +78,40 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, state: AttentionState, timeline: Timeline
-    ) -> tuple[jax.Array, AttentionState]:
+        self, x: jax.Array, state: AttentionState | LayerOf, timeline: Timeline
+    ) -> tuple[jax.Array, AttentionState | LayerOf]:
+        cached = state.take() if isinstance(state, LayerOf) else state
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        def project(name, heads):
-            linear = Linear(heads * self.head_size, use_bias=self.qkv_bias, name=name, **types)
-            return linear(x).reshape(*x.shape[:2], heads, self.head_size)
+        def linear(name, heads):
+            return Linear(heads * self.head_size, use_bias=self.qkv_bias, name=name, **types)
 
-        positions = timeline.positions
-        q = rotate(project("q_proj", self.num_heads), positions, self.rope_base, self.rope_fraction)
-        k = rotate(
-            project("k_proj", self.num_kv_heads), positions, self.rope_base, self.rope_fraction
+        def split(y):
+            return y.reshape(*y.shape[:2], -1, self.head_size)
+
+        kv_heads = self.num_kv_heads
+        q, k, v = map(
+            split,
+            project(
+                x,
+                linear("q_proj", self.num_heads),
+                linear("k_proj", kv_heads),
+                linear("v_proj", kv_heads),
+            ),
         )
-        v = project("v_proj", self.num_kv_heads)
+        positions = timeline.positions
+        q = rotate(q, positions, self.rope_base, self.rope_fraction)
+        k = rotate(k, positions, self.rope_base, self.rope_fraction)
         out = local_attention(
             q,
             k,
             v,
-            state.keys.astype(self.dtype),
-            state.values.astype(self.dtype),
+            cached.keys.astype(self.dtype),
+            cached.values.astype(self.dtype),
             timeline.start,
             positions,
             reach=self.reach,
+            fresh=timeline.fresh,
         )
         out = Linear(
             self.width,

@@ -6,8 +6,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.config import ATTENTION, GriffinConfig
+from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.models.attention import AttentionBlock
-from griffin_jax.models.layers import Linear, RMSNorm
+from griffin_jax.models.layers import Linear, RMSNorm, project
 from griffin_jax.models.rglru import RecurrentBlock
 from griffin_jax.models.state import AttentionState, RecurrentState, Timeline
 
@@ -30,8 +31,11 @@ class MLPBlock(nn.Module):
             "param_dtype": self.param_dtype,
         }
         # The published code draws gate and up as one [2, D, F] array and counts a fan-in of 2 D.
-        gate = Linear(self.expanded_width, init_scale=0.5, name="gate_proj", **linear)(x)
-        up = Linear(self.expanded_width, init_scale=0.5, name="up_proj", **linear)(x)
+        gate, up = project(
+            x,
+            Linear(self.expanded_width, init_scale=0.5, name="gate_proj", **linear),
+            Linear(self.expanded_width, init_scale=0.5, name="up_proj", **linear),
+        )
         down = Linear(self.width, init_scale=self.out_init_scale, name="down_proj", **linear)
         return down(nn.gelu(gate) * up)
 
@@ -47,8 +51,8 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, state: RecurrentState | AttentionState, timeline: Timeline
-    ) -> tuple[jax.Array, RecurrentState | AttentionState]:
+        self, x: jax.Array, state: RecurrentState | AttentionState | LayerOf, timeline: Timeline
+    ) -> tuple[jax.Array, RecurrentState | AttentionState | LayerOf]:
         config = self.config
         common = {
             "width": config.width,

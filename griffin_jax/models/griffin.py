@@ -8,6 +8,13 @@ from jax.typing import DTypeLike
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.layers import Embedder, RMSNorm, fan_in, head, parameter
+from griffin_jax.models.stack import (
+    GROUPS,
+    StackedState,
+    scan_groups,
+    stack_state,
+    unstack_state,
+)
 from griffin_jax.models.state import AttentionState, State, Timeline, init_state
 
 REMAT_POLICIES = {
@@ -19,6 +26,9 @@ REMAT_POLICIES = {
 
 class Griffin(nn.Module):
     """Embedding, residual blocks, norm and output head.
+
+    Parameters that `stack_params` has stacked run in a loop over groups of layers, others layer by
+    layer; the result is the same.
 
     Attributes:
       config: The model's shape.
@@ -52,10 +62,10 @@ class Griffin(nn.Module):
     def __call__(
         self,
         tokens: jax.Array,
-        state: State | None = None,
+        state: State | StackedState | None = None,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-    ) -> tuple[jax.Array, State]:
+    ) -> tuple[jax.Array, State | StackedState]:
         """Reads T tokens; T = 1 is decoding, more is prefill or training.
 
         Any split of a text into calls gives the same result, and so does any batching.
@@ -64,7 +74,8 @@ class Griffin(nn.Module):
           tokens: int32[B, T].
           state: What the rows have read before; None for nothing. Under an unbounded attention
             window, give one of `init_state` with a capacity to go on from; without it, the
-            attention blocks' part of the returned state is empty.
+            attention blocks' part of the returned state is empty. With stacked parameters it may
+            be a `StackedState`, which spares a copy, and the returned one is then, too.
           positions: int32[B, T], each token's position in its document. Must go up by one or start
             again at 0, which begins a new document: that is all that packing needs. Defaults to
             going on from the state.
@@ -83,15 +94,16 @@ class Griffin(nn.Module):
     def features(
         self,
         tokens: jax.Array,
-        state: State | None = None,
+        state: State | StackedState | None = None,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-    ) -> tuple[jax.Array, State]:
+    ) -> tuple[jax.Array, State | StackedState]:
         """As `__call__`, but returns what the output head reads, [B, T, D]."""
         batch, time = tokens.shape
-        if state is None:
+        fresh = state is None
+        if fresh:
             state = init_state(self.config, batch, self.dtype, capacity=0)
-        elif any(isinstance(b, AttentionState) and not b.keys.shape[1] for b in state.blocks):
+        elif isinstance(state, State) and _has_empty_rings(state):
             raise ValueError(
                 "state has no room for keys: under an unbounded attention window, begin with "
                 "init_state(config, batch_size, capacity=tokens)"
@@ -100,19 +112,60 @@ class Griffin(nn.Module):
             positions = state.position[:, None] + jnp.arange(time)[None]
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
-        timeline = Timeline(positions=positions, lengths=lengths, start=state.position)
+        timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)
         x = self.embedder.encode(tokens)
+        if self.has_variable("params", GROUPS):
+            x, after = self._stacked(x, state, timeline)
+        else:
+            x, blocks = self._layers(self.blocks, x, state.blocks, timeline)
+            after = State(position=timeline.end, blocks=blocks)
+        return self.final_norm(x), after
+
+    def _layers(self, blocks, x, states, timeline):
         after = []
-        for block, before in zip(self.blocks, state.blocks, strict=True):
+        for block, before in zip(blocks, states, strict=True):
             x, new = block(x, before, timeline)
             after.append(new)
-        return self.final_norm(x), State(position=timeline.end, blocks=tuple(after))
+        return x, tuple(after)
+
+    def _stacked(self, x, state, timeline):
+        """As `_layers`, in a loop over groups, from and to a state of either layout."""
+        before = stack_state(self.config, state) if isinstance(state, State) else state
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+
+        places = len(before.groups)
+
+        def at(place):
+            block = self.blocks[place].clone(parent=None)
+
+            def run(params, x, state, group):
+                rngs = None
+                if key is not None:
+                    rngs = {"dropout": jax.random.fold_in(key, group * places + place)}
+                return block.apply({"params": params}, x, state, timeline, rngs=rngs)
+
+            return run
+
+        groups = self.get_variable("params", GROUPS)
+        x, stacks = scan_groups([*map(at, range(places))], groups, x, before.groups)
+        rest = self.blocks[len(self.blocks) - len(before.rest) :]
+        x, rest = self._layers(rest, x, before.rest, timeline)
+        after = StackedState(position=timeline.end, groups=stacks, rest=rest)
+        return x, unstack_state(after) if isinstance(state, State) else after
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[B, T, D] of `features` -> float32[B, T, V]."""
-        logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+        logits = self.uncapped_logits(x)
         cap = self.config.logits_soft_cap
         return logits if cap is None else jnp.tanh(logits / cap) * cap
+
+    def uncapped_logits(self, x: jax.Array) -> jax.Array:
+        """As `logits`, before the soft cap."""
+        return self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
+
+
+def _has_empty_rings(state):
+    return any(isinstance(b, AttentionState) and not b.keys.shape[1] for b in state.blocks)
 
 
 class Head(nn.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from griffin_jax.quantization import matmul
+from griffin_jax.quantization import matmuls
 
 Initializer = nn.initializers.Initializer
 
@@ -43,18 +43,30 @@ class Linear(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        return project(x, self)[0]
+
+    @nn.compact
+    def parameters(self, width: int) -> tuple:
+        """The weight for inputs of this width, and the bias or None."""
         weight = parameter(
-            self, "weight", fan_in(self.init_scale), (self.features, x.shape[-1]), self.param_dtype
+            self, "weight", fan_in(self.init_scale), (self.features, width), self.param_dtype
         )
-        y = matmul(x.astype(self.dtype), weight)
-        if self.use_bias:
-            bias = parameter(
-                self, "bias", nn.initializers.zeros, (self.features,), self.param_dtype
-            )
-            y = y + jax.lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
-        return y
+        if not self.use_bias:
+            return weight, None
+        zeros = nn.initializers.zeros
+        return weight, parameter(self, "bias", zeros, (self.features,), self.param_dtype)
+
+
+def project(x: jax.Array, *layers: Linear) -> tuple[jax.Array, ...]:
+    """What each layer makes of x, [..., features]; they share a dtype and read x together."""
+    dtype = layers[0].dtype
+    weights, biases = zip(*(layer.parameters(x.shape[-1]) for layer in layers), strict=True)
+
+    def add(y, bias):
+        return y if bias is None else y + jax.lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
+
+    return tuple(map(add, matmuls(x.astype(dtype), weights), biases))
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

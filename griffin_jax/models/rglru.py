@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.kernels.rg_lru import rg_lru
-from griffin_jax.models.layers import Linear, parameter
+from griffin_jax.models.layers import Linear, parameter, project
 from griffin_jax.models.state import RecurrentState, Timeline
 
 
@@ -130,9 +130,14 @@ class RecurrentBlock(nn.Module):
     ) -> tuple[jax.Array, RecurrentState]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         linear = {"use_bias": self.use_bias, **types}
-        y = nn.gelu(Linear(self.recurrence_width, name="linear_y", **linear)(x))
-        x = Linear(self.recurrence_width, name="linear_x", **linear)(x)
+        y, x = project(
+            x,
+            Linear(self.recurrence_width, name="linear_y", **linear),
+            Linear(self.recurrence_width, name="linear_x", **linear),
+        )
         x, conv = Conv1D(self.conv_width, self.param_dtype, name="conv_1d")(x, state.conv, timeline)
         x, hidden = RGLRU(self.num_blocks, name="rg_lru", **types)(x, state.hidden, timeline)
-        x = Linear(self.width, init_scale=self.out_init_scale, name="linear_out", **linear)(x * y)
+        x = Linear(self.width, init_scale=self.out_init_scale, name="linear_out", **linear)(
+            x * nn.gelu(y)
+        )
         return x, RecurrentState(hidden=hidden, conv=conv)

@@ -59,11 +59,13 @@ class Timeline:
       positions: int32[B, T], each token's position in its document; 0 starts a new document.
       lengths: int32[B], how many of a row's T tokens are real; padding stands at the right.
       start: int32[B], `State.position` before the call.
+      fresh: Nothing was read before, which is known without looking at `start`.
     """
 
     positions: jax.Array
     lengths: jax.Array
     start: jax.Array
+    fresh: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def end(self) -> jax.Array:

@@ -25,6 +25,8 @@ class TrainConfig:
       dropout: Share of the residual branches' outputs that training leaves out.
       loss_chunks: Parts of a sequence whose logits exist at a time; see `token_losses`.
       z_loss: Weight of the mean squared log-normaliser.
+      ema: Decay per step of a running average of the parameters, which is then what is evaluated
+        and exported; 0 keeps none.
       seed: Of the initial parameters and of the order of the data.
       log_every: Steps between lines in metrics.jsonl.
       eval_every: Steps between evaluations; every checkpoint has one too.
@@ -45,6 +47,7 @@ class TrainConfig:
     dropout: float = 0.0
     loss_chunks: int = 1
     z_loss: float = 0.0
+    ema: float = 0.0
     seed: int = 0
     log_every: int = 10
     eval_every: int = 500
@@ -57,8 +60,9 @@ class TrainConfig:
         for name in ("steps", "batch_size", "seq_len", "microbatches", "loss_chunks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        for name in ("dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is one of {sorted(REMAT_POLICIES)}, got {self.remat!r}")
         if self.seq_len % self.loss_chunks:
@@ -85,4 +89,5 @@ class TrainConfig:
             "seq_len": self.seq_len,
             "seed": self.seed,
             "lora": self.lora and dataclasses.asdict(self.lora),
+            "average": self.ema > 0,
         }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax.config import GriffinConfig
+from griffin_jax.config import ATTENTION, GriffinConfig
 from griffin_jax.models import Griffin, init_state
 
 
@@ -215,3 +215,58 @@ def loss_by_position(
         raise ValueError(f"no text has {edges[-1]} tokens, the last edge: give longer texts")
     mean = np.mean(document_losses(config, params, pieces, **options), axis=0, dtype=np.float64)
     return [float(mean[a:b].mean()) for a, b in itertools.pairwise(edges)]
+
+
+def measure_texts(
+    config: GriffinConfig,
+    params: Any,
+    tokenizer: Encoder,
+    texts: Sequence[str],
+    edges: Sequence[int],
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    chunk: int = 1024,
+    cache: tuple[int, int] = (768, 256),
+) -> dict[str, Any]:
+    """What held-out texts tell of a model, ready for JSON.
+
+    Args:
+      config: The model's shape.
+      params: Its parameters.
+      tokenizer: Encodes the texts.
+      texts: At least one must have `edges[-1]` tokens.
+      edges: See `loss_by_position`.
+      dtype: Of activations.
+      chunk: Tokens per call.
+      cache: Under unbounded attention, (capacity, chunk) of reading with a sliding cache: a token
+        sees the last `capacity` to `capacity + chunk` tokens. Whole texts are read that way.
+
+    Returns:
+      `bits_per_byte` of all texts together and `bytes`, the same of each in `documents`, and
+      `loss_by_position`, one mean in nats per token between neighbouring `edges`. Under unbounded
+      attention that is with every token before in sight, and `loss_by_position_sliding` is with the
+      sliding cache.
+    """
+    unbounded = config.attention_window is None and ATTENTION in config.block_types
+    whole = {"dtype": dtype, "chunk": chunk}
+    sliding = {"dtype": dtype, "capacity": cache[0], "chunk": cache[1]} if unbounded else whole
+    figures = bits_per_byte(config, params, tokenizer, texts, **sliding)
+    sizes = [len(text.encode()) for text in texts]
+    result = {
+        "bits_per_byte": float(np.average(figures, weights=sizes)),
+        "bytes": sum(sizes),
+        "documents": [
+            {"bytes": size, "bits_per_byte": figure}
+            for size, figure in zip(sizes, figures, strict=True)
+        ],
+    }
+    readings = {"loss_by_position": whole | {"capacity": edges[-1]} if unbounded else whole}
+    if unbounded:
+        readings["loss_by_position_sliding"] = sliding
+    for name, options in readings.items():
+        losses = loss_by_position(config, params, tokenizer, texts, edges, **options)
+        result[name] = [
+            {"from": a, "to": b, "nats_per_token": loss}
+            for (a, b), loss in zip(itertools.pairwise(edges), losses, strict=True)
+        ]
+    return result

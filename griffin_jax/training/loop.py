@@ -40,7 +40,8 @@ class TrainResult:
     """What a run ends with.
 
     Attributes:
-      params: The trained parameters, float32; of the adapter under `config.lora`.
+      params: The trained parameters, float32; of the adapter under `config.lora`. Their running
+        average under `config.ema`.
       step: Updates made.
       finished: Whether that is all of them.
       tokens_per_second: Over whole steps, compilation and other pauses left out; None where there
@@ -113,6 +114,7 @@ class _Run:
             z_loss=config.z_loss,
             microbatches=config.microbatches,
             loss_chunks=config.loss_chunks,
+            ema=config.ema,
             seed=config.seed,
         )
         self.eval_step = make_eval_step(model, self.mesh, assemble, loss_chunks=config.loss_chunks)
@@ -139,7 +141,8 @@ class _Run:
             else:
                 # A copy: the step donates its state, and the caller may still need the parameters.
                 params = jax.tree.map(jnp.copy, base)
-            return TrainState(jnp.int32(0), params, optimizer.init(params))
+            average = jax.tree.map(jnp.copy, params) if config.ema else None
+            return TrainState(jnp.int32(0), params, optimizer.init(params), average)
 
         return shard_state(start(base), self.mesh)
 
@@ -174,7 +177,7 @@ class _Run:
             self.checkpoints.close()
             self.log.close()
         return TrainResult(
-            params=self.state.params,
+            params=self.state.best,
             step=self.step,
             finished=self.step == config.steps,
             tokens_per_second=self.throughput.overall(),
@@ -245,7 +248,7 @@ class _Run:
             jax.process_index(),
             jax.process_count(),
         ):
-            sums.append(self.eval_step(self.state.params, self.frozen, put_batch(batch, self.mesh)))
+            sums.append(self.eval_step(self.state.best, self.frozen, put_batch(batch, self.mesh)))
         nll, count = np.sum(jax.device_get(sums), axis=0)
         loss = float(nll / count)
         size = self.heldout.corpus.bytes_per_token if isinstance(self.heldout, Windows) else None

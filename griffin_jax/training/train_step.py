@@ -11,6 +11,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from griffin_jax.models import Griffin
+from griffin_jax.training.cross_entropy import cross_entropy
 
 Params = Any
 Assemble = Callable[[Params, Params], Params]
@@ -24,11 +25,18 @@ class TrainState:
       step: int32[], updates made.
       params: Trainable parameters; float32 master weights.
       optimizer: State of the optimizer.
+      average: Running average of `params` over the steps, float32; None where none is kept.
     """
 
     step: jax.Array
     params: Params
     optimizer: optax.OptState
+    average: Params | None = None
+
+    @property
+    def best(self) -> Params:
+        """The parameters to evaluate and to keep: the average where there is one."""
+        return self.params if self.average is None else self.average
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -90,10 +98,9 @@ def token_losses(
     )
 
     def sums(x, targets, mask):
-        logits = model.apply({"params": params}, x, method="logits")
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jnp.sum(mask * (normaliser - chosen)), jnp.sum(mask * normaliser**2)
+        logits = model.apply({"params": params}, x, method="uncapped_logits")
+        losses, normaliser = cross_entropy(logits, targets, model.config.logits_soft_cap)
+        return jnp.sum(mask * losses), jnp.sum(mask * normaliser**2)
 
     if chunks == 1:
         return sums(x, batch["targets"], batch["mask"])
@@ -136,6 +143,7 @@ def make_train_step(
     z_loss: float = 0.0,
     microbatches: int = 1,
     loss_chunks: int = 1,
+    ema: float = 0.0,
     seed: int = 0,
 ) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the jitted `step(state, frozen, batch) -> (state, metrics)`; it donates `state`.
@@ -148,6 +156,8 @@ def make_train_step(
       z_loss: Weight of the mean squared log-normaliser, which keeps logits from drifting.
       microbatches: Parts of the batch whose gradients are accumulated one after another.
       loss_chunks: See `token_losses`.
+      ema: Decay per step of the state's average, where it has one. Early on it is (1 + t) / (10 + t)
+        at step t where that is less, so that the initial parameters are soon forgotten.
       seed: Of `model.dropout`; what a step leaves out depends on it and on the step alone.
 
     Metrics, float32 scalars: `loss` in nats per target, `z_loss` (the mean squared log-normaliser),
@@ -184,11 +194,12 @@ def make_train_step(
     def step(state, frozen, batch):
         grads, sums, total = _per_device(gradients, mesh)(state.params, frozen, batch, state.step)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        new = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            optimizer=optimizer_state,
-        )
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            new_share = 1 - jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(params, average, new_share)
+        new = TrainState(state.step + 1, params, optimizer_state, average)
         metrics = {
             "loss": sums[0],
             "z_loss": sums[1],

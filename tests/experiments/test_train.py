@@ -29,7 +29,7 @@ def run(*flags, command="train"):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 50)
-    done = run(
+    flags = (
         "--config=configs/train_tiny.py",
         f"--run={folder / 'run'}",
         f"--cache={folder / 'cache'}",
@@ -39,21 +39,33 @@ def trained(tmp_path_factory):
         "--config.steps=3",
         "--config.optimizer.warmup_steps=1",
         "--config.seq_len=64",
+        "--config.ema=0.5",
     )
+    stopped = run(*flags, "--config.max_seconds=1e-6")
+    assert stopped.returncode == 0, stopped.stderr
+    done = run(*flags)
     assert done.returncode == 0, done.stderr
-    return folder, done
+    return folder, stopped, done
+
+
+def test_a_run_that_the_clock_stops_exports_its_model_and_goes_on(trained):
+    folder, stopped, done = trained
+    assert "the model after 1 steps" in stopped.stdout
+    assert "stopped at step 1 of 3; the same command goes on" in stopped.stdout
+    assert "the model after 3 steps" in done.stdout and "stopped" not in done.stdout
+    assert {p.name for p in (folder / "run").glob("model*")} == {"model"}
 
 
 def test_text_becomes_a_model_that_loads_with_its_tokenizer(trained):
-    folder, done = trained
-    assert "steady state:" in done.stdout and "the trained model" in done.stdout
+    folder, _, done = trained
+    assert "steady state:" in done.stdout
     checkpoint = load_checkpoint(folder / "run" / "model")
     assert checkpoint.config.num_layers == 2
     assert load_tokenizer(folder / "run" / "model").vocab_size == checkpoint.config.vocab_size
 
 
 def test_the_model_is_fine_tuned_on_chats_and_merged(trained):
-    folder, _ = trained
+    folder, *_ = trained
     chat = {
         "messages": [
             {"role": "user", "content": "Hello?"},
@@ -82,7 +94,7 @@ def test_the_model_is_fine_tuned_on_chats_and_merged(trained):
 
 
 def test_bits_per_byte_of_the_model_are_measured(trained):
-    folder, _ = trained
+    folder, *_ = trained
     done = run(
         f"--model={folder / 'run' / 'model'}",
         f"--text={folder / 'text.txt'}",

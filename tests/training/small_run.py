@@ -30,6 +30,7 @@ def make_config(**changes):
         "seq_len": 16,
         "dtype": "float32",
         "dropout": 0.1,
+        "ema": 0.9,
         "eval_every": 20,
         "eval_batches": 1,
         "checkpoint_every": 10,

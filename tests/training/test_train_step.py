@@ -65,6 +65,21 @@ def test_microbatches_and_chunks_of_the_loss_change_neither_loss_nor_update():
     assert all(distance > 0 for distance in jax.tree.leaves(moved))
 
 
+def test_the_average_follows_the_parameters_of_every_step():
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(MODULE, optimizer, data_mesh(), ema=0.3)
+    params, average = (jax.tree.map(jnp.copy, PARAMS) for _ in range(2))
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), average)
+    expected = jax.tree.map(np.asarray, PARAMS)
+    for decay in (1 / 10, 2 / 11, 3 / 12, 0.3):
+        state, _ = step(state, None, BATCH)
+        expected = jax.tree.map(
+            lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), expected, state.params
+        )
+    chex.assert_trees_all_close(state.average, expected, rtol=1e-5, atol=1e-7)
+    assert state.best is state.average
+
+
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     with pytest.raises(ValueError, match="batch_size 4 does not divide over 3 devices x 1"):
         make_config().check_devices(3)

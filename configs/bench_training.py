@@ -1,0 +1,47 @@
+"""Speed of training a Griffin of a billion parameters, over sequence lengths.
+
+    XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 python -m experiments.benchmark_training \\
+        --config=configs/bench_training.py --output=docs/benchmarks/training.json
+
+The model of configs/train_griffin_1b.py, AdamW on float32 master weights, bfloat16 activations, random
+weights and tokens, 32,768 tokens a batch at every length. Three ways to spend memory at the first
+length, and the fastest at the others. Hardware: one GPU of 80 GB, about 2.5 minutes, most of it
+compilation. On a CPU, `--config=configs/bench_training.py:tiny` takes seconds.
+Expected on an H100: at least 40% model FLOP utilisation at 2,048 tokens, and tokens per second within
+15% of each other.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import train_griffin_1b
+from griffin_jax.config import TINY
+
+MODELS = {
+    "1b": train_griffin_1b.MODEL,
+    "2b": train_griffin_1b.MODEL.replace(num_layers=24),
+    "tiny": TINY,
+}
+
+
+def get_config(size: str = "1b") -> ConfigDict:
+    """The settings; see griffin_jax.benchmarks.training."""
+    if size not in MODELS:
+        raise ValueError(f"config {size!r}: there are {', '.join(MODELS)}")
+    config = ConfigDict()
+    config.kind = "training"
+    config.model = MODELS[size].to_dict()
+    config.lengths = (2048, 8192, 32_768)
+    config.tokens = 32_768
+    # REMAT:LOSS_CHUNKS:MICROBATCHES.
+    config.variants = ("none:8:1", "dots:8:1", "block:8:1")
+    config.dtype = "bfloat16"
+    config.repeats = 6
+    if size == "2b":
+        config.variants = ("block:8:1",)
+    if size == "tiny":
+        config.lengths = (64, 256)
+        config.tokens = 256
+        config.variants = ("none:1:1", "block:4:1")
+        config.dtype = "float32"
+        config.repeats = 2
+    return config

@@ -1,0 +1,28 @@
+"""Griffin, Hawk and an MQA Transformer of the same size, trained on the same tokens, side by side.
+
+    python -m experiments.compare_training --config=configs/compare_tiny.py --output=docs/griffin-tiny
+
+Needs three finished runs, of configs/train_griffin_tiny.py, train_hawk_tiny.py and
+train_transformer_tiny.py with their --run= as below, and the held-out text. Hardware: one H100,
+about a minute for each model; a CPU takes hours, but what one machine has measured another reads.
+Expected: docs/griffin-tiny/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The runs, and how their models are measured; see griffin_jax.training.evaluate."""
+    config = ConfigDict()
+    # NAME=FOLDER
+    config.runs = (
+        "Griffin=runs/griffin-tiny",
+        "Hawk=runs/hawk-tiny",
+        "Transformer=runs/transformer-tiny",
+    )
+    config.text = "heldout.jsonl.xz"
+    config.edges = (0, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+    config.dtype = "bfloat16"
+    config.chunk = 1024
+    config.cache = (768, 256)
+    return config

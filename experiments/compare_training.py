@@ -1,0 +1,266 @@
+"""Compares trained models: python -m experiments.compare_training --config=configs/compare_tiny.py
+
+Measures the model of every run that the config names on held-out text: bits per byte of whole
+documents, and loss by position beyond the length that it was trained on. Writes README.md,
+results.json, loss.png, position.png and each run's metrics into the output folder. A run keeps what
+was measured in its evaluation.json, which a second call, or another machine, reads in place of the
+model.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import command
+
+_CONFIG = command.define_config("compare_tiny.py")
+_OUTPUT = flags.DEFINE_string("output", "runs/comparison", "Folder for the report.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run and what was found of it.
+
+    Attributes:
+      name: What the report calls it.
+      folder: Of the run.
+      identity: What run.json says: the model's shape, batch size and sequence length.
+      metrics: The lines of metrics.jsonl.
+      evaluation: Of `griffin_jax.training.evaluate.measure_texts`.
+    """
+
+    name: str
+    folder: Path
+    identity: dict[str, Any]
+    metrics: list[dict[str, float]]
+    evaluation: dict[str, Any]
+
+    def last(self, metric: str) -> float:
+        """The metric's last value."""
+        return [line[metric] for line in self.metrics if metric in line][-1]
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the report, ready for JSON."""
+        import jax
+
+        from griffin_jax.config import GriffinConfig
+        from griffin_jax.models import abstract_params
+        from griffin_jax.training.flops import train_flops_per_token
+
+        model = GriffinConfig.from_dict(self.identity["model"])
+        rates = [line["tokens_per_second"] for line in self.metrics if "tokens_per_second" in line]
+        return {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model))),
+            "flops_per_token": train_flops_per_token(model, self.identity["seq_len"]),
+            "tokens": self.last("tokens"),
+            "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
+            "training_loss": self.last("loss"),
+            "heldout_loss": self.last("heldout_loss"),
+            **self.evaluation,
+        }
+
+
+def main() -> None:
+    _import_pyplot()
+    config = _CONFIG.value
+    runs = [open_run(text, config) for text in config.runs]
+    write_report(Path(_OUTPUT.value), runs, config)
+
+
+def open_run(text: str, config: Any) -> Run:
+    """Reads the run of NAME=FOLDER, and measures its model unless that was done before.
+
+    Raises:
+      ValueError: the text is not of that form.
+      FileNotFoundError: there is no such run, or it has trained nothing yet.
+    """
+    from griffin_jax.training.run_log import read_metrics
+
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise ValueError(f"run {text!r} must be NAME=FOLDER, such as 'Griffin=runs/griffin-tiny'")
+    folder = Path(folder)
+    metrics = read_metrics(folder / "metrics.jsonl")
+    if not any("heldout_loss" in line for line in metrics):
+        raise FileNotFoundError(f"{folder}: no run with held-out loss there; train {name} first")
+    identity = json.loads((folder / "run.json").read_text())
+    # Tuples are lists in JSON.
+    settings = json.loads(
+        json.dumps(
+            {"step": metrics[-1]["step"], "text": Path(config.text).name}
+            | {field: config[field] for field in ("edges", "dtype", "chunk", "cache")}
+        )
+    )
+    path = folder / "evaluation.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("settings") != settings:
+        print(f"[measuring {name}]", file=sys.stderr, flush=True)
+        known = {"settings": settings, "found": _measure(folder / "model", config)}
+        _write(path, lambda partial: partial.write_text(json.dumps(known, indent=2)))
+    return Run(name, folder, identity, metrics, known["found"])
+
+
+def _measure(model: Path, config: Any) -> dict[str, Any]:
+    from griffin_jax import checkpoints
+    from griffin_jax.tokenizer import load_tokenizer
+    from griffin_jax.training import corpus, evaluate
+
+    checkpoint = checkpoints.load_checkpoint(model)
+    return evaluate.measure_texts(
+        checkpoint.config,
+        checkpoint.params,
+        load_tokenizer(model),
+        list(corpus.read_documents(config.text)),
+        list(config.edges),
+        dtype=config.dtype,
+        chunk=config.chunk,
+        cache=tuple(config.cache),
+    )
+
+
+def curves_by_position(runs: list[Run]) -> dict[str, list[dict[str, float]]]:
+    """Loss by position of every model, twice where the cache may slide or hold everything."""
+    curves = {}
+    for run in runs:
+        sliding = run.evaluation.get("loss_by_position_sliding")
+        curves[run.name if sliding is None else f"{run.name}, all in sight"] = run.evaluation[
+            "loss_by_position"
+        ]
+        if sliding is not None:
+            curves[f"{run.name}, sliding cache"] = sliding
+    return curves
+
+
+def write_report(folder: Path, runs: list[Run], config: Any) -> None:
+    """Prints the tables and writes the report's files."""
+    summaries = {run.name: run.summary() for run in runs}
+    rows = [
+        [
+            name,
+            f"{s['parameters']:,}",
+            f"{s['flops_per_token'] / 1e6:.0f}",
+            f"{s['tokens'] / 1e6:.0f}",
+            f"{s['tokens_per_second']:,.0f}" if s["tokens_per_second"] else "",
+            f"{s['training_loss']:.3f}",
+            f"{s['heldout_loss']:.3f}",
+            f"{s['bits_per_byte']:.4f}",
+        ]
+        for name, s in summaries.items()
+    ]
+    head = ["model", "parameters", "MFLOP a token", "million tokens", "tokens/s"]
+    head += ["training loss", "held-out loss", "bits per byte"]
+    quality = command.table(head, rows)
+
+    curves = curves_by_position(runs)
+    parts = next(iter(curves.values()))
+    rows = [
+        [
+            f"{part['from']:,} to {part['to']:,}",
+            *(f"{curve[i]['nats_per_token']:.3f}" for curve in curves.values()),
+        ]
+        for i, part in enumerate(parts)
+    ]
+    positions = command.table(["position", *curves], rows)
+    seq_len = runs[0].identity["seq_len"]
+    low, high = config.cache[0], sum(config.cache) - 1
+    page = f"""# {", ".join(summaries)}: the same size, the same tokens
+
+{quality}
+
+Losses are in nats per token; the held-out loss is of windows of {seq_len:,} tokens. Bits per UTF-8
+byte are of {len(runs[0].evaluation["documents"])} whole documents of {Path(config.text).name}
+({runs[0].evaluation["bytes"]:,} bytes), the state carried through each. A model of unbounded attention
+reads them with a sliding cache: a token sees the last {low:,} to {high:,} tokens.
+
+![loss over tokens](loss.png)
+
+## Beyond the trained length
+
+Mean loss in nats per token by position in pieces of {parts[-1]["to"]:,} tokens, each read from its
+beginning; training saw {seq_len:,}.
+
+{positions}
+
+![loss by position](position.png)
+
+Made by `python -m experiments.compare_training`; results.json holds all figures, and the .jsonl files
+what each run logged.
+"""
+    print(quality, positions, sep="\n\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    results = json.dumps(summaries, indent=2)
+    _write(folder / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
+    _write(folder / "results.json", lambda path: path.write_text(results))
+    _write(folder / "loss.png", lambda path: plot_losses(path, runs))
+    _write(folder / "position.png", lambda path: plot_positions(path, curves, seq_len))
+    for run in runs:
+        copy = folder / f"{run.name.lower()}.jsonl"
+        _write(copy, lambda path, run=run: shutil.copyfile(run.folder / "metrics.jsonl", path))
+    print(f"{folder}: the report")
+
+
+def plot_losses(path: Path, runs: list[Run]) -> None:
+    """Training loss, faint, and held-out loss of every run over tokens."""
+    figure, axis = _import_pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    for index, run in enumerate(runs):
+        tokens_per_step = run.identity["batch_size"] * run.identity["seq_len"] / 1e6
+        for metric, style in (("loss", {"alpha": 0.25}), ("heldout_loss", {"marker": "o"})):
+            lines = [line for line in run.metrics if metric in line]
+            axis.plot(
+                [line["step"] * tokens_per_step for line in lines],
+                [line[metric] for line in lines],
+                color=f"C{index}",
+                label=run.name if metric == "heldout_loss" else None,
+                **style,
+            )
+    highest = max(x["heldout_loss"] for run in runs for x in run.metrics if "heldout_loss" in x)
+    axis.set_ylim(top=highest + 0.3)  # the first steps would take all the room
+    axis.set_xlabel("million tokens")
+    axis.set_ylabel("nats per token (faint: training)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110, format="png")
+
+
+def plot_positions(path: Path, curves: dict[str, list[dict[str, float]]], seq_len: int) -> None:
+    """Loss by position; beyond the dotted line no position was ever trained."""
+    figure, axis = _import_pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    for name, curve in curves.items():
+        axis.plot(
+            [part["to"] for part in curve],
+            [part["nats_per_token"] for part in curve],
+            marker="o",
+            label=name,
+        )
+    axis.axvline(seq_len, color="black", linestyle=":", label="trained length")
+    axis.set_xscale("log", base=2)
+    axis.set_xlabel("position (end of each part)")
+    axis.set_ylabel("nats per token")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _import_pyplot():
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError("the plots need matplotlib: pip install griffin_jax[bench]") from None
+    plt.switch_backend("Agg")
+    return plt
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    command.run(main)

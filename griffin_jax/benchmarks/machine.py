@@ -1,0 +1,117 @@
+"""The machine that figures come from, and what it can do at best: measured, not looked up."""
+
+import dataclasses
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from griffin_jax.benchmarks.memory import limit_bytes
+from griffin_jax.benchmarks.timing import measure
+
+_VERSIONS = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "bitsandbytes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the device reaches in the two things that bound a model.
+
+    Attributes:
+      bytes_per_second: Of a copy within the device's memory, bytes read and bytes written.
+      flops_per_second: Of a square bfloat16 matrix product, accumulated in float32.
+      float32_flops_per_second: Of a square float32 one, at full precision.
+    """
+
+    bytes_per_second: float
+    flops_per_second: float
+    float32_flops_per_second: float
+
+    def floor_seconds(self, num_bytes: float, flops: float, dtype: str = "bfloat16") -> float:
+        """The least time for so many bytes and FLOPs, each at its limit and both at once."""
+        return max(num_bytes / self.bytes_per_second, flops / self._rate(dtype))
+
+    def shares(
+        self, seconds: float, num_bytes: float, flops: float, dtype: str = "bfloat16"
+    ) -> dict[str, float]:
+        """What of both limits was reached, between 0 and 1 but for measuring errors."""
+        return {
+            "bytes": num_bytes,
+            "flops": flops,
+            "bandwidth_share": num_bytes / seconds / self.bytes_per_second,
+            "matmul_share": flops / seconds / self._rate(dtype),
+        }
+
+    def _rate(self, dtype):
+        return self.float32_flops_per_second if dtype == "float32" else self.flops_per_second
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Limits:
+    """Measures both limits on the default device.
+
+    Args:
+      copy_bytes: Of the array that is copied; by default as much as no cache holds.
+      size: Rows and columns of the matrices that are multiplied.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    copy_bytes = copy_bytes or (2**28 if on_cpu else 2**31)
+    size = size or (2048 if on_cpu else 8192)
+    copied = _copy_seconds(copy_bytes)
+    rates = {}
+    for dtype in ("bfloat16", "float32"):
+        key = jax.random.key(0)
+        a, b = (jax.random.normal(k, (size, size), dtype) for k in jax.random.split(key))
+        rates[dtype] = 2 * size**3 / measure(lambda a=a, b=b: _product(a, b), repeats=10).median
+    return Limits(2 * copy_bytes / copied, rates["bfloat16"], rates["float32"])
+
+
+def _copy_seconds(num_bytes):
+    source = jnp.zeros(num_bytes // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)  # a plain copy may be left out
+    return measure(lambda: copy(source), warmup=2, repeats=10).median
+
+
+@jax.jit
+def _product(a, b):
+    precision = "highest" if a.dtype == jnp.float32 else None
+    return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32).astype(a.dtype)
+
+
+def describe() -> dict[str, Any]:
+    """The machine and the versions of what matters on it, for the record."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "device_bytes": limit_bytes(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in _VERSIONS if (found := _version(name))},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def processor() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name):
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,58 @@
+"""Bytes in use on the device, and what running out of them looks like."""
+
+import contextlib
+import gc
+import resource
+import sys
+from collections.abc import Iterator
+
+import jax
+
+
+class OutOfMemory(Exception):
+    """The device, or its compiler, says that a program needs more memory than there is."""
+
+
+def peak_bytes() -> int:
+    """The most bytes in use so far: on the device, or of this process where that is the host.
+
+    It is the whole process's high-water mark and never falls, so a figure of one model needs a
+    process of its own.
+    """
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def limit_bytes() -> int | None:
+    """What the process may take of the device's memory; None where there is no telling."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get("bytes_limit") if stats else None
+
+
+def tree_bytes(tree) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@contextlib.contextmanager
+def meeting_limits() -> Iterator[None]:
+    """Makes `OutOfMemory`, one line long, of whatever JAX raises when memory runs out.
+
+    What the failed program held is freed before.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and not any(
+            sign in text for sign in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+        ):
+            raise
+        line = text.strip().splitlines()[0] if text.strip() else "MemoryError"
+    else:
+        return
+    gc.collect()
+    raise OutOfMemory(line[:200])

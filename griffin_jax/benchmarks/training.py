@@ -1,0 +1,219 @@
+"""Training steps: tokens per second, model FLOP utilisation and memory, over sequence lengths."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from griffin_jax.benchmarks import memory
+from griffin_jax.benchmarks.timing import Timing
+from griffin_jax.config import GriffinConfig
+from griffin_jax.models import Griffin, init_params
+from griffin_jax.models.griffin import REMAT_POLICIES
+from griffin_jax.training.flops import peak_flops, train_flops_per_token
+from griffin_jax.training.optimizer import OptimizerConfig, adamw
+from griffin_jax.training.train_step import (
+    TrainState,
+    data_mesh,
+    make_train_step,
+    put_batch,
+    shard_state,
+)
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How a step spends memory; see `griffin_jax.training.TrainConfig`.
+
+    Attributes:
+      remat: What the backward pass recomputes.
+      loss_chunks: Parts of a sequence whose logits exist at a time.
+      microbatches: Parts of a batch whose gradients are accumulated.
+    """
+
+    remat: str
+    loss_chunks: int = 1
+    microbatches: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Variant":
+        """Of REMAT, REMAT:LOSS_CHUNKS or REMAT:LOSS_CHUNKS:MICROBATCHES, such as "dots:8".
+
+        Raises:
+          ValueError: the text is none of these.
+        """
+        remat, *counts = text.split(":")
+        good = len(counts) <= 2 and all(count.isdecimal() and int(count) for count in counts)
+        if remat not in REMAT_POLICIES or not good:
+            raise ValueError(
+                f"variant {text!r} must be REMAT:LOSS_CHUNKS:MICROBATCHES, such as 'dots:8:1', "
+                f"with REMAT one of {', '.join(sorted(REMAT_POLICIES))}"
+            )
+        return cls(remat, *map(int, counts))
+
+
+def measure_lengths(
+    model: GriffinConfig,
+    lengths: Sequence[int],
+    tokens: int,
+    variants: Sequence[Variant],
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    repeats: int = 5,
+    report: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Times AdamW steps of a model with random weights on random tokens.
+
+    Every variant is measured at the first length, and the fastest that fits at the others.
+
+    Args:
+      model: The model's shape.
+      lengths: Tokens in a sequence.
+      tokens: In a batch, the same at every length.
+      variants: Ways to spend memory.
+      dtype: Of activations; master weights and the optimizer's state are float32.
+      repeats: Steps that are timed, after two that are not.
+      report: Is given each row as it comes.
+
+    Returns:
+      A row per measurement; see `Bench.measure`.
+
+    Raises:
+      ValueError: a length does not divide `tokens`, or a variant does not divide a length or batch.
+    """
+    for length in lengths:
+        if tokens % length:
+            raise ValueError(f"length {length} does not divide the {tokens} tokens of a batch")
+    bench = Bench(model, dtype, repeats)
+    rows = []
+
+    def measure(length, variant):
+        rows.append(bench.measure(tokens // length, length, variant))
+        report(rows[-1])
+
+    for variant in variants:
+        measure(lengths[0], variant)
+    fitting = [row for row in rows if "error" not in row]
+    if fitting:
+        best = variants[rows.index(max(fitting, key=lambda row: row["tokens_per_second"]))]
+        for length in lengths[1:]:
+            measure(length, best)
+    return rows
+
+
+class Bench:
+    """Times training steps of one model, one program after another in the same memory."""
+
+    def __init__(self, model: GriffinConfig, dtype: DTypeLike, repeats: int):
+        self._config, self._dtype, self._repeats = model, jnp.dtype(dtype), repeats
+        self._mesh = data_mesh()
+        self._optimizer = adamw(OptimizerConfig(warmup_steps=10), steps=1000)
+        self._state: TrainState | None = None
+
+    def measure(self, batch_size: int, length: int, variant: Variant) -> Row:
+        """Compiles and times one step.
+
+        Returns:
+          The variant's fields, `length`, `batch_size`, `parameters`, `flops_per_token` as
+          `train_flops_per_token` counts them; `compile_seconds` with tracing; `memory_bytes`, all
+          that the program needs; `seconds` (a `Timing`) per step, `tokens_per_second`, `mfu`
+          against the data sheet's bfloat16 rate (None for a device without one), and `loss`.
+          Where memory does not suffice, `error` says so in place of what could not be had.
+        """
+        if batch_size % variant.microbatches:
+            raise ValueError(
+                f"{variant.microbatches} microbatches do not divide a batch of {batch_size}"
+            )
+        flops = train_flops_per_token(self._config, length)
+        row = {"length": length, "batch_size": batch_size} | dataclasses.asdict(variant)
+        row |= {"flops_per_token": flops}
+        try:
+            with memory.meeting_limits():
+                self._time(row, self._batch(batch_size, length), variant)
+        except memory.OutOfMemory as error:
+            row["error"] = str(error)
+            self._state = None  # the step that failed may have taken it
+            return row
+        row["tokens_per_second"] = batch_size * length / row["seconds"]["median"]
+        peak = peak_flops(jax.devices()[0])
+        peak = peak and peak * jax.device_count()
+        row["mfu"] = peak and flops * row["tokens_per_second"] / peak
+        return row
+
+    def _time(self, row, batch, variant):
+        if self._state is None:
+            self._state = self._fresh_state()
+        row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
+        step = make_train_step(
+            Griffin(self._config, dtype=self._dtype, remat=variant.remat),
+            self._optimizer,
+            self._mesh,
+            z_loss=1e-4,
+            microbatches=variant.microbatches,
+            loss_chunks=variant.loss_chunks,
+        )
+        begin = time.perf_counter()
+        compiled = step.lower(self._state, None, batch).compile()
+        row["compile_seconds"] = time.perf_counter() - begin
+        analysis = compiled.memory_analysis()
+        row["memory_bytes"] = (
+            analysis.argument_size_in_bytes
+            + analysis.output_size_in_bytes
+            - analysis.alias_size_in_bytes
+            + analysis.temp_size_in_bytes
+        )
+        limit = memory.limit_bytes()
+        if limit and row["memory_bytes"] > limit:
+            raise memory.OutOfMemory(
+                f"needs {row['memory_bytes'] / 1e9:.1f} GB of {limit / 1e9:.1f} GB"
+            )
+        seconds = []
+        for _ in range(2 + self._repeats):
+            begin = time.perf_counter()
+            self._state, metrics = compiled(self._state, None, batch)
+            row["loss"] = float(metrics["loss"])
+            seconds.append(time.perf_counter() - begin)
+        row["seconds"] = Timing.of(seconds[2:]).to_dict()
+
+    def _fresh_state(self):
+        @jax.jit
+        def start(key):
+            params = init_params(self._config, key)
+            return TrainState(jnp.int32(0), params, self._optimizer.init(params))
+
+        # Of the generators, this one compiles fastest and needs no temporaries of its own.
+        return shard_state(start(jax.random.key(0, impl="rbg")), self._mesh)
+
+    def _batch(self, batch_size, length):
+        shape = batch_size, length
+        tokens = np.random.default_rng(0).integers(
+            0, self._config.vocab_size, (batch_size, length + 1)
+        )
+        batch = {
+            "inputs": tokens[:, :-1].astype(np.int32),
+            "targets": tokens[:, 1:].astype(np.int32),
+            "positions": np.broadcast_to(np.arange(length, dtype=np.int32), shape),
+            "mask": np.ones(shape, np.float32),
+        }
+        return put_batch(batch, self._mesh)
+
+
+def measure(config: Any, report: Callable[[Row], None] = lambda row: None) -> list[Row]:
+    """`measure_lengths` as a config says: `model` (a dict), `lengths`, `tokens`, `variants`,
+    `dtype` and `repeats`."""
+    return measure_lengths(
+        GriffinConfig.from_dict(dict(config.model)),
+        list(config.lengths),
+        config.tokens,
+        [Variant.parse(text) for text in config.variants],
+        dtype=config.dtype,
+        repeats=config.repeats,
+        report=report,
+    )

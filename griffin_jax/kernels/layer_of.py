@@ -1,0 +1,44 @@
+"""One layer's part of arrays that are stacked over layers."""
+
+from typing import Any
+
+import flax.struct
+import jax
+from jax import lax
+
+
+@flax.struct.dataclass
+class LayerOf:
+    """A view of one layer in a stack: of a 4-bit weight, or of a block's state.
+
+    A loop over layers that slices its arrays copies every slice first. A kernel that is given the
+    stack and the layer's number reads it where it lies.
+
+    Attributes:
+      stack: A pytree whose arrays have a leading axis of layers. Of a 4-bit weight, the fields that
+        are no arrays (such as `shape`) are one layer's.
+      index: int32[], the layer.
+    """
+
+    stack: Any
+    index: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One layer's."""
+        return tuple(self.stack.shape)
+
+    def take(self) -> Any:
+        """The layer alone, which may be a copy."""
+        return jax.tree.map(lambda x: _take(x, self.index), self.stack)
+
+    def put(self, layer: Any) -> "LayerOf":
+        """The same view of a stack in which the layer is replaced."""
+        stack = jax.tree.map(
+            lambda x, new: lax.dynamic_update_index_in_dim(x, new, self.index, 0), self.stack, layer
+        )
+        return self.replace(stack=stack)
+
+
+def _take(x, index):
+    return lax.dynamic_index_in_dim(x, index, keepdims=False)

@@ -1,0 +1,188 @@
+"""Layers stacked by group, so that a deep model is compiled as one group in a loop.
+
+The layers of a model repeat a pattern of P kinds: (recurrent, recurrent, attention). Of L layers
+the first G P make G groups, and those at one place of the pattern are stacked: their parameters are
+one tree, groups/blocks_<place>/..., whose arrays have a leading axis of G. Layers left over at the
+end keep their own trees. 38 layers are 12 groups and 2 layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from griffin_jax.config import GriffinConfig
+from griffin_jax.kernels.layer_of import LayerOf
+from griffin_jax.models.state import AttentionState, RecurrentState, State
+from griffin_jax.quantization.tensor import QuantizedTensor
+
+GROUPS = "groups"
+# Where a loop over groups is the better choice, by measurement; see docs/kernels/tpu.md.
+STACKED_PLATFORMS = ("tpu",)
+
+
+@flax.struct.dataclass
+class StackedState:
+    """`State` in the layout of stacked layers.
+
+    Attributes:
+      position: int32[B], as in `State`.
+      groups: For each place of the pattern a state whose arrays are [G, B, ...].
+      rest: The states of the layers left over.
+    """
+
+    position: jax.Array
+    groups: tuple[RecurrentState | AttentionState, ...]
+    rest: tuple[RecurrentState | AttentionState, ...]
+
+
+def num_groups(config: GriffinConfig) -> int:
+    """Whole repetitions of the pattern, G."""
+    return config.num_layers // len(config.block_pattern)
+
+
+def stacks_by_default(config: GriffinConfig) -> bool:
+    """Whether to stack the layers of a model where nobody says."""
+    return jax.default_backend() in STACKED_PLATFORMS and num_groups(config) > 1
+
+
+def is_stacked(params: dict[str, Any]) -> bool:
+    return GROUPS in params
+
+
+def stack_params(
+    config: GriffinConfig, params: dict[str, Any], *, consume: bool = False
+) -> dict[str, Any]:
+    """Parameters in the layout of stacked layers, which `Griffin.apply` reads as well.
+
+    Args:
+      config: The model's shape.
+      params: One tree per layer, blocks_<i>, as `init_params` makes them.
+      consume: Empty `params` on the way, so that no second copy of the weights comes to be.
+
+    Raises:
+      ValueError: a parameter is of several kinds in the layers of one place, such as packed in
+        some and not in others.
+    """
+    places = len(config.block_pattern)
+    groups = {}
+    for place in range(places):
+        names = [f"blocks_{place + g * places}" for g in range(num_groups(config))]
+        if names:
+            groups[f"blocks_{place}"] = _stack(
+                [params[name] for name in names], f"{names[0]} to {names[-1]}", consume
+            )
+    stacked = num_groups(config) * places
+    rest = {k: v for k, v in params.items() if k not in {f"blocks_{i}" for i in range(stacked)}}
+    if consume:
+        params.clear()
+    return {GROUPS: groups, **rest} if groups else rest
+
+
+def _stack(layers, path, consume):
+    """Trees of one form, stacked leaf by leaf."""
+    if isinstance(layers[0], dict):
+        return {
+            name: _stack(
+                [layer.pop(name) if consume else layer[name] for layer in layers],
+                f"{path}/{name}",
+                consume,
+            )
+            for name in list(layers[0])
+        }
+    kinds = {jax.tree.structure(layer) for layer in layers}
+    kinds |= {(x.shape, x.dtype) for x in jax.tree.leaves(layers[1:])} - {
+        (x.shape, x.dtype) for x in jax.tree.leaves(layers[0])
+    }
+    if len(kinds) > 1:
+        raise ValueError(
+            f"parameter {path} is not of one kind in all these layers, so they cannot be stacked: "
+            "load them unstacked, or pack all or none of them"
+        )
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+
+
+def unstack_params(config: GriffinConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `stack_params`; other parameters are returned as they are."""
+    if not is_stacked(params):
+        return params
+    places = len(config.block_pattern)
+    layers = {
+        f"blocks_{place + g * places}": jax.tree.map(lambda x, g=g: x[g], tree)
+        for place, tree in enumerate(params[GROUPS].values())
+        for g in range(num_groups(config))
+    }
+    return layers | {name: tree for name, tree in params.items() if name != GROUPS}
+
+
+def stack_state(config: GriffinConfig, state: State) -> StackedState:
+    """The state in the layout of stacked layers."""
+    places = len(config.block_pattern)
+    stacked = num_groups(config) * places
+    groups = tuple(
+        jax.tree.map(lambda *parts: jnp.stack(parts), *state.blocks[place:stacked:places])
+        for place in range(places if stacked else 0)
+    )
+    return StackedState(position=state.position, groups=groups, rest=state.blocks[stacked:])
+
+
+def unstack_state(state: StackedState) -> State:
+    """The inverse of `stack_state`."""
+    count = jax.tree.leaves(state.groups)[0].shape[0] if state.groups else 0
+    layers = [
+        jax.tree.map(lambda x, g=g: x[g], stack) for g in range(count) for stack in state.groups
+    ]
+    return State(position=state.position, blocks=(*layers, *state.rest))
+
+
+def scan_groups(
+    blocks: list[Callable],
+    params: dict[str, Any],
+    x: jax.Array,
+    states: tuple[RecurrentState | AttentionState, ...],
+) -> tuple[jax.Array, tuple[RecurrentState | AttentionState, ...]]:
+    """Runs all groups, one after another, in a loop that compiles one.
+
+    4-bit weights and the attention's rings reach the blocks as `LayerOf` views, which kernels read
+    and `write_ring` writes in place. Other parameters are sliced.
+
+    Args:
+      blocks: For each place of the pattern a function (params, x, state, group) -> x, state.
+      params: The stacked parameters, params["groups"].
+      x: [B, T, D].
+      states: `StackedState.groups`.
+
+    Returns:
+      x and the states after.
+    """
+    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_packed)
+    sliced = [None if _is_packed(leaf) else leaf for leaf in leaves]
+
+    def group(carry, inputs):
+        x, states = carry
+        index, arrays = inputs
+        layer = treedef.unflatten(
+            LayerOf(leaf, index) if array is None else array
+            for leaf, array in zip(leaves, arrays, strict=True)
+        )
+        after = []
+        for block, name, stack in zip(blocks, params, states, strict=True):
+            view = LayerOf(stack, index)
+            if isinstance(stack, AttentionState):
+                x, view = block(layer[name], x, view, index)
+            else:
+                x, state = block(layer[name], x, view.take(), index)
+                view = view.put(state)
+            after.append(view.stack)
+        return (x, tuple(after)), None
+
+    count = jax.tree.leaves(states)[0].shape[0]
+    carry, _ = lax.scan(group, (x, states), (jnp.arange(count, dtype=jnp.int32), sliced))
+    return carry
+
+
+def _is_packed(leaf):
+    return isinstance(leaf, QuantizedTensor)

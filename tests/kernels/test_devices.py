@@ -1,0 +1,97 @@
+"""On a machine with a GPU: `JAX_PLATFORMS=cuda XLA_FLAGS= pytest tests/kernels/test_devices.py`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from griffin_jax.kernels.local_attention import local_attention
+from griffin_jax.kernels.rg_lru import rg_lru
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU here")
+
+
+def run(function, arguments, weights):
+    """Outputs, and gradients of their sum under weights, in float64."""
+
+    def loss(*arguments):
+        outputs = function(*arguments)
+        weighted = jax.tree.map(lambda o, w: jnp.sum(o.astype(jnp.float32) * w), outputs, weights)
+        return sum(weighted), outputs
+
+    gradient = jax.value_and_grad(loss, argnums=range(len(arguments)), has_aux=True)
+    (_, outputs), gradients = jax.jit(gradient)(*arguments)
+    return [np.asarray(x, np.float64) for x in (*outputs, *gradients)]
+
+
+def assert_close(got, wanted, tolerance):
+    for index, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b), index
+
+
+def positions_of(rows, time, packed):
+    """Whole documents, but for `packed` rows."""
+    positions = np.tile(np.arange(time, dtype=np.int32), (rows, 1))
+    for row in range(packed):
+        positions[row, 100 + row :] = np.arange(time - 100 - row)
+    return jnp.asarray(positions)
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, tolerance",
+    [
+        ((64, 256, 448), jnp.bfloat16, 1e-2),  # spans of 128
+        ((2, 4096, 2560), jnp.float32, 1e-4),
+        ((1, 8200, 1024), jnp.bfloat16, 1e-2),
+    ],
+)
+def test_the_fused_rg_lru_equals_the_definition(shape, dtype, tolerance):
+    rows, time, width = shape
+    keys = jax.random.split(jax.random.key(0), 7)
+    x, gate_x, gate_a = (jax.random.normal(key, shape, dtype) for key in keys[:3])
+    a_param = jax.random.uniform(keys[3], (width,), minval=-7, maxval=-2)
+    hidden = jax.random.normal(keys[4], (rows, width))
+    positions, lengths = positions_of(rows, time, packed=1), jnp.full(rows, time - 3)
+    weights = jax.random.normal(keys[5], shape), jax.random.normal(keys[6], (rows, width))
+    arguments = x, gate_x, gate_a, a_param, hidden
+    wanted, got = (
+        run(lambda *a, k=kernel: rg_lru(*a, positions, lengths, kernel=k), arguments, weights)
+        for kernel in ("reference", "pallas_gpu")
+    )
+    assert_close(got, wanted, tolerance)
+
+
+@pytest.mark.parametrize("packed", [0, 1, 9])
+@pytest.mark.parametrize(
+    "rows, time, heads, size, slots, reach",
+    [
+        (16, 512, 7, 64, 256, 256),
+        (16, 512, 7, 64, 0, None),
+        (2, 4096, 20, 128, 1024, 1024),
+        (2, 512, 10, 256, 2048, 2048),
+    ],
+)
+def test_cudnn_attention_equals_blocks(rows, time, heads, size, slots, reach, packed):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (
+        jax.random.normal(key, (rows, time, n, size), jnp.bfloat16)
+        for key, n in zip(keys, (heads, 1, 1), strict=False)
+    )
+    ring = jnp.zeros((rows, slots, 1, size), jnp.bfloat16)
+    start = jnp.zeros(rows, jnp.int32)
+    positions = positions_of(rows, time, packed=min(packed, rows))
+    weights = (jax.random.normal(keys[3], q.shape),)
+
+    def attend(kernel, dtype):
+        def call(*qkv):
+            ringed = ring.astype(dtype)
+            out = local_attention(
+                *qkv, ringed, ringed, start, positions, reach=reach, fresh=True, kernel=kernel
+            )
+            return (out,)
+
+        return run(call, [x.astype(dtype) for x in (q, k, v)], weights)
+
+    wanted = attend("blocks", jnp.float32)
+    for kernel in ("cudnn_rows_gpu", "cudnn_gpu"):
+        assert_close(attend(kernel, jnp.bfloat16), wanted, 2e-2)
