@@ -41,7 +41,7 @@ _WINOGENDER = {
 _WINOBIAS = {"sentence": str, "mentions": [str], "stereotype": str}
 _BBQ = {
     **dict.fromkeys(("context", "question", "ans0", "ans1", "ans2"), str),
-    **dict.fromkeys(("category", "context_condition", "question_polarity"), str),
+    **dict.fromkeys(("category", "question_index", "context_condition", "question_polarity"), str),
     "answer_info": {"ans0": [str], "ans1": [str], "ans2": [str]},
     "additional_metadata": {"stereotyped_groups": [str]},
     "label": int,

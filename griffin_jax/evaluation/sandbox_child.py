@@ -7,6 +7,7 @@ second one once the program ran to its end.
 
 import builtins
 import ctypes
+import fcntl
 import importlib.util
 import json
 import os
@@ -16,16 +17,18 @@ import sys
 from pathlib import Path
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
-# Audit events with paths that would be changed, and events that are refused whatever they name.
-_CHANGES = (
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.mkdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-)
+# Audit events -> which of their arguments are paths that would be changed, and which the folders
+# that these are relative to (-1: the working directory).
+_CHANGES = {
+    "os.remove": ((0, 1),),
+    "os.rmdir": ((0, 1),),
+    "os.mkdir": ((0, 2),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((0, 2), (1, 3)),
+    "os.symlink": ((1, 2),),
+    "os.truncate": ((0, None),),
+}
+# Events that are refused whatever they name.
 _REFUSED = (
     *("os.chmod", "os.chown", "os.chflags", "os.setxattr", "os.removexattr", "os.utime"),
     *("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec"),
@@ -85,13 +88,16 @@ def _linux_protections(scratch):
 def _hook(scratch):
     inside = scratch + os.sep
     # Bound here: the program may replace what the modules hold.
-    realpath, fspath, fsdecode, devnull = os.path.realpath, os.fspath, os.fsdecode, os.devnull
+    realpath, join, separator = os.path.realpath, os.path.join, os.sep
+    fspath, fsdecode, devnull, path_of = os.fspath, os.fsdecode, os.devnull, _path_of
 
-    def outside(path):
+    def outside(path, folder=-1):
         if isinstance(path, int):
-            return False
+            return False  # Open already.
         path = fsdecode(fspath(path))
-        return path != devnull and not (realpath(path) + os.sep).startswith(inside)
+        if folder != -1:
+            path = join(path_of(folder), path)
+        return path != devnull and not (realpath(path) + separator).startswith(inside)
 
     def hook(event, arguments):
         if event == "open":
@@ -100,13 +106,20 @@ def _hook(scratch):
             if writes and outside(path):
                 raise PermissionError(f"writing outside of the scratch directory: {path!r}")
         elif event in _CHANGES:
-            for path in arguments:
-                if isinstance(path, (str, bytes, os.PathLike)) and outside(path):
+            for path, folder in _CHANGES[event]:
+                if outside(arguments[path], -1 if folder is None else arguments[folder]):
+                    path = arguments[path]
                     raise PermissionError(f"{event} outside of the scratch directory: {path!r}")
         elif event in _REFUSED:
             raise PermissionError(f"{event} is not allowed here")
 
     return hook
+
+
+def _path_of(descriptor):
+    if sys.platform == "linux":
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    return fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0").decode()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 The harness's task scores ten more ways of saying "unknown", which an undecided model then prefers.
 """
 
+import functools
+
+from lm_eval.api.samplers import ContextSampler
+
 
 def ambiguous(dataset):
     return dataset.filter(lambda doc: doc["context_condition"] == "ambig")
@@ -15,3 +19,30 @@ def disambiguated(dataset):
 def everything(dataset):
     """The examples come from both conditions: from one alone, they would give the answer away."""
     return dataset
+
+
+def _template(doc) -> tuple[str, str]:
+    return doc["category"], doc["question_index"]
+
+
+class OtherTemplates(ContextSampler):
+    """Random examples of templates other than the question's and one another's.
+
+    Rows of one template repeat one story in both conditions, and so tell its answer.
+    """
+
+    @functools.cached_property
+    def _templates(self) -> set[tuple[str, str]]:
+        return {_template(doc) for doc in self.df}
+
+    def sample(self, n, eval_doc=None, df=None, **kwargs):
+        used = {_template(eval_doc)} if eval_doc else set()
+        if len(self._templates - used) < n:
+            raise ValueError(f"BBQ: too few templates to draw {n} examples from")
+        examples = []
+        while len(examples) < n:
+            doc = self.rnd.choice(self.df)
+            if _template(doc) not in used:
+                examples.append(doc)
+                used.add(_template(doc))
+        return examples

@@ -35,6 +35,8 @@ class ChoicesWithPrior(GriffinTask):
                 request,
                 arguments=(PRIOR_CONTEXT, request.arguments[1]),
                 idx=len(requests) + request.idx,
+                resps=[],
+                filtered_resps={},
             )
             for request in requests
         ]
