@@ -34,8 +34,11 @@ def main() -> None:
         raise ImportError(
             "evaluation needs lm-evaluation-harness: pip install 'griffin_jax[eval]'"
         ) from None
+    import datasets
+
     from griffin_jax.evaluation import harness, model, report, run, suites
 
+    datasets.disable_progress_bars()
     config, folder = _CONFIG.value, Path(_OUTPUT.value)
     rows = suites.select(config.rows, config.tasks)
     name = file_name(config)

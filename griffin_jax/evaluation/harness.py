@@ -140,7 +140,8 @@ class GriffinLM(TemplateLM):
                     f"{continuation!r} adds no token of its own after {context[-40:]!r}: nothing "
                     "to score"
                 )
-        pairs = [(self._fit(context, len(ids)), ids) for _, context, ids in requests]
+        # The last token is not read.
+        pairs = [(self._fit(context, len(ids) - 1), ids) for _, context, ids in requests]
         return self._score(
             pairs, [("loglikelihood", key) for key, _, _ in requests], "choices", disable_tqdm
         )

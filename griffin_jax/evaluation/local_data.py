@@ -33,7 +33,7 @@ _STOCK_FOLDERS = (
     *("mmlu/default", "hellaswag", "piqa", "siqa", "super_glue/boolq", "winogrande"),
     *("commonsense_qa", "openbookqa", "arc", "triviaqa", "nq_open", "humaneval", "mbpp", "gsm8k"),
     *("minerva_math", "agieval", "bbh/cot_fewshot", "realtoxicityprompts", "crows_pairs", "bbq"),
-    *("winogender", "truthfulqa", "toxigen"),
+    *("winogender", "truthfulqa", "toxigen", "benchmarks"),
 )
 _NEEDS_NETWORK = {
     "humaneval": ("the metric code_eval from the Hub", "griffin_humaneval"),
@@ -44,6 +44,10 @@ _NEEDS_NETWORK = {
 
 class LocalDataError(ValueError):
     """A task or a file of the data folder that can't serve: one line that says which and why."""
+
+
+class MissingDataError(LocalDataError):
+    """A task that needs files which the folder lacks, or what no folder can give it."""
 
 
 def card_task_manager(metadata: dict | None = None) -> TaskManager:
@@ -76,8 +80,9 @@ def local_tasks(
     task_manager: where the names are looked up; by default the card's tasks, see
       `card_task_manager`.
 
-    Raises `LocalDataError` for an unknown task, a task that can't do without the network, a missing
-    file, a missing field (by file, line and field) or too few rows to draw examples from.
+    Raises `LocalDataError` for an unknown task, a task that can't do without the network or a
+    missing file (these two as `MissingDataError`), a missing field (by file, line and field) or too
+    few rows to draw examples from.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
@@ -103,7 +108,7 @@ def _check_name(name: str, manager: TaskManager) -> None:
         raise LocalDataError(f"task {name!r} is unknown")
     if name in _NEEDS_NETWORK:
         what, ours = _NEEDS_NETWORK[name]
-        raise LocalDataError(
+        raise MissingDataError(
             f"task {name!r} needs {what}, so it can't run from local files; {ours} can"
         )
 
@@ -145,7 +150,8 @@ def _check_examples(task: Task, wanted: int | None, data_dir: Path) -> None:
         split = task.fewshot_cfg.split or source.pool
         file = _folder(source, task.config.dataset_name, data_dir) / f"{split}.jsonl"
         state = f"has {found} of them" if file.is_file() else "is missing"
-        raise LocalDataError(
+        error = LocalDataError if file.is_file() else MissingDataError
+        raise error(
             f"{file}: {state}, and {task.task_name} with {count} examples needs {count + spare} rows"
         )
 
@@ -164,11 +170,11 @@ class _Reader:
         source = source_of(path, name)
         if source is None:
             title = f"{path} ({name})" if name else path
-            raise LocalDataError(f"no local files are known for the data set {title}")
+            raise MissingDataError(f"no local files are known for the data set {title}")
         folder = _folder(source, name, self.data_dir)
         main = folder / f"{source.evaluated}.jsonl"
         if not main.is_file():
-            raise LocalDataError(f"{main}: no such file; it stands for the data set {path}")
+            raise MissingDataError(f"{main}: no such file; it stands for the data set {path}")
         splits = {}
         for split in SPLITS:
             if (file := folder / f"{split}.jsonl").is_file():

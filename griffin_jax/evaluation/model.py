@@ -10,6 +10,8 @@ from griffin_jax import checkpoints, language_model
 from griffin_jax.benchmarks.random_weights import random_params
 from griffin_jax.config import check_dtype, preset
 from griffin_jax.language_model import LanguageModel
+from griffin_jax.models import stack_params
+from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.tokenizer import load_tokenizer
 
@@ -70,6 +72,8 @@ def _random(config, settings, dtype):
     if config.vocab_size < tokenizer.vocab_size:
         config = config.replace(vocab_size=tokenizer.vocab_size)
     params = random_params(config, dtype=dtype, quantization=settings)
+    if stacks_by_default(config):
+        params = stack_params(config, params, consume=True)
     return LanguageModel(config, params, tokenizer, dtype, settings)
 
 

@@ -20,10 +20,9 @@ from tqdm import tqdm
 
 from griffin_jax.evaluation import local_data
 from griffin_jax.evaluation.harness import GriffinLM
+from griffin_jax.evaluation.scorers import ScorerError
 from griffin_jax.evaluation.suites import GENERATED_CODE, UNGUARDED_CODE, Measure, Row
 from griffin_jax.evaluation.tasks import TASKS_PATH
-
-_MISSING = getattr(local_data, "MissingDataError", local_data.LocalDataError)
 
 # The harness's own, which the published results of others have.
 SEEDS = {"random": 0, "numpy": 1234, "examples": 1234}
@@ -97,7 +96,11 @@ def prepare(rows: Sequence[Row], options: Options) -> tuple[dict, dict[tuple, st
             bar.set_postfix_str(measure.task)
             try:
                 check_allowed(measure, options)
-                run = _load(measure, options, manager)
+                try:
+                    run = _load(measure, options, manager)
+                except ImportError as error:
+                    line = " ".join(str(error).split())
+                    raise CannotRun(f"{measure.task} needs a package: {line}") from error
             except CannotRun as error:
                 if options.only_named:
                     raise ValueError(str(error)) from error
@@ -148,7 +151,7 @@ def _load(measure, options, manager):
             found = local_data.local_tasks(
                 [name], options.data_dir, num_fewshot=shots, metadata=_metadata(options)
             )
-        except _MISSING as error:
+        except local_data.MissingDataError as error:
             raise CannotRun(str(error)) from error
         loaded = TaskManager(include_defaults=False).load(list(found.values()))
     for task in loaded["tasks"].values():
@@ -163,9 +166,9 @@ def _from_hub(name, manager):
         raise ValueError(f"lm-evaluation-harness has no task {name!r}")
     try:
         return manager.load([name])
+    except (ImportError, ScorerError):
+        raise
     except Exception as error:  # of the network, of `datasets` or of a task's own code
-        if isinstance(error, ValueError) and "scorer" in str(error):
-            raise
         line = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name}: its data set cannot be loaded from the Hub ({type(error).__name__}: {line}); "

@@ -204,7 +204,19 @@ def test_short_answers_are_compared_without_case_articles_and_punctuation(said, 
 
 def test_winobias_rows_of_the_hub_become_the_same_questions():
     row = {
-        "tokens": "The CEO thanked the construction worker because she had helped .".split(),
+        "tokens": [
+            "The",
+            "CEO",
+            "thanked",
+            "the",
+            "construction",
+            "worker",
+            "because",
+            "she",
+            "had",
+            "helped",
+            ".",
+        ],
         "coreference_clusters": ["3", "5", "7", "7"],
     }
     local = {
