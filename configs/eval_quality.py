@@ -246,6 +246,8 @@ def get_config() -> ConfigDict:
     config.max_length = config_dict.placeholder(int)
     # New tokens where a task does not say how many.
     config.max_gen_toks = 1024
+    # At most so many, whatever a task says: for trial runs.
+    config.gen_toks_cap = config_dict.placeholder(int)
     # Read once what prompts have in common, and fork the state.
     config.fork = True
     # Of texts that are drawn. The harness's own seeds are fixed: 0, and 1234 for examples.

@@ -68,6 +68,7 @@ def main() -> None:
         batch_size=config.batch_size,
         max_length=config.max_length,
         max_gen_toks=config.max_gen_toks,
+        gen_toks_cap=config.gen_toks_cap,
         fork=config.fork,
         seed=config.seed,
     )
@@ -109,8 +110,8 @@ def describe(config, lm, fingerprint: str) -> dict:
         **{
             name: config[name]
             for name in (
-                *("limit", "chat", "batch_size", "max_length", "max_gen_toks", "fork"),
-                *("toxicity_scorer", "sentiment_scorer"),
+                *("limit", "chat", "batch_size", "max_length", "max_gen_toks", "gen_toks_cap"),
+                *("fork", "toxicity_scorer", "sentiment_scorer"),
             )
         },
     }
@@ -131,6 +132,7 @@ def kept_name(config, lm, fingerprint: str) -> str:
         lm.lm.dtype.name,
         config.max_length and f"length{config.max_length}",
         f"new{config.max_gen_toks}",
+        config.gen_toks_cap and f"cap{config.gen_toks_cap}",
         f"seed{config.seed}",
     )
     return "-".join(filter(None, parts))

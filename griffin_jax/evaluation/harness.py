@@ -51,6 +51,7 @@ class GriffinLM(TemplateLM):
         batch_size: int | str = 16,
         max_length: int | None = None,
         max_gen_toks: int = 1024,
+        gen_toks_cap: int | None = None,
         fork: bool = True,
         seed: int = 0,
         max_batch_size: int | None = None,
@@ -68,6 +69,7 @@ class GriffinLM(TemplateLM):
           max_length: Longer requests lose their beginning, but for BOS. None, and the model reads
             requests of any length.
           max_gen_toks: New tokens of generation tasks that do not say how many.
+          gen_toks_cap: At most so many new tokens, whatever a task says: for trial runs.
           fork: Read once what requests have in common.
           seed: Of tasks that sample.
           max_batch_size: Ignored; the harness passes it.
@@ -80,8 +82,8 @@ class GriffinLM(TemplateLM):
         if unknown:
             raise ValueError(
                 f"griffin_jax has no model argument {', '.join(map(repr, sorted(unknown)))}; there "
-                "are checkpoint, quantization, dtype, batch_size, max_length, max_gen_toks, fork "
-                "and seed"
+                "are checkpoint, quantization, dtype, batch_size, max_length, max_gen_toks, "
+                "gen_toks_cap, fork and seed"
             )
         if (lm is None) == (checkpoint is None):
             raise ValueError("give --model_args checkpoint=FOLDER, or a name such as griffin-tiny")
@@ -90,6 +92,7 @@ class GriffinLM(TemplateLM):
             ("batch_size", self._batch_size),
             ("max_length", max_length),
             ("max_gen_toks", max_gen_toks),
+            ("gen_toks_cap", gen_toks_cap),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -101,6 +104,7 @@ class GriffinLM(TemplateLM):
         self.checkpoint = checkpoint
         self.max_length = max_length
         self.max_gen_toks = max_gen_toks
+        self.gen_toks_cap = gen_toks_cap
         self.work = Work()
         self.cut: list[int] = []
         self._fork = fork
@@ -239,6 +243,8 @@ class GriffinLM(TemplateLM):
         settings = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
         stop = [string for string in settings.pop("until") if string]
         max_new_tokens = settings.pop("max_gen_toks")
+        if self.gen_toks_cap is not None:
+            max_new_tokens = min(max_new_tokens, self.gen_toks_cap)
         temperature = settings.pop("temperature", 1.0 if settings["do_sample"] else 0.0)
         drawing = {name: settings.pop(name) for name in _DRAWING if settings.get(name) is not None}
         unknown = sorted(set(settings) - set(_IGNORED) - set(_DRAWING))
