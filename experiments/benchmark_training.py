@@ -15,13 +15,22 @@ from experiments import command
 _CONFIG = command.define_config("bench_training.py")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the figures.")
 
-_HEAD = ["length", "batch", "remat", "loss chunks", "microbatches", "ms a step", "spread"]
+_HEAD = [
+    "length",
+    "batch",
+    "document",
+    "remat",
+    "loss chunks",
+    "microbatches",
+    "ms a step",
+    "spread",
+]
 _HEAD += ["tokens/s", "MFU", "GB", "compiled in s"]
 
 
 def cells(row: dict) -> list[str]:
     """One line of the table."""
-    names = ("length", "batch_size", "remat", "loss_chunks", "microbatches")
+    names = ("length", "batch_size", "document", "remat", "loss_chunks", "microbatches")
     start = [f"{row[name]:,}" if name != "remat" else row[name] for name in names]
     size = f"{row['memory_bytes'] / 1e9:.1f}" if "memory_bytes" in row else ""
     compiled = f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else ""

@@ -88,7 +88,8 @@ def _parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _end(error)
+        text = str(error).strip()
+        _end(text.splitlines()[-1] if "Traceback" in text else text)  # raised in a config file
     except (AttributeError, KeyError) as error:  # of ml_collections, not of flags
         _end(f"--config: not a config file, or it has no such field: {error}")
 

@@ -67,11 +67,13 @@ def measure_lengths(
     *,
     dtype: DTypeLike = jnp.bfloat16,
     repeats: int = 5,
+    document: int = 0,
     report: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Times AdamW steps of a model with random weights on random tokens.
 
-    Every variant is measured at the first length, and the fastest that fits at the others.
+    Every variant is measured at the first length, and the fastest that fits at the others. A sequence
+    is one document; `document` adds a row at the first length in which every sequence is packed.
 
     Args:
       model: The model's shape.
@@ -80,6 +82,7 @@ def measure_lengths(
       variants: Ways to spend memory.
       dtype: Of activations; master weights and the optimizer's state are float32.
       repeats: Steps that are timed, after two that are not.
+      document: Tokens of each packed document in the row that has them; 0 for no such row.
       report: Is given each row as it comes.
 
     Returns:
@@ -94,8 +97,8 @@ def measure_lengths(
     bench = Bench(model, dtype, repeats)
     rows = []
 
-    def measure(length, variant):
-        rows.append(bench.measure(tokens // length, length, variant))
+    def measure(length, variant, document=0):
+        rows.append(bench.measure(tokens // length, length, variant, document))
         report(rows[-1])
 
     for variant in variants:
@@ -105,6 +108,8 @@ def measure_lengths(
         best = variants[rows.index(max(fitting, key=lambda row: row["tokens_per_second"]))]
         for length in lengths[1:]:
             measure(length, best)
+        if document:
+            measure(lengths[0], best, document)
     return rows
 
 
@@ -116,15 +121,17 @@ class Bench:
         self._mesh = data_mesh()
         self._optimizer = adamw(OptimizerConfig(warmup_steps=10), steps=1000)
         self._state: TrainState | None = None
+        self._programs: dict[tuple[int, Variant], tuple[jax.stages.Compiled, float]] = {}
 
-    def measure(self, batch_size: int, length: int, variant: Variant) -> Row:
-        """Compiles and times one step.
+    def measure(self, batch_size: int, length: int, variant: Variant, document: int = 0) -> Row:
+        """Compiles and times one step on sequences of one document, or of many of `document` tokens.
 
         Returns:
-          The variant's fields, `length`, `batch_size`, `parameters`, `flops_per_token` as
-          `train_flops_per_token` counts them; `compile_seconds` with tracing; `memory_bytes`, all
-          that the program needs; `seconds` (a `Timing`) per step, `tokens_per_second`, `mfu`
-          against the data sheet's bfloat16 rate (None for a device without one), and `loss`.
+          The variant's fields, `length`, `batch_size`, `document`, `parameters`, `flops_per_token` as
+          `train_flops_per_token` counts them for one document; `compile_seconds` with tracing;
+          `memory_bytes`, all that the program needs; `seconds` (a `Timing`) per step,
+          `tokens_per_second`, `mfu` against the data sheet's bfloat16 rate (None for a device without
+          one), and `loss`.
           Where memory does not suffice, `error` says so in place of what could not be had.
         """
         if batch_size % variant.microbatches:
@@ -132,11 +139,11 @@ class Bench:
                 f"{variant.microbatches} microbatches do not divide a batch of {batch_size}"
             )
         flops = train_flops_per_token(self._config, length)
-        row = {"length": length, "batch_size": batch_size} | dataclasses.asdict(variant)
-        row |= {"flops_per_token": flops}
+        row = {"length": length, "batch_size": batch_size, "document": document or length}
+        row |= dataclasses.asdict(variant) | {"flops_per_token": flops}
         try:
             with memory.meeting_limits():
-                self._time(row, self._batch(batch_size, length), variant)
+                self._time(row, self._batch(batch_size, length, document), variant)
         except memory.OutOfMemory as error:
             row["error"] = str(error)
             self._state = None  # the step that failed may have taken it
@@ -151,17 +158,7 @@ class Bench:
         if self._state is None:
             self._state = self._fresh_state()
         row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
-        step = make_train_step(
-            Griffin(self._config, dtype=self._dtype, remat=variant.remat),
-            self._optimizer,
-            self._mesh,
-            z_loss=1e-4,
-            microbatches=variant.microbatches,
-            loss_chunks=variant.loss_chunks,
-        )
-        begin = time.perf_counter()
-        compiled = step.lower(self._state, None, batch).compile()
-        row["compile_seconds"] = time.perf_counter() - begin
+        compiled, row["compile_seconds"] = self._program(batch, row["length"], variant)
         analysis = compiled.memory_analysis()
         row["memory_bytes"] = (
             analysis.argument_size_in_bytes
@@ -182,6 +179,22 @@ class Bench:
             seconds.append(time.perf_counter() - begin)
         row["seconds"] = Timing.of(seconds[2:]).to_dict()
 
+    def _program(self, batch, length, variant):
+        """The compiled step, and how long tracing and compiling took."""
+        if (length, variant) not in self._programs:
+            step = make_train_step(
+                Griffin(self._config, dtype=self._dtype, remat=variant.remat),
+                self._optimizer,
+                self._mesh,
+                z_loss=1e-4,
+                microbatches=variant.microbatches,
+                loss_chunks=variant.loss_chunks,
+            )
+            begin = time.perf_counter()
+            compiled = step.lower(self._state, None, batch).compile()
+            self._programs[length, variant] = compiled, time.perf_counter() - begin
+        return self._programs[length, variant]
+
     def _fresh_state(self):
         @jax.jit
         def start(key):
@@ -191,15 +204,16 @@ class Bench:
         # Of the generators, this one compiles fastest and needs no temporaries of its own.
         return shard_state(start(jax.random.key(0, impl="rbg")), self._mesh)
 
-    def _batch(self, batch_size, length):
+    def _batch(self, batch_size, length, document):
         shape = batch_size, length
+        positions = np.arange(length) % (document or length)
         tokens = np.random.default_rng(0).integers(
             0, self._config.vocab_size, (batch_size, length + 1)
         )
         batch = {
             "inputs": tokens[:, :-1].astype(np.int32),
             "targets": tokens[:, 1:].astype(np.int32),
-            "positions": np.broadcast_to(np.arange(length, dtype=np.int32), shape),
+            "positions": np.broadcast_to(positions.astype(np.int32), shape),
             "mask": np.ones(shape, np.float32),
         }
         return put_batch(batch, self._mesh)
@@ -207,7 +221,7 @@ class Bench:
 
 def measure(config: Any, report: Callable[[Row], None] = lambda row: None) -> list[Row]:
     """`measure_lengths` as a config says: `model` (a dict), `lengths`, `tokens`, `variants`,
-    `dtype` and `repeats`."""
+    `dtype`, `repeats` and `document`."""
     return measure_lengths(
         GriffinConfig.from_dict(dict(config.model)),
         list(config.lengths),
@@ -215,5 +229,6 @@ def measure(config: Any, report: Callable[[Row], None] = lambda row: None) -> li
         [Variant.parse(text) for text in config.variants],
         dtype=config.dtype,
         repeats=config.repeats,
+        document=config.document,
         report=report,
     )

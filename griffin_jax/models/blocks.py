@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from griffin_jax.config import ATTENTION, GriffinConfig
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.models.attention import AttentionBlock
-from griffin_jax.models.layers import Linear, RMSNorm, project
+from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
 from griffin_jax.models.rglru import RecurrentBlock
 from griffin_jax.models.state import AttentionState, RecurrentState, Timeline
 
@@ -37,7 +37,15 @@ class MLPBlock(nn.Module):
             Linear(self.expanded_width, init_scale=0.5, name="up_proj", **linear),
         )
         down = Linear(self.width, init_scale=self.out_init_scale, name="down_proj", **linear)
-        return down(nn.gelu(gate) * up)
+        return down(gated_gelu(gate, up))
+
+
+def drop_out(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Dropout (Srivastava et al., 2014) at a rate rounded to a multiple of 1/256: a byte decides."""
+    dropped = round(256 * rate)
+    kept = jax.random.bits(key, x.shape, jnp.uint8) >= dropped
+    scaled = x.astype(jnp.float32) * (256 / (256 - dropped))
+    return jnp.where(kept, scaled, 0).astype(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -85,7 +93,9 @@ class ResidualBlock(nn.Module):
         mlp = MLPBlock(expanded_width=config.mlp_width, name="mlp_block", **common)
         norm = {"eps": config.norm_eps, "param_dtype": self.param_dtype}
 
-        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        def drop(x):
+            drops = self.dropout and self.has_rng("dropout")
+            return drop_out(x, self.dropout, self.make_rng("dropout")) if drops else x
 
         mixed, state = mixing(RMSNorm(name="temporal_pre_norm", **norm)(x), state, timeline)
         x = x + drop(mixed)

@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.kernels.rg_lru import rg_lru
-from griffin_jax.models.layers import Linear, parameter, project
+from griffin_jax.models.layers import Linear, gated_gelu, parameter, project
 from griffin_jax.models.state import RecurrentState, Timeline
 
 
@@ -109,7 +109,8 @@ class Conv1D(nn.Module):
         init = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
         weight = parameter(self, "weight", init, (self.taps, width), self.param_dtype)
         bias = parameter(self, "bias", nn.initializers.zeros, (width,), self.param_dtype)
-        return causal_conv(x, weight, bias, previous, timeline)
+        # The gradient keeps x alone, not a float32 copy of it for every tap.
+        return jax.checkpoint(causal_conv)(x, weight, bias, previous, timeline)
 
 
 class RecurrentBlock(nn.Module):
@@ -138,6 +139,6 @@ class RecurrentBlock(nn.Module):
         x, conv = Conv1D(self.conv_width, self.param_dtype, name="conv_1d")(x, state.conv, timeline)
         x, hidden = RGLRU(self.num_blocks, name="rg_lru", **types)(x, state.hidden, timeline)
         x = Linear(self.width, init_scale=self.out_init_scale, name="linear_out", **linear)(
-            x * nn.gelu(y)
+            gated_gelu(y, x)
         )
         return x, RecurrentState(hidden=hidden, conv=conv)

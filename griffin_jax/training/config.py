@@ -22,7 +22,7 @@ class TrainConfig:
       microbatches: Parts of a batch whose gradients are accumulated one after another.
       dtype: Of activations. Master weights, gradients and losses are float32.
       remat: What the backward pass recomputes: "none", "dots" or "block"; see `Griffin`.
-      dropout: Share of the residual branches' outputs that training leaves out.
+      dropout: Share of the residual branches' outputs that training leaves out, to 1/256.
       loss_chunks: Parts of a sequence whose logits exist at a time; see `token_losses`.
       z_loss: Weight of the mean squared log-normaliser.
       ema: Decay per step of a running average of the parameters, which is then what is evaluated

@@ -177,7 +177,7 @@ class _Run:
             self.checkpoints.close()
             self.log.close()
         return TrainResult(
-            params=self.state.best,
+            params=self.state.evaluated,
             step=self.step,
             finished=self.step == config.steps,
             tokens_per_second=self.throughput.overall(),
@@ -248,7 +248,9 @@ class _Run:
             jax.process_index(),
             jax.process_count(),
         ):
-            sums.append(self.eval_step(self.state.best, self.frozen, put_batch(batch, self.mesh)))
+            sums.append(
+                self.eval_step(self.state.evaluated, self.frozen, put_batch(batch, self.mesh))
+            )
         nll, count = np.sum(jax.device_get(sums), axis=0)
         loss = float(nll / count)
         size = self.heldout.corpus.bytes_per_token if isinstance(self.heldout, Windows) else None

@@ -15,11 +15,13 @@ VARIANTS = [Variant("none"), Variant("block", loss_chunks=2, microbatches=2)]
 
 def test_every_variant_at_the_first_length_and_the_fastest_at_the_others():
     seen = []
-    rows = measure_lengths(MODEL, [16, 32], 64, VARIANTS, report=seen.append, **OPTIONS)
-    assert rows == seen and [row["length"] for row in rows] == [16, 16, 32]
-    assert [row["batch_size"] for row in rows] == [4, 4, 2]
+    rows = measure_lengths(MODEL, [16, 32], 64, VARIANTS, document=5, report=seen.append, **OPTIONS)
+    assert rows == seen and [row["length"] for row in rows] == [16, 16, 32, 16]
+    assert [row["batch_size"] for row in rows] == [4, 4, 2, 4]
+    assert [row["document"] for row in rows] == [16, 16, 32, 5]
     best = max(rows[:2], key=lambda row: row["tokens_per_second"])
-    assert rows[2]["remat"] == best["remat"]
+    assert rows[2]["remat"] == rows[3]["remat"] == best["remat"]
+    assert rows[3]["compile_seconds"] == best["compile_seconds"]
     for row in rows:
         # Untrained on random tokens: about the entropy of the vocabulary.
         assert 3.5 < row["loss"] < 6

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from griffin_jax.models import Griffin, init_params
+from griffin_jax.models.blocks import drop_out
 from griffin_jax.training.data import evaluation_batches
 from griffin_jax.training.train_step import (
     TrainState,
@@ -47,6 +48,15 @@ def test_dropout_depends_on_its_key_and_needs_one():
     assert len({float(loss(key)) for key in (None, *jax.random.split(jax.random.key(0)))}) == 3
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_dropout_leaves_out_its_share_and_keeps_the_mean(impl):
+    key = jax.random.key(0, impl=impl)
+    out = np.asarray(drop_out(jnp.ones((64, 64, 16), jnp.bfloat16), 0.25, key), np.float32)
+    assert np.unique(out).tolist() == [0.0, np.float32(jnp.bfloat16(4 / 3))]
+    assert np.mean(out == 0) == pytest.approx(0.25, abs=0.01)
+    assert np.mean(out) == pytest.approx(1, abs=0.01)
+
+
 def updated(**options):
     """Parameters after one step of plain gradient descent, and the metrics."""
     optimizer = optax.sgd(0.1)
@@ -77,7 +87,7 @@ def test_the_average_follows_the_parameters_of_every_step():
             lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), expected, state.params
         )
     chex.assert_trees_all_close(state.average, expected, rtol=1e-5, atol=1e-7)
-    assert state.best is state.average
+    assert state.evaluated is state.average
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
