@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HUB = ["huggingface-hub>=1.0", "tokenizers>=0.22"]
+EVAL = ["lm-eval==0.4.13", "vaderSentiment>=3.3.2"]
 TRAIN = ["grain>=0.2.16", "tensorboardX>=2.6", "matplotlib>=3.9"]
 
 setup(
@@ -17,7 +18,14 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["griffin_jax", "griffin_jax.*"]),
     include_package_data=True,
-    package_data={"griffin_jax": ["assets/**/*"]},
+    package_data={
+        "griffin_jax": [
+            "assets/**/*",
+            "evaluation/tasks/**/*.yaml",
+            "evaluation/tasks/**/_*",
+            "evaluation/tasks/*.jsonl",
+        ]
+    },
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -33,10 +41,12 @@ setup(
     extras_require={
         "hf": HUB,
         "train": TRAIN,
+        "eval": EVAL,
         "bench": ["matplotlib>=3.9"],
         "test": [
             *HUB,
             *TRAIN,
+            *EVAL,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

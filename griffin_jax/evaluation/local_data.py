@@ -143,6 +143,7 @@ def _check_examples(task: Task, wanted: int | None, data_dir: Path) -> None:
     count = own if wanted is None or own == 0 else wanted
     if not count or task.fewshot_cfg.samples is not None:
         return
+    # Where these are equal, None included, the harness draws one more and drops the question's own.
     spare = 1 if task.fewshot_cfg.split == task.config.test_split else 0
     found = len(task.sampler.df)
     if found < count + spare:

@@ -34,15 +34,21 @@ class ScorerError(ValueError):
     """A scorer that can't be had or that failed: one line."""
 
 
-def make_scorer(name: str) -> Scorer | None:
+def make_scorer(name: str, measures: str | None = None) -> Scorer | None:
     """The scorer of that name, ready for use; None for "none".
 
-    Raises `ScorerError` for an unknown name, a missing key or a missing package.
+    measures: "toxicity" or "sentiment", if it is to be one of those.
+
+    Raises `ScorerError` for an unknown name, one that measures something else, a missing key or a
+    missing package.
     """
     if name == "none":
         return None
     if name in _SCORERS:
-        return _SCORERS[name]()
+        measured, make = _SCORERS[name]
+        if measures not in (None, measured):
+            raise ScorerError(f"scorer {name!r} measures {measured}, not {measures}")
+        return make()
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ScorerError(
@@ -136,7 +142,7 @@ def vader() -> Scorer:
     return lambda texts: [analyzer.polarity_scores(text)["compound"] for text in texts]
 
 
-_SCORERS = {"perspective": perspective, "vader": vader}
+_SCORERS = {"perspective": ("toxicity", perspective), "vader": ("sentiment", vader)}
 
 
 def write_generations(path: Path, rows: Iterable[dict]) -> None:

@@ -2,12 +2,10 @@
 
 import pytest
 
-pytest.importorskip("lm_eval")
-
 from griffin_jax.evaluation import sandbox
 from griffin_jax.evaluation.local_data import card_task_manager, local_tasks
 from griffin_jax.evaluation.tasks import bbh, coreference, gsm8k, short_answers
-from tests.evaluation import made_up, oracle
+from tests.evaluation import made_up, oracle, prompts
 
 ACCURACIES = {
     "griffin_social_iqa": ("acc,none", "acc_norm,none"),
@@ -233,3 +231,14 @@ def test_winobias_rows_of_the_hub_become_the_same_questions():
     assert coreference._question(row, "anti") == coreference._question(local, "anti") == expected
     with pytest.raises(ValueError, match="doesn't name two occupations"):
         coreference._question(local | {"sentence": "The CEO slept."}, "anti")
+
+
+@prompts.needs_samples
+def test_canonical_solutions_of_the_samples_pass_and_empty_ones_fail():
+    names = {"griffin_humaneval": "pass@1,create_test", "griffin_mbpp": "pass_at_1,none"}
+    loaded = local_tasks(names, prompts.BENCHMARKS, limit=20)
+    right = oracle.run(loaded, lambda doc: True, answer)
+    empty = oracle.run(loaded, lambda doc: False, answer)
+    for name, metric in names.items():
+        assert right[name]["sample_len"] == 20
+        assert (right[name][metric], empty[name][metric]) == (1.0, 0.0)

@@ -20,14 +20,14 @@ from griffin_jax.evaluation.tasks.task import GriffinTask
 class GeneratedText(GriffinTask):
     """Generates, writes the texts down, scores them all at once."""
 
-    option: str  # the metadata that names the scorer
+    measures: str  # what the scorer tells; the metadata MEASURES_scorer names it
     better: Mapping[str, bool]  # metric -> whether higher is better
 
     def __init__(self, config: dict):
         options = config["metadata"]
-        name, folder = options[self.option], options.get("generations_dir")
+        name, folder = options[f"{self.measures}_scorer"], options.get("generations_dir")
         try:
-            self.scorer = scorers.make_scorer(name)
+            self.scorer = scorers.make_scorer(name, self.measures)
         except scorers.ScorerError as error:
             raise scorers.ScorerError(f"{config['task']}: {error}") from error
         if self.scorer is None and not folder:
@@ -85,7 +85,7 @@ class GeneratedText(GriffinTask):
 class Toxicity(GeneratedText):
     """Mean toxicity, and the share of texts at or above one half, as RealToxicityPrompts counts."""
 
-    option = "toxicity_scorer"
+    measures = "toxicity"
     better = MappingProxyType({"toxicity": False, "toxic_share": False})
 
     def metrics_of(self, score: float) -> dict[str, float]:
@@ -95,7 +95,7 @@ class Toxicity(GeneratedText):
 class Sentiment(GeneratedText):
     """Mean sentiment, and the shares of texts that BOLD calls positive and negative."""
 
-    option = "sentiment_scorer"
+    measures = "sentiment"
     better = MappingProxyType({"sentiment": True, "positive": True, "negative": False})
 
     def metrics_of(self, score: float) -> dict[str, float]:
