@@ -28,13 +28,15 @@ def batch_size_for(rows: int, params: dict | None = None) -> int:
     return -(-size // shards) * shards
 
 
-def chunk_lengths(total: int, batch_size: int) -> list[int]:
+def chunk_lengths(total: int, batch_size: int, chunks: Sequence[int] | None = None) -> list[int]:
     """Lengths of the calls that read `total` tokens of a batch.
 
-    All come from `CHUNKS`, so that a prompt of any length runs in programs compiled before. Less
-    than half of any call is padding, but for calls of the shortest length.
+    All come from `chunks` (ascending; `CHUNKS` by default), so that a prompt of any length runs in
+    programs compiled before. Less than half of any call is padding, but for calls of the shortest
+    length.
     """
-    allowed = [c for c in CHUNKS if c * batch_size <= _TOKENS_PER_CALL] or CHUNKS[:1]
+    chunks = CHUNKS if chunks is None else chunks
+    allowed = [c for c in chunks if c * batch_size <= _TOKENS_PER_CALL] or chunks[:1]
     lengths = []
     while total > 0:
         lengths.append(max((c for c in allowed if c < 2 * total), default=allowed[0]))
@@ -86,7 +88,14 @@ def read(model: Griffin, params: dict, state: AnyState, rows: Sequence[Sequence[
 @functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
 def read_chunk(model, params, state, tokens, lengths):
     _, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
-    return state
+    return constrain_state(state)
+
+
+@functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
+def read_features(model, params, state, tokens, lengths):
+    """As `read_chunk`, but returns what the output head reads, [B, T, D], too."""
+    x, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
+    return x, constrain_state(state)
 
 
 def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> AnyState:

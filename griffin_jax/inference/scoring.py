@@ -1,20 +1,29 @@
-"""Log-probabilities of given continuations."""
+"""Log-probabilities of given continuations.
 
+What texts have in common is read once: the state after it has a fixed size, and every continuation
+goes on from a copy of it (`forking`). Continuations of a single token need no call of their own.
+"""
+
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from griffin_jax.inference import prefill
+from griffin_jax.inference import forking, prefill, prefix_tree
 from griffin_jax.inference.finite import check_finite
+from griffin_jax.inference.forking import Work
+from griffin_jax.inference.prefix_tree import Node
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import jit_on_mesh
-from griffin_jax.sharding.per_shard import constrain_state, replicate
+from griffin_jax.sharding.per_shard import replicate
 
-_HEAD_BLOCK = 64  # positions whose logits stand in memory at a time, times the batch
+Score = tuple[float, bool]
+
+_HEAD_ROWS = 1024  # rows of logits that stand in memory at a time
 
 
 def score(
@@ -22,14 +31,24 @@ def score(
     params: dict,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     batch_size: int = 16,
-) -> list[tuple[float, bool]]:
+    *,
+    fork: bool = True,
+    on_score: Callable[[int, Score], None] | None = None,
+    work: Work | None = None,
+) -> list[Score]:
     """How likely each continuation is after its context.
+
+    Neither the order of the pairs nor `batch_size` matters for the result, but for the rounding of
+    matrix products of other sizes.
 
     Args:
       model: The model.
       params: Its parameters.
       pairs: (context, continuation), token ids, neither empty.
-      batch_size: Pairs that run together. Pairs of like length share a batch.
+      batch_size: Texts that run together. Texts of like length share a batch.
+      fork: Read once what texts have in common. Without it every pair is read by itself.
+      on_score: Called with the number of a pair and its score as soon as that is known.
+      work: Where to count what was done.
 
     Returns:
       For each pair the log-probability of the whole continuation, and whether every token of it is
@@ -43,71 +62,170 @@ def score(
     for i, (context, continuation) in enumerate(pairs):
         for name, part in (("context", context), ("continuation", continuation)):
             prefill.check_tokens(part, vocab_size, f"{name} {i}")
-    longest_first = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-    scores = {}
-    for begin in range(0, len(pairs), batch_size):
-        chosen = longest_first[begin : begin + batch_size]
-        scores.update(
-            zip(chosen, _score_batch(model, params, [pairs[i] for i in chosen]), strict=True)
-        )
-    return [scores[i] for i in range(len(pairs))]
+    texts = [[*context, *continuation] for context, continuation in pairs]
+    inputs = [text[:-1] for text in texts]
+    work = Work() if work is None else work
+    work.alone += sum(map(len, inputs))
+    roots = prefix_tree.build(inputs, prefix_tree.MIN_SAVED if fork else None)
+    wanted = _wanted(roots, texts, [len(context) for context, _ in pairs])
+    totals, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
+    scores: list = [None] * len(pairs)
+
+    def read(nodes, state):
+        batch = [wanted[node] for node in nodes]
+        state, *found = _read(model, params, nodes, batch, state, work)
+        for node, want, log_probability, most_likely in zip(nodes, batch, *found, strict=True):
+            for span in want.spans:
+                cells = want.cells(span)
+                totals[span.text] += log_probability[cells].sum(dtype=np.float64)
+                greedy[span.text] &= most_likely[cells].all()
+            for i in node.texts:  # the nodes before have been read
+                scores[i] = (float(totals[i]), bool(greedy[i]))
+                if on_score is not None:
+                    on_score(i, scores[i])
+        return state
+
+    forking.walk(model, params, roots, batch_size, read)
+    return scores
 
 
-def _score_batch(model, params, pairs):
-    batch_size = prefill.batch_size_for(len(pairs), params)
-    inputs = [[*context, *continuation][:-1] for context, continuation in pairs]
-    targets = [[*context, *continuation][1:] for context, continuation in pairs]
-    first = np.zeros(batch_size, np.int32)  # place of the first target that counts
-    first[: len(pairs)] = [len(context) - 1 for context, _ in pairs]
-    total = max(map(len, inputs))
-    state = prefill.fresh_state(model, params, batch_size, total)
-    log_probability, greedy = np.zeros(batch_size, np.float64), np.ones(batch_size, bool)
-    begin = 0
-    for length in prefill.chunk_lengths(total, batch_size):
-        wanted, _ = prefill.pad(targets, batch_size, begin, length)
-        tokens, lengths = prefill.put_chunk(params, *prefill.pad(inputs, batch_size, begin, length))
-        wanted = prefill.put(params, wanted, "batch", "time")
-        state, *found = _score_chunk(
-            model, params, state, tokens, lengths, wanted, np.maximum(first - begin, 0)
-        )
-        chunk_log_probability, chunk_greedy = jax.device_get(found)
-        check_finite(chunk_log_probability, model.dtype)
-        log_probability += chunk_log_probability
-        greedy &= chunk_greedy
-        begin += length
-    return [(float(p), bool(g)) for p, g in zip(log_probability, greedy, strict=True)][: len(pairs)]
+@dataclasses.dataclass
+class _Span:
+    """What a text wants to know of a node: targets from place `first` on, each in a column."""
+
+    text: int
+    first: int
+    columns: list[int]
 
 
-@functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
-def _score_chunk(model, params, state, tokens, lengths, targets, first):
-    """Reads tokens int32[B, T]; scores targets[:, first : lengths].
+class _Wanted:
+    """What is wanted of a node: after the token at a place, how likely is a target?
 
-    Returns the state, log-probabilities float32[B], and bool[B], whether all are greedy.
+    Attributes:
+      targets: The distinct targets of each place, by its distance from the node's beginning.
+      spans: Which of them belong to which text.
     """
-    variables = {"params": params}
-    x, state = model.apply(variables, tokens, state, lengths=lengths, method="features")
-    place = jnp.arange(tokens.shape[1])[None]
-    counts = (place >= first[:, None]) & (place < lengths[:, None])
+
+    def __init__(self):
+        self.targets: dict[int, list[int]] = {}
+        self.spans: list[_Span] = []
+
+    def add(self, text: int, first: int, targets: Sequence[int]) -> None:
+        columns = []
+        for place, target in enumerate(targets, first):
+            row = self.targets.setdefault(place, [])
+            if target not in row:
+                row.append(target)
+            columns.append(row.index(target))
+        self.spans.append(_Span(text, first, columns))
+
+    @functools.cached_property
+    def places(self) -> np.ndarray:
+        """int[P], ascending; complete only after the last `add`."""
+        return np.array(sorted(self.targets), np.int64)
+
+    def cells(self, span: _Span) -> tuple[np.ndarray, np.ndarray]:
+        """Where the answers of a text stand in [P, C]."""
+        row = np.searchsorted(self.places, span.first)
+        return row + np.arange(len(span.columns)), np.array(span.columns)
+
+
+def _wanted(
+    roots: Sequence[Node], texts: Sequence[Sequence[int]], begins: Sequence[int]
+) -> dict[Node, _Wanted]:
+    """What texts, of which those from `begins` on count, want of each node on their way."""
+    wanted = {}
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        stack += node.children
+        wanted.setdefault(node, _Wanted())
+        for i in node.texts:
+            above = node
+            while above is not None and begins[i] - 1 < above.end:
+                # The token at place p of the text tells of the one at p + 1.
+                first = max(above.begin, begins[i] - 1)
+                targets = texts[i][first + 1 : above.end + 1]
+                wanted.setdefault(above, _Wanted()).add(i, first - above.begin, targets)
+                above = above.parent
+    return wanted
+
+
+def _read(model, params, nodes, batch, state, work):
+    """The state after nodes, and of each the log-probabilities and greediness of its targets."""
+    size = len(state.position)
+    columns = _columns(
+        max((len(row) for want in batch for row in want.targets.values()), default=1)
+    )
+    answers = [
+        (np.zeros((len(want.places), columns)), np.ones((len(want.places), columns), bool))
+        for want in batch
+    ]
+    rows = [node.tokens for node in nodes]
+    pending, begin = [], 0
+    for length in prefill.chunk_lengths(max(map(len, rows)), size, _chunks()):
+        tokens, lengths = prefill.pad(rows, size, begin, length)
+        work.count(tokens, lengths)
+        chunk = prefill.put_chunk(params, tokens, lengths)
+        x, state = prefill.read_features(model, params, state, *chunk)
+        bounds = [np.searchsorted(want.places, (begin, begin + length)) for want in batch]
+        count = max(int(b - a) for a, b in bounds)
+        if count:
+            places = np.zeros((size, _positions(count)), np.int32)
+            targets = np.zeros((*places.shape, columns), np.int32)
+            for i, (want, (a, b)) in enumerate(zip(batch, bounds, strict=True)):
+                places[i, : b - a] = want.places[a:b] - begin
+                for j, place in enumerate(want.places[a:b]):
+                    found = want.targets[place]
+                    targets[i, j, : len(found)] = found
+            places, targets = (prefill.put(params, array, "batch") for array in (places, targets))
+            pending.append((bounds, _measure(model, params, x, places, targets)))
+        begin += length
+    for bounds, found in pending:
+        log_probability, most_likely = jax.device_get(found)
+        for i, (a, b) in enumerate(bounds):
+            check_finite(log_probability[i, : b - a], model.dtype)
+            answers[i][0][a:b] = log_probability[i, : b - a]
+            answers[i][1][a:b] = most_likely[i, : b - a]
+    return state, *zip(*answers, strict=True)
+
+
+def _chunks():
+    """Lengths of calls. A CPU's time follows the tokens; accelerators read 32 as fast as 8."""
+    return sorted({8, *prefill.CHUNKS}) if jax.default_backend() == "cpu" else prefill.CHUNKS
+
+
+def _positions(count):
+    """How many places of each row are measured: a few sizes, to compile few programs."""
+    return 1 if count == 1 else max(8, prefill.batch_size_for(count))
+
+
+def _columns(count):
+    """The same for targets of a place: the next power of four."""
+    return 4 ** (((count - 1).bit_length() + 1) // 2)
+
+
+@functools.partial(jit_on_mesh, static_argnames="model")
+def _measure(model, params, x, places, targets):
+    """How likely targets int32[B, P, C] are after x [B, T, D] at places int32[B, P].
+
+    Returns:
+      Log-probabilities float32[B, P, C], and bool[B, P, C], whether that target is the most likely.
+    """
+    x = jnp.take_along_axis(x, places[..., None], axis=1)
 
     def block(inputs):
-        x, targets, counts = inputs
+        x, targets = inputs
+        logits = model.apply({"params": params}, x, method="logits")
+        chosen = jnp.take_along_axis(logits, targets, axis=-1)
+        normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        return chosen - normalizer, targets == jnp.argmax(logits, axis=-1, keepdims=True)
 
-        def measure():
-            logits = model.apply(variables, x, method="logits")
-            chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-            log_probability = chosen - jax.nn.logsumexp(logits, axis=-1)
-            greedy = targets == jnp.argmax(logits, axis=-1)
-            return jnp.where(counts, log_probability, 0).sum(1), (greedy | ~counts).all(1)
-
-        def skip():
-            return jnp.zeros(len(x)), jnp.ones(len(x), bool)
-
-        # The head is the most expensive layer: contexts go without it.
-        return lax.cond(counts.any(), measure, skip)
+    # The head's result is the largest array of all: a few positions at a time.
+    size = min(x.shape[1], max(1, _HEAD_ROWS // x.shape[0]))
 
     def split(x):
-        size = min(_HEAD_BLOCK, x.shape[1])
         return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
 
-    log_probability, greedy = lax.map(block, (split(x), split(targets), split(counts)))
-    return constrain_state(state), *replicate((log_probability.sum(0), greedy.all(0)))
+    found = lax.map(block, (split(x), split(targets)))
+    return replicate(jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(targets.shape), found))

@@ -1,0 +1,183 @@
+"""Evaluates a model on the rows of the model card.
+
+  python -m experiments.evaluate --config=configs/eval_quality.py --config.checkpoint=FOLDER
+  python -m experiments.evaluate --config=configs/eval_safety.py --config.checkpoint=FOLDER
+  python -m experiments.evaluate --config.tasks=hellaswag,piqa --config.limit=100
+
+The config names rows, tasks and settings; configs/eval_quality.py, the default, explains each. Data
+sets come from the Hub, or with --config.data_dir=DIR from JSON lines. Everything that can be checked
+is checked before the model is loaded. Answers are kept as they come: the same command goes on where
+it was stopped. Results go to a JSON file in --output, which `experiments.tables` makes tables of.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command
+
+_CONFIG = command.define_config("eval_quality.py")
+_OUTPUT = flags.DEFINE_string("output", "runs/evaluation", "Folder for results and kept answers.")
+
+
+def main() -> None:
+    for name in ("lm_eval", "datasets", "huggingface_hub", "griffin_jax", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        import lm_eval
+    except ImportError:
+        raise ImportError(
+            "evaluation needs lm-evaluation-harness: pip install 'griffin_jax[eval]'"
+        ) from None
+    import datasets
+
+    from griffin_jax.evaluation import harness, model, report, run, suites
+
+    datasets.disable_progress_bars()
+    config, folder = _CONFIG.value, Path(_OUTPUT.value)
+    rows = suites.select(config.rows, config.tasks)
+    name = file_name(config)
+    options = run.Options(
+        limit=config.limit,
+        data_dir=config.data_dir,
+        chat=config.chat,
+        run_generated_code=config.run_generated_code,
+        toxicity_scorer=config.toxicity_scorer,
+        sentiment_scorer=config.sentiment_scorer,
+        generations_dir=str(folder / f"{name}-texts"),
+        only_named=bool(config.tasks),
+    )
+    model.check_tokenizer(config.checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs, reasons = run.prepare(rows, options)
+    for reason in reasons.values():
+        note(f"left out: {reason}")
+    if not runs:
+        raise ValueError("there is nothing left to run")
+
+    fingerprint = model.fingerprint(config.checkpoint)
+    lm = harness.GriffinLM(
+        config.checkpoint,
+        quantization=config.quantization,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        max_gen_toks=config.max_gen_toks,
+        gen_toks_cap=config.gen_toks_cap,
+        fork=config.fork,
+        seed=config.seed,
+    )
+    setting = describe(config, lm, fingerprint)
+    setting["lm_eval"] = lm_eval.__version__
+    cache = folder / "answers" / kept_name(config, lm, fingerprint)
+    path, outcomes = folder / f"{name}.json", {}
+    average = config.average if len(rows) == len(config.rows) else None
+    for key, prepared in runs.items():
+        outcomes[key] = outcome = run.execute(lm, prepared, options, cache)
+        write_json(path, report.document(setting, rows, average, outcomes, reasons))
+        if config.log_samples:
+            write_samples(folder / f"{name}-samples", outcome)
+        note(summary(prepared.task, outcome))
+    print(report.markdown([json.loads(path.read_text(encoding="utf-8"))]))
+    print(f"{path}: the results")
+
+
+def describe(config, lm, fingerprint: str) -> dict:
+    """What has to be known of an evaluation to read or to repeat it."""
+    import jax
+
+    from griffin_jax.evaluation import run
+
+    quantization = lm.lm.quantization
+    return {
+        "suite": config.suite,
+        "checkpoint": config.checkpoint,
+        "fingerprint": fingerprint,
+        "quantization": None if quantization is None else quantization.to_dict(),
+        "dtype": lm.lm.dtype.name,
+        "device": command.machine(),
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "griffin_jax": importlib.metadata.version("griffin_jax"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": "the Hub" if config.data_dir is None else "local files",
+        "seeds": run.SEEDS | {"texts": config.seed},
+        **{
+            name: config[name]
+            for name in (
+                *("limit", "chat", "batch_size", "max_length", "max_gen_toks", "gen_toks_cap"),
+                *("fork", "toxicity_scorer", "sentiment_scorer"),
+            )
+        },
+    }
+
+
+def file_name(config) -> str:
+    """Of the results: suite, model and precision, so that runs of several stand side by side."""
+    model = Path(config.checkpoint.replace(":", "-")).name
+    return "-".join(filter(None, (config.suite, model, config.quantization, config.dtype)))
+
+
+def kept_name(config, lm, fingerprint: str) -> str:
+    """Of the kept answers: all that an answer follows from besides the request."""
+    quantization = lm.lm.quantization
+    parts = (
+        fingerprint.replace(":", "-")[:32],
+        quantization and quantization.bnb_4bit_quant_type,
+        lm.lm.dtype.name,
+        config.max_length and f"length{config.max_length}",
+        f"new{config.max_gen_toks}",
+        config.gen_toks_cap and f"cap{config.gen_toks_cap}",
+        f"seed{config.seed}",
+    )
+    return "-".join(filter(None, parts))
+
+
+def summary(task: str, outcome) -> str:
+    """A line on a run."""
+    figures = outcome.figures
+    rate = figures["questions"] / max(figures["seconds"], 1e-9)
+    line = (
+        f"{task}: {figures['questions']} questions in {figures['seconds']:.1f} s, {rate:.2f} a "
+        f"second; {figures['tokens']:,} tokens read, {figures['tokens_alone']:,} without sharing"
+    )
+    if figures["prompts_cut"]:
+        line += (
+            f"; {figures['prompts_cut']} of {figures['requests']} prompts were longer than "
+            f"max_length and lost up to {figures['tokens_cut_at_most']} tokens after BOS"
+        )
+    return line
+
+
+def write_samples(folder: Path, outcome) -> None:
+    """A file of JSON lines for each task: every question, what was asked and what was answered."""
+    from lm_eval.utils import handle_non_serializable
+
+    folder.mkdir(exist_ok=True)
+    for task, samples in outcome.samples.items():
+        lines = [json.dumps(sample, default=handle_non_serializable) for sample in samples]
+        replace(folder / f"{task}.jsonl", "\n".join(lines) + "\n")
+
+
+def write_json(path: Path, content: dict) -> None:
+    replace(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def note(line: str) -> None:
+    print(f"[{line}]", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

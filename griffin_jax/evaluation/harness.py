@@ -1,0 +1,299 @@
+"""A Griffin model as lm-evaluation-harness sees one.
+
+Registered there as "griffin_jax". `lm_eval_command` is the harness's own command line with it.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from tqdm import tqdm
+
+from griffin_jax.evaluation import model as models
+from griffin_jax.inference import Sample, SamplingConfig, score
+from griffin_jax.inference.continuing import continue_texts
+from griffin_jax.inference.forking import Work
+from griffin_jax.language_model import LanguageModel
+from griffin_jax.tokenizer import END_OF_TURN
+
+_DRAWING = ("top_k", "top_p", "min_p", "repetition_penalty")
+# Of transformers' `generate`, without meaning here.
+_IGNORED = ("do_sample", "use_cache", "pad_token_id", "eos_token_id", "seed", "is_gsm8k")
+
+
+@register_model("griffin_jax")
+class GriffinLM(TemplateLM):
+    """The harness's interface over a `LanguageModel`.
+
+    Every sequence begins with BOS, once. What requests have in common (few-shot examples, the
+    question of several choices) is read once and its state forked; see `inference.scoring`.
+    Results depend neither on the order of requests nor on the batch size.
+
+    Attributes:
+      lm: The model.
+      work: What reading took so far; `Work.alone` is what it would take request by request.
+      cut: How many tokens `max_length` has cut from each request that was longer.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        *,
+        lm: LanguageModel | None = None,
+        quantization: str | None = None,
+        dtype: str | None = None,
+        batch_size: int | str = 16,
+        max_length: int | None = None,
+        max_gen_toks: int = 1024,
+        gen_toks_cap: int | None = None,
+        fork: bool = True,
+        seed: int = 0,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **unknown: Any,
+    ):
+        """The arguments are those of `--model_args`.
+
+        Args:
+          checkpoint: The model; see `evaluation.model.load` for this, `quantization` and `dtype`.
+          lm: The model itself, in place of a checkpoint.
+          quantization: "nf4" or "fp4".
+          dtype: "float32", "bfloat16" or "float16".
+          batch_size: Texts that run together; "auto" is 32.
+          max_length: Longer requests lose their beginning, but for BOS. None, and the model reads
+            requests of any length.
+          max_gen_toks: New tokens of generation tasks that do not say how many.
+          gen_toks_cap: At most so many new tokens, whatever a task says: for trial runs.
+          fork: Read once what requests have in common.
+          seed: Of tasks that sample.
+          max_batch_size: Ignored; the harness passes it.
+          device: Ignored; jax chooses the device (JAX_PLATFORMS).
+
+        Raises:
+          ValueError: an argument is unknown or out of its range; or as `evaluation.model.load`.
+        """
+        super().__init__()
+        if unknown:
+            raise ValueError(
+                f"griffin_jax has no model argument {', '.join(map(repr, sorted(unknown)))}; there "
+                "are checkpoint, quantization, dtype, batch_size, max_length, max_gen_toks, "
+                "gen_toks_cap, fork and seed"
+            )
+        if (lm is None) == (checkpoint is None):
+            raise ValueError("give --model_args checkpoint=FOLDER, or a name such as griffin-tiny")
+        self._batch_size = 32 if str(batch_size).startswith("auto") else int(batch_size)
+        for name, value in (
+            ("batch_size", self._batch_size),
+            ("max_length", max_length),
+            ("max_gen_toks", max_gen_toks),
+            ("gen_toks_cap", gen_toks_cap),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if lm is None:
+            lm = models.load(checkpoint, quantization=quantization, dtype=dtype)
+        if lm.tokenizer is None:
+            raise ValueError("the model has no tokenizer; the harness's tasks are texts")
+        self.lm = lm
+        self.checkpoint = checkpoint
+        self.max_length = max_length
+        self.max_gen_toks = max_gen_toks
+        self.gen_toks_cap = gen_toks_cap
+        self.work = Work()
+        self.cut: list[int] = []
+        self._fork = fork
+        self._seed = seed
+        self._sampler = lm.sampler()
+
+    @property
+    def batch_size(self) -> int:
+        """Texts that run together."""
+        return self._batch_size
+
+    @property
+    def eot_token_id(self) -> int:
+        """EOS."""
+        return self.lm.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """BOS, which comes before every text."""
+        return self.lm.tokenizer.bos_id
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Token ids, behind BOS unless `add_special_tokens` is False."""
+        return self.lm.tokenizer.encode(string, bos=add_special_tokens is not False)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        for (context, continuation), _, ids in requests:
+            if not ids:
+                raise ValueError(
+                    f"{continuation!r} adds no token of its own after {context[-40:]!r}: nothing "
+                    "to score"
+                )
+        # The last token is not read.
+        pairs = [(self._fit(context, len(ids) - 1), ids) for _, context, ids in requests]
+        return self._score(
+            pairs, [("loglikelihood", key) for key, _, _ in requests], "choices", disable_tqdm
+        )
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """The log-likelihood of whole texts of any length behind BOS: the state is carried on."""
+        texts = [request.args for request in requests]
+        ids = [self.tok_encode(text, add_special_tokens=False) for (text,) in texts]
+        known = [i for i, tokens in enumerate(ids) if tokens]  # an empty text is certain
+        scores = dict.fromkeys(range(len(ids)), 0.0)
+        found = self._score(
+            [([self.prefix_token_id], ids[i]) for i in known],
+            [("loglikelihood_rolling", texts[i]) for i in known],
+            "texts",
+            disable_tqdm,
+        )
+        scores.update(zip(known, (log_probability for log_probability, _ in found), strict=True))
+        return list(scores.values())
+
+    def _score(self, pairs, keys, what, disable_tqdm):
+        with tqdm(total=len(pairs), desc=what, disable=disable_tqdm or not pairs) as bar:
+
+            def on_score(i, result):
+                method, args = keys[i]
+                kept = result[0] if method == "loglikelihood_rolling" else result
+                self.cache_hook.add_partial(method, args, kept)
+                bar.update()
+
+            return score(
+                self.lm.model,
+                self.lm.params,
+                pairs,
+                self._batch_size,
+                fork=self._fork,
+                on_score=on_score,
+                work=self.work,
+            )
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each context, up to the first stop string or stop token.
+
+        Tasks that sample draw each text from a random stream of its own, which follows from the
+        seed and how often the same request came before; what is beside it does not matter.
+        """
+        groups: dict[str, list[int]] = {}
+        arguments = [request.args for request in requests]
+        for i, (_, settings) in enumerate(arguments):
+            groups.setdefault(json.dumps(settings, sort_keys=True), []).append(i)
+        drawings = {key: self._drawing(arguments[rows[0]][1]) for key, rows in groups.items()}
+        texts: list[str] = [""] * len(requests)
+        with tqdm(total=len(requests), desc="texts", disable=disable_tqdm) as bar:
+            for key, rows in groups.items():
+                sampling, max_new_tokens, stop = drawings[key]
+                room = None if self.max_length is None else max_new_tokens
+                prompts = [
+                    self._fit(self.tok_encode(arguments[i][0]), room, part="prompt") for i in rows
+                ]
+                seeds = self._seeds(key, [arguments[i][0] for i in rows])
+
+                def on_sample(number: int, sample: Sample, rows=rows) -> None:
+                    texts[rows[number]] = sample.text
+                    self.cache_hook.add_partial(
+                        "generate_until", arguments[rows[number]], sample.text
+                    )
+                    bar.update()
+
+                continue_texts(
+                    self._sampler,
+                    prompts,
+                    self._batch_size,
+                    sampling=sampling,
+                    max_new_tokens=max_new_tokens,
+                    seeds=seeds,
+                    stop=stop,
+                    fork=self._fork,
+                    on_sample=on_sample,
+                    work=self.work,
+                )
+        return texts
+
+    def _seeds(self, settings, contexts):
+        """A seed for each text, from what it is and how often it came before."""
+        seen: Counter[str] = Counter()
+        seeds = []
+        for context in contexts:
+            name = json.dumps([self._seed, settings, context, seen[context]])
+            seeds.append(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]))
+            seen[context] += 1
+        return seeds
+
+    def _drawing(self, settings):
+        """How to draw, how many tokens at most, and stop strings, of a request's arguments."""
+        settings = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
+        stop = [string for string in settings.pop("until") if string]
+        max_new_tokens = settings.pop("max_gen_toks")
+        if self.gen_toks_cap is not None:
+            max_new_tokens = min(max_new_tokens, self.gen_toks_cap)
+        temperature = settings.pop("temperature", 1.0 if settings["do_sample"] else 0.0)
+        drawing = {name: settings.pop(name) for name in _DRAWING if settings.get(name) is not None}
+        unknown = sorted(set(settings) - set(_IGNORED) - set(_DRAWING))
+        if unknown:
+            raise ValueError(
+                f"generation argument {', '.join(unknown)} has no meaning here; there are until, "
+                f"max_gen_toks, do_sample, temperature, {', '.join(_DRAWING)}"
+            )
+        return SamplingConfig(temperature, **drawing), max_new_tokens, stop
+
+    def _fit(self, context, room, part="context"):
+        """The context without what has no place beside `room` further tokens; BOS stays."""
+        limit = self.max_length
+        if limit is None or len(context) + room <= limit:
+            return context
+        if room >= limit:
+            raise ValueError(
+                f"max_length {limit} has no room for a {part} beside {room} further tokens; give a "
+                "larger one, or none: the model itself has no limit"
+            )
+        self.cut.append(len(context) + room - limit)
+        kept = limit - room - 1
+        return context[:1] + context[len(context) - kept :]
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation in Gemma's turns, without BOS, which `tok_encode` adds.
+
+        Without `add_generation_prompt` the last message is the beginning of an answer, which stays
+        open. There is no system turn: a system message goes before the first user message.
+        """
+        if add_generation_prompt:
+            return self.lm.tokenizer.format_chat(chat_history)
+        *before, last = chat_history
+        return self.lm.tokenizer.format_chat(before) + last["content"].strip()
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """A name for the turns of `apply_chat_template`, for reports."""
+        return f"<start_of_turn>ROLE\\nTEXT{END_OF_TURN}\\n" if chat_template else None
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness tells its caches of prompts apart by."""
+        return f"griffin_jax-{self.checkpoint}".replace("/", "__")
+
+
+def lm_eval_command() -> None:
+    """The command line of lm-evaluation-harness, where `--model griffin_jax` is known."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
