@@ -125,7 +125,7 @@ def test_throughput_ends_with_a_row_that_says_what_memory_does_not_suffice_for(
     assert first["tokens_per_second"] > 0
     assert first["prefill_tokens_per_second"] > 0
     assert (last["status"], last["batch_size"]) == ("out of memory", 4)
-    assert "rows' states would fit" in last["message"]
+    assert "rows would fit beside the weights" in last["message"]
     text, pictures = written(results)
     assert "out of memory" in text
     assert "throughput.png" in pictures
