@@ -1,12 +1,12 @@
 """Speed of training a Griffin of a billion parameters, over sequence lengths.
 
-    XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 python -m experiments.benchmark_training \\
+    XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 python -m experiments.benchmark \\
         --config=configs/bench_training.py --output=docs/benchmarks/training.json
 
 The model of configs/train_griffin_1b.py, AdamW on float32 master weights, bfloat16 activations, random
 weights and tokens, 32,768 tokens a batch at every length. Three ways to spend memory at the first
-length, and the fastest at the others; sequences are one document each, but for the last row. Hardware: one GPU of 80 GB, about 2.5 minutes, most of it
-compilation. On a CPU, `--config=configs/bench_training.py:tiny` takes seconds.
+length, and the fastest at the others; sequences are one document each, but for the last row.
+Hardware: one GPU of 80 GB, about 2.5 minutes, most of it compilation. On a CPU, `--config=configs/bench_training.py:tiny` takes seconds.
 Expected on an H100: at least 40% model FLOP utilisation at 2,048 tokens, and tokens per second within
 15% of each other.
 """
@@ -29,6 +29,8 @@ def get_config(size: str = "1b") -> ConfigDict:
         raise ValueError(f"config {size!r}: there are {', '.join(MODELS)}")
     config = ConfigDict()
     config.kind = "training"
+    # Refuse to run where JAX finds a CPU alone.
+    config.accelerator = size != "tiny"
     config.model = MODELS[size].to_dict()
     config.lengths = (2048, 8192, 32_768)
     config.tokens = 32_768

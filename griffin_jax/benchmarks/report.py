@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from griffin_jax.benchmarks import card, plots
-from griffin_jax.benchmarks.results import name
+from griffin_jax.benchmarks.results import name, variant
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -291,7 +291,8 @@ def _training(results):
     lines = [
         [
             f"{row['batch_size']} x {row['length']:,}",
-            row["remat"],
+            f"{row['document']:,}",
+            variant(row),
             _ms(row["seconds"]),
             _share(row["seconds"]["spread"]),
             f"{row['tokens_per_second']:,.0f}",
@@ -301,7 +302,16 @@ def _training(results):
         ]
         for row in _of(results, "training")
     ]
-    head = ["batch x length", "recomputed", "ms per step", "spread", "tokens/s", "MFU", "GB"]
+    head = [
+        "batch x length",
+        "tokens a document",
+        "memory",
+        "ms per step",
+        "spread",
+        "tokens/s",
+        "MFU",
+        "GB",
+    ]
     return [table([*head, "compiled in s"], lines)]
 
 

@@ -39,13 +39,18 @@ def name(row: Row) -> str:
 def line(row: Row) -> str:
     """A row for the screen."""
     what = row["what"]
-    begin = row.get("operation") or (name(row) if "weights" in row else row.get("model", ""))
+    begin = row.get("operation") or (name(row) if "weights" in row else row.get("model", what))
     if row.get("status", "ok") != "ok":
         parts = [
             f"{k} {row[k]}" for k in ("case", "kernel", "batch_size", "tokens_sampled") if k in row
         ]
         return f"{begin}: {', '.join([what, *parts])}: {row['status']}: {row.get('message') or row.get('error')}"
     return f"{begin}: {_TEXTS[what](row)}"
+
+
+def variant(row: Row) -> str:
+    """How a training step spends memory."""
+    return f"remat {row['remat']}, loss in {row['loss_chunks']}, batch in {row['microbatches']}"
 
 
 def _spread(timing):
@@ -131,9 +136,10 @@ def _kernel(row):
 
 def _training(row):
     return (
-        f"{row['batch_size']} x {row['length']}, remat {row['remat']}: "
+        f"{row['batch_size']} x {row['length']} in documents of {row['document']}, {variant(row)}: "
         f"{_ms(row['seconds'])} per step, {row['tokens_per_second']:,.0f} tokens/s"
         + (f", MFU {row['mfu']:.1%}" if row.get("mfu") else "")
+        + f", {row['memory_bytes'] / 1e9:.1f} GB; compiled in {row['compile_seconds']:.1f} s"
     )
 
 

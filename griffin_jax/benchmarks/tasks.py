@@ -81,7 +81,7 @@ def run(job: Job) -> Iterator[Row]:
     if job.kind == "training":
         from griffin_jax.benchmarks import training
 
-        for row in training.measure(_Fields(config)):
+        for row in training.measure(config):
             yield {"what": "training", "status": "out of memory" if "error" in row else "ok"} | row
         return
     if job.kind == "kernels":
@@ -100,13 +100,6 @@ def run(job: Job) -> Iterator[Row]:
         yield about | {"what": job.kind, "status": "out of memory", "message": str(error)}
     except Unavailable as error:
         yield about | {"what": job.kind, "status": "unavailable", "message": str(error)}
-
-
-class _Fields:
-    """A config's plain values as attributes."""
-
-    def __init__(self, values: Mapping[str, Any]):
-        self.__dict__.update(values)
 
 
 def _limits(config):

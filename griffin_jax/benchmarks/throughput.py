@@ -66,10 +66,10 @@ def measure_throughput(
                 row["prefill_tokens_per_second"] = batch_size * prompt / seconds
         except memory.OutOfMemory as error:
             fits = most_rows(subject, prompt + tokens)
-            message = (
-                f"{error}; {fits} rows' states would fit beside the weights" if fits else error
-            )
-            yield row | {"status": "out of memory", "message": str(message)}
+            message = str(error)
+            if fits is not None:
+                message += f"; by their bytes alone, {fits} rows would fit beside the weights"
+            yield row | {"status": "out of memory", "message": message}
             return
         yield row
 

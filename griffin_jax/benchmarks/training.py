@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -68,8 +68,7 @@ def measure_lengths(
     dtype: DTypeLike = jnp.bfloat16,
     repeats: int = 5,
     document: int = 0,
-    report: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
+) -> Iterator[Row]:
     """Times AdamW steps of a model with random weights on random tokens.
 
     Every variant is measured at the first length, and the fastest that fits at the others. A sequence
@@ -83,10 +82,9 @@ def measure_lengths(
       dtype: Of activations; master weights and the optimizer's state are float32.
       repeats: Steps that are timed, after two that are not.
       document: Tokens of each packed document in the row that has them; 0 for no such row.
-      report: Is given each row as it comes.
 
-    Returns:
-      A row per measurement; see `Bench.measure`.
+    Yields:
+      A row per measurement, as it comes; see `Bench.measure`.
 
     Raises:
       ValueError: a length does not divide `tokens`, or a variant does not divide a length or batch.
@@ -96,21 +94,16 @@ def measure_lengths(
             raise ValueError(f"length {length} does not divide the {tokens} tokens of a batch")
     bench = Bench(model, dtype, repeats)
     rows = []
-
-    def measure(length, variant, document=0):
-        rows.append(bench.measure(tokens // length, length, variant, document))
-        report(rows[-1])
-
     for variant in variants:
-        measure(lengths[0], variant)
+        rows.append(bench.measure(tokens // lengths[0], lengths[0], variant))
+        yield rows[-1]
     fitting = [row for row in rows if "error" not in row]
     if fitting:
         best = variants[rows.index(max(fitting, key=lambda row: row["tokens_per_second"]))]
         for length in lengths[1:]:
-            measure(length, best)
+            yield bench.measure(tokens // length, length, best)
         if document:
-            measure(lengths[0], best, document)
-    return rows
+            yield bench.measure(tokens // lengths[0], lengths[0], best, document)
 
 
 class Bench:
@@ -219,16 +212,15 @@ class Bench:
         return put_batch(batch, self._mesh)
 
 
-def measure(config: Any, report: Callable[[Row], None] = lambda row: None) -> list[Row]:
+def measure(config: Mapping[str, Any]) -> Iterator[Row]:
     """`measure_lengths` as a config says: `model` (a dict), `lengths`, `tokens`, `variants`,
     `dtype`, `repeats` and `document`."""
     return measure_lengths(
-        GriffinConfig.from_dict(dict(config.model)),
-        list(config.lengths),
-        config.tokens,
-        [Variant.parse(text) for text in config.variants],
-        dtype=config.dtype,
-        repeats=config.repeats,
-        document=config.document,
-        report=report,
+        GriffinConfig.from_dict(dict(config["model"])),
+        list(config["lengths"]),
+        config["tokens"],
+        [Variant.parse(text) for text in config["variants"]],
+        dtype=config["dtype"],
+        repeats=config["repeats"],
+        document=config["document"],
     )

@@ -125,7 +125,7 @@ def test_throughput_ends_with_a_row_that_says_what_memory_does_not_suffice_for(
     assert first["tokens_per_second"] > 0
     assert first["prefill_tokens_per_second"] > 0
     assert (last["status"], last["batch_size"]) == ("out of memory", 4)
-    assert "rows' states would fit" in last["message"]
+    assert "rows would fit beside the weights" in last["message"]
     text, pictures = written(results)
     assert "out of memory" in text
     assert "throughput.png" in pictures
@@ -152,12 +152,13 @@ def test_every_operation_is_timed_by_every_kernel_that_serves(written):
 
 
 def test_training_is_measured_by_the_same_command(monkeypatch, written):
-    row = {"batch_size": 4, "length": 64, "remat": "dots", "tokens_per_second": 9.0, "mfu": 0.5}
+    row = {"batch_size": 4, "length": 64, "document": 64, "tokens_per_second": 9.0, "mfu": 0.5}
+    row |= {"remat": "dots", "loss_chunks": 1, "microbatches": 1}
     row |= {"memory_bytes": 10**9, "compile_seconds": 3.0}
     row["seconds"] = {"median": 0.1, "low": 0.1, "high": 0.2, "spread": 1.0, "repeats": 2}
 
     def measure(config):
-        assert config.kind == "training"
+        assert config["kind"] == "training"
         return [row, {"batch_size": 8, "length": 64, "error": "no room"}]
 
     monkeypatch.setattr("griffin_jax.benchmarks.training.measure", measure)

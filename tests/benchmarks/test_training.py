@@ -14,9 +14,8 @@ VARIANTS = [Variant("none"), Variant("block", loss_chunks=2, microbatches=2)]
 
 
 def test_every_variant_at_the_first_length_and_the_fastest_at_the_others():
-    seen = []
-    rows = measure_lengths(MODEL, [16, 32], 64, VARIANTS, document=5, report=seen.append, **OPTIONS)
-    assert rows == seen and [row["length"] for row in rows] == [16, 16, 32, 16]
+    rows = list(measure_lengths(MODEL, [16, 32], 64, VARIANTS, document=5, **OPTIONS))
+    assert [row["length"] for row in rows] == [16, 16, 32, 16]
     assert [row["batch_size"] for row in rows] == [4, 4, 2, 4]
     assert [row["document"] for row in rows] == [16, 16, 32, 5]
     best = max(rows[:2], key=lambda row: row["tokens_per_second"])
@@ -33,16 +32,16 @@ def test_every_variant_at_the_first_length_and_the_fastest_at_the_others():
 
 def test_what_does_not_fit_is_a_row_that_says_so(monkeypatch):
     monkeypatch.setattr(memory, "limit_bytes", lambda: 1000)
-    rows = measure_lengths(MODEL, [16, 32], 64, VARIANTS[:1], **OPTIONS)
+    rows = list(measure_lengths(MODEL, [16, 32], 64, VARIANTS[:1], **OPTIONS))
     assert len(rows) == 1 and "tokens_per_second" not in rows[0]
     assert rows[0]["error"].endswith("of 0.0 GB") and rows[0]["error"].startswith("needs ")
 
 
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="length 24 does not divide the 64 tokens"):
-        measure_lengths(MODEL, [24], 64, VARIANTS)
+        next(measure_lengths(MODEL, [24], 64, VARIANTS))
     with pytest.raises(ValueError, match="3 microbatches do not divide a batch of 4"):
-        measure_lengths(MODEL, [16], 64, [Variant("none", 1, 3)])
+        next(measure_lengths(MODEL, [16], 64, [Variant("none", 1, 3)]))
 
 
 @pytest.mark.parametrize("text", ["some", "none:0", "none:1:2:3", "none:x"])
