@@ -1,6 +1,7 @@
 """The machine that figures come from, and what it can do at best: measured, not looked up."""
 
 import dataclasses
+import functools
 import os
 import platform
 from importlib import metadata
@@ -63,30 +64,30 @@ def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Li
     on_cpu = jax.default_backend() == "cpu"
     copy_bytes = copy_bytes or (2**28 if on_cpu else 2**31)
     size = size or (2048 if on_cpu else 8192)
-    copied = _copy_seconds(copy_bytes)
+    seconds = _seconds_each(lambda x: x + 1, jnp.ones(copy_bytes // 4, jnp.float32))
     rates = {}
     for dtype in ("bfloat16", "float32"):
-        key = jax.random.key(0)
-        a, b = (jax.random.normal(k, (size, size), dtype) for k in jax.random.split(key))
-        rates[dtype] = 2 * size**3 / measure(lambda a=a, b=b: _product(a, b), repeats=10).median
-    return Limits(2 * copy_bytes / copied, rates["bfloat16"], rates["float32"])
+        # Of unit norm, so that products of products neither vanish nor overflow.
+        keys = jax.random.split(jax.random.key(0))
+        a, b = (jax.random.normal(key, (size, size), dtype) * size**-0.5 for key in keys)
+        rates[dtype] = 2 * size**3 / _seconds_each(functools.partial(_product, b), a)
+    return Limits(2 * copy_bytes / seconds, rates["bfloat16"], rates["float32"])
 
 
-def _copy_seconds(num_bytes):
-    source, target = (jnp.full(num_bytes // 4, value, jnp.float32) for value in (1, 2))
-    # A plain copy may be left out, and fresh memory for the result costs a CPU more than the copy.
-    copy = jax.jit(lambda source, target: source + 1, donate_argnums=1, keep_unused=True)
+def _seconds_each(step, x):
+    """Seconds of one `step`, many of which follow one another on the device in one dispatch."""
+    steps = 2 if jax.default_backend() == "cpu" else 20
+    run = jax.jit(lambda x: jax.lax.fori_loop(0, steps, lambda _, x: step(x), x), donate_argnums=0)
 
     def call():
-        nonlocal target
-        target = copy(source, target)
-        return target
+        nonlocal x
+        x = run(x)
+        return x
 
-    return measure(call, warmup=2, repeats=10).median
+    return measure(call, warmup=1, repeats=5).median / steps
 
 
-@jax.jit
-def _product(a, b):
+def _product(b, a):
     precision = "highest" if a.dtype == jnp.float32 else None
     return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32).astype(a.dtype)
 

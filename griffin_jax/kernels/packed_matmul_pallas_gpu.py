@@ -62,11 +62,13 @@ def _forward(x, weights, interpret):
 
 def _backward(interpret, weights, gradients):
     del interpret
-    products = [
-        jnp.einsum("...o,oi->...i", dy, decode(weight, dy.dtype))
-        for dy, weight in zip(gradients, weights, strict=True)
-    ]
-    return sum(products), None
+
+    def product(dy, weight):
+        # Float32 means float32, also where a device would round the factors by default.
+        precision = "highest" if dy.dtype == jnp.float32 else None
+        return jnp.einsum("...o,oi->...i", dy, decode(weight, dy.dtype), precision=precision)
+
+    return sum(map(product, gradients, weights)), None
 
 
 packed_matmul.defvjp(_forward, _backward)
