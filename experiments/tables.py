@@ -2,8 +2,9 @@
 
   python -m experiments.tables --results=runs/evaluation --output=runs/tables
 
-Reads the JSON files of experiments.evaluate, or a folder of them, and writes the model card's tables
-with what was measured beside what was published, in Markdown and as a plot.
+Reads the JSON files of experiments.evaluate and experiments.benchmark, or a folder of them, and
+writes the model card's tables with what was measured beside what was published, in Markdown and as
+plots.
 """
 
 import importlib
@@ -18,7 +19,13 @@ _RESULTS = flags.DEFINE_list("results", ["runs/evaluation"], "Files or folders, 
 _OUTPUT = flags.DEFINE_string("output", "runs/tables", "Folder for tables and plots.")
 
 # Who writes what a file calls its "kind".
-REPORTS = {"evaluation": "griffin_jax.evaluation.report"}
+REPORTS = {
+    "evaluation": "griffin_jax.evaluation.report",
+    **dict.fromkeys(
+        ("decode", "generation", "latency", "throughput", "kernels", "training"),
+        "griffin_jax.benchmarks.report",
+    ),
+}
 
 
 def main() -> None:

@@ -16,20 +16,6 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The inverse of `write`.
-
-    Raises:
-      ValueError: the file is none of ours.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        results["kind"], results["rows"], results["machine"], results["limits"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no benchmark's results: {error!r}") from None
-    return results
-
-
 def name(row: Row) -> str:
     """Model, weights and stack of a row."""
     dtype = "" if row.get("dtype") == row.get("weights") else f":{row.get('dtype')}"

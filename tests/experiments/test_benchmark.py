@@ -9,12 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def benchmark(tmp_path, *arguments, **environment):
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")} | environment
+def benchmark(tmp_path, *arguments, command="benchmark"):
     return subprocess.run(
-        [sys.executable, "-m", "experiments.benchmark", *arguments],
+        [sys.executable, "-m", f"experiments.{command}", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
     )
@@ -43,6 +42,13 @@ def test_figures_go_to_the_screen_and_to_a_file_and_kernels_to_a_folder(tmp_path
     assert sorted(path.name for path in output.parent.iterdir()) == ["decode.json"]
     (profile,) = (tmp_path / "profile").iterdir()
     assert "launches" in profile.read_text(encoding="utf-8")
+
+    tables = tmp_path / "tables"
+    done = benchmark(tmp_path, f"--results={output}", f"--output={tables}", command="tables")
+    assert done.returncode == 0, done.stderr
+    page = (tables / "decode.md").read_text(encoding="utf-8")
+    assert "| tiny:float32@griffin_jax | 20,000 |" in page
+    assert page in done.stdout
 
 
 def test_wrong_calls_end_in_one_line(tmp_path):
