@@ -3,6 +3,7 @@
 GRIFFIN_PARITY_QUESTIONS says how many questions of each task are asked; 3 by default, and 0 for all.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -41,6 +42,9 @@ def adapters(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("model")
     oracle.write_folder(folder, seed=0, recurrence_width=32, vocab_size=8192)
+    # Texts are longer than the window, which transformers takes to include the query.
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"window_includes_query": True}))
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(VOCABULARY / name, folder)
     # Left padding of transformers' model changes its texts: one at a time.
