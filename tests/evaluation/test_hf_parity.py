@@ -1,8 +1,9 @@
 """Our adapter against the harness's own `hf`, over the same tiny model of transformers.
 
-GRIFFIN_PARITY_QUESTIONS says how many questions of each task are asked; 3 by default, and 0 for all.
+GRIFFIN_PARITY_QUESTIONS says how many questions of each task are asked; 2 by default, and 0 for all.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.parity import transformers_oracle as oracle
 pytestmark = pytest.mark.parity
 
 VOCABULARY = Path(griffin_jax.__file__).parent / "assets" / "griffin-tiny"
-QUESTIONS = int(os.environ.get("GRIFFIN_PARITY_QUESTIONS", "3")) or None
+QUESTIONS = int(os.environ.get("GRIFFIN_PARITY_QUESTIONS", "2")) or None
 MADE_UP = ("griffin_boolq", "griffin_openbookqa", "griffin_bbq_ambig", "griffin_winobias_1_2")
 SAMPLES = (
     *("mmlu_anatomy", "mmlu_professional_law", "hellaswag", "piqa", "social_iqa", "boolq"),
@@ -41,6 +42,9 @@ def adapters(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("model")
     oracle.write_folder(folder, seed=0, recurrence_width=32, vocab_size=8192)
+    # Texts are longer than the window, which transformers takes to include the query.
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"window_includes_query": True}))
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(VOCABULARY / name, folder)
     # Left padding of transformers' model changes its texts: one at a time.
@@ -71,17 +75,17 @@ def choices(tmp_path_factory):
 
 def test_log_likelihoods_of_choices_are_those_of_hf(adapters, choices):
     ours, theirs = adapters
-    # Continuations that are greedy throughout, and not but for the last token.
-    greedy = theirs.generate_until(
-        [
-            Instance("generate_until", {}, (text, {"until": [], "max_gen_toks": 6}), i)
-            for i, text in enumerate(("The lamp", "She said nothing", "Once"))
-        ]
-    )
-    more = [("The lamp", greedy[0]), ("She said nothing", greedy[1]), ("Once", greedy[2] + " x")]
-    asked = [*choices, *(Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(more))]
+    # Continuations that are greedy throughout, where the text becomes the same tokens again.
+    begins = ("The lamp", "She said nothing", "Once", "It was", "He", "When the", "I", "But")
+    greedy = theirs.generate_until(ask(begins, [], max_gen_toks=3))
+    pairs = zip(begins, greedy, strict=True)
+    asked = [*choices, *(Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs))]
     found = ours.loglikelihood(asked, disable_tqdm=True)
-    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    theirs.batch_size_per_gpu = 16  # padded at the right
+    try:
+        expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    finally:
+        theirs.batch_size_per_gpu = 1
     difference = np.abs(np.array([p for p, _ in found]) - [p for p, _ in expected])
     print(f"{len(asked)} choices, largest difference {difference.max():.1e}")
     assert difference.max() <= 1e-4
@@ -106,8 +110,8 @@ def test_greedy_texts_are_those_of_hf(adapters):
     assert cut != whole
 
 
-def ask(contexts, until):
-    settings = {"until": until, "do_sample": False, "max_gen_toks": 24}
+def ask(contexts, until, max_gen_toks=24):
+    settings = {"until": until, "do_sample": False, "max_gen_toks": max_gen_toks}
     return [
         Instance("generate_until", {}, (text, dict(settings)), i) for i, text in enumerate(contexts)
     ]

@@ -1,0 +1,195 @@
+"""Measures what forking the state saves on 5-shot MMLU.
+
+  python -m experiments.benchmark_forking --data_dir=DIR --checkpoint=FOLDER --output=FILE.json
+
+Asks the same questions three times: with the examples of a subject read once and the state after them
+forked for every question and choice; every choice by itself; and, with --hf, through the harness's
+own adapter of transformers, on the CPU and with the weights in float32 for both, which reads a
+question once for its one-token choices. Prints tokens,
+seconds and questions a second of each, and the largest difference between their log-likelihoods.
+Programs are compiled before the clock starts. The data are JSON lines,
+DIR/mmlu/SUBJECT/{dev,test}.jsonl.
+
+  --checkpoint=random:recurrentgemma-9b --quantization=nf4   a published shape with random weights
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "The model; or random:PRESET.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "benchmarks", "Folder of the questions.")
+_SUBJECTS = flags.DEFINE_integer("subjects", 57, "How many of MMLU's subjects to ask of.")
+_LIMIT = flags.DEFINE_integer("limit", 4, "Questions of each subject.")
+_QUANTIZATION = flags.DEFINE_string("quantization", None, "nf4 or fp4: pack linear weights.")
+_DTYPE = flags.DEFINE_string("dtype", None, "Of activations.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts that run together.")
+_ALONE = flags.DEFINE_bool("alone", True, "Also read every choice by itself.")
+_HF = flags.DEFINE_bool("hf", False, "Also ask the same model in transformers.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+
+SHOTS = 5
+
+
+def main() -> None:
+    for name in ("lm_eval", "datasets", "griffin_jax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        from griffin_jax.evaluation.harness import GriffinLM
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install 'griffin_jax[eval]'") from None
+
+    requests = mmlu_requests(_DATA_DIR.value, _SUBJECTS.value, _LIMIT.value)
+    questions = len({id(request.doc) for request in requests})
+    print(f"{questions} questions, {len(requests)} choices", file=sys.stderr)
+    lm = GriffinLM(
+        _CHECKPOINT.value,
+        quantization=_QUANTIZATION.value,
+        dtype=_DTYPE.value,
+        batch_size=_BATCH_SIZE.value,
+    )
+    model = unpacked(lm.lm) if _HF.value else lm.lm
+    rows, answers = [], {}
+    ways = [("forked", True)] + [("every choice by itself", False)] * _ALONE.value
+    for name, fork in ways:
+        adapter = GriffinLM(lm=model, batch_size=_BATCH_SIZE.value, fork=fork)
+        begin = time.monotonic()
+        adapter.loglikelihood(requests)  # compiles
+        first = time.monotonic() - begin
+        work = adapter.work.tokens, adapter.work.padded, adapter.work.calls
+        begin = time.monotonic()
+        answers[name] = adapter.loglikelihood(requests)
+        seconds = time.monotonic() - begin
+        rows.append(row(name, questions, seconds, first, *work))
+    if _HF.value:
+        seconds, first, answers["hf"] = ask_hf(model, requests)
+        rows.append(row("transformers by the harness's hf", questions, seconds, first))
+    report(rows, answers, model, questions)
+
+
+def mmlu_requests(data_dir: str, subjects: int, limit: int) -> list:
+    """The log-likelihoods that 5-shot MMLU asks for."""
+    from griffin_jax.evaluation.local_data import local_tasks
+
+    group = local_tasks(["mmlu"], data_dir, num_fewshot=SHOTS)["mmlu"]
+    requests = []
+    for task in sorted(group.get_all_tasks(), key=lambda task: task.task_name)[:subjects]:
+        task.set_config("num_fewshot", SHOTS)
+        task.build_all_requests(limit=limit)
+        requests += task.instances
+    return requests
+
+
+def unpacked(lm):
+    """The model in float32 and with the window as transformers has it: the query counts."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from griffin_jax.models import unstack_params
+    from griffin_jax.quantization import QuantizedTensor, dequantize
+
+    def unpack(leaf):
+        packed = isinstance(leaf, QuantizedTensor)
+        return dequantize(leaf, jnp.float32) if packed else leaf.astype(jnp.float32)
+
+    params = jax.tree.map(
+        unpack,
+        unstack_params(lm.config, lm.params),
+        is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
+    )
+    config = lm.config.replace(window_includes_query=True)
+    return dataclasses.replace(
+        lm, config=config, params=params, dtype=jnp.float32, quantization=None
+    )
+
+
+def ask_hf(lm, requests) -> tuple[float, float, list]:
+    """Seconds, seconds of a first question, and answers of the harness's own adapter."""
+    import griffin_jax
+
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise ImportError(f"{error}: --hf takes pip install 'griffin_jax[parity]'") from None
+
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "model"
+        griffin_jax.save(lm, folder, format="huggingface")
+        model = HFLM(
+            str(folder),
+            device="cpu",
+            dtype="float32",
+            batch_size=_BATCH_SIZE.value,
+            max_length=2**20,
+        )
+    begin = time.monotonic()
+    model.loglikelihood(requests[:4])
+    first = time.monotonic() - begin
+    begin = time.monotonic()
+    answers = model.loglikelihood(requests)
+    return time.monotonic() - begin, first, answers
+
+
+def row(name, questions, seconds, first, tokens=None, padded=None, calls=None) -> dict:
+    return {
+        "name": name,
+        "seconds": seconds,
+        "first_seconds": first,
+        "questions_per_second": questions / seconds,
+        "tokens": tokens,
+        "tokens_padded": padded,
+        "calls": calls,
+    }
+
+
+def report(rows, answers, lm, questions) -> None:
+    """Prints the table, and writes the results where the user wants them."""
+    import numpy as np
+
+    cells = [
+        [
+            one["name"],
+            "" if one["tokens"] is None else f"{one['tokens']:,}",
+            "" if one["tokens"] is None else f"{one['tokens_padded']:,}",
+            f"{one['seconds']:.1f}",
+            f"{one['first_seconds']:.1f}",
+            f"{one['questions_per_second']:.2f}",
+        ]
+        for one in rows
+    ]
+    head = ["way", "tokens read", "with padding", "seconds", "first round", "questions a second"]
+    print(command.table(head, cells))
+    first, *others = answers.items()
+    differences = {}
+    for name, found in others:
+        pairs = zip(first[1], found, strict=True)
+        differences[name] = float(np.abs(np.array([a[0] - b[0] for a, b in pairs])).max())
+        print(f"largest difference from {name!r}: {differences[name]:.1e} nats")
+    precision = lm.dtype.name
+    if lm.quantization is not None:
+        precision = f"{lm.quantization.bnb_4bit_quant_type.upper()} {precision}"
+    setting = (
+        f"{questions} questions of MMLU, {SHOTS}-shot; {_CHECKPOINT.value} in {precision}, batches "
+        f"of up to {_BATCH_SIZE.value}, on {command.machine()}"
+    )
+    print(setting)
+    if _OUTPUT.value:
+        path = Path(_OUTPUT.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        content = {"setting": setting, "rows": rows, "differences": differences}
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+if __name__ == "__main__":
+    command.run(main)
