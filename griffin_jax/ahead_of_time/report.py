@@ -10,7 +10,7 @@ import jax
 from griffin_jax.ahead_of_time import programs, roofline, static_profile, topologies
 from griffin_jax.ahead_of_time.hlo import Module
 from griffin_jax.ahead_of_time.programs import Program
-from griffin_jax.ahead_of_time.roofline import V5E, Roofline
+from griffin_jax.ahead_of_time.roofline import Roofline
 from griffin_jax.sharding import make_mesh
 
 # The compiler says what it would need in one of these ways.
@@ -59,7 +59,7 @@ def compile_program(topology: str, program: Program, static: bool = False) -> di
         return result | {"fits": False, "memory": {"peak": _needed(str(error))}}
     result["compile_s"] = time.perf_counter() - begin
     result["memory"] = _memory(compiled.memory_analysis())
-    result["fits"] = result["memory"]["peak"] <= V5E.memory_bytes
+    result["fits"] = True  # or else the compiler had refused
     module = Module(compiled.as_text())
     result["collectives"] = {
         kind: {"count": found.count, "bytes": found.num_bytes}
@@ -86,7 +86,7 @@ def _memory(analysis):
         "arguments": arguments,
         "outputs": outputs - reused,
         "temporaries": temporaries,
-        "peak": arguments + outputs - reused + temporaries,
+        "peak": analysis.peak_memory_in_bytes,
     }
 
 
