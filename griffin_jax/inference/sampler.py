@@ -15,6 +15,7 @@ from griffin_jax.inference.decode import draw_burst, row_keys, stop_array
 from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
+from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
 from griffin_jax.tokenizer import StreamDecoder, Tokenizer
@@ -76,6 +77,9 @@ class Sampler:
       tokenizer: Decodes the text and knows the stop tokens; without one, texts stay empty and only
         `max_new_tokens` ends them.
       burst: Steps in one dispatch. Between dispatches the host looks for stop strings.
+
+    On a CPU, `params` get a second copy of 4-bit weights that decoding reads, if there is memory;
+    `columns` says with or without. See `packed_matmul_cpu`.
     """
 
     def __init__(
@@ -86,9 +90,10 @@ class Sampler:
         *,
         dtype: DTypeLike = jnp.float32,
         burst: int = 16,
+        columns: bool | None = None,
     ):
         self.model = Griffin(config, dtype=jnp.dtype(dtype))
-        self.params = params
+        self.params = for_decoding(params, columns)
         self.tokenizer = tokenizer
         self.burst = burst
 
