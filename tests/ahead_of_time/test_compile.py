@@ -66,10 +66,10 @@ def test_prefill_runs_every_kernel_of_the_tpu():
 
 
 @needs_libtpu
-def test_training_compiles_with_parameters_cut_over_the_chips():
-    program = Program(
-        "small", job="train", batch_size=4, tokens=512, mesh=MeshShape(fsdp=2, model=2)
-    )
+def test_training_compiles_with_parameters_cut_over_the_chips(monkeypatch):
+    monkeypatch.setitem(griffin_jax.config.PRESETS, "small", SMALL.replace(num_layers=3))
+    mesh = MeshShape(fsdp=2, model=2)
+    program = Program("small", job="train", batch_size=4, tokens=128, mesh=mesh, remat="none")
     compiled = lower(program).compile()
     assert "rg_lru_backward" in compiled.as_text()
     count = sum(x.size for x in jax.tree.leaves(programs.abstract_arguments(program)))
