@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HUB = ["huggingface-hub>=1.0", "tokenizers>=0.22"]
-EVAL = ["lm-eval==0.4.13", "vaderSentiment>=3.3.2"]
+EVAL = ["lm-eval[math]==0.4.13", "vaderSentiment>=3.3.2"]
 TRAIN = ["grain>=0.2.16", "tensorboardX>=2.6", "matplotlib>=3.9"]
 TRANSFORMERS = [
     "torch>=2.9",
@@ -44,6 +44,10 @@ setup(
         "numpy>=2.0",
         "tqdm>=4.66",
     ],
+    # lm-evaluation-harness after 0.4.13 finds models by this.
+    entry_points={
+        "lm_eval.models": ["griffin_jax = griffin_jax.evaluation.harness:GriffinLM"],
+    },
     extras_require={
         "hf": HUB,
         "train": TRAIN,

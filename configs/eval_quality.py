@@ -226,6 +226,8 @@ def get_config() -> ConfigDict:
     # Of activations; None is what a 4-bit folder says, and otherwise bfloat16 on accelerators and
     # float32 on CPUs.
     config.dtype = config_dict.placeholder(str)
+    # Devices along each axis; -1 along one of them takes the rest.
+    config.mesh = {"data": 1, "fsdp": 1, "model": 1, "sequence": 1}
     # Names of tasks or benchmarks, separated by commas; empty for all.
     config.tasks = ""
     # Questions of each task, and of each subject of MMLU and the like; None for all.

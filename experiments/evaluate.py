@@ -35,8 +35,10 @@ def main() -> None:
             "evaluation needs lm-evaluation-harness: pip install 'griffin_jax[eval]'"
         ) from None
     import datasets
+    import jax
 
     from griffin_jax.evaluation import harness, model, report, run, suites
+    from griffin_jax.sharding import is_first
 
     datasets.disable_progress_bars()
     config, folder = _CONFIG.value, Path(_OUTPUT.value)
@@ -65,6 +67,7 @@ def main() -> None:
         config.checkpoint,
         quantization=config.quantization,
         dtype=config.dtype,
+        mesh=command.mesh_of(config.mesh),
         batch_size=config.batch_size,
         max_length=config.max_length,
         max_gen_toks=config.max_gen_toks,
@@ -75,14 +78,20 @@ def main() -> None:
     setting = describe(config, lm, fingerprint)
     setting["lm_eval"] = lm_eval.__version__
     cache = folder / "answers" / kept_name(config, lm, fingerprint)
+    if jax.process_count() > 1:
+        cache = None  # processes stopped at different answers would ask different questions
     path, outcomes = folder / f"{name}.json", {}
     average = config.average if len(rows) == len(config.rows) else None
     for key, prepared in runs.items():
         outcomes[key] = outcome = run.execute(lm, prepared, options, cache)
+        if not is_first():
+            continue
         write_json(path, report.document(setting, rows, average, outcomes, reasons))
         if config.log_samples:
             write_samples(folder / f"{name}-samples", outcome)
         note(summary(prepared.task, outcome))
+    if not is_first():
+        return
     print(report.markdown([json.loads(path.read_text(encoding="utf-8"))]))
     print(f"{path}: the results")
 
@@ -102,6 +111,7 @@ def describe(config, lm, fingerprint: str) -> dict:
         "dtype": lm.lm.dtype.name,
         "device": command.machine(),
         "devices": jax.device_count(),
+        "mesh": dict(config.mesh),
         "jax": jax.__version__,
         "griffin_jax": importlib.metadata.version("griffin_jax"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -48,6 +49,7 @@ class GriffinLM(TemplateLM):
         lm: LanguageModel | None = None,
         quantization: str | None = None,
         dtype: str | None = None,
+        mesh: jax.sharding.Mesh | None = None,
         batch_size: int | str = 16,
         max_length: int | None = None,
         max_gen_toks: int = 1024,
@@ -61,10 +63,11 @@ class GriffinLM(TemplateLM):
         """The arguments are those of `--model_args`.
 
         Args:
-          checkpoint: The model; see `evaluation.model.load` for this, `quantization` and `dtype`.
+          checkpoint: The model; see `evaluation.model.load` for this and the next three.
           lm: The model itself, in place of a checkpoint.
           quantization: "nf4" or "fp4".
           dtype: "float32", "bfloat16" or "float16".
+          mesh: Not on the command line of the harness.
           batch_size: Texts that run together; "auto" is 32.
           max_length: Longer requests lose their beginning, but for BOS. None, and the model reads
             requests of any length.
@@ -97,7 +100,7 @@ class GriffinLM(TemplateLM):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if lm is None:
-            lm = models.load(checkpoint, quantization=quantization, dtype=dtype)
+            lm = models.load(checkpoint, quantization=quantization, dtype=dtype, mesh=mesh)
         if lm.tokenizer is None:
             raise ValueError("the model has no tokenizer; the harness's tasks are texts")
         self.lm = lm

@@ -13,6 +13,7 @@ from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import stack_params
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.sharding import param_shardings
 from griffin_jax.tokenizer import load_tokenizer
 
 RANDOM = "random:"
@@ -21,7 +22,11 @@ _PIECE = 2**24
 
 
 def load(
-    checkpoint: str, *, quantization: str | None = None, dtype: str | None = None, **options
+    checkpoint: str,
+    *,
+    quantization: str | None = None,
+    dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
     """The model to be evaluated.
 
@@ -30,7 +35,7 @@ def load(
         that shape with random weights and the tokenizer of griffin-tiny, to measure speed with.
       quantization: "nf4" or "fp4" packs linear weights; a folder in 4 bits loads as it is without.
       dtype: Of activations; see `griffin_jax.load`.
-      **options: For `griffin_jax.load`.
+      mesh: See `griffin_jax.load`.
 
     Raises:
       ValueError: there is no tokenizer; or as `griffin_jax.load` and `griffin_jax.preset`.
@@ -40,9 +45,9 @@ def load(
     if quantization is not None:
         settings = QuantizationConfig(bnb_4bit_quant_type=quantization)
     if str(checkpoint).startswith(RANDOM):
-        return _random(preset(str(checkpoint).removeprefix(RANDOM)), settings, dtype)
+        return _random(preset(str(checkpoint).removeprefix(RANDOM)), settings, dtype, mesh)
     check_tokenizer(checkpoint)
-    return language_model.load(checkpoint, quantization=settings, dtype=dtype, **options)
+    return language_model.load(checkpoint, quantization=settings, dtype=dtype, mesh=mesh)
 
 
 def check_tokenizer(checkpoint: str) -> None:
@@ -64,7 +69,7 @@ def check_tokenizer(checkpoint: str) -> None:
         ) from None
 
 
-def _random(config, settings, dtype):
+def _random(config, settings, dtype, mesh):
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     dtype = check_dtype(dtype)
@@ -74,6 +79,8 @@ def _random(config, settings, dtype):
     params = random_params(config, dtype=dtype, quantization=settings)
     if stacks_by_default(config):
         params = stack_params(config, params, consume=True)
+    if mesh is not None:
+        params = jax.device_put(params, param_shardings(params, mesh))
     return LanguageModel(config, params, tokenizer, dtype, settings)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("models", "inference", "training", "checkpoints")
+FILES = ("models", "inference", "training", "checkpoints", "evaluation")
 
 
 @pytest.mark.parametrize("name", FILES)
