@@ -9,6 +9,7 @@ there already are kept.
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import command
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU here may be in use
 
 _CONFIG = command.define_config("compile_tpu.py")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Compile the config's table of programs.")
