@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
         one | {"job": "decode", "weights": "nf4-double"},
         one | {"job": "prefill", "tokens": 2048},
         one | {"job": "prefill", "tokens": 4096},
+        one | {"job": "decode", "stack_layers": False, "static": False},
+        one | {"job": "prefill", "tokens": 2048, "stack_layers": False, "static": False},
         one | {"job": "decode", "weights": "bf16", "static": False},
         *(four | {"job": "decode", "batch_size": rows} for rows in (4, 64)),
         four | {"job": "decode", "weights": "bf16", "batch_size": 4},

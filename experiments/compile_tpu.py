@@ -158,10 +158,11 @@ def _cells(result):
     mesh = {axis: size for axis, size in result["mesh"].items() if size > 1}
     tokens = "" if result["job"] == "decode" else f" x {result['tokens']:,}"
     model = result["model"].replace("recurrentgemma-", "").upper()
+    layers = "" if result.get("stack_layers", True) else ", layers unrolled"
     memory, floor = result["memory"], result["roofline"]
     peak = memory["peak"]
     return [
-        f"{model} {result['weights']} {result['job']}, {result['batch_size']} rows{tokens}",
+        f"{model} {result['weights']} {result['job']}, {result['batch_size']} rows{tokens}{layers}",
         result["topology"].removeprefix("v5e:"),
         " x ".join(f"{axis} {size}" for axis, size in mesh.items()),
         "yes" if result["fits"] else "no",
