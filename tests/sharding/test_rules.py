@@ -40,7 +40,7 @@ def test_every_parameter_and_state_of_every_preset_has_a_rule(name):
         parts = sharding.shard_shape(leaf.shape)
         small = len(leaf.shape) == 1 or "conv_1d" in str(path)
         assert small or parts != leaf.shape, path
-    state_shardings(config, mesh(data=2, model=2), 4)
+    state_shardings(config, mesh(data=2, model=2), 4, capacity=64)
 
 
 def test_each_leaf_of_the_nine_billion_lies_as_the_page_says():
