@@ -53,6 +53,8 @@ setup(
         "train": TRAIN,
         "eval": EVAL,
         "bench": ["matplotlib>=3.9"],
+        # To compile for TPUs ahead of time; on a TPU, too.
+        "tpu": ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'", *TRAIN],
         # A peer of the benchmarks. The other, recurrentgemma, pins versions that conflict with
         # ours: pip install --no-deps -r .ci/requirements-recurrentgemma.txt
         "transformers": TRANSFORMERS,

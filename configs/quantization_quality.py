@@ -3,8 +3,8 @@
     python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE --output=FOLDER
 
 Hardware: any; about 20 minutes on two CPU cores for griffin-tiny and 200 KB of text. Memory: two
-models in the dtype of activations. Expected: NF4 in blocks of 64 costs griffin-tiny 0.3% more bits
-per byte, FP4 twice that; see docs/quantization. The default reads this repository's README with
+models in the dtype of activations. Expected: NF4 in blocks of 64 costs griffin-tiny 0.1% more bits
+per byte, FP4 0.3%; see docs/quantization. The default reads this repository's README with
 griffin-tiny as it comes, in NF4 itself: give the folder of a 16-bit model for figures that matter.
 """
 

@@ -9,6 +9,7 @@ there already are kept.
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import command
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU here may be in use
 
 _CONFIG = command.define_config("compile_tpu.py")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Compile the config's table of programs.")
@@ -155,10 +158,11 @@ def _cells(result):
     mesh = {axis: size for axis, size in result["mesh"].items() if size > 1}
     tokens = "" if result["job"] == "decode" else f" x {result['tokens']:,}"
     model = result["model"].replace("recurrentgemma-", "").upper()
+    layers = "" if result.get("stack_layers", True) else ", layers unrolled"
     memory, floor = result["memory"], result["roofline"]
     peak = memory["peak"]
     return [
-        f"{model} {result['weights']} {result['job']}, {result['batch_size']} rows{tokens}",
+        f"{model} {result['weights']} {result['job']}, {result['batch_size']} rows{tokens}{layers}",
         result["topology"].removeprefix("v5e:"),
         " x ".join(f"{axis} {size}" for axis, size in mesh.items()),
         "yes" if result["fits"] else "no",

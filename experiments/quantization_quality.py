@@ -177,7 +177,8 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
         f"{setting} Embedding, gates and convolutions stay as they are.\n\n{table}\n\n"
         "KL is the divergence of the packed model's next-token distribution from the first row's."
         "\n\n![bits per byte and divergence](quality.png)\n\nMade by "
-        "`python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE`.\n"
+        "`python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE "
+        f"--config.max_bytes={_CONFIG.value.max_bytes}`.\n"
     )
     results = {"setting": setting, "rows": [dataclasses.asdict(row) for row in rows]}
     folder.mkdir(parents=True, exist_ok=True)

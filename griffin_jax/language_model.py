@@ -18,6 +18,7 @@ from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.kernels.packed_matmul import lay_out
+from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import Griffin, State, is_stacked, stack_params, unstack_params
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
@@ -116,7 +117,13 @@ class LanguageModel:
 
     def sampler(self) -> Sampler:
         """The sampler of token lists that `sample`, `stream` and `chat` use."""
-        return Sampler(self.config, self.params, self.tokenizer, dtype=self.dtype)
+        return Sampler(
+            self.config, self._decoding_params, self.tokenizer, dtype=self.dtype, columns=False
+        )
+
+    @functools.cached_property
+    def _decoding_params(self):
+        return for_decoding(self.params)
 
     def sample(
         self,

@@ -24,7 +24,7 @@ def compile_program(topology: str, program: Program, static: bool = False) -> di
     Args:
       topology: Such as "v5e:2x2".
       program: What to compile; a -1 in its mesh takes the chips that remain.
-      static: Also ask the compiler for its schedule, which takes another compilation.
+      static: Also ask the compiler for its schedule, which takes two more compilations.
 
     Returns:
       Plain values, ready for JSON: the arguments; `fits`; `memory`, bytes per chip; `collectives`
@@ -66,8 +66,8 @@ def compile_program(topology: str, program: Program, static: bool = False) -> di
         for kind, found in module.collectives().items()
     }
     if static:
-        cycles = static_profile.profile(topology, program)
-        result["estimate"] = dataclasses.asdict(static_profile.estimate(module, cycles))
+        estimate = static_profile.estimate(topology, program, module)
+        result["estimate"] = dataclasses.asdict(estimate)
     return result
 
 

@@ -2,9 +2,10 @@
 
 libtpu can write, for each instruction that it compiles, the cycles that its schedule takes. That
 ignores the bandwidth of the main memory, counts nothing where it does not model, and ends the
-process where it meets a copy that it does not know, so it is asked in a process of its own, and
-what it wrote until then is used. An instruction then takes the larger of its cycles and its bytes
-over the bandwidth; one without cycles takes those of another of the same form, or its bytes alone.
+process where it meets a copy that it does not know. So it is asked in a process of its own, what it
+wrote until then is used, and the products with 4-bit weights are asked about in another one, alone.
+An instruction then takes the larger of its cycles and its bytes over the bandwidth; one without
+cycles takes those of another of the same form, or its bytes alone.
 """
 
 import dataclasses
@@ -15,15 +16,24 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from griffin_jax.ahead_of_time import programs, topologies
 from griffin_jax.ahead_of_time.hlo import Module
 from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import V5E
-from griffin_jax.sharding import MeshShape
+from griffin_jax.kernels.packed_matmul_pallas_tpu import packed_matmul, to_device_layout
+from griffin_jax.quantization.tensor import abstract
+from griffin_jax.sharding import MeshShape, make_mesh
 
 # 197 TFLOP/s of four units of 128 x 128 multiply-adds a cycle.
 CYCLES_PER_SECOND = V5E.flops_per_second / (4 * 128 * 128 * 2)
 
+_SHAPE = re.compile(r"(\w+)\[([\d,]+)\]")
 _ESTIMATE = re.compile(r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)')
 
 
@@ -44,12 +54,33 @@ class Estimate:
     covered: float
 
 
-def estimate(module: Module, cycles: dict[str, int]) -> Estimate:
-    """The time of a compiled program, given the cycles of its instructions by name."""
+def estimate(topology: str, program: Program, module: Module) -> Estimate:
+    """The time of a compiled program, on one chip of its mesh; takes two more compilations.
+
+    Args:
+      topology: What it was compiled for.
+      program: What was compiled.
+      module: What came of it.
+    """
+    products = {_product(x) for x, _, _ in module.executed() if _is_product(x)}
+    cycles, _ = _profile({"topology": topology, "program": dataclasses.asdict(program)})
     forms = {}
-    for instruction, scope, _ in module.executed():
-        if instruction.name in cycles:
-            forms[_form(instruction, scope)] = cycles[instruction.name]
+    if products:
+        alone, text = _profile({"products": sorted(products)})
+        forms = _forms(Module(text), alone)
+    return summed(module, cycles, _forms(module, cycles) | forms)
+
+
+def _forms(module, cycles):
+    return {
+        _form(instruction, scope): cycles[instruction.name]
+        for instruction, scope, _ in module.executed()
+        if instruction.name in cycles
+    }
+
+
+def summed(module: Module, cycles: dict[str, int], forms: dict[tuple, int]) -> Estimate:
+    """The time of a program, given cycles of instructions by name or else by form."""
     total = kernels = memory = covered = 0.0
     for instruction, scope, times in module.executed():
         found = cycles.get(instruction.name, forms.get(_form(instruction, scope), 0))
@@ -57,53 +88,88 @@ def estimate(module: Module, cycles: dict[str, int]) -> Estimate:
         seconds = times * max(found / CYCLES_PER_SECOND, traffic)
         total += seconds
         memory += times * traffic
-        kernels += seconds if instruction.name.startswith("packed_matmul") else 0
+        kernels += seconds if _is_product(instruction) else 0
         covered += seconds if found else 0
     return Estimate(total, kernels, memory, covered / total if total else 0.0)
 
 
+def _is_product(instruction):
+    return instruction.opcode == "custom-call" and instruction.name.startswith("packed_matmul")
+
+
+def _product(instruction):
+    """Rows, inputs and outputs of a product with a 4-bit weight."""
+    constraints = re.search(r"operand_layout_constraints=\{.*?\}\}", instruction.attributes)
+    arrays = _SHAPE.findall(constraints.group(0))
+    rows, inputs = next(shape.split(",") for dtype, shape in arrays if dtype == "bf16")
+    _, outputs = _SHAPE.search(instruction.type).group(2).split(",")
+    return int(rows), int(inputs), int(outputs)
+
+
 def _form(instruction, scope):
+    if _is_product(instruction):
+        return _product(instruction)
     operands = (scope[name].type for name in instruction.operands if name in scope)
-    types = [instruction.type, *operands]
-    # In whichever memory they are, and however many layers are in a stack.
-    types = [re.sub(r"\{[^}]*\}", "", type) for type in types]
-    if instruction.opcode == "custom-call":
-        types = [re.sub(r"\[\d+,(\d+,\d+)\]", r"[\1]", type) for type in types]
+    # In whichever memory they are.
+    types = [re.sub(r"\{[^}]*\}", "", type) for type in (instruction.type, *operands)]
     return instruction.name.split(".")[0], tuple(types)
 
 
-def profile(topology: str, program: Program) -> dict[str, int]:
-    """Cycles of instructions by name, as far as libtpu estimates them; takes a compilation."""
+def _profile(what: dict[str, Any]) -> tuple[dict[str, int], str]:
+    """Cycles of instructions by name, as far as libtpu estimates them, and the program's text."""
     with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for name in ("dump", "profile"):
+            (folder / name).mkdir()
         environment = os.environ | {
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder}/dump --xla_jf_dump_llo_text=false "
             f"--xla_jf_dump_static_llo_profile_to={folder}/profile",
             "JAX_PLATFORMS": "cpu",
         }
-        for name in ("dump", "profile"):
-            (Path(folder) / name).mkdir()
-        description = json.dumps(dataclasses.asdict(program))
         subprocess.run(
-            [sys.executable, "-m", __name__, topology, description],
+            [sys.executable, "-m", __name__, json.dumps(what), str(folder / "text")],
             env=environment,
             cwd=Path(__file__).parents[2],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,  # it may well abort
         )
-        texts = (path.read_text() for path in (Path(folder) / "profile").glob("*.textproto"))
-        return {name: int(cycles) for text in texts for name, cycles in _ESTIMATE.findall(text)}
+        profiles = [path.read_text() for path in (folder / "profile").glob("*.textproto")]
+        text = folder / "text"
+        return (
+            {name: int(cycles) for part in profiles for name, cycles in _ESTIMATE.findall(part)},
+            text.read_text() if text.is_file() else "",
+        )
 
 
-def _main(topology, description):
-    from griffin_jax.ahead_of_time import programs, topologies
-    from griffin_jax.sharding import make_mesh
+def _main(what, text):
+    jax.config.update("jax_enable_compilation_cache", False)
+    what = json.loads(what)
+    if "products" in what:
+        compiled = _lower_products(what["products"]).compile()
+    else:
+        values = what["program"]
+        shape = MeshShape(**values.pop("mesh"))
+        mesh = make_mesh(**shape.sizes(), devices=topologies.devices(what["topology"]))
+        compiled = programs.lower(Program(**values, mesh=shape), mesh).compile()
+    Path(text).write_text(compiled.as_text())
 
-    values = json.loads(description)
-    shape = MeshShape(**values.pop("mesh"))
-    program = Program(**values, mesh=shape)
-    mesh = make_mesh(**shape.sizes(), devices=topologies.devices(topology))
-    programs.lower(program, mesh).compile()
+
+def _lower_products(products):
+    """One program with products of these rows, inputs and outputs, on one chip."""
+    mesh = make_mesh(devices=topologies.devices("v5e:1x1"))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def struct(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+
+    arguments = []
+    for rows, inputs, outputs in products:
+        x = jax.ShapeDtypeStruct((rows, inputs), jnp.bfloat16, sharding=whole)
+        weight = jax.tree.map(struct, abstract((outputs, inputs), jnp.bfloat16))
+        arguments.append((x, to_device_layout(weight)))
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda *pairs: [packed_matmul(*pair) for pair in pairs]).lower(*arguments)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from jax import lax
 from griffin_jax.benchmarks.memory import tree_bytes
 from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
+from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.local_attention import local_attention
-from griffin_jax.kernels.packed_matmul import dense_matmul, packed_matmul
+from griffin_jax.kernels.packed_matmul import packed_matmul
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.models.layers import head
 from griffin_jax.quantization import codes

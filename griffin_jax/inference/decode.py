@@ -39,8 +39,9 @@ def draw_burst(
       values: Of `SamplingConfig.active`.
 
     Returns:
-      state, seen, and what was drawn: tokens int32[B, burst], -1 where nothing was, and
-      logprobs float32[B, burst].
+      state, seen, token and alive as the next burst takes them, a row that met a stop token being
+      dead, and what was drawn: tokens int32[B, burst], -1 where nothing was, and logprobs
+      float32[B, burst].
     """
     batch = jnp.arange(token.shape[0])
     keys = jax.random.wrap_key_data(keys, impl=_PRNG)
@@ -68,9 +69,9 @@ def draw_burst(
     shape = (token.shape[0], burst)
     drawn = (jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32))
     carry = (jnp.int32(0), state, seen, token, alive, *drawn)
-    _, state, seen, _, _, tokens, logprobs = lax.while_loop(unfinished, write, carry)
+    _, state, seen, *drawn = lax.while_loop(unfinished, write, carry)
     seen = seen if seen is None else constrain(seen, "batch", "vocabulary")
-    return constrain_state(state), seen, *replicate((tokens, logprobs))
+    return constrain_state(state), seen, *replicate(drawn)
 
 
 def stop_array(stop_ids: Sequence[int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The sampler: prompts are read in chunks, tokens are drawn in bursts on the device."""
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,9 +16,12 @@ from griffin_jax.inference.decode import draw_burst, row_keys, stop_array
 from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
+from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
 from griffin_jax.tokenizer import StreamDecoder, Tokenizer
+
+_STREAM_SECONDS = 0.1  # that a burst takes: what a reader takes for steady
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,9 @@ class Sampler:
       tokenizer: Decodes the text and knows the stop tokens; without one, texts stay empty and only
         `max_new_tokens` ends them.
       burst: Steps in one dispatch. Between dispatches the host looks for stop strings.
+
+    On a CPU, `params` get a second copy of 4-bit weights that decoding reads, if there is memory;
+    `columns` says with or without. See `packed_matmul_cpu`.
     """
 
     def __init__(
@@ -86,9 +93,10 @@ class Sampler:
         *,
         dtype: DTypeLike = jnp.float32,
         burst: int = 16,
+        columns: bool | None = None,
     ):
         self.model = Griffin(config, dtype=jnp.dtype(dtype))
-        self.params = params
+        self.params = for_decoding(params, columns)
         self.tokenizer = tokenizer
         self.burst = burst
 
@@ -130,15 +138,16 @@ class Sampler:
     def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> "Generation":
         """`start` with the same arguments, run to its end."""
         generation = self.start(prompts, **options)
-        while not generation.done:
-            generation.advance(self.burst)
+        for _ in generation.bursts():
+            pass
         return generation
 
     def stream(self, prompt: Sequence[int], **options: Any) -> Iterator[str]:
         """The text after one prompt in pieces; options as for `start`.
 
-        The first token comes at once, later ones in bursts. Joined, the pieces are the text of
-        `generate`: no piece splits a character or shows part of a stop string.
+        The first token comes at once, later ones in bursts of a tenth of a second. Joined, the
+        pieces are the text of `generate`: no piece splits a character or shows part of a stop
+        string.
         """
         return self.start([prompt], **options).stream()
 
@@ -187,7 +196,8 @@ class Generation:
         for i, row in enumerate(unread):
             prefill.check_tokens(row, sampler.model.config.vocab_size, f"prompt {i}")
         self._state = self._read([row[:-1] for row in unread])
-        self._last = np.array([row[-1] for row in unread] + [0] * (batch_size - rows), np.int32)
+        last = np.array([row[-1] for row in unread] + [0] * (batch_size - rows), np.int32)
+        self._last = prefill.put(sampler.params, last)
         self._keys = np.zeros((batch_size, 2), np.uint32)
         self._keys[:rows] = keys
         self._values = sampling.active()
@@ -204,6 +214,13 @@ class Generation:
         if not max_new_tokens:
             for row in self._rows:
                 row.end("length")
+        self._has_stop_strings = bool(stop)
+        self._alive = self._alive_on_host()
+
+    def _alive_on_host(self):
+        alive = np.zeros(len(self._last), bool)
+        alive[: len(self._rows)] = [row.finish_reason is None for row in self._rows]
+        return prefill.put(self._sampler.params, alive)
 
     def _read(self, rows):
         """The state of the context, or a fresh one, after more tokens of each row."""
@@ -228,48 +245,82 @@ class Generation:
         Raises:
           ValueError: logits are NaN or infinite; see `check_finite`.
         """
+        self._receive(self._dispatch(limit))
+
+    def bursts(self, seconds: float | None = None) -> Iterator[None]:
+        """Runs to the end; yields whenever a burst has come in.
+
+        While the host looks at a burst, the device is on the next one, unless there are stop
+        strings: after one, nothing may be drawn. One that is under way when the caller leaves still
+        comes in.
+
+        Args:
+          seconds: How long a burst is to take, the first being one token; None for all of
+            `Sampler.burst`.
+        """
+        limit = 1 if seconds else self._sampler.burst
+        coming, resumed = None, None
+        try:
+            while not self.done:
+                burst = coming or self._dispatch(limit)
+                coming = None
+                if not self._has_stop_strings and self._steps < self._max_new_tokens:
+                    coming = self._dispatch(limit)
+                self._receive(burst)
+                if seconds and resumed is not None:
+                    # Of the caller's own time nothing counts. Twice as many as before at most.
+                    waited = max(time.monotonic() - resumed, 1e-9)
+                    wanted = max(int(burst.steps * seconds / waited), 1)
+                    limit = min(wanted, 2 * burst.steps, self._sampler.burst)
+                yield
+                resumed = time.monotonic()
+        finally:
+            if coming is not None:
+                self._receive(coming)
+
+    def stream(self) -> Iterator[str]:
+        """Runs to the end; yields the text of the first row in pieces."""
+        for _ in self.bursts(_STREAM_SECONDS):
+            if piece := self._rows[0].text.take(self.done):
+                yield piece
+
+    def _dispatch(self, limit) -> "_Burst":
+        """Has the device begin with up to `limit` tokens more in every row that has not ended."""
         sampler = self._sampler
         steps = min(limit, sampler.burst, self._max_new_tokens - self._steps)
-        alive = np.zeros(len(self._last), bool)
-        alive[: len(self._rows)] = [row.finish_reason is None for row in self._rows]
         longest = max(map(len, self._texts)) + self._steps + steps
         self._state = prefill.with_room(sampler.model, self._state, longest)
-        self._state, self._seen, tokens, logprobs = draw_burst(
+        self._state, self._seen, self._last, self._alive, tokens, logprobs = draw_burst(
             sampler.model,
             sampler.burst,
             sampler.params,
             self._state,
             self._seen,
             self._last,
-            alive,
+            self._alive_on_host() if self._has_stop_strings else self._alive,
             self._keys,
             np.int32(self._steps),
             np.int32(steps),
             stop_array(self._stop_ids),
             self._values,
         )
-        tokens, logprobs = jax.device_get((tokens, logprobs))
-        check_finite(logprobs[tokens >= 0], sampler.model.dtype)
         self._steps += steps
+        return _Burst(steps, self._steps == self._max_new_tokens, tokens, logprobs)
+
+    def _receive(self, burst: "_Burst") -> None:
+        """Waits for a burst, and adds it to the rows."""
+        tokens, logprobs = jax.device_get((burst.tokens, burst.logprobs))
+        check_finite(logprobs[tokens >= 0], self._sampler.model.dtype)
         for i, row in enumerate(self._rows):
             drawn = tokens[i] >= 0
-            if drawn.any():
-                self._last[i] = tokens[i, drawn][-1]
-                row.drawn += int(drawn.sum())
-            for token, logprob in zip(tokens[i, drawn], logprobs[i, drawn], strict=True):
+            row.drawn += int(drawn.sum())
+            for token, logprob in zip(
+                tokens[i, drawn].tolist(), logprobs[i, drawn].tolist(), strict=True
+            ):
                 if row.finish_reason is None:
-                    row.add(int(token), float(logprob), self._stop_ids)
-            if self._steps == self._max_new_tokens and row.finish_reason is None:
+                    row.add(token, logprob, self._stop_ids)
+            if burst.last and row.finish_reason is None:
                 row.end("length")
-
-    def stream(self) -> Iterator[str]:
-        """Runs to the end; yields the text of the first row in pieces."""
-        limit = 1
-        while not self.done:
-            self.advance(limit)
-            if piece := self._rows[0].text.take(self.done):
-                yield piece
-            limit = min(2 * limit, self._sampler.burst)
 
     def samples(self) -> list[Sample]:
         """What each row has written so far."""
@@ -290,6 +341,16 @@ class Generation:
             state = self._read([text[n:] for text, n in zip(tokens, begin, strict=True)])
             read = tuple(map(len, tokens))
         return Context(prefill.take_rows(state, np.arange(len(tokens))), tokens, read)
+
+
+@dataclasses.dataclass
+class _Burst:
+    """What the device draws: `steps` tokens a row, the last ones where `last` says so."""
+
+    steps: int
+    last: bool
+    tokens: jax.Array
+    logprobs: jax.Array
 
 
 def _decoder(tokenizer, text):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.quantization import matmuls
 from griffin_jax.sharding.per_shard import gather_fsdp, split_here
 
@@ -122,7 +123,7 @@ class Embedder(nn.Module):
 
     def encode(self, tokens: jax.Array) -> jax.Array:
         """int32[B, T] -> [B, T, D]."""
-        x = self.embedding[tokens].astype(self.dtype)
+        x = embed(self.embedding, tokens).astype(self.dtype)
         if self.scale:
             # RecurrentGemma was trained with the factor rounded to bfloat16.
             rounded = jnp.bfloat16 if self.round_scale else self.dtype
@@ -135,15 +136,32 @@ class Embedder(nn.Module):
 
 
 @jax.custom_vjp
+def embed(embedding: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The rows of embedding [V, D] at tokens int32[B, T], [B, T, D]."""
+    if jax.default_backend() != "cpu" or embedding.dtype != jnp.bfloat16:
+        return embedding[tokens]
+    # XLA's CPU compiler gathers from a float32 copy. Tied to the tokens, it is made of the rows
+    # that are read; otherwise, of the whole table before a loop.
+    embedding, tokens = jax.lax.optimization_barrier((embedding, tokens))
+    return embedding[tokens]
+
+
+def _embed_forward(embedding, tokens):
+    return embed(embedding, tokens), (embedding, tokens)
+
+
+def _embed_backward(residuals, dx):
+    embedding, tokens = residuals
+    return jnp.zeros_like(embedding).at[tokens].add(dx.astype(embedding.dtype)), None
+
+
+embed.defvjp(_embed_forward, _embed_backward)
+
+
+@jax.custom_vjp
 def head(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Logits float32[B, T, V] of x [B, T, D] under the rows of weight [V, D]."""
-    return jnp.einsum(
-        "btd,vd->btv",
-        x,
-        weight.astype(x.dtype),
-        preferred_element_type=jnp.float32,
-        precision="highest" if x.dtype == jnp.float32 else None,
-    )
+    return dense_matmul(x, weight, dtype=jnp.float32)
 
 
 def _head_forward(x, weight):

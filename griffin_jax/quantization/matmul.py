@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import jax
 
+from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.layer_of import LayerOf
-from griffin_jax.kernels.packed_matmul import dense_matmul, packed_matmul
+from griffin_jax.kernels.packed_matmul import packed_matmul
 from griffin_jax.quantization.lora_weight import LoRAWeight
 from griffin_jax.quantization.tensor import QuantizedTensor, decode_scales
 from griffin_jax.sharding.per_shard import current_mesh, per_shard
@@ -33,7 +34,7 @@ def matmul(x: jax.Array, weight: Weight, split: str | None = None) -> jax.Array:
         return product + weight.scale * matmul(matmul(x, weight.a), weight.b)
     if isinstance(weight, _PACKED):
         return _packed(x, [weight], [split])[0]
-    return dense_matmul(x, weight.astype(x.dtype))
+    return dense_matmul(x, weight)
 
 
 def matmuls(

@@ -16,6 +16,19 @@ _SMALLEST_NORMAL = np.uint32(0x00800000)
 
 
 @flax.struct.dataclass
+class Columns:
+    """A second copy of a 4-bit weight [out, in], in the order in which a CPU decodes.
+
+    Attributes:
+      packed: uint8[groups, bytes, out]; a group is a block of a row, or a part of one.
+      scales: float32[in / block_size, out].
+    """
+
+    packed: jax.Array
+    scales: jax.Array
+
+
+@flax.struct.dataclass
 class QuantizedTensor:
     """A weight in NF4 or FP4, in the bytes bitsandbytes stores.
 
@@ -44,6 +57,7 @@ class QuantizedTensor:
       nested_absmax: float32[ceil(number of scales / nested_block_size)], or None.
       nested_code: float32[256], or None.
       nested_offset: float32[], the mean of the scales, or None.
+      columns: The same weight once more, for decoding on a CPU, or None.
       shape: Of the weight; a linear layer's is (out, in).
       dtype: Of the weight before it was quantised: float32, float16 or bfloat16.
       quant_type: "nf4" or "fp4".
@@ -57,6 +71,7 @@ class QuantizedTensor:
     nested_absmax: jax.Array | None = None
     nested_code: jax.Array | None = None
     nested_offset: jax.Array | None = None
+    columns: Columns | None = None
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False, kw_only=True)
     dtype: np.dtype = flax.struct.field(pytree_node=False, kw_only=True)
     quant_type: str = flax.struct.field(pytree_node=False, kw_only=True)
@@ -264,12 +279,19 @@ def decode_scales(tensor: QuantizedTensor) -> jax.Array:
     return product + tensor.nested_offset
 
 
-def _with_decoded_scales(tensor: QuantizedTensor) -> QuantizedTensor:
-    """The same weight with float32 scales, worked out on the host and put where they were."""
+def dequantize_scales(tensor: QuantizedTensor) -> np.ndarray:
+    """The scales as bitsandbytes' CPU build has them, float32, shaped like `tensor.absmax`."""
+    if not tensor.double_quantized:
+        return np.asarray(tensor.absmax)
     host = jax.tree.map(np.asarray, tensor)
-    scale = scales.dequantize_scales(
+    return scales.dequantize_scales(
         host.absmax, host.nested_absmax, host.nested_code, host.nested_offset
     ).reshape(host.absmax.shape)
+
+
+def _with_decoded_scales(tensor: QuantizedTensor) -> QuantizedTensor:
+    """The same weight with float32 scales, worked out on the host and put where they were."""
+    scale = dequantize_scales(tensor)
     if isinstance(tensor.absmax, jax.Array):
         scale = jax.device_put(scale, tensor.absmax.sharding)
     return tensor.replace(absmax=scale, nested_absmax=None, nested_code=None, nested_offset=None)

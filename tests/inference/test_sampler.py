@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from griffin_jax.inference import Sampler, SamplingConfig
+from griffin_jax.inference import Generation, Sampler, SamplingConfig
+from griffin_jax.inference import sampler as sampler_module
+from griffin_jax.inference.decode import draw_burst
 from tests.inference.tiny_model import (
     CONFIG,
     EOS,
@@ -179,6 +181,72 @@ def test_streamed_pieces_join_to_the_sampled_text_and_the_first_token_comes_at_o
     generation = sampler.start([PROMPTS[0]], **options)
     next(generation.stream())
     assert len(generation.samples()[0].tokens) <= 4  # a character's bytes
+
+
+def test_a_stream_that_is_left_leaves_a_state_that_fits_its_tokens(sampler):
+    options = {"sampling": WARM, "max_new_tokens": 30, "seed": 4}
+    generation = sampler.start([PROMPTS[1]], **options)
+    pieces = generation.stream()
+    next(pieces)
+    pieces.close()  # with a burst under way
+    context, written = generation.context(), generation.samples()[0].tokens
+    assert len(context.tokens[0]) == len(PROMPTS[1]) + len(written)
+    assert context.read == (len(context.tokens[0]) - 1,)
+    (rest,) = sampler.generate([[]], context=context, max_new_tokens=10).samples()
+    (whole,) = sampler.generate([context.tokens[0]], max_new_tokens=10).samples()
+    assert_same_samples([rest], [whole])
+
+
+def test_the_device_is_a_burst_ahead_unless_a_stop_string_may_end_the_text(sampler, monkeypatch):
+    log = []
+    for name in ("_dispatch", "_receive"):
+        method = getattr(Generation, name)
+
+        def logged(self, argument, name=name, method=method):
+            log.append(name[1])
+            return method(self, argument)
+
+        monkeypatch.setattr(Generation, name, logged)
+    options = {"sampling": WARM, "max_new_tokens": 3 * sampler.burst, "seed": 4}
+    (ahead,) = sampler.generate([PROMPTS[0]], **options).samples()
+    assert "".join(log) == "ddrdrr"
+    log.clear()
+    (behind,) = sampler.generate([PROMPTS[0]], stop="\0never", **options).samples()
+    assert "".join(log) == "drdrdr"
+    assert_same_samples([ahead], [behind])
+
+
+@pytest.mark.parametrize("milliseconds, longest", [(1, 16), (20, 5), (500, 1)])
+def test_a_streamed_burst_takes_about_a_tenth_of_a_second(
+    sampler, monkeypatch, milliseconds, longest
+):
+    clock, steps = [0.0], []
+    receive = Generation._receive
+
+    def received(self, burst):
+        steps.append(burst.steps)
+        clock[0] += burst.steps * milliseconds / 1000
+        receive(self, burst)
+
+    monkeypatch.setattr(Generation, "_receive", received)
+    monkeypatch.setattr(sampler_module.time, "monotonic", lambda: clock[0])
+    (expected,) = sampler.generate([PROMPTS[0]], max_new_tokens=60).samples()
+    steps.clear()
+    pieces = []
+    for piece in sampler.stream(PROMPTS[0], max_new_tokens=60):
+        pieces.append(piece)
+        clock[0] += 100  # the reader's own time, which does not count
+    assert "".join(pieces) == expected.text
+    assert steps[0] == 1 and max(steps) == longest
+
+
+def test_bursts_of_any_length_run_in_one_program(sampler):
+    sampler.generate([PROMPTS[0]], max_new_tokens=2)
+    warm = draw_burst._cache_size()
+    for count in (1, 7, 40):
+        sampler.generate([PROMPTS[0]], max_new_tokens=count, stop="q")
+        list(sampler.stream(PROMPTS[1], max_new_tokens=count))
+    assert draw_burst._cache_size() == warm
 
 
 def test_no_new_tokens_give_an_empty_sample(sampler):

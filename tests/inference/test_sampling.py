@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.inference import sampling as module
 from griffin_jax.inference.sampling import SamplingConfig, choose
 
 DRAWS = 2000
@@ -96,6 +97,68 @@ def test_a_rows_draw_depends_on_its_own_key_and_logits_only():
     for i in range(6):
         alone, _ = choose(jnp.asarray(logits[i : i + 1]), keys[i : i + 1], sampling.active())
         assert alone[0] == together[i]
+
+
+FILTERS = [
+    {"top_k": k, "top_p": p}
+    for k in (None, 1, 3, 8, 9, 200)
+    for p in (None, 0.02, 0.3, 0.9, 0.999)
+    if k or p
+]
+
+
+@pytest.mark.parametrize("kind", ["spread", "peaked", "few values", "all alike", "infinite"])
+def test_filters_without_sorting_keep_what_the_sorted_definition_keeps(monkeypatch, kind):
+    monkeypatch.setattr(module, "_CANDIDATES", 8)
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    random = np.random.default_rng(0)
+    scores = {
+        "spread": random.standard_normal((8, 2, 101)),
+        "peaked": 6 * random.standard_normal((8, 2, 101)),
+        "few values": 3.0 * random.integers(0, 4, (8, 2, 101)),
+        "all alike": np.zeros((8, 2, 101)),
+        "infinite": np.where(random.random((8, 2, 101)) < 0.9, -np.inf, 1.5),
+    }[kind].astype(np.float32)
+    scores[..., 5] = 7.0
+    fast = jax.jit(module._threshold)
+    definition = jax.jit(module._sorted_threshold)
+    for values in FILTERS:
+        active = SamplingConfig(temperature=1.0, **values).active()
+        for rows in scores:
+            np.testing.assert_array_equal(fast(rows, active), definition(rows, active), str(values))
+
+
+def test_probabilities_of_a_half_are_cut_exactly_where_they_reach_top_p(monkeypatch):
+    monkeypatch.setattr(module, "_CANDIDATES", 4)
+    # 1/2, 1/4, 1/16 four times: every sum is exact.
+    logits = np.log(np.float32([1, 1, 1, 4, 8, 1]) / 16)
+    for top_p, kept in ((0.4, 1), (0.55, 2), (0.74, 2), (0.76, 6), (0.99, 6)):
+        active = SamplingConfig(temperature=1.0, top_p=top_p).active()
+        filtered = module._filter(jnp.asarray(logits)[None], active)
+        assert int(jnp.isfinite(filtered).sum()) == kept
+
+
+def test_the_largest_scores_are_found_in_blocks(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    scores = np.random.default_rng(0).integers(0, 30, (3, 203)).astype(np.float32)
+    expected = -np.sort(-scores, axis=-1)[:, :5]
+    np.testing.assert_array_equal(module._ranked(jnp.asarray(scores), 5), expected)
+
+
+def test_draws_are_those_of_jax_random_categorical():
+    logits = np.random.default_rng(0).standard_normal((64, 300)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(3), 64)
+    tokens, _ = choose(jnp.asarray(logits), keys, SamplingConfig(temperature=1.0).active())
+    expected = jax.vmap(jax.random.categorical)(keys, logits - logits.max(1, keepdims=True))
+    np.testing.assert_array_equal(tokens, expected)
+
+
+def test_the_first_of_equal_scores_is_the_greedy_one():
+    inf, nan = np.inf, np.nan
+    logits = np.float32([[0, 3, 1, 3], [5, 5, 5, 5], [-inf, -inf, -2, -inf], [0, nan, 9, nan]])
+    tokens, logprobs = choose(jnp.asarray(logits), None, {})
+    assert tokens.tolist() == [1, 0, 2, 1] == jnp.argmax(logits, axis=-1).tolist()
+    assert np.isnan(logprobs[3])
 
 
 def test_another_value_of_a_filter_compiles_nothing():

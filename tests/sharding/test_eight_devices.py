@@ -17,18 +17,17 @@ def test_on_eight_devices(name):
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
         "--xla_llvm_disable_expensive_passes=true"
     )
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "PYTEST_ADDOPTS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what is compiled runs for a moment
+    }
+    file = f"tests/sharding/eight_devices/{name}.py"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            f"tests/sharding/eight_devices/{name}.py",
-        ],
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", file],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTEST_ADDOPTS": ""},
+        env=os.environ | settings,
         capture_output=True,
         text=True,
     )

@@ -1,0 +1,205 @@
+"""Products with 4-bit weights on a CPU.
+
+A byte of a 4-bit weight holds the codes of two neighbours in a row. For a vector x there is a
+table per byte of the row with what each of the 256 bytes contributes,
+
+    table[i, byte] = code[byte >> 4] x[2 i] + code[byte & 15] x[2 i + 1],
+
+and a product is y[o] = sum over blocks of absmax[o, block] * sum over i of table[i, packed[o, i]]:
+a load and an addition for two weights, with neither a conversion nor a multiplication. The tables
+of 32 bytes fit into the first-level cache, so the loop takes 32 bytes of all rows, then the next
+32. For that the bytes lie by column (`add_columns`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from griffin_jax.kernels.dense_matmul import bfloat16_matmul, dense_matmul, has_bfloat16
+from griffin_jax.quantization.tensor import (
+    Columns,
+    QuantizedTensor,
+    decode_scales,
+    dequantize_scales,
+)
+
+# Rows of x for which the tables are faster than decoding the weight.
+MAX_TABLE_ROWS = 4
+_TABLES = 32  # of 256 float32 numbers: 32 KB
+# Rows of a weight that are decoded at a time, so that they stay in the cache.
+_FEW, _MANY = 64, 256
+
+
+def for_decoding(params: Any, columns: bool | None = None) -> Any:
+    """The parameters with `add_columns` where that serves.
+
+    Args:
+      params: A parameter tree.
+      columns: Whether to add them. By default on a CPU if half of the memory that is free is
+        enough; it is 0.56 bytes per weight, beside the 0.56 of the weight itself.
+    """
+    if columns is None:
+        size = columns_nbytes(params) if jax.default_backend() == "cpu" else 0
+        free = available_memory()
+        columns = size > 0 and (free is None or size <= free // 2)
+        if size and not columns:
+            logging.vlog(
+                1, "packed_matmul: tables would take %d MB, %d MB are free", size >> 20, free >> 20
+            )
+    return add_columns(params) if columns else params
+
+
+def add_columns(params: Any) -> Any:
+    """The parameters with a second copy of the bytes of 4-bit weights, as decoding reads them.
+
+    Call it outside of jit. Weights that tables do not serve stay as they are.
+    """
+    return jax.tree.map(_add_columns, params, is_leaf=_is_packed)
+
+
+def columns_nbytes(params: Any) -> int:
+    """Bytes that `add_columns` adds."""
+    leaves = jax.tree.leaves(params, is_leaf=_is_packed)
+    packed = [leaf for leaf in leaves if _is_packed(leaf) and _has_rows(leaf)]
+    return sum(leaf.packed.size + 4 * leaf.absmax.size for leaf in packed)
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that this process may still take; None where there is no telling."""
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not meminfo.is_file():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
+    if "MemAvailable" not in fields:
+        return None
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = (group / "memory.current").read_text(encoding="ascii")
+    except OSError:
+        return available
+    return available if limit == "max" else min(available, int(limit) - int(used))
+
+
+def table_serves(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
+    """Why tables do not serve; None if they do."""
+    if rows > MAX_TABLE_ROWS:
+        return f"it takes up to {MAX_TABLE_ROWS} rows, not {rows}"
+    if any(weight.columns is None for weight in weights):
+        return "it needs a copy of the bytes by column; see add_columns"
+    return None
+
+
+def rows_serves(weights: Sequence[QuantizedTensor]) -> str | None:
+    """Why decoding row by row does not serve; None if it does."""
+    for weight in weights:
+        if weight.packed.ndim != weight.ndim:
+            return f"rows of {weight.shape[1]} do not end with a block of {weight.block_size}"
+        if weight.shape[0] % _FEW:
+            return f"{weight.shape[0]} rows are not a multiple of {_FEW}"
+    return None
+
+
+def table_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
+    """x [..., in] @ weight.T by tables, in float32."""
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    if len(rows) == 1:
+        y = _vector_product(rows[0], weight)
+    else:
+        y = jax.lax.map(lambda row: _vector_product(row, weight), rows)
+    return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
+def _vector_product(x, weight):
+    packed, scales = weight.columns.packed, weight.columns.scales
+    groups, length, out = packed.shape
+    groups_per_block = groups // len(scales)
+    even, odd = x[::2].reshape(-1, 1, 1), x[1::2].reshape(-1, 1, 1)
+    code = weight.code
+    tables = even * code.reshape(1, -1, 1) + odd * code.reshape(1, 1, -1)
+    tables = tables.reshape(groups, length, 256)
+
+    def at(array, *index):
+        # A slice per use, which XLA fuses; of one for all uses it would make a copy.
+        shape = (1,) * len(index) + array.shape[len(index) :]
+        start = (*index, *[0] * (array.ndim - len(index)))
+        return jax.lax.dynamic_slice(array, start, shape).reshape(array.shape[len(index) :])
+
+    def add(group, y):
+        part = sum(
+            at(tables, group, i).at[at(packed, group, i)].get(mode="promise_in_bounds")
+            for i in range(length)
+        )
+        return y + part * at(scales, group // groups_per_block)
+
+    return jax.lax.fori_loop(0, groups, add, jnp.zeros(out))
+
+
+def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
+    """x [..., in] @ weight.T with a few rows of the weight decoded at a time.
+
+    In bfloat16 if x is and the processor multiplies it, otherwise in float32, which is then faster
+    and rounds less. Even and odd columns are multiplied apart: interleaving the halves of the bytes
+    is what decoding would otherwise spend its time on. Every turn takes rows from all over the
+    weight, so that each device of a mesh has its share of them.
+    """
+    short = x.size == x.shape[-1]
+    dtype = (
+        jnp.bfloat16 if x.dtype == jnp.bfloat16 and has_bfloat16() and not short else jnp.float32
+    )
+    even, odd = x[..., ::2].astype(dtype), x[..., 1::2].astype(dtype)
+    count = _FEW if short or weight.shape[0] % _MANY else _MANY
+    turns = weight.shape[0] // count
+    packed = weight.packed.reshape(count, turns, -1)
+    scales = decode_scales(weight).reshape(count, turns, -1)
+
+    def multiply(x, values):
+        values = values.astype(dtype)
+        if dtype == jnp.bfloat16:
+            return bfloat16_matmul(x, values, jnp.dtype(jnp.float32))
+        return dense_matmul(x, values)
+
+    @jax.checkpoint
+    def rows(turn):
+        codes = jax.lax.dynamic_index_in_dim(packed, turn, axis=1, keepdims=False)
+        scale = jax.lax.dynamic_index_in_dim(scales, turn, axis=1, keepdims=False)
+        scale = jnp.repeat(scale, weight.block_size // 2, axis=1)
+        high = multiply(even, weight.code[codes >> 4] * scale)
+        return high + multiply(odd, weight.code[codes & 15] * scale)
+
+    product = jax.lax.map(rows, jnp.arange(turns))
+    return jnp.moveaxis(product, 0, -1).reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
+def _is_packed(leaf):
+    return isinstance(leaf, QuantizedTensor)
+
+
+def _has_rows(weight):
+    """A linear layer's weight, not yet copied, on one device, whose rows are whole blocks."""
+    return (
+        weight.columns is None
+        and weight.ndim == weight.packed.ndim == 2
+        and len(weight.packed.devices()) == 1
+    )
+
+
+def _add_columns(leaf):
+    if not _is_packed(leaf) or not _has_rows(leaf):
+        return leaf
+    out, length = leaf.packed.shape
+    count = min(_TABLES, leaf.block_size // 2)
+    # The host hands over a view in another order; on its way to the device it is copied once.
+    by_row = np.asarray(leaf.packed).reshape(out, length // count, count)
+    device = leaf.packed.sharding
+    return leaf.replace(
+        columns=Columns(
+            packed=jax.device_put(by_row.transpose(1, 2, 0), device),
+            scales=jax.device_put(dequantize_scales(leaf).T, device),
+        )
+    )

@@ -1,0 +1,104 @@
+"""4-bit products on a CPU, against the dequantised weight in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from griffin_jax.kernels import packed_matmul_cpu as cpu
+from griffin_jax.kernels.packed_matmul import packed_matmul
+from griffin_jax.quantization import dequantize, quantize
+from griffin_jax.quantization.lora_weight import LoRAWeight
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="these need a CPU")
+
+
+def operands(batch, out, width, dtype="float32", **options):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.standard_normal((*batch, width), np.float32), dtype)
+    return x, quantize(random.standard_normal((out, width), np.float32), **options)
+
+
+def check(y, x, weight, rtol=1e-5):
+    exact = np.asarray(x, np.float64) @ np.asarray(dequantize(weight), np.float64).T
+    assert y.dtype == x.dtype and y.shape == exact.shape
+    y = np.asarray(y, np.float64)
+    np.testing.assert_allclose(y, exact, rtol=rtol, atol=2e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2, 2)])
+@pytest.mark.parametrize("options", [{}, {"quant_type": "fp4", "double_quant": True}])
+def test_tables_give_the_product_with_the_dequantised_weight(batch, options):
+    x, weight = operands(batch, 96, 192, **options)
+    (y,) = packed_matmul(x, [cpu.add_columns(weight)], kernel="table_cpu")
+    check(y, x, weight)
+
+
+@pytest.mark.parametrize("block_size, width", [(32, 96), (128, 384), (256, 512)])
+def test_tables_serve_every_block_size(block_size, width):
+    x, weight = operands((1,), 40, width, block_size=block_size)
+    check(cpu.table_matmul(x, cpu.add_columns(weight)), x, weight)
+
+
+def test_tables_round_a_bfloat16_row_at_the_end_alone():
+    x, weight = operands((1, 1), 64, 128, "bfloat16")
+    check(cpu.table_matmul(x, cpu.add_columns(weight)), x, weight, rtol=2**-8)
+
+
+@pytest.mark.parametrize("batch", [(1,), (5,), (3, 2)])
+@pytest.mark.parametrize("out", [64, 256, 320])
+def test_rows_decoded_in_turns_give_the_same_product(batch, out):
+    x, weight = operands(batch, out, 128)
+    (y,) = packed_matmul(x, [weight], kernel="rows_cpu")
+    check(y, x, weight)
+
+
+def test_rows_decoded_in_bfloat16_are_those_of_the_reference(monkeypatch):
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: True)
+    x, weight = operands((5,), 256, 128, "bfloat16")
+    exact = np.asarray(x, np.float64) @ np.asarray(dequantize(weight, "bfloat16"), np.float64).T
+    y = np.asarray(cpu.rows_matmul(x, weight), np.float64)
+    np.testing.assert_allclose(y, exact, rtol=2**-8, atol=1e-5 * np.abs(exact).max())
+
+
+def test_columns_are_added_to_linear_weights_alone():
+    _, weight = operands((), 64, 128, double_quant=True)
+    _, odd = operands((), 8, 100)
+    tree = {
+        "linear": weight,
+        "odd": odd,
+        "norm": jnp.zeros(3),
+        "lora": LoRAWeight(weight, jnp.zeros((2, 128)), jnp.zeros((64, 2)), 1.0),
+    }
+    added = cpu.add_columns(tree)
+    assert added["linear"].columns.packed.shape == (2, 32, 64)
+    assert added["lora"].base.columns is not None
+    assert added["odd"].columns is None and added["norm"] is tree["norm"]
+    more = sum(x.nbytes for x in jax.tree.leaves(added)) - sum(
+        x.nbytes for x in jax.tree.leaves(tree)
+    )
+    assert more == cpu.columns_nbytes(tree)
+    assert cpu.columns_nbytes(added) == 0
+    assert cpu.add_columns(added)["linear"] is added["linear"]
+    np.testing.assert_array_equal(dequantize(added["linear"]), dequantize(weight))
+
+
+@pytest.mark.parametrize("free, added", [(None, True), (2, True), (1.9, False)])
+def test_columns_are_added_where_half_of_the_free_memory_is_enough(monkeypatch, free, added):
+    _, weight = operands((), 64, 128)
+    size = cpu.columns_nbytes(weight)
+    monkeypatch.setattr(cpu, "available_memory", lambda: free and int(free * size))
+    assert (cpu.for_decoding(weight).columns is not None) == added
+    assert cpu.for_decoding(weight, columns=True).columns is not None
+    assert cpu.for_decoding(weight, columns=False).columns is None
+
+
+def test_forced_kernels_that_cannot_serve_say_why():
+    x, weight = operands((5,), 64, 128)
+    with pytest.raises(ValueError, match="'table_cpu' cannot serve: it takes up to 4 rows, not 5"):
+        packed_matmul(x, [cpu.add_columns(weight)], kernel="table_cpu")
+    with pytest.raises(ValueError, match="'table_cpu' cannot serve: it needs a copy"):
+        packed_matmul(x[:1], [weight], kernel="table_cpu")
+    _, odd = operands((), 48, 128)
+    with pytest.raises(ValueError, match="'rows_cpu' cannot serve: 48 rows are not a multiple"):
+        packed_matmul(x, [odd], kernel="rows_cpu")
