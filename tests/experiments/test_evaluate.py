@@ -158,3 +158,35 @@ def test_tables_of_what_is_no_result_are_refused(folder):
     message = error_of(call(folder, "tables", f"--results={folder / 'other.json'}"))
     assert "its kind is 'music', not evaluation" in message
     assert "no such file or folder" in error_of(call(folder, "tables", "--results=nowhere"))
+
+
+def test_the_harnesss_own_command_knows_the_model(folder):
+    (folder / "yaml").mkdir()
+    (folder / "yaml" / "salt.yaml").write_text(
+        "task: salt\n"
+        "dataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {folder}/data/boolq/validation.jsonl}}}}\n"
+        "test_split: test\n"
+        "output_type: multiple_choice\n"
+        "doc_to_text: '{{passage}} {{question}}?'\n"
+        "doc_to_choice: ['no', 'yes']\n"
+        "doc_to_target: label\n"
+        "metric_list: [{metric: acc}]\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "griffin_jax.evaluation", "run", "--model", "griffin_jax"),
+            *("--model_args", f"checkpoint={folder / 'model'}", "--tasks", "salt"),
+            *("--include_path", str(folder / "yaml"), "--output_path", str(folder / "salt")),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "arrow")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "salt").rglob("results_*.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert 0 <= found["results"]["salt"]["acc,none"] <= 1
+    assert found["config"]["model"] == "griffin_jax"
