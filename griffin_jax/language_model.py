@@ -115,10 +115,14 @@ class LanguageModel:
             lengths = jnp.asarray(lengths, jnp.int32)
         return _apply(self.model, self.params, tokens, state, lengths)
 
-    def sampler(self) -> Sampler:
-        """The sampler of token lists that `sample`, `stream` and `chat` use."""
+    def sampler(self, *, burst: int = 16, columns: bool | None = None) -> Sampler:
+        """The sampler of token lists that `sample`, `stream` and `chat` use; see `Sampler`."""
+        if columns is None:
+            params, columns = self._decoding_params, False
+        else:
+            params = self.params
         return Sampler(
-            self.config, self._decoding_params, self.tokenizer, dtype=self.dtype, columns=False
+            self.config, params, self.tokenizer, dtype=self.dtype, burst=burst, columns=columns
         )
 
     @functools.cached_property

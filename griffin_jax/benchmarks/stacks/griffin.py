@@ -73,7 +73,7 @@ class GriffinStack:
         return memory.peak_bytes()
 
     def _sampler(self):
-        return Sampler(self.lm.config, self.lm.params, dtype=self.lm.dtype, burst=self.burst)
+        return self.lm.sampler(burst=self.burst)
 
 
 class _Placed(Generation):
