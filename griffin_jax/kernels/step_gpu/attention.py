@@ -1,5 +1,7 @@
 """A residual attention block's step: norm, q, k and v, attention over the ring, the projection."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -14,13 +16,15 @@ from griffin_jax.kernels.step_gpu.products import (
     rows_times,
 )
 
-_PROGRAMS = 3  # of a multiprocessor, which a thread's registers allow
+_PROGRAMS = 2  # of a multiprocessor, which a thread's registers allow
 _ROWS = 8  # of a weight in one turn
 SLOTS = 32  # of the ring in one turn
 _COLUMNS = 64  # of a head's values that one turn adds up
 _NEVER = -1e30  # a score beyond every other
 
 
+# Layers of equal shapes are traced once.
+@functools.partial(jax.jit, static_argnames=("reach", "eps", "programs", "interpret"))
 def attention_step(
     x,
     scale,
@@ -121,10 +125,10 @@ def attention_step(
                 scores += plgpu.dot(q, keys, trans_b=True)
             scores *= size**-0.5
             slot = i * SLOTS + jnp.arange(SLOTS, dtype=jnp.int32)
-            # Written slots alone, by how long ago: 1 for the newest.
+            # How long ago a slot was written, 1 for the newest. A number below zero: never.
             behind = start - 1 - slot
-            age = 1 + jnp.where(behind < 0, behind + slots * pl.cdiv(-behind, slots), behind % slots)
-            seen = (age <= start) & (age <= limit)
+            age = 1 + phases.divide(jnp.maximum(behind, 0), slots)[1]
+            seen = (behind >= 0) & (age <= limit)
             scores = jnp.where(seen[None], scores, _NEVER)
             largest = scores.max(axis=1)
             weights = jnp.where(seen[None], jnp.exp(scores - largest[:, None]), 0.0)
@@ -140,8 +144,8 @@ def attention_step(
         chunk = jnp.arange(some, dtype=jnp.int32)
 
         def turn(i):
-            head = i * _COLUMNS // size
-            columns = pl.ds(i * _COLUMNS % size, _COLUMNS)
+            head, column = phases.divide(i * _COLUMNS, size)
+            columns = pl.ds(column, _COLUMNS)
 
             def of_chunks(name, other):
                 return plgpu.load(buffers[name].at[chunk, head], mask=chunk < chunks, other=other)
@@ -155,7 +159,7 @@ def attention_step(
             shares = jnp.exp(largest - most)
             own = jnp.exp(score - most)
             total = (shares * of_chunks("sums", 0.0)).sum() + own
-            column = columns.start + jnp.arange(_COLUMNS, dtype=jnp.int32)
+            column += jnp.arange(_COLUMNS, dtype=jnp.int32)
             mixed = plgpu.load(
                 buffers["mixed"].at[chunk[:, None], head, column[None]],
                 mask=(chunk < chunks)[:, None],
@@ -177,7 +181,7 @@ def attention_step(
 
         def write(i):
             del i
-            slot = inputs["position"][0] % slots
+            _, slot = phases.divide(inputs["position"][0], slots)
             taken = inputs["length"][0] > 0
             value = (0, size, buffers["v"][...])
             for name, parts in ("keys", rotated_key(inputs, buffers)), ("values", [value]):

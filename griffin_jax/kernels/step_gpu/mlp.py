@@ -1,5 +1,6 @@
 """A residual MLP's step: norm, gate and up, gelu, down, and the sum with its input."""
 
+import functools
 import math
 
 import jax
@@ -27,6 +28,8 @@ def gelu(x):
     return x * jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
 
 
+# Layers of equal shapes are traced once.
+@functools.partial(jax.jit, static_argnames=("eps", "programs", "interpret"))
 def mlp_step(x, scale, gate, up, down, *, eps, programs=None, interpret=False):
     """x + down(gelu(gate(n)) * up(n)) of n = norm(x), for one token.
 
@@ -64,8 +67,9 @@ def mlp_step(x, scale, gate, up, down, *, eps, programs=None, interpret=False):
 
     def contract(inputs, buffers, program, programs):
         down, _ = inputs["down"]
-        part, member = program % parts, program // parts
-        members = (programs - part + parts - 1) // parts
+        # As many programs for each part as for the others; those left over have no turn.
+        member, part = phases.divide(program, parts)
+        members = programs // parts
         column = part * (expanded // parts)
 
         def load(places):
@@ -77,7 +81,9 @@ def mlp_step(x, scale, gate, up, down, *, eps, programs=None, interpret=False):
             y = rows_times(down, i * _ROWS, _ROWS, held, part, interpret=interpret)
             buffers["sums"][part, pl.ds(i * _ROWS, _ROWS)] = y
 
-        phases.each_turn(width // _ROWS, member, members, 0, turn)
+        pl.when(member < members)(
+            lambda: phases.each_turn(width // _ROWS, member, members, 0, turn)
+        )
 
     def add(inputs, buffers, program, programs):
         def turn(i):

@@ -72,7 +72,7 @@ def run(
         def spoil():
             # NaN by a root: Pallas has no such constant for Triton.
             nan = jnp.sqrt(-1.0 - program.astype(jnp.float32))
-            first[program % first.shape[0]] = nan.astype(first.dtype)
+            first[divide(program, first.shape[0])[1]] = nan.astype(first.dtype)
 
     def call(phases, aliased, created):
         """Overwrites `aliased` and returns `created` and them."""
@@ -117,6 +117,8 @@ def _wait_for_all(counters, index, programs):
         return plgpu.load(counters.at[index], volatile=True), carry[1] + 1
 
     seen, _ = lax.while_loop(waiting, poll, (jnp.int32(0), jnp.int32(0)))
+    # Acquires what the others wrote: a poll alone leaves old lines in the multiprocessor's cache.
+    plgpu.atomic_add(counters, (index,), 0)
     plgpu.debug_barrier()
     return seen >= programs
 
@@ -127,15 +129,21 @@ def each_turn(count: int, program: jax.Array, programs: int, first: int, body: C
     Args:
       count: Of turns, shared out one after another.
       program: This program.
-      programs: All of them.
+      programs: All of them, an int.
       first: The program that takes turn 0; those after it go on from there.
       body: Writes to references.
     """
-    begin = (program - first % programs + programs) % programs
-    turns = (count - begin + programs - 1) // programs
+    _, begin = divide(program - first % programs + programs, programs)
+    turns, _ = divide(count - begin + programs - 1, programs)
 
     def turn(i, carry):
         body(begin + i * programs)
         return carry
 
     lax.fori_loop(0, turns, turn, 0)
+
+
+def divide(number: jax.Array, by: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Quotient and remainder of int32 numbers that are not negative."""
+    by = jnp.asarray(by, jnp.int32)
+    return lax.div(number, by), lax.rem(number, by)

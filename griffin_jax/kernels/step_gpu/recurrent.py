@@ -1,5 +1,7 @@
 """A residual recurrent block's step: norm, two branches, convolution, RG-LRU, and the projection."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -20,6 +22,8 @@ _CHANNELS = 8  # of the recurrence in one turn
 _KEPT = 128  # channels of the convolution's state in one turn
 
 
+# Layers of equal shapes are traced once.
+@functools.partial(jax.jit, static_argnames=("eps", "programs", "interpret"))
 def recurrent_step(x, scale, layers, state, timeline, *, eps, programs=None, interpret=False):
     """x + out(gelu(y(n)) * rg_lru(conv(x(n)))) of n = norm(x), for one token.
 
@@ -75,8 +79,7 @@ def recurrent_step(x, scale, layers, state, timeline, *, eps, programs=None, int
 
         def turn(i):
             own = pl.ds(i * _CHANNELS, _CHANNELS)
-            head = i * _CHANNELS // size
-            column = i * _CHANNELS % size
+            head, column = phases.divide(i * _CHANNELS, size)
             block = convolve(pl.ds(head * size, size)).astype(f32)
 
             def gate(name):
