@@ -68,7 +68,7 @@ class ResidualBlock(nn.Module):
         if not self.is_initializing() and not drops:
             params = self.variables["params"]
             reason = residual_step.serves(config, self.kind, params, x, state)
-            if choose("residual_block", {"step_gpu": reason, "layers": None}) == "step_gpu":
+            if choose("residual_block", {"layers": None, "step_gpu": reason}) == "step_gpu":
                 return residual_step.residual_step(config, self.kind, params, x, state, timeline)
         common = {
             "width": config.width,
