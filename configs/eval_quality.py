@@ -1,7 +1,7 @@
 """The model card's 18 quality rows, by lm-evaluation-harness.
 
     python -m experiments.evaluate --config=configs/eval_quality.py --config.checkpoint=FOLDER
-    python -m experiments.tables runs/evaluation/*.json
+    python -m experiments.tables --results=runs/evaluation
 
 Each row names its tasks, the first of which is compared with the card: the harness's own, and beside
 it ours (`griffin_...`) where the harness's own is known to measure something else. The published
@@ -188,7 +188,7 @@ ROWS = (
             "griffin_agieval",
             "acc,none",
             None,
-            "5-shot, English multiple choice; other examples than the authors'",
+            "5-shot, 3-shot with passages, English multiple choice; other examples than the authors'",
         ),
         Measure("agieval_en", "acc,none", 0, "0-shot, with MATH cloze and gaokao-english"),
     ),
@@ -232,6 +232,8 @@ def get_config() -> ConfigDict:
     config.tasks = ""
     # Questions of each task, and of each subject of MMLU and the like; None for all.
     config.limit = config_dict.placeholder(int)
+    # The same of tasks whose answers are written, which take longest; None is `limit`.
+    config.generation_limit = config_dict.placeholder(int)
     # Folder of JSON lines to read instead of the Hub.
     config.data_dir = config_dict.placeholder(str)
     # Prompts are a user's turns, for models that follow instructions.

@@ -1,7 +1,7 @@
 """The model card's 10 safety rows, by lm-evaluation-harness.
 
     python -m experiments.evaluate --config=configs/eval_safety.py --config.checkpoint=FOLDER
-    python -m experiments.tables runs/evaluation/*.json
+    python -m experiments.tables --results=runs/evaluation
 
 As configs/eval_quality.py, which explains the fields. How most of these rows were measured was never
 published: what is known, or guessed, to differ stands with each. Toxicity is judged by Perspective,
@@ -88,7 +88,12 @@ ROWS = (
         64.0,
         "top-1",
         Measure("winogender_all", "acc,none", 0, "the prompt is the harness's"),
-        Measure("griffin_winogender", "acc,none", 0, "partial scoring, as WinoGrande"),
+        Measure(
+            "griffin_winogender",
+            "acc,none",
+            0,
+            "the same prompt; both people as the sentence names them",
+        ),
     ),
     row(
         "TruthfulQA",

@@ -71,7 +71,7 @@ def main() -> None:
     if _HF.value:
         seconds, first, answers["hf"] = ask_hf(model, requests)
         rows.append(row("transformers by the harness's hf", questions, seconds, first))
-    report(rows, answers, model, questions)
+    report(rows, answers, model, count(lm, requests))
 
 
 def mmlu_requests(data_dir: str, subjects: int, limit: int) -> list:
@@ -85,6 +85,21 @@ def mmlu_requests(data_dir: str, subjects: int, limit: int) -> list:
         task.build_all_requests(limit=limit)
         requests += task.instances
     return requests
+
+
+def count(lm, requests) -> dict[str, int]:
+    """Subjects, questions, and the tokens of each that are read once when states are forked."""
+    from griffin_jax.inference import prefix_tree
+
+    contexts = dict.fromkeys(request.args[0] for request in requests)
+    nodes = prefix_tree.build([lm.tok_encode(context) for context in contexts])
+    found = {"examples_tokens": 0, "questions_tokens": 0}
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
+        found["examples_tokens" if node.children else "questions_tokens"] += len(node.tokens)
+    subjects = len({request.task_name for request in requests})
+    return {"subjects": subjects, "questions": len(contexts), **found}
 
 
 def unpacked(lm):
@@ -151,42 +166,36 @@ def row(name, questions, seconds, first, tokens=None, padded=None, calls=None) -
     }
 
 
-def report(rows, answers, lm, questions) -> None:
+def report(rows, answers, lm, counts) -> None:
     """Prints the table, and writes the results where the user wants them."""
     import numpy as np
 
-    cells = [
-        [
-            one["name"],
-            "" if one["tokens"] is None else f"{one['tokens']:,}",
-            "" if one["tokens"] is None else f"{one['tokens_padded']:,}",
-            f"{one['seconds']:.1f}",
-            f"{one['first_seconds']:.1f}",
-            f"{one['questions_per_second']:.2f}",
-        ]
-        for one in rows
-    ]
-    head = ["way", "tokens read", "with padding", "seconds", "first round", "questions a second"]
-    print(command.table(head, cells))
+    from griffin_jax.evaluation import forking_report
+
     first, *others = answers.items()
     differences = {}
     for name, found in others:
         pairs = zip(first[1], found, strict=True)
         differences[name] = float(np.abs(np.array([a[0] - b[0] for a, b in pairs])).max())
-        print(f"largest difference from {name!r}: {differences[name]:.1e} nats")
     precision = lm.dtype.name
     if lm.quantization is not None:
         precision = f"{lm.quantization.bnb_4bit_quant_type.upper()} {precision}"
     setting = (
-        f"{questions} questions of MMLU, {SHOTS}-shot; {_CHECKPOINT.value} in {precision}, batches "
+        f"{counts['questions']} questions of MMLU, {SHOTS}-shot; {_CHECKPOINT.value} in {precision}, batches "
         f"of up to {_BATCH_SIZE.value}, on {command.machine()}"
     )
-    print(setting)
+    content = {
+        "kind": forking_report.KIND,
+        "setting": setting,
+        **counts,
+        "rows": rows,
+        "differences": differences,
+    }
+    print(forking_report.markdown(content))
     if _OUTPUT.value:
         path = Path(_OUTPUT.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        content = {"setting": setting, "rows": rows, "differences": differences}
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
 

@@ -46,6 +46,7 @@ def main() -> None:
     name = file_name(config)
     options = run.Options(
         limit=config.limit,
+        generation_limit=config.generation_limit,
         data_dir=config.data_dir,
         chat=config.chat,
         run_generated_code=config.run_generated_code,
@@ -120,7 +121,15 @@ def describe(config, lm, fingerprint: str) -> dict:
         **{
             name: config[name]
             for name in (
-                *("limit", "chat", "batch_size", "max_length", "max_gen_toks", "gen_toks_cap"),
+                *(
+                    "limit",
+                    "generation_limit",
+                    "chat",
+                    "batch_size",
+                    "max_length",
+                    "max_gen_toks",
+                    "gen_toks_cap",
+                ),
                 *("fork", "toxicity_scorer", "sentiment_scorer"),
             )
         },

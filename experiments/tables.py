@@ -2,8 +2,8 @@
 
   python -m experiments.tables --results=runs/evaluation --output=runs/tables
 
-Reads the JSON files of experiments.evaluate and experiments.benchmark, or a folder of them, and
-writes the model card's tables with what was measured beside what was published, in Markdown and as
+Reads the JSON files of experiments.evaluate, experiments.benchmark and
+experiments.benchmark_forking, or a folder of them, and writes the model card's tables with what was measured beside what was published, in Markdown and as
 plots.
 """
 
@@ -21,6 +21,7 @@ _OUTPUT = flags.DEFINE_string("output", "runs/tables", "Folder for tables and pl
 # Who writes what a file calls its "kind".
 REPORTS = {
     "evaluation": "griffin_jax.evaluation.report",
+    "forking": "griffin_jax.evaluation.forking_report",
     **dict.fromkeys(
         ("decode", "generation", "latency", "throughput", "kernels", "training"),
         "griffin_jax.benchmarks.report",

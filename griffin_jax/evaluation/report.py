@@ -239,6 +239,13 @@ def _describe(document):
         parts.append("prompts as a user's turns")
     if document.get("limit"):
         parts.append(f"**the first {document['limit']} questions of each task only**")
+    if document.get("generation_limit"):
+        parts.append(
+            f"**the first {document['generation_limit']} questions of each task with written "
+            "answers only**"
+        )
+    if document.get("gen_toks_cap"):
+        parts.append(f"**written answers end after {document['gen_toks_cap']} tokens**")
     return ", ".join(parts)
 
 

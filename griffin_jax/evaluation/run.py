@@ -36,6 +36,7 @@ class Options:
 
     Attributes:
       limit: Questions of each task; None for all.
+      generation_limit: The same of tasks whose answers are written; None is `limit`.
       data_dir: Folder of JSON lines to read instead of the Hub.
       chat: Prompts are turns.
       run_generated_code: Run programs that the model writes.
@@ -46,6 +47,7 @@ class Options:
     """
 
     limit: int | None = None
+    generation_limit: int | None = None
     data_dir: str | None = None
     chat: bool = False
     run_generated_code: bool = False
@@ -55,8 +57,15 @@ class Options:
     only_named: bool = False
 
     def __post_init__(self):
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 question, got {self.limit}")
+        for name in ("limit", "generation_limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 question, got {value}")
+
+    def limit_of(self, run: "Run") -> int | None:
+        """Questions of each task of a run; None for all."""
+        if self.generation_limit is not None and run.writes:
+            return self.generation_limit
+        return self.limit
 
 
 @dataclasses.dataclass
@@ -72,6 +81,11 @@ class Run:
     task: str
     shots: int | None
     loaded: dict[str, Any]
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes its answers, rather than choosing among given ones."""
+        return any(task.OUTPUT_TYPE == "generate_until" for task in self.loaded["tasks"].values())
 
 
 def prepare(rows: Sequence[Row], options: Options) -> tuple[dict, dict[tuple, str]]:
@@ -226,7 +240,7 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
     found = evaluate(
         lm=model,
         task_dict=run.loaded,
-        limit=options.limit,
+        limit=options.limit_of(run),
         bootstrap_iters=_BOOTSTRAP,
         confirm_run_unsafe_code=options.run_generated_code,
         apply_chat_template=options.chat,
@@ -238,6 +252,7 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
     requests = [i for task in run.loaded["tasks"].values() for i in task.instances]
     questions = sum(one["effective"] for one in found["n-samples"].values())
     figures = {
+        "limit": options.limit_of(run),
         "questions": questions,
         "requests": len(requests),
         "requests_sha256": hash_requests(requests),

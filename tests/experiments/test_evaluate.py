@@ -96,13 +96,19 @@ def test_every_row_with_samples_runs_offline(folder, suite, module):
 
 
 def test_a_stopped_run_goes_on_and_tables_put_runs_side_by_side(folder):
-    flags = ("--config.tasks=boolq,griffin_boolq,OpenBookQA,griffin_nq_open",)
+    flags = (
+        "--config.tasks=boolq,griffin_boolq,OpenBookQA,griffin_nq_open",
+        "--config.generation_limit=1",
+    )
     first = evaluate(folder, *flags, "--config.log_samples=true")
     found = results(first, folder)
     assert found["kind"] == "evaluation"
     assert (found["lm_eval"], found["seeds"]["examples"]) == ("0.4.13", 1234)
     assert len(found["fingerprint"]) == 64
     assert found["quantization"] is None
+    limits = {run["task"]: run["limit"] for run in found["runs"]}
+    assert {task for task, limit in limits.items() if limit == 1} == {"griffin_nq_open"}
+    assert [run["questions"] for run in found["runs"] if run["task"] == "griffin_nq_open"] == [1]
     again = evaluate(folder, *flags)
     repeated = results(again, folder)
     assert repeated["rows"] == found["rows"]
