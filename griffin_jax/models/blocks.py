@@ -6,8 +6,6 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.config import ATTENTION, GriffinConfig
-from griffin_jax.kernels import residual_step
-from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
@@ -64,12 +62,6 @@ class ResidualBlock(nn.Module):
         self, x: jax.Array, state: RecurrentState | AttentionState | LayerOf, timeline: Timeline
     ) -> tuple[jax.Array, RecurrentState | AttentionState | LayerOf]:
         config = self.config
-        drops = self.dropout and self.has_rng("dropout")
-        if not self.is_initializing() and not drops:
-            params = self.variables["params"]
-            reason = residual_step.serves(config, self.kind, params, x, state)
-            if choose("residual_block", {"layers": None, "step_gpu": reason}) == "step_gpu":
-                return residual_step.residual_step(config, self.kind, params, x, state, timeline)
         common = {
             "width": config.width,
             "use_bias": config.projection_bias,
@@ -102,6 +94,7 @@ class ResidualBlock(nn.Module):
         norm = {"eps": config.norm_eps, "param_dtype": self.param_dtype}
 
         def drop(x):
+            drops = self.dropout and self.has_rng("dropout")
             return drop_out(x, self.dropout, self.make_rng("dropout")) if drops else x
 
         mixed, state = mixing(RMSNorm(name="temporal_pre_norm", **norm)(x), state, timeline)
