@@ -19,7 +19,7 @@ from griffin_jax.training.train_step import (
     shard_state,
     token_losses,
 )
-from tests.sharding.eight_devices.common import CONFIG, MESHES, WIDE, collectives, mesh_called
+from tests.sharding.eight_devices.meshes import CONFIG, MESHES, WIDE, collectives, mesh_called
 from tests.tiny import params_of, random_tokens, relative_error
 
 ROWS, TIME = 8, 32
