@@ -15,11 +15,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.sharding import rules
-from griffin_jax.sharding.rules import AXES, BATCH, FSDP, MODEL, SEQUENCE, Axes
+from griffin_jax.sharding.rules import AXES, BATCH, DATA, FSDP, MODEL, SEQUENCE, Axes
 
 # What a dimension of an activation is, and the mesh axes that it lies over.
 ACTIVATIONS = {
     "batch": BATCH,
+    "copies": DATA,
+    "width": FSDP,
     "time": SEQUENCE,
     "heads": MODEL,
     "recurrence": MODEL,
