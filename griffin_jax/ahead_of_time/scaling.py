@@ -151,7 +151,7 @@ class Measured:
       source: Where it comes from.
       config: What is trained.
       rows: Sequences in a step of training.
-      recompute: Of training, see `roofline.train_roofline`.
+      remat: Of training, what is computed again; see `Griffin`.
     """
 
     what: str
@@ -162,7 +162,7 @@ class Measured:
     source: str
     config: GriffinConfig | None = None
     rows: int = 1
-    recompute: bool = False
+    remat: str = "none"
 
 
 def measured_figures(folder: Path) -> list[Measured]:
@@ -213,7 +213,7 @@ def _of_training(results, machine, source):
                 source,
                 config,
                 row["batch_size"],
-                row["remat"] == "block",
+                row["remat"],
             )
 
 
@@ -248,7 +248,7 @@ def _floor(figure):
     if figure.what == "train":
         count = sum(x.size for x in jax.tree.leaves(abstract_params(figure.config)))
         name = f"{count / 1e9:.1f}B train, {figure.rows} x {figure.tokens:,}"
-        return name + (", blocks computed again" if figure.recompute else ""), (
+        return name + (f", remat {figure.remat}" if figure.remat != "none" else ""), (
             roofline.train_roofline(
                 figure.config,
                 count,
@@ -256,7 +256,7 @@ def _floor(figure):
                 figure.tokens,
                 MeshShape(),
                 figure.limits,
-                figure.recompute,
+                recompute=figure.remat == "block",
             )
         )
     config = griffin_jax.preset("recurrentgemma-9b")

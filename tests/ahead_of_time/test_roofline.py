@@ -88,7 +88,7 @@ def test_steps_of_training_come_from_the_benchmark_and_are_predicted(tmp_path):
     }
     (tmp_path / "training.json").write_text(json.dumps(results))
     figure = scaling.measured_figures(tmp_path)[-1]
-    assert (figure.what, figure.rows, figure.recompute) == ("train", 2, True)
+    assert (figure.what, figure.rows, figure.remat) == ("train", 2, "block")
     assert figure.config == GRIFFIN
     (cells,) = scaling.errors_table([figure])[1]
-    assert cells[0].endswith("train, 2 x 64, blocks computed again") and cells[-1] == "-100%"
+    assert cells[0].endswith("train, 2 x 64, remat block") and cells[-1] == "-100%"
