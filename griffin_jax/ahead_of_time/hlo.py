@@ -129,12 +129,28 @@ class Module:
         """What the devices tell each other, by kind."""
         found = {}
         for instruction, _, times in self.executed():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
+            if kind := self._collective(instruction):
                 before = found.get(kind, Collective())
                 size = array_bytes(_result(instruction), everywhere=True)
                 found[kind] = Collective(before.count + times, before.num_bytes + times * size)
         return found
+
+    def _collective(self, instruction):
+        """The kind of an instruction that is a collective, or None.
+
+        The TPU's compiler makes fusions of some: of a sum and the picking of each device's part of
+        it, and of what runs beside products, where the last of several fusions stands for all.
+        """
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            return kind
+        body = instruction.called("calls") if instruction.opcode == "fusion" else None
+        if body and body.startswith("all-reduce-scatter"):
+            return "reduce-scatter"
+        if body and instruction.name.startswith("async-collective-done"):
+            kinds = (x.opcode for x in self.computations[body].values())
+            return next((kind for kind in kinds if kind in COLLECTIVES), None)
+        return None
 
     def memory_traffic(self, instruction: Instruction, scope: dict[str, Instruction]) -> int:
         """Bytes that an instruction reads from the device's main memory and writes to it.

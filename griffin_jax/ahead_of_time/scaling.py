@@ -6,11 +6,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 import griffin_jax
 from griffin_jax.ahead_of_time import programs, roofline
 from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import V5E, Machine, Roofline
 from griffin_jax.benchmarks.counting import cache_bytes
+from griffin_jax.config import GriffinConfig
+from griffin_jax.models import abstract_params
 from griffin_jax.sharding import MeshShape
 
 CHIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -139,12 +143,15 @@ class Measured:
     """A figure of one GPU, to hold the model against.
 
     Attributes:
-      what: "decode" or "prefill".
+      what: "decode" or "prefill", of one row of the 9B, or "train".
       weights: As for `Program`.
-      seconds: Of a token, or of a prompt.
-      tokens: Read before, or in the prompt.
+      seconds: Of a token, of a prompt, or of a step.
+      tokens: Read before, in the prompt, or in each sequence.
       limits: What that GPU reached in copies and matrix products.
       source: Where it comes from.
+      config: What is trained.
+      rows: Sequences in a step of training.
+      remat: Of training, what is computed again; see `Griffin`.
     """
 
     what: str
@@ -153,34 +160,61 @@ class Measured:
     tokens: int
     limits: Machine
     source: str
+    config: GriffinConfig | None = None
+    rows: int = 1
+    remat: str = "none"
 
 
 def measured_figures(folder: Path) -> list[Measured]:
-    """Figures of the 9B, one row: those that `experiments.benchmark` left, or of others' code.
+    """What `experiments.benchmark` left; of decoding, where it left nothing, others' code.
 
     Args:
       folder: With JSON files of `experiments.benchmark`.
     """
-    found = []
+    found = {"decode": [], "training": []}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         results = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(results, dict) or results.get("kind") != "decode":
+        if not isinstance(results, dict) or results.get("kind") not in found:
+            continue
+        if results["machine"].get("platform", "gpu") != "gpu":
             continue
         limits = results["limits"]
         machine = Machine(0.0, limits["bytes_per_second"], limits["flops_per_second"])
-        device = results["machine"]["device"]
-        for row in results["rows"]:
-            if row.get("model") == "recurrentgemma-9b" and row["what"] in ("decode", "prefill"):
-                found.append(_of_benchmark(row, machine, f"{device}, {path.name}"))
-    return found or list(_OTHERS)
+        source = f"{results['machine']['device']}, {path.name}"
+        read = _of_training if results["kind"] == "training" else _of_decoding
+        found[results["kind"]] += read(results, machine, source)
+    return (found["decode"] or list(_OTHERS)) + found["training"]
 
 
-def _of_benchmark(row, machine, source):
-    weights = {"bfloat16": "bf16"}.get(row["weights"], row["weights"])
-    if row["what"] == "decode":
-        seconds = row["seconds_per_token"]["median"]
-        return Measured("decode", weights, seconds, row["position"], machine, source)
-    return Measured("prefill", weights, row["seconds"]["median"], row["tokens"], machine, source)
+def _of_decoding(results, machine, source):
+    for row in results["rows"]:
+        if row.get("model") != "recurrentgemma-9b" or row.get("status", "ok") != "ok":
+            continue
+        weights = {"bfloat16": "bf16"}.get(row["weights"], row["weights"])
+        if row["what"] == "decode" and row.get("batch_size", 1) == 1:
+            seconds = row["seconds_per_token"]["median"]
+            yield Measured("decode", weights, seconds, row["position"], machine, source)
+        elif row["what"] == "prefill" and row.get("batch_size", 1) == 1:
+            seconds = row["seconds"]["median"]
+            yield Measured("prefill", weights, seconds, row["tokens"], machine, source)
+
+
+def _of_training(results, machine, source):
+    config = GriffinConfig(**results["config"]["model"])
+    for row in results["rows"]:
+        # Packed documents are the same work.
+        if row["status"] == "ok" and row["document"] == row["length"]:
+            yield Measured(
+                "train",
+                "bf16",
+                row["seconds"]["median"],
+                row["length"],
+                machine,
+                source,
+                config,
+                row["batch_size"],
+                row["remat"],
+            )
 
 
 # recurrentgemma 1.0.1 in JAX 0.11.2 and bfloat16 on an H100 80GB with 3.02 TB/s of copies and 790
@@ -194,18 +228,12 @@ _OTHERS = (
 
 def errors_table(figures: list[Measured]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: measured, by the model, and by how much the model is off."""
-    config = griffin_jax.preset("recurrentgemma-9b")
     rows = []
     for figure in figures:
-        size = _weight_bytes("recurrentgemma-9b", figure.weights)
-        options = {"machine": figure.limits}
-        if figure.what == "decode":
-            floor = roofline.decode_roofline(config, size, 1, position=figure.tokens, **options)
-        else:
-            floor = roofline.prefill_roofline(config, size, 1, figure.tokens, **options)
+        name, floor = _floor(figure)
         rows.append(
             [
-                f"9B {figure.weights} {figure.what} at {figure.tokens:,}",
+                name,
                 figure.source,
                 f"{figure.seconds * 1e3:.2f}",
                 f"{floor.seconds * 1e3:.2f}",
@@ -213,3 +241,28 @@ def errors_table(figures: list[Measured]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return ["figure", "measured on", "measured ms", "roofline ms", "error of the model"], rows
+
+
+def _floor(figure):
+    """What the figure is of, and the model's time of it."""
+    if figure.what == "train":
+        count = sum(x.size for x in jax.tree.leaves(abstract_params(figure.config)))
+        name = f"{count / 1e9:.1f}B train, {figure.rows} x {figure.tokens:,}"
+        return name + (f", remat {figure.remat}" if figure.remat != "none" else ""), (
+            roofline.train_roofline(
+                figure.config,
+                count,
+                figure.rows,
+                figure.tokens,
+                MeshShape(),
+                figure.limits,
+                recompute=figure.remat == "block",
+            )
+        )
+    config = griffin_jax.preset("recurrentgemma-9b")
+    size = _weight_bytes("recurrentgemma-9b", figure.weights)
+    name = f"9B {figure.weights} {figure.what} at {figure.tokens:,}"
+    options = {"machine": figure.limits}
+    if figure.what == "decode":
+        return name, roofline.decode_roofline(config, size, 1, position=figure.tokens, **options)
+    return name, roofline.prefill_roofline(config, size, 1, figure.tokens, **options)

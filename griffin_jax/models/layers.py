@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.quantization import matmuls
-from griffin_jax.sharding.per_shard import gather_fsdp, split_here
+from griffin_jax.sharding.per_shard import constrain, gather_fsdp, split_here
 
 Initializer = nn.initializers.Initializer
 
@@ -152,6 +152,8 @@ def _embed_forward(embedding, tokens):
 
 def _embed_backward(residuals, dx):
     embedding, tokens = residuals
+    # Rows of all devices that share the width's parts, each part on its device.
+    dx = constrain(dx, "copies", "time", "width")
     return jnp.zeros_like(embedding).at[tokens].add(dx.astype(embedding.dtype)), None
 
 

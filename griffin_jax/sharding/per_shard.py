@@ -15,11 +15,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.sharding import rules
-from griffin_jax.sharding.rules import AXES, BATCH, FSDP, MODEL, SEQUENCE, Axes
+from griffin_jax.sharding.rules import AXES, BATCH, DATA, FSDP, MODEL, SEQUENCE, Axes
 
 # What a dimension of an activation is, and the mesh axes that it lies over.
 ACTIVATIONS = {
     "batch": BATCH,
+    "copies": DATA,
+    "width": FSDP,
     "time": SEQUENCE,
     "heads": MODEL,
     "recurrence": MODEL,
@@ -165,6 +167,7 @@ def gather_fsdp(path: str, value: Any) -> Any:
 
     Called where the parameter is used, so that a block that is computed again for its gradient
     gathers it again, and only few are whole at a time. Of a stack of layers only one is gathered.
+    Its gradient is laid out as the parameter is, so that devices sum up their own parts of it.
     """
     mesh = current_mesh()
     if mesh is None or mesh.shape[FSDP] == 1:
@@ -174,10 +177,29 @@ def gather_fsdp(path: str, value: Any) -> Any:
 
     def gather(key, leaf):
         axes = rules.axes_of("/".join(filter(None, (path, tree_path(key)))), leaf.ndim)
-        spec = rules.partition_spec(rules.without(axes, FSDP))
-        return jax.lax.with_sharding_constraint(leaf, spec)
+        whole = rules.partition_spec(rules.without(axes, FSDP))
+        return _relaid(leaf, rules.partition_spec(axes), whole)
 
     return jax.tree_util.tree_map_with_path(gather, value)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _relaid(x, before, after):
+    """x in another layout; its gradient in the one before."""
+    return jax.lax.with_sharding_constraint(x, after)
+
+
+def _relaid_forward(x, before, after):
+    return _relaid(x, before, after), None
+
+
+def _relaid_backward(before, after, _, gradient):
+    if gradient.dtype == jax.dtypes.float0:
+        return (gradient,)
+    return (jax.lax.with_sharding_constraint(gradient, before),)
+
+
+_relaid.defvjp(_relaid_forward, _relaid_backward)
 
 
 def per_shard(

@@ -29,6 +29,26 @@ HloModule jit_f, is_scheduled=true
   ROOT %dus = f32[12,256]{1,0} dynamic-update-slice(%w.0, %w.1, %w.2, %w.2)
 }
 
+%all-reduce-scatter.1 (s.0: f32[4,256]) -> f32[1,256] {
+  %s.0 = f32[4,256]{1,0} parameter(0)
+  %all = f32[4,256]{1,0} all-reduce(%s.0), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%slice_one
+  %at = s32[] constant(0)
+  ROOT %part = f32[1,256]{1,0} dynamic-slice(%all, %at, %at), dynamic_slice_sizes={1,256}
+}
+
+%begin (g.0: f32[64]) -> (f32[64], f32[256]) {
+  %g.0 = f32[64]{0} parameter(0)
+  %whole.0 = f32[256]{0} all-gather(%g.0), channel_id=3, dimensions={0}
+  ROOT %both = (f32[64]{0}, f32[256]{0}) custom-call(%whole.0), custom_call_target="begin"
+}
+
+%finish (h.0: (f32[64], f32[256])) -> f32[256] {
+  %h.0 = (f32[64]{0}, f32[256]{0}) parameter(0)
+  %h.1 = f32[64]{0} get-tuple-element(%h.0), index=0
+  %whole.1 = f32[256]{0} all-gather(%h.1), channel_id=3, dimensions={0}
+  ROOT %gathered = f32[256]{0} custom-call(%whole.1), custom_call_target="finish"
+}
+
 %condition (c.0: (s32[], f32[12,256])) -> pred[] {
   %c.0 = (s32[], f32[12,256]{1,0}) parameter(0)
   %index = s32[] get-tuple-element(%c.0), index=0
@@ -57,6 +77,9 @@ ENTRY %main (x: f32[12,256]) -> f32[12,256] {
   %loop = (s32[], f32[12,256]{1,0}) while(%init), condition=%condition, body=%body
   %begun = (f32[64]{0}, f32[128]{0}) all-gather-start(%x), dimensions={0}
   %ended = f32[128]{0} all-gather-done(%begun)
+  %part.1 = f32[1,256]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  %async-collective-start.1 = (f32[64]{0}, f32[256]{0}) fusion(%x), kind=kCustom, calls=%begin
+  %async-collective-done.1 = f32[256]{0} fusion(%async-collective-start.1), kind=kCustom, calls=%finish
   ROOT %result = f32[12,256]{1,0} get-tuple-element(%loop), index=1
 }
 """
@@ -95,5 +118,6 @@ def test_collectives_are_counted_with_the_bytes_of_their_results(module):
     found = module.collectives()
     assert {kind: (c.count, c.num_bytes) for kind, c in found.items()} == {
         "all-reduce": (12, 12 * 512),
-        "all-gather": (1, 512),
+        "all-gather": (2, 512 + 1024),
+        "reduce-scatter": (1, 1024),
     }

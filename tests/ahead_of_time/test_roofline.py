@@ -1,5 +1,7 @@
 """The roofline model agrees with what can be worked out by hand."""
 
+import json
+
 import pytest
 
 from griffin_jax.ahead_of_time import programs, roofline, scaling
@@ -7,6 +9,7 @@ from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import V5E, Machine
 from griffin_jax.config import RECURRENTGEMMA_9B
 from griffin_jax.sharding import MeshShape
+from tests.tiny import GRIFFIN
 
 
 def test_decoding_of_the_packed_9b_reads_its_weights_and_state_at_the_speed_of_memory():
@@ -71,3 +74,21 @@ def test_figures_come_from_the_benchmark_where_there_are_some(tmp_path):
     (figure,) = scaling.measured_figures(tmp_path)
     assert (figure.weights, figure.seconds, figure.tokens) == ("bf16", 0.006, 4096)
     assert figure.source == "GPU, decode.json"
+
+
+def test_steps_of_training_come_from_the_benchmark_and_are_predicted(tmp_path):
+    row = {"status": "ok", "length": 64, "batch_size": 2, "document": 64, "remat": "block"}
+    row |= {"seconds": {"median": 1.0}}
+    results = {
+        "kind": "training",
+        "config": {"model": GRIFFIN.to_dict()},
+        "machine": {"device": "GPU"},
+        "limits": {"bytes_per_second": 3e12, "flops_per_second": 8e14},
+        "rows": [row, row | {"document": 16}, row | {"status": "out of memory"}],
+    }
+    (tmp_path / "training.json").write_text(json.dumps(results))
+    figure = scaling.measured_figures(tmp_path)[-1]
+    assert (figure.what, figure.rows, figure.remat) == ("train", 2, "block")
+    assert figure.config == GRIFFIN
+    (cells,) = scaling.errors_table([figure])[1]
+    assert cells[0].endswith("train, 2 x 64, remat block") and cells[-1] == "-100%"

@@ -14,7 +14,7 @@ from griffin_jax.language_model import LanguageModel
 from griffin_jax.sharding import MeshError, make_mesh, param_shardings
 from tests.checkpoints.test_deepmind import BLOCKS, nested, published_shapes
 from tests.checkpoints.tiny_model import assert_same_tree
-from tests.sharding.eight_devices.common import CONFIG, mesh_called, on_mesh
+from tests.sharding.eight_devices.meshes import CONFIG, mesh_called, on_mesh
 from tests.tiny import params_of
 
 # What all formats can hold, with rows of whole blocks for four bits.

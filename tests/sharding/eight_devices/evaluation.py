@@ -11,7 +11,7 @@ from griffin_jax.evaluation.harness import GriffinLM
 from griffin_jax.inference import prefill
 from griffin_jax.language_model import LanguageModel
 from tests.inference.tiny_model import ByteTokenizer
-from tests.sharding.eight_devices.common import CONFIG, SOME, mesh_called, on_mesh
+from tests.sharding.eight_devices.meshes import CONFIG, SOME, mesh_called, on_mesh
 from tests.tiny import params_of
 
 BYTES = CONFIG.replace(vocab_size=264)

@@ -10,7 +10,7 @@ from griffin_jax.inference import prefill
 from griffin_jax.inference.decode import draw_burst
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.sharding import MeshError
-from tests.sharding.eight_devices.common import (
+from tests.sharding.eight_devices.meshes import (
     CONFIG,
     MESHES,
     SOME,

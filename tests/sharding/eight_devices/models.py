@@ -9,7 +9,7 @@ from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import Griffin, init_state, stack_params
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import batch_sharding, jit_on_mesh, state_shardings
-from tests.sharding.eight_devices.common import (
+from tests.sharding.eight_devices.meshes import (
     CONFIG,
     MESHES,
     SOME,

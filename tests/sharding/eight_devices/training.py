@@ -1,5 +1,7 @@
 """Gradients and steps on a mesh."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from griffin_jax.training.train_step import (
     shard_state,
     token_losses,
 )
-from tests.sharding.eight_devices.common import CONFIG, MESHES, WIDE, collectives, mesh_called
+from tests.sharding.eight_devices.meshes import CONFIG, MESHES, WIDE, collectives, mesh_called
 from tests.tiny import params_of, random_tokens, relative_error
 
 ROWS, TIME = 8, 32
@@ -71,6 +73,9 @@ def test_the_gradient_of_a_mesh_equals_that_of_one_device(name, expected_gradien
     assert max(found.values()) <= 1e-5, found
     if name == "model 8":  # neither logits nor their gradient are gathered
         assert set(collectives(program)) == {"all-reduce"}
+    if "fsdp 2" in name:  # each device sums up its part of the embedding's width
+        widths = re.findall(r" = f32\[\d+,(\d+)\]\S* scatter\(", program.as_text())
+        assert widths == [str(CONFIG.width // 2)]
 
 
 def step_once(mesh, config=CONFIG, lora=None, base=None, **options):
