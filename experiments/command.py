@@ -1,5 +1,6 @@
 """What every command does around its own work."""
 
+import importlib.metadata
 import os
 import platform
 import resource
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _VERBOSE = flags.DEFINE_bool(
     "verbose", False, "Say on standard error which kernel serves which operation."
 )
+# What a driver of NVIDIA's leaves where it has found a GPU.
+_NVIDIA = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/gpus"))
 flags.disclaim_key_flags()  # --help shows what is defined here with the command's own flags
 
 
@@ -52,6 +55,8 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)
         try:
             processes.start()
+            if hint := missing_plugin():
+                print(f"[{hint}]", file=sys.stderr)
             main()
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             if logging.level_debug():
@@ -65,6 +70,22 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(130)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def missing_plugin() -> str | None:
+    """What to install where there is an NVIDIA GPU that JAX cannot use; None where all is well.
+
+    Devices are left alone: a command may yet say how much of their memory JAX is to take.
+    """
+    if "cpu" in os.environ.get("JAX_PLATFORMS", "") or not any(map(Path.exists, _NVIDIA)):
+        return None
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if any("cuda" in plugin.name for plugin in plugins):
+        return None
+    return (
+        "there is an NVIDIA GPU, and JAX runs on the CPU alone: "
+        'pip install -U "jax[cuda13]" (or "jax[cuda12]" under older drivers)'
+    )
 
 
 def mesh_of(sizes: Mapping[str, int]) -> "jax.sharding.Mesh | None":

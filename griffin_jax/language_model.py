@@ -17,6 +17,7 @@ from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
+from griffin_jax.kernels.dense_matmul import has_bfloat16
 from griffin_jax.kernels.packed_matmul import lay_out
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import Griffin, State, is_stacked, stack_params, unstack_params
@@ -284,7 +285,10 @@ def load(
         ever holding the whole model. A folder that is in 4 bits loads as it is without this.
       dtype: Of activations, and of parameters outside of packed weights. Defaults to what
         `QuantizationConfig.compute_dtype` says under 4 bits; otherwise to bfloat16 on accelerators
-        and to float32 on CPUs, where XLA's bfloat16 matrix products are slower.
+        and to float32 on CPUs. By default, parameters stored in bfloat16 also stay in it on a CPU
+        that multiplies bfloat16: that halves their memory and the time of decoding, and products
+        with float32 activations are those of float32 parameters. bfloat16 is four times as fast
+        there at reading prompts.
       stack_layers: Run the layers in a loop over groups, see `stack_params`, which compiles faster;
         the result is the same. By default where it also runs as fast, as measured.
       allow_nan: Go on where a weight holds NaN or infinity.
@@ -314,6 +318,9 @@ def load(
     settings = quantization
     if settings is None and source.quantization:
         settings = QuantizationConfig.from_dict(source.quantization)
+    # Where products of float32 with bfloat16 lose neither time nor digits.
+    native = jax.default_backend() == "cpu" and has_bfloat16()
+    keep = jnp.bfloat16 if dtype is None and native else None
     if settings is not None:
         dtype = settings.compute_dtype(dtype)
     elif dtype is None:
@@ -322,6 +329,7 @@ def load(
     checkpoint = checkpoints.load_checkpoint(
         folder,
         dtype=dtype,
+        keep=keep,
         quantization=quantization,
         shardings=shardings,
         allow_nan=allow_nan,

@@ -113,6 +113,7 @@ def load_checkpoint(
     path: str | Path,
     *,
     dtype: DTypeLike | None = None,
+    keep: DTypeLike | None = None,
     quantization: QuantizationConfig | None = None,
     shardings: Shardings | None = None,
     allow_nan: bool = False,
@@ -123,6 +124,7 @@ def load_checkpoint(
     Args:
       path: A folder or a name; see `open_checkpoint`.
       dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
+      keep: A dtype that arrays keep which are stored in it, whatever `dtype` says.
       quantization: Pack linear weights on the way, see `pack_leaf`; None leaves all as stored.
       shardings: Gives the sharding of an array from its path in the tree and its shape; see
         `Placement`. None puts everything on the default device.
@@ -136,7 +138,7 @@ def load_checkpoint(
     """
     folder = find_folder(path)
     source = open_checkpoint(folder)
-    placement = Placement(dtype, shardings)
+    placement = Placement(dtype, shardings, keep)
     params, finite = {}, {}
     with progress_bar("loading", source.nbytes, progress) as bar:
         # What is packed on the way is packed whole.

@@ -33,10 +33,12 @@ class Placement:
       shardings: Gives the sharding of an array from its path in the tree ("blocks_0/mlp_block/
         up_proj/weight"; the field's name follows for a packed weight) and its shape and dtype.
         None puts everything on the default device.
+      keep: A dtype that arrays keep which are stored in it, whatever `dtype` says.
     """
 
     dtype: DTypeLike | None = None
     shardings: Shardings | None = None
+    keep: DTypeLike | None = None
 
     def place(self, path: str, leaf: Any) -> Any:
         """Puts one leaf, an array or a packed weight of arrays, onto devices.
@@ -46,6 +48,8 @@ class Placement:
         """
         is_array = isinstance(leaf, np.ndarray | jax.Array)
         cast = is_array and self.dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if cast and self.keep is not None and leaf.dtype == self.keep:
+            cast = False
 
         def place_array(array, path):
             return self._place_array(path, array, np.dtype(self.dtype) if cast else array.dtype)
