@@ -3,8 +3,8 @@
   python -m experiments.tables --results=runs/evaluation --output=runs/tables
 
 Reads the JSON files of experiments.evaluate, experiments.benchmark and
-experiments.benchmark_forking, or a folder of them, and writes the model card's tables with what was measured beside what was published, in Markdown and as
-plots.
+experiments.benchmark_forking, or a folder of them, and writes the model card's tables with what was
+measured beside what was published, in Markdown and as plots.
 """
 
 import importlib

@@ -27,6 +27,15 @@ def test_position_zero_turns_nothing():
     np.testing.assert_array_equal(rotate(x, np.zeros((1, 1), np.int32), 10_000.0, 0.5), x)
 
 
+@pytest.mark.parametrize("position", [2047, 2048, 4096, 200_000, 1_000_000])
+def test_far_positions_turn_as_exactly_as_near_ones(position):
+    x = heads(0, size=256)
+    out = np.asarray(rotate(x, np.array([[position]]), 10_000.0, 0.5))[0, 0, 0]
+    angle = position * 10_000.0 ** (-np.arange(64) / 64)
+    turned = (x[0, 0, 0, :64] + 1j * x[0, 0, 0, 64:128]) * np.exp(1j * angle)
+    np.testing.assert_allclose(out[:64] + 1j * out[64:128], turned, atol=1e-3)
+
+
 def test_scores_depend_on_the_distance_of_two_positions_alone():
     q, k = heads(1), heads(2)
 
