@@ -159,7 +159,6 @@ def _cells(result):
     tokens = "" if result["job"] == "decode" else f" x {result['tokens']:,}"
     model = result["model"].replace("recurrentgemma-", "").upper()
     layers = "" if result.get("stack_layers", True) else ", layers unrolled"
-    layers += result.get("note", "")  # of a row that other code than today's compiled
     memory, floor = result["memory"], result["roofline"]
     peak = memory["peak"]
     return [
