@@ -88,6 +88,22 @@ def missing_plugin() -> str | None:
     )
 
 
+def check_batch(lm, config, texts: list[str]) -> None:
+    """Raises ValueError where the device cannot hold a batch of these prompts."""
+    import jax
+
+    from griffin_jax.inference.fitting import too_many_rows
+
+    if lm.mesh is not None:  # whose devices share the rows
+        return
+    stats = jax.local_devices()[0].memory_stats() or {}
+    longest = max(len(lm.tokenizer.encode(text)) for text in texts) + config.max_new_tokens
+    rows = min(config.batch_size, len(texts))
+    limit = stats.get("bytes_limit")
+    if message := too_many_rows(lm.config, lm.params, lm.dtype, longest, limit, rows):
+        raise ValueError(f"config.batch_size={config.batch_size}: {message}")
+
+
 def mesh_of(sizes: Mapping[str, int]) -> "jax.sharding.Mesh | None":
     """The mesh of a config's field `mesh`; None where it is one device of one process.
 

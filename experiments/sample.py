@@ -107,7 +107,7 @@ def write_samples(lm, config, prompts: list[str]) -> None:
     """Writes a JSON object per prompt; with --output, the file appears when all are done."""
     begin = time.monotonic()
     texts = [as_read(lm, config, prompt) for prompt in prompts]
-    check_batch(lm, config, texts)
+    command.check_batch(lm, config, texts)
     samples = lm.sample(texts, batch_size=config.batch_size, **sampling(config), **limits(config))
     from griffin_jax.sharding import is_first
 
@@ -127,22 +127,6 @@ def write_samples(lm, config, prompts: list[str]) -> None:
         sys.stdout.write(text)
     tokens = sum(len(sample.tokens) for sample in samples)
     note(f"{len(samples)} prompts, {tokens} tokens, {tokens / seconds:.1f} a second")
-
-
-def check_batch(lm, config, texts: list[str]) -> None:
-    """Raises ValueError where the device cannot hold a batch of these prompts."""
-    import jax
-
-    from griffin_jax.inference.fitting import too_many_rows
-
-    if lm.mesh is not None:  # whose devices share the rows
-        return
-    stats = jax.local_devices()[0].memory_stats() or {}
-    longest = max(len(lm.tokenizer.encode(text)) for text in texts) + config.max_new_tokens
-    rows = min(config.batch_size, len(texts))
-    limit = stats.get("bytes_limit")
-    if message := too_many_rows(lm.config, lm.params, lm.dtype, longest, limit, rows):
-        raise ValueError(f"config.batch_size={config.batch_size}: {message}")
 
 
 def sampling(config) -> dict:

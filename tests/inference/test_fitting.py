@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import sample
+from experiments import command
 from griffin_jax.inference import prefill
 from griffin_jax.inference.fitting import most_rows
 from tests.inference.tiny_model import CONFIG, language_model
@@ -33,7 +33,7 @@ def test_as_many_rows_fit_as_the_memory_beside_the_weights_holds():
     ("room", "rows", "message"),
     [(5, 4, None), (5, 5, "run as 8, do not fit .*: 4 would fit"), (0, 1, "no row fits")],
 )
-def test_the_sample_command_refuses_a_batch_that_cannot_fit(monkeypatch, room, rows, message):
+def test_a_command_refuses_a_batch_that_cannot_fit(monkeypatch, room, rows, message):
     lm = language_model()
     limit = nbytes(lm.params) + room * one_row(lm)
 
@@ -47,10 +47,10 @@ def test_the_sample_command_refuses_a_batch_that_cannot_fit(monkeypatch, room, r
         batch_size, max_new_tokens = 8, 4
 
     if message is None:
-        sample.check_batch(lm, Settings, ["a"] * rows)
+        command.check_batch(lm, Settings, ["a"] * rows)
         return
     with pytest.raises(ValueError, match=f"config.batch_size=8: {rows} rows, .*{message}"):
-        sample.check_batch(lm, Settings, ["a"] * rows)
+        command.check_batch(lm, Settings, ["a"] * rows)
 
 
 def test_the_state_is_as_large_and_finite_behind_a_million_tokens():
