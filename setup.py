@@ -44,7 +44,7 @@ setup(
         "numpy>=2.0",
         "tqdm>=4.66",
     ],
-    # lm-evaluation-harness after 0.4.13 finds models by this.
+    # For lm-evaluation-harness with plugins for models (its pull request 4013), which 0.4.13 lacks.
     entry_points={
         "lm_eval.models": ["griffin_jax = griffin_jax.evaluation.harness:GriffinLM"],
     },

@@ -96,10 +96,11 @@ def check_batch(lm, config, texts: list[str]) -> None:
 
     if lm.mesh is not None:  # whose devices share the rows
         return
-    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None:
+        return
     longest = max(len(lm.tokenizer.encode(text)) for text in texts) + config.max_new_tokens
     rows = min(config.batch_size, len(texts))
-    limit = stats.get("bytes_limit")
     if message := too_many_rows(lm.config, lm.params, lm.dtype, longest, limit, rows):
         raise ValueError(f"config.batch_size={config.batch_size}: {message}")
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from griffin_jax.benchmarks.report import table
+
 KIND = "forking"
 
 # Of the test split of MMLU.
@@ -39,21 +41,19 @@ def write(documents: Sequence[tuple[str, dict]], folder: Path) -> list[Path]:
 def markdown(content: Mapping[str, Any]) -> str:
     """What was asked of which model, a line for each way, and what follows for all of MMLU."""
     head = ["way", "tokens read", "with padding", "seconds", "first round", "questions a second"]
-    lines = [content["setting"] + ".", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    cells = []
     for row in content["rows"]:
         tokens = [row["tokens"], row["tokens_padded"]]
-        lines.append(
-            _line(
-                [
-                    row["name"],
-                    *("" if count is None else f"{count:,}" for count in tokens),
-                    f"{row['seconds']:.1f}",
-                    f"{row['first_seconds']:.1f}",
-                    f"{row['questions_per_second']:.2f}",
-                ]
-            )
+        cells.append(
+            [
+                row["name"],
+                *("" if count is None else f"{count:,}" for count in tokens),
+                f"{row['seconds']:.1f}",
+                f"{row['first_seconds']:.1f}",
+                f"{row['questions_per_second']:.2f}",
+            ]
         )
-    lines.append("")
+    lines = [content["setting"] + ".", "", table(head, cells), ""]
     lines += [
         f"Largest difference of log-likelihoods from {name}: {value:.1e} nats."
         for name, value in content["differences"].items()
@@ -72,7 +72,3 @@ def whole_seconds(content: Mapping[str, Any]) -> float:
     questions = content["questions_tokens"] / content["questions"] * _QUESTIONS
     read = content["examples_tokens"] + content["questions_tokens"]
     return (examples + questions) / read * content["rows"][0]["seconds"]
-
-
-def _line(cells):
-    return "| " + " | ".join(cells) + " |"

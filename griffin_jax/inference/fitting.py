@@ -24,14 +24,12 @@ def most_rows(config: GriffinConfig, params: dict, dtype, tokens: int, limit: in
 
 
 def too_many_rows(
-    config: GriffinConfig, params: dict, dtype, tokens: int, limit: int | None, rows: int
+    config: GriffinConfig, params: dict, dtype, tokens: int, limit: int, rows: int
 ) -> str | None:
     """Why so many rows cannot run together, with how many could; None if they may.
 
-    Arguments are those of `most_rows`; a limit of None is one that is not known.
+    Arguments are those of `most_rows`.
     """
-    if limit is None:
-        return None
     most = most_rows(config, params, dtype, tokens, limit)
     if batch_size_for(rows) <= most:
         return None
