@@ -30,6 +30,9 @@ _SUBJECTS = flags.DEFINE_integer("subjects", 57, "How many of MMLU's subjects to
 _LIMIT = flags.DEFINE_integer("limit", 4, "Questions of each subject.")
 _QUANTIZATION = flags.DEFINE_string("quantization", None, "nf4 or fp4: pack linear weights.")
 _DTYPE = flags.DEFINE_string("dtype", None, "Of activations.")
+_STACK_LAYERS = flags.DEFINE_bool(
+    "stack_layers", None, "Run the layers in a loop, which compiles faster; see griffin_jax.load."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts that run together.")
 _ALONE = flags.DEFINE_bool("alone", True, "Also read every choice by itself.")
 _HF = flags.DEFINE_bool("hf", False, "Also ask the same model in transformers.")
@@ -53,6 +56,7 @@ def main() -> None:
         _CHECKPOINT.value,
         quantization=_QUANTIZATION.value,
         dtype=_DTYPE.value,
+        stack_layers=_STACK_LAYERS.value,
         batch_size=_BATCH_SIZE.value,
     )
     model = unpacked(lm.lm) if _HF.value else lm.lm
@@ -180,9 +184,10 @@ def report(rows, answers, lm, counts) -> None:
     precision = lm.dtype.name
     if lm.quantization is not None:
         precision = f"{lm.quantization.bnb_4bit_quant_type.upper()} {precision}"
+    layers = ", layers in a loop" if _STACK_LAYERS.value else ""
     setting = (
-        f"{counts['questions']} questions of MMLU, {SHOTS}-shot; {_CHECKPOINT.value} in {precision}, batches "
-        f"of up to {_BATCH_SIZE.value}, on {command.machine()}"
+        f"{counts['questions']} questions of MMLU, {SHOTS}-shot; {_CHECKPOINT.value} in "
+        f"{precision}{layers}, batches of up to {_BATCH_SIZE.value}, on {command.machine()}"
     )
     content = {
         "kind": forking_report.KIND,

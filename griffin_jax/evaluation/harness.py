@@ -49,6 +49,7 @@ class GriffinLM(TemplateLM):
         lm: LanguageModel | None = None,
         quantization: str | None = None,
         dtype: str | None = None,
+        stack_layers: bool | None = None,
         mesh: jax.sharding.Mesh | None = None,
         batch_size: int | str = 16,
         max_length: int | None = None,
@@ -63,10 +64,11 @@ class GriffinLM(TemplateLM):
         """The arguments are those of `--model_args`.
 
         Args:
-          checkpoint: The model; see `evaluation.model.load` for this and the next three.
+          checkpoint: The model; see `evaluation.model.load` for this and the next four.
           lm: The model itself, in place of a checkpoint.
           quantization: "nf4" or "fp4".
           dtype: "float32", "bfloat16" or "float16".
+          stack_layers: True or False.
           mesh: Not on the command line of the harness.
           batch_size: Texts that run together; "auto" is 32.
           max_length: Longer requests lose their beginning, but for BOS. None, and the model reads
@@ -85,8 +87,8 @@ class GriffinLM(TemplateLM):
         if unknown:
             raise ValueError(
                 f"griffin_jax has no model argument {', '.join(map(repr, sorted(unknown)))}; there "
-                "are checkpoint, quantization, dtype, batch_size, max_length, max_gen_toks, "
-                "gen_toks_cap, fork and seed"
+                "are checkpoint, quantization, dtype, stack_layers, batch_size, max_length, "
+                "max_gen_toks, gen_toks_cap, fork and seed"
             )
         if (lm is None) == (checkpoint is None):
             raise ValueError("give --model_args checkpoint=FOLDER, or a name such as griffin-tiny")
@@ -100,7 +102,13 @@ class GriffinLM(TemplateLM):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if lm is None:
-            lm = models.load(checkpoint, quantization=quantization, dtype=dtype, mesh=mesh)
+            lm = models.load(
+                checkpoint,
+                quantization=quantization,
+                dtype=dtype,
+                stack_layers=stack_layers,
+                mesh=mesh,
+            )
         if lm.tokenizer is None:
             raise ValueError("the model has no tokenizer; the harness's tasks are texts")
         self.lm = lm

@@ -26,6 +26,7 @@ def load(
     *,
     quantization: str | None = None,
     dtype: str | None = None,
+    stack_layers: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
     """The model to be evaluated.
@@ -35,6 +36,7 @@ def load(
         that shape with random weights and the tokenizer of griffin-tiny, to measure speed with.
       quantization: "nf4" or "fp4" packs linear weights; a folder in 4 bits loads as it is without.
       dtype: Of activations; see `griffin_jax.load`.
+      stack_layers: See `griffin_jax.load`.
       mesh: See `griffin_jax.load`.
 
     Raises:
@@ -45,9 +47,12 @@ def load(
     if quantization is not None:
         settings = QuantizationConfig(bnb_4bit_quant_type=quantization)
     if str(checkpoint).startswith(RANDOM):
-        return _random(preset(str(checkpoint).removeprefix(RANDOM)), settings, dtype, mesh)
+        config = preset(str(checkpoint).removeprefix(RANDOM))
+        return _random(config, settings, dtype, stack_layers, mesh)
     check_tokenizer(checkpoint)
-    return language_model.load(checkpoint, quantization=settings, dtype=dtype, mesh=mesh)
+    return language_model.load(
+        checkpoint, quantization=settings, dtype=dtype, stack_layers=stack_layers, mesh=mesh
+    )
 
 
 def check_tokenizer(checkpoint: str) -> None:
@@ -69,7 +74,7 @@ def check_tokenizer(checkpoint: str) -> None:
         ) from None
 
 
-def _random(config, settings, dtype, mesh):
+def _random(config, settings, dtype, stack_layers, mesh):
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     dtype = check_dtype(dtype)
@@ -77,7 +82,7 @@ def _random(config, settings, dtype, mesh):
     if config.vocab_size < tokenizer.vocab_size:
         config = config.replace(vocab_size=tokenizer.vocab_size)
     params = random_params(config, dtype=dtype, quantization=settings)
-    if stacks_by_default(config):
+    if stacks_by_default(config) if stack_layers is None else stack_layers:
         params = stack_params(config, params, consume=True)
     if mesh is not None:
         params = jax.device_put(params, param_shardings(params, mesh))
