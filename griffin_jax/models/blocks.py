@@ -6,6 +6,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.config import ATTENTION, GriffinConfig
+from griffin_jax.kernels import residual_step
+from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
@@ -49,19 +51,34 @@ def drop_out(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-    """x + temporal mixing(norm(x)), then x + MLP(norm(x))."""
+    """x + temporal mixing(norm(x)), then x + MLP(norm(x)).
+
+    Attributes:
+      kernel: "step_gpu" takes one token of one row in few launches; "layers" is what follows here;
+        None for the fastest that serves.
+    """
 
     config: GriffinConfig
     kind: str
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    kernel: str | None = None
 
     @nn.compact
     def __call__(
         self, x: jax.Array, state: RecurrentState | AttentionState | LayerOf, timeline: Timeline
     ) -> tuple[jax.Array, RecurrentState | AttentionState | LayerOf]:
         config = self.config
+        drops = self.dropout and self.has_rng("dropout")
+        if not self.is_initializing() and not drops:
+            params = self.variables["params"]
+            serves = {"step_gpu": residual_step.serves(config, self.kind, params, x, state)}
+            if choose("residual_block", serves | {"layers": None}, self.kernel) == "step_gpu":
+                plain = self.clone(parent=None, kernel="layers").apply
+                return residual_step.residual_step(
+                    config, self.kind, plain, params, x, state, timeline
+                )
         common = {
             "width": config.width,
             "use_bias": config.projection_bias,
@@ -94,7 +111,6 @@ class ResidualBlock(nn.Module):
         norm = {"eps": config.norm_eps, "param_dtype": self.param_dtype}
 
         def drop(x):
-            drops = self.dropout and self.has_rng("dropout")
             return drop_out(x, self.dropout, self.make_rng("dropout")) if drops else x
 
         mixed, state = mixing(RMSNorm(name="temporal_pre_norm", **norm)(x), state, timeline)

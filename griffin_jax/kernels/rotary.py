@@ -1,0 +1,20 @@
+"""Angles of rotary position embeddings (arXiv:2104.09864)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_STRIDE = 2048  # positions
+
+
+def rotary_angles(positions: jax.Array, base: float, size: int) -> jax.Array:
+    """What each pair is rotated by at positions int32[B, T]: float32[B, T, size / 2].
+
+    A plain product rounds to 24 bits, which at position 1,000,000 is an error of 0.06. Whole
+    strides turn by what is left of their angle after full circles; the rest is a small product.
+    """
+    per_token = base ** (-2 * np.arange(size // 2) / size)
+    per_stride = np.remainder(_STRIDE * per_token, 2 * np.pi)
+    strides, rest = jnp.divmod(positions[..., None], _STRIDE)
+    per_token, per_stride = (x.astype(np.float32)[None, None] for x in (per_token, per_stride))
+    return rest * per_token + strides * per_stride

@@ -1,0 +1,145 @@
+"""A decoding step's kernels against the block that they stand for, in Pallas' interpreter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from griffin_jax.config import ATTENTION, RECURRENT, preset
+from griffin_jax.kernels import residual_step
+from griffin_jax.models import init_params, init_state
+from griffin_jax.models.blocks import ResidualBlock
+from griffin_jax.models.state import Timeline
+from griffin_jax.quantization import QuantizedTensor, dequantize, quantize
+
+BF16 = jnp.bfloat16
+CONFIG = preset("tiny").replace(
+    width=256,
+    mlp_width=768,
+    num_heads=4,
+    num_kv_heads=1,
+    head_size=64,
+    recurrence_width=256,
+    attention_window=96,
+    num_layers=3,
+)
+INDEX = {RECURRENT: 0, ATTENTION: 2}
+ON_GPU = jax.default_backend() == "gpu"
+
+
+def is_packed(leaf):
+    return isinstance(leaf, QuantizedTensor)
+
+
+def operands(kind, packed, start, seed=0):
+    """Parameters, input, state after `start` tokens, and the same in float32."""
+    key = jax.random.key(seed)
+    params = init_params(CONFIG, key)[f"blocks_{INDEX[kind]}"]
+    # Norms, biases and the convolution begin at zero or near it.
+    params = jax.tree.map(
+        lambda x: (x + 0.1 * jax.random.normal(key, x.shape)).astype(BF16), params
+    )
+    if packed:
+
+        def pack(path, x):
+            names = [key.key for key in path]
+            linear = names[-1] == "weight" and x.ndim == 2 and "conv_1d" not in names
+            return quantize(x, double_quant=True) if linear else x
+
+        params = jax.tree_util.tree_map_with_path(pack, params)
+    x = jax.random.normal(key, (1, 1, CONFIG.width), BF16)
+    state = init_state(CONFIG, 1, BF16).blocks[INDEX[kind]]
+    if start:
+        state = jax.tree.map(lambda s: jax.random.normal(key, s.shape, s.dtype), state)
+
+    def widen(leaf):
+        if is_packed(leaf):
+            return dequantize(leaf, jnp.float32)
+        return leaf.astype(jnp.float32)
+
+    wide = jax.tree.map(widen, (params, x, state), is_leaf=is_packed)
+    return (params, x, state), wide
+
+
+def timeline(start, position=None, length=1):
+    position = start if position is None else position
+    one = jnp.ones(1, jnp.int32)
+    return Timeline(position * one[None], length * one, start * one)
+
+
+def block(kind, dtype):
+    return ResidualBlock(CONFIG, kind, dtype=dtype, param_dtype=dtype, kernel="layers")
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "dtype"))
+def in_layers(kind, dtype, arguments, when):
+    params, *rest = arguments
+    return block(kind, dtype).apply({"params": params}, *rest, when)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def step(kind, arguments, when):
+    plain = block(kind, BF16).apply
+    return residual_step.residual_step(CONFIG, kind, plain, *arguments, when, interpret=not ON_GPU)
+
+
+@pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param(timeline(0), id="first"),
+        pytest.param(timeline(2), id="third"),
+        pytest.param(timeline(40), id="ring in part"),
+        pytest.param(timeline(1000), id="ring full"),
+        pytest.param(timeline(1000, 0), id="new document"),
+        pytest.param(timeline(1000, length=0), id="padding"),
+    ],
+)
+def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
+    arguments, wide = operands(kind, packed, int(when.start[0]))
+    assert residual_step.serves(CONFIG, kind, *arguments) is None
+    found = step(kind, arguments, when)
+    expected = in_layers(kind, jnp.float32, wide, when)
+    if not int(when.lengths[0]):  # what padding makes of x means nothing
+        found, expected = found[1], expected[1]
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        bound = 2**-6 * max(float(jnp.abs(b).max()), 1e-3)
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=bound)
+
+
+def test_the_gradient_is_that_of_the_layers():
+    (params, x, state), _ = operands(RECURRENT, False, 5)
+    when = timeline(5)
+
+    def total(run):
+        return lambda x: run((params, x, state), when)[0].astype(jnp.float32).sum()
+
+    found = jax.grad(total(lambda *a: step(RECURRENT, *a)))(x)
+    expected = jax.grad(total(lambda *a: in_layers(RECURRENT, BF16, *a)))(x)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"x": jnp.zeros((2, 1, CONFIG.width), BF16)}, "2 rows of 1 tokens"),
+        ({"x": jnp.zeros((1, 1, CONFIG.width))}, "float32"),
+        ({"config": CONFIG.replace(width=192)}, "192"),
+    ],
+)
+def test_what_is_not_served_says_why(change, reason):
+    (params, x, state), _ = operands(RECURRENT, False, 0)
+    arguments = {"config": CONFIG, "kind": RECURRENT, "params": params, "x": x, "state": state}
+    assert reason in residual_step.serves(**(arguments | change))
+
+
+def test_the_choice_falls_on_layers_off_a_gpu():
+    (params, x, state), _ = operands(RECURRENT, False, 0)
+    forced = ResidualBlock(CONFIG, RECURRENT, dtype=BF16, kernel="step_gpu")
+    if not ON_GPU:
+        with pytest.raises(ValueError, match="needs a GPU"):
+            forced.apply({"params": params}, x, state, timeline(0))
