@@ -26,7 +26,9 @@ _OUT_VECTOR = 4  # outputs of one program, for one row of inputs
 _OUT_TILE = 32  # and for several
 _BYTES_TILE = 64  # of a weight's row in one turn, for several rows of inputs
 _LARGEST_PIECE = 2048  # bytes of a weight's row in one tile, for one row of inputs
-_LOOKUP = 4  # bytes of one thread that are looked up together
+LOOKUP = 4  # bytes of one thread that are looked up together
+_NESTED = ("nested_absmax", "nested_code", "nested_offset")
+LEAVES = ("packed", "absmax", *_NESTED)
 
 
 def serves(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
@@ -81,7 +83,7 @@ def _pieces(size: int) -> list[int]:
     return [_LARGEST_PIECE] * (size // _LARGEST_PIECE) + powers
 
 
-def _lookup(packed, quant_type, interpret):
+def lookup(packed, quant_type, interpret):
     """The codes of the high and of the low halves of bytes, float32 of the shape of `packed`."""
     if interpret:
         return tuple(
@@ -96,7 +98,7 @@ def _lookup(packed, quant_type, interpret):
             _lookup_asm(quant_type, first_bit),
             args=[packed],
             constraints="=&f,=&f,=&f,=&f,r",
-            pack=_LOOKUP,
+            pack=LOOKUP,
             result_shape_dtypes=[jax.ShapeDtypeStruct(packed.shape, jnp.float32)],
         )[0]
         for first_bit in (4, 0)
@@ -118,7 +120,7 @@ def _lookup_asm(quant_type, first_bit):
     for step in (1, 2, 4, 8):
         lines += [f"and.b32 index, lane, {step};", "setp.ne.u32 bit, index, 0;"]
         lines += [f"selp.b32 own{i}, own{i + step}, own{i}, bit;" for i in range(0, 16, 2 * step)]
-    for k in range(_LOOKUP):
+    for k in range(LOOKUP):
         # Within half a warp a shuffle takes the low four bits of its index: no mask is needed.
         lines += [
             f"shr.u32 index, $4, {8 * k + first_bit};",
@@ -130,9 +132,7 @@ def _lookup_asm(quant_type, first_bit):
 
 def _operands(weights):
     """The leaves that a kernel reads, those of one weight after the other, and their names."""
-    names = ["packed", "absmax"]
-    if weights[0].double_quantized:
-        names += ["nested_absmax", "nested_code", "nested_offset"]
+    names = [name for name in LEAVES if weights[0].double_quantized or name not in _NESTED]
     leaves = [
         getattr(weight, name).reshape(-1) if name == "nested_offset" else getattr(weight, name)
         for weight in weights
@@ -141,7 +141,7 @@ def _operands(weights):
     return names, leaves
 
 
-def _scales(refs, weight, rows, first, count):
+def scales(refs, weight, rows, first, count):
     """Scales `first` ... `first + count` of some rows: [count] for an index, [rows, count]."""
     absmax = refs["absmax"][rows, pl.ds(first, count)]
     if not weight.double_quantized:
@@ -183,14 +183,14 @@ def _vector_kernel(even_ref, odd_ref, *refs, weights, names, interpret):
         columns = pl.ds(begin, size)
         rows = [row + r for r in range(_OUT_VECTOR)]
         loaded = [
-            (leaves["packed"][r, columns], _scales(leaves, weight, r, first, blocks)) for r in rows
+            (leaves["packed"][r, columns], scales(leaves, weight, r, first, blocks)) for r in rows
         ]
         even = even_ref[columns].astype(jnp.float32)
         odd = odd_ref[columns].astype(jnp.float32)
         row_of = jax.lax.broadcasted_iota(jnp.int32, (_OUT_VECTOR, blocks), 0)
         sums = jnp.zeros((_OUT_VECTOR, blocks), jnp.float32)
         for r, (packed, scale) in enumerate(loaded):
-            high, low = _lookup(packed, weight.quant_type, interpret)
+            high, low = lookup(packed, weight.quant_type, interpret)
             products = (high * even + low * odd).reshape(blocks, -1).sum(axis=1) * scale
             sums += jnp.where(row_of == r, products[None], 0.0)
         return sums.sum(axis=1)
@@ -207,7 +207,7 @@ def _matrix_vector(x, weights, interpret):
         weights,
         outputs=_OUT_VECTOR,
         out_shapes=[weight.shape[:1] for weight in weights],
-        num_warps=min(4, smallest // (32 * _LOOKUP)),
+        num_warps=min(4, smallest // (32 * LOOKUP)),
         num_stages=1,
         interpret=interpret,
     )
@@ -225,9 +225,9 @@ def _tile_kernel(even_ref, odd_ref, *refs, weights, names, interpret):
         def turn(i, sums):
             columns = pl.ds(i * _BYTES_TILE, _BYTES_TILE)
             first = 2 * _BYTES_TILE * i // weight.block_size
-            scale = _scales(leaves, weight, own, first, blocks)[:, :, None]
+            scale = scales(leaves, weight, own, first, blocks)[:, :, None]
             tile = (_OUT_TILE, blocks, _BYTES_TILE // blocks)
-            halves = _lookup(leaves["packed"][own, columns], weight.quant_type, interpret)
+            halves = lookup(leaves["packed"][own, columns], weight.quant_type, interpret)
             for x_ref, half in zip((even_ref, odd_ref), halves, strict=True):
                 x = x_ref[:, columns]
                 values = (half.reshape(tile) * scale).reshape(_OUT_TILE, -1).astype(x.dtype)

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.kernels.dense_matmul import dense_matmul
+from griffin_jax.kernels.rms_norm import rms_norm
 from griffin_jax.quantization import matmuls
 from griffin_jax.sharding.per_shard import constrain, gather_fsdp, split_here
 
@@ -76,22 +77,6 @@ def project(x: jax.Array, *layers: Linear) -> tuple[jax.Array, ...]:
 def gated_gelu(gate: jax.Array, x: jax.Array) -> jax.Array:
     """gelu(gate) * x; the gradient computes the gelu again and keeps none of what is in it."""
     return nn.gelu(gate) * x
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * (1 + scale), in float32, returned in the dtype of x.
-
-    The gradient keeps x alone, not the float32 arrays on the way.
-    """
-
-    @jax.checkpoint
-    def normalise(x, scale):
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-        scale = jax.lax.broadcast_to_rank(scale.astype(jnp.float32), x.ndim)
-        return (x32 * inverse * (1 + scale)).astype(x.dtype)
-
-    return normalise(x, scale)
 
 
 class RMSNorm(nn.Module):

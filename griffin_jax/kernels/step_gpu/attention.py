@@ -8,10 +8,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.step_gpu.launch import divide, launch
-from griffin_jax.kernels.step_gpu.mlp import project_and_add
-from griffin_jax.kernels.step_gpu.products import add_bias, is_packed, num_warps, products
+from griffin_jax.kernels.step_gpu.mlp import ROWS, normalised, project_and_add
+from griffin_jax.kernels.step_gpu.products import (
+    add_bias,
+    is_packed,
+    num_warps,
+    products,
+    store,
+    vector_like,
+)
 
-_ROWS = 8  # of a weight of a program
+_ROWS = 8  # of a plain weight of a program
 SLOTS = 32  # of the ring of a program
 _COLUMNS = 64  # of a head's values that one program adds up
 _NEVER = -1e30  # a score beyond every other
@@ -120,7 +127,7 @@ def attention_step(
             other=0.0,
         )
         y = (mixed * shares[:, None]).sum(axis=0) + own * inputs["v"][columns].astype(f32)
-        buffers["z"][pl.ds(i * _COLUMNS, _COLUMNS)] = (y / total).astype(dtype)
+        store(buffers, "z", i * _COLUMNS, (y / total).astype(dtype))
 
     def write(inputs, buffers, i):
         del i
@@ -151,13 +158,14 @@ def attention_step(
     mixed = launch(
         [(heads * size // _COLUMNS, mix)],
         {**asked, **turn, **attended},
-        {"z": jax.ShapeDtypeStruct((heads * size,), dtype)},
+        vector_like("z", heads * size, dtype, is_packed(layers["o_proj"][0])),
         name="step_mix",
         interpret=interpret,
     )
     after = project_and_add(
         x,
-        mixed["z"],
+        mixed,
+        "z",
         layers["o_proj"],
         [(1, write)],
         {"k": asked["k"], "v": asked["v"], **turn, "position": position, "length": length},
@@ -172,22 +180,26 @@ def _ask(x, scale, layers, eps, interpret):
     """q, k and v of norm(x), not rotated yet."""
     dtype = x.dtype
     names = ("q_proj", "k_proj", "v_proj")
+    packed = is_packed(layers["q_proj"][0])
+    rows_each = ROWS if packed else _ROWS
+    entering, norm = normalised(x, scale, eps, packed)
 
     def part(name):
         def run(inputs, buffers, i):
             weight, bias = inputs[name]
-            rows = pl.ds(i * _ROWS, _ROWS)
-            norm = inputs["scale"], eps
-            [y] = products([weight], rows.start, _ROWS, inputs["x"], norm, interpret=interpret)
+            rows = pl.ds(i * rows_each, rows_each)
+            [y] = products(
+                [weight], rows.start, rows_each, inputs, "x", norm(inputs), interpret=interpret
+            )
             buffers[name[0]][rows] = add_bias(y.astype(dtype), bias, rows)
 
-        return layers[name][0].shape[0] // _ROWS, run
+        return layers[name][0].shape[0] // rows_each, run
 
     return launch(
         list(map(part, names)),
-        {"x": x, "scale": scale, **{name: layers[name] for name in names}},
+        {**entering, **{name: layers[name] for name in names}},
         {name[0]: jax.ShapeDtypeStruct(layers[name][0].shape[:1], dtype) for name in names},
         name="step_ask",
-        num_warps=num_warps(x.shape[0], is_packed(layers["q_proj"][0])),
+        num_warps=num_warps(x.shape[0], packed),
         interpret=interpret,
     )

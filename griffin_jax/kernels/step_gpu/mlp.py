@@ -7,11 +7,20 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from griffin_jax.kernels.rms_norm import rms_norm
 from griffin_jax.kernels.step_gpu.launch import launch
-from griffin_jax.kernels.step_gpu.products import add_bias, is_packed, num_warps, products
+from griffin_jax.kernels.step_gpu.products import (
+    add_bias,
+    is_packed,
+    num_warps,
+    products,
+    store,
+    vector,
+    vector_like,
+)
 
-_PAIRS = 4  # rows of gate and of up of a program
-ROWS = 4  # of a weight of a program, for other products
+ROWS = 4  # of weights of a program
+_PAIRS = 4  # rows of each of two plain weights of a program
 
 
 def gelu(x):
@@ -38,33 +47,52 @@ def mlp_step(x, scale, gate, up, down, *, eps, interpret=False):
     """
     width, expanded, dtype = x.shape[0], gate[0].shape[0], x.dtype
     packed = is_packed(gate[0])
+    pairs = ROWS // 2 if packed else _PAIRS
+    entering, norm = normalised(x, scale, eps, packed)
 
     def expand(inputs, buffers, i):
-        (gate, gate_bias), (up, up_bias) = inputs["gate"], inputs["up"]
-        rows = pl.ds(i * _PAIRS, _PAIRS)
-        norm = inputs["scale"], eps
-        a, b = products((gate, up), rows.start, _PAIRS, inputs["x"], norm, interpret=interpret)
-        a = add_bias(a.astype(dtype), gate_bias, rows)
-        b = add_bias(b.astype(dtype), up_bias, rows)
-        buffers["h"][rows] = gelu(a.astype(jnp.float32)).astype(dtype) * b
+        layers = inputs["gate"], inputs["up"]
+        rows = pl.ds(i * pairs, pairs)
+        weights = [weight for weight, _ in layers]
+        found = products(weights, rows.start, pairs, inputs, "x", norm(inputs), interpret=interpret)
+        a, b = (
+            add_bias(y.astype(dtype), bias, rows)
+            for y, (_, bias) in zip(found, layers, strict=True)
+        )
+        store(buffers, "h", rows.start, gelu(a.astype(jnp.float32)).astype(dtype) * b)
 
     h = launch(
-        [(expanded // _PAIRS, expand)],
-        {"x": x, "scale": scale, "gate": gate, "up": up},
-        {"h": jax.ShapeDtypeStruct((expanded,), dtype)},
+        [(expanded // pairs, expand)],
+        {**entering, "gate": gate, "up": up},
+        vector_like("h", expanded, dtype, packed),
         name="step_expand",
         num_warps=num_warps(width, packed),
         interpret=interpret,
-    )["h"]
-    return project_and_add(x, h, down, name="step_contract", interpret=interpret)
+    )
+    return project_and_add(x, h, "h", down, name="step_contract", interpret=interpret)["out"]
 
 
-def project_and_add(x, h, layer, beside=(), inputs=None, updates=None, *, name, interpret):
+def normalised(x, scale, eps, packed):
+    """norm(x) as a product of step kernels reads it.
+
+    Returns:
+      A dict of arrays, "x" among them as `products` wants it, and what gives its argument `norm`
+      from references to them.
+    """
+    if packed:  # whose kernels have little room for more than looking codes up
+        return vector("x", rms_norm(x, scale, eps), packed), lambda inputs: None
+    return {"x": x, "scale": scale}, lambda inputs: (inputs["scale"], eps)
+
+
+def project_and_add(
+    x, h, name_of_h, layer, beside=(), inputs=None, updates=None, *, name, interpret
+):
     """x + layer(h), the end of half a residual block.
 
     Args:
       x: [D].
-      h: [F].
+      h: A dict that holds a vector [F] as `products` reads it.
+      name_of_h: The vector's name.
       layer: (weight [D, F], bias [D] or None).
       beside: More parts of the launch, as for `launch`.
       inputs: A dict of what those read.
@@ -73,23 +101,23 @@ def project_and_add(x, h, layer, beside=(), inputs=None, updates=None, *, name, 
       interpret: Run on any device, slowly, for tests.
 
     Returns:
-      [D] in the dtype of x; with `updates`, a dict of it, as "out", and of these.
+      A dict: "out", [D] in the dtype of x, and `updates` as they are after.
     """
     width, dtype = x.shape[0], x.dtype
+    packed = is_packed(layer[0])
 
     def project(inputs, buffers, i):
         weight, bias = inputs["layer"]
         rows = pl.ds(i * ROWS, ROWS)
-        [y] = products([weight], rows.start, ROWS, inputs["h"], interpret=interpret)
-        buffers["out"][rows] = inputs["x"][rows] + add_bias(y.astype(dtype), bias, rows)
+        [y] = products([weight], rows.start, ROWS, inputs, name_of_h, interpret=interpret)
+        buffers["out"][rows] = inputs["residual"][rows] + add_bias(y.astype(dtype), bias, rows)
 
-    after = launch(
+    return launch(
         [(width // ROWS, project), *beside],
-        {"x": x, "h": h, "layer": layer, **(inputs or {})},
+        {"residual": x, **h, "layer": layer, **(inputs or {})},
         {"out": jax.ShapeDtypeStruct((width,), dtype)},
         updates,
         name=name,
-        num_warps=num_warps(h.shape[0], is_packed(layer[0])),
+        num_warps=num_warps(layer[0].shape[1], packed),
         interpret=interpret,
     )
-    return after if updates else after["out"]

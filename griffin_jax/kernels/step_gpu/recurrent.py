@@ -7,10 +7,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from griffin_jax.kernels.step_gpu.launch import divide, launch
-from griffin_jax.kernels.step_gpu.mlp import gelu, project_and_add
-from griffin_jax.kernels.step_gpu.products import add_bias, is_packed, num_warps, products
+from griffin_jax.kernels.step_gpu.mlp import ROWS, gelu, normalised, project_and_add
+from griffin_jax.kernels.step_gpu.products import (
+    add_bias,
+    is_packed,
+    num_warps,
+    products,
+    store,
+    vector_like,
+)
 
-_PAIRS = 4  # rows of both branches of a program
+_PAIRS = 4  # rows of each of both plain weights of a program
 CHANNELS = 16  # of a program of the recurrence
 _KEPT = 128  # channels of a program that moves the convolution's state on
 _C = 8.0
@@ -39,20 +46,23 @@ def recurrent_step(x, scale, layers, a_param, state, timeline, *, eps, interpret
     hidden, conv = state
     recurrence = hidden.shape[0]
     token = dict(zip(("position", "length"), timeline, strict=True))
+    packed = is_packed(layers["linear_out"][0])
     branches = _branches(x, scale, layers, eps, interpret)
     inner = {name: layers[name] for name in ("conv_1d", "input_gate", "a_gate")}
     after = launch(
         [(recurrence // CHANNELS, functools.partial(_recur, dtype))],
         {**branches, **inner, **token, "a_param": a_param, "conv": conv},
-        {"z": jax.ShapeDtypeStruct((recurrence,), dtype)},
+        vector_like("z", recurrence, dtype, packed),
         {"hidden": hidden},
         name="step_recur",
         interpret=interpret,
     )
+    hidden = after.pop("hidden")
     keep = recurrence // _KEPT, _keep
     last = project_and_add(
         x,
-        after["z"],
+        after,
+        "z",
         layers["linear_out"],
         [keep],
         {"u": branches["u"], "taken": token["length"]},
@@ -60,29 +70,31 @@ def recurrent_step(x, scale, layers, a_param, state, timeline, *, eps, interpret
         name="step_recurrent_out",
         interpret=interpret,
     )
-    return last["out"], after["hidden"], last["conv"]
+    return last["out"], hidden, last["conv"]
 
 
 def _branches(x, scale, layers, eps, interpret):
     """Both linear layers of norm(x): y, and u, which the convolution reads."""
     dtype = x.dtype
-    pairs = {"y": layers["linear_y"], "u": layers["linear_x"]}
-    size, width = layers["linear_y"][0].shape
+    both = {"y": layers["linear_y"], "u": layers["linear_x"]}
+    size, width = both["y"][0].shape
+    packed = is_packed(both["y"][0])
+    pairs = ROWS // 2 if packed else _PAIRS
+    entering, norm = normalised(x, scale, eps, packed)
 
     def run(inputs, buffers, i):
-        rows = pl.ds(i * _PAIRS, _PAIRS)
-        weights = [inputs[name][0] for name in pairs]
-        norm = inputs["scale"], eps
-        both = products(weights, rows.start, _PAIRS, inputs["x"], norm, interpret=interpret)
-        for name, y in zip(pairs, both, strict=True):
+        rows = pl.ds(i * pairs, pairs)
+        weights = [inputs[name][0] for name in both]
+        found = products(weights, rows.start, pairs, inputs, "x", norm(inputs), interpret=interpret)
+        for name, y in zip(both, found, strict=True):
             buffers[name][rows] = add_bias(y.astype(dtype), inputs[name][1], rows)
 
     return launch(
-        [(size // _PAIRS, run)],
-        {"x": x, "scale": scale, **pairs},
-        {name: jax.ShapeDtypeStruct((size,), dtype) for name in pairs},
+        [(size // pairs, run)],
+        {**entering, **both},
+        {name: jax.ShapeDtypeStruct((size,), dtype) for name in both},
         name="step_branches",
-        num_warps=num_warps(width, is_packed(pairs["y"][0])),
+        num_warps=num_warps(width, packed),
         interpret=interpret,
     )
 
@@ -129,7 +141,7 @@ def _recur(dtype, inputs, buffers, i):
     after = jnp.where(inputs["length"][0] > 0, after, before)
     buffers["hidden"][own] = after
     y = gelu(inputs["y"][own].astype(f32)).astype(dtype)
-    buffers["z"][own] = y * after.astype(dtype)
+    store(buffers, "z", own.start, y * after.astype(dtype))
 
 
 def _keep(inputs, buffers, i):
