@@ -2,10 +2,11 @@
 
     python -m experiments.benchmark --config=configs/bench_kernels.py --output=docs/benchmarks/kernels.json
 
-4-bit and whole products, the linear recurrence (beside jax.lax.associative_scan and recurrentgemma's scan, where
-installed) and the RG-LRU, forward and backward, local attention and the output head: microseconds,
-bytes, FLOPs and shares of the device's measured limits. Hardware: one GPU of 80 GB, about two
-minutes, most of it compilation. `--config=configs/bench_kernels.py:tiny` takes seconds on a CPU.
+4-bit and whole products, the linear recurrence (beside jax.lax.associative_scan and recurrentgemma's
+scan, where installed) and the RG-LRU, forward and backward, local attention, a decoding step's
+residual blocks and the output head: microseconds, bytes, FLOPs and shares of the device's measured
+limits. Hardware: one GPU of 80 GB, about two minutes, most of it compilation.
+`--config=configs/bench_kernels.py:tiny` takes seconds on a CPU.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +26,7 @@ def get_config(size: str = "") -> ConfigDict:
         "recurrentgemma's scan",
         "rg_lru",
         "local_attention",
+        "residual_block",
         "head",
     )
     config.dtype = "bfloat16"

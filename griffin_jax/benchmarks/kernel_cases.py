@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from griffin_jax.benchmarks.memory import tree_bytes
+from griffin_jax.benchmarks.random_weights import random_params
 from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.dense_matmul import dense_matmul
@@ -18,13 +19,17 @@ from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.local_attention import local_attention
 from griffin_jax.kernels.packed_matmul import packed_matmul
 from griffin_jax.kernels.rg_lru import rg_lru
+from griffin_jax.models import init_state
+from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.layers import head
-from griffin_jax.quantization import codes
+from griffin_jax.models.state import Timeline
+from griffin_jax.quantization import QuantizationConfig, codes
 from griffin_jax.quantization.tensor import abstract
 
 # Linear layers that read one input, whose weights are read in one product.
 _GROUPS = (("gate_proj", "up_proj"), ("linear_y", "linear_x"), ("q_proj", "k_proj", "v_proj"))
 _TINY = 1e-30
+_BLOCKS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +153,31 @@ def attention_cases(config: GriffinConfig, time: int, dtype: str) -> Iterator[Ca
             flops=4 * heads * size * count * window,
             dtype=dtype,
         )
+
+
+def block_cases(config: GriffinConfig, dtype: str, quant_type: str) -> Iterator[Case]:
+    """A decoding step of one row through a residual block of each kind, 4-bit and not.
+
+    A turn goes through several blocks, behind one another.
+    """
+    for kind in dict.fromkeys(config.block_types):
+        shape = config.replace(block_pattern=(kind,), num_layers=_BLOCKS, vocab_size=256)
+        if config.attention_window is None:
+            shape = shape.replace(attention_window=2048)
+        for quantization in (QuantizationConfig(bnb_4bit_quant_type=quant_type), None):
+            make = functools.partial(_blocks, shape, dtype, quantization)
+            carry = functools.partial(_token_and_states, shape, dtype)
+            moved = tree_bytes(jax.eval_shape(lambda m=make, c=carry: (m(), c())))
+            yield Case(
+                operation="residual_block",
+                name=f"{kind}, one token, {quant_type if quantization else dtype} weights",
+                make=make,
+                carry=carry,
+                step=functools.partial(_block_step, shape),
+                num_bytes=moved / _BLOCKS,
+                calls=_BLOCKS,
+                dtype=dtype,
+            )
 
 
 def head_cases(config: GriffinConfig, rows: Sequence[int], dtype: str) -> Iterator[Case]:
@@ -280,6 +310,28 @@ def _rg_lru_backward_step(hidden, arguments, kernel):
 def _attention_step(reach, q, arguments, kernel):
     out = local_attention(q, *arguments, reach=reach, kernel=kernel)
     return (q + _TINY * lax.optimization_barrier(out)).astype(q.dtype)
+
+
+def _blocks(config, dtype, quantization):
+    params = random_params(config, dtype, quantization)
+    return [params[f"blocks_{i}"] for i in range(config.num_layers)]
+
+
+def _token_and_states(config, dtype):
+    state = init_state(config, 1, dtype)
+    return _normal((1, 1, config.width), dtype), state.blocks
+
+
+def _block_step(config, carry, blocks, kernel):
+    x, states = carry
+    place = jnp.full(1, 10 * (config.attention_window or 1), jnp.int32)
+    timeline = Timeline(place[:, None], jnp.ones(1, jnp.int32), place)
+    after = []
+    for kind, params, state in zip(config.block_types, blocks, states, strict=True):
+        block = ResidualBlock(config, kind, dtype=x.dtype, param_dtype=x.dtype, kernel=kernel)
+        x, state = block.apply({"params": params}, x, state, timeline)
+        after.append(state)
+    return x / 2, tuple(after)  # so that nothing grows with the turns
 
 
 def _head_step(x, weights, kernel):

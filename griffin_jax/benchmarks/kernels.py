@@ -52,6 +52,7 @@ def cases(config: Mapping[str, Any]) -> Iterator[Case]:
         kernel_cases.dense_cases(shape, rows, dtype, config["spread_bytes"]),
         kernel_cases.recurrence_cases(shape.recurrence_width, config["time"], dtype),
         kernel_cases.attention_cases(shape, config["chunk"], dtype),
+        kernel_cases.block_cases(shape, dtype, config["quant_type"]),
         kernel_cases.head_cases(shape, rows, dtype),
     )
 

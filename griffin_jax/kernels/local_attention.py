@@ -201,7 +201,7 @@ def _attend(q, keys, values, masks, kernel):
     scores = [
         jnp.where(
             mask[:, None, None],
-            jnp.einsum("btkgh,bskh->bkgts", q, key, preferred_element_type=jnp.float32),
+            _scores(q, key),
             _MASKED,
         )
         for key, _, mask in groups
@@ -210,16 +210,37 @@ def _attend(q, keys, values, masks, kernel):
     shares = [jnp.exp(s - jax.lax.stop_gradient(largest)) for s in scores]
     total = sum(share.sum(axis=-1) for share in shares)
     out = sum(
-        jnp.einsum(
-            "bkgts,bskh->btkgh",
-            share.astype(q.dtype),
-            value,
-            preferred_element_type=jnp.float32,
-        )
+        _mixed(share.astype(q.dtype), value)
         for share, (_, value, _) in zip(shares, groups, strict=True)
     )
     out = out / jnp.transpose(total, (0, 3, 1, 2))[..., None]
     return out.astype(q.dtype).reshape(batch, time, heads, size)
+
+
+def _one_query_of_many_heads(time, key):
+    """Whether to read keys or values [B, S, K, H] where they lie, for a decoding step.
+
+    A batched matrix product wants one matrix per head, and XLA would keep the cache twice for it:
+    the other way around in memory inside of a loop over steps.
+    """
+    return time == 1 and key.shape[2] > 1
+
+
+def _scores(q, key):
+    """float32[B, K, G, T, S] of q [B, T, K, G, H] and key [B, S, K, H]."""
+    if not _one_query_of_many_heads(q.shape[1], key):
+        return jnp.einsum("btkgh,bskh->bkgts", q, key, preferred_element_type=jnp.float32)
+    q, key = (x.astype(jnp.float32) for x in (q, key[:, :, :, None]))
+    return jnp.transpose((q * key).sum(axis=-1), (0, 2, 3, 1))[:, :, :, None]
+
+
+def _mixed(shares, value):
+    """float32[B, T, K, G, H] of shares [B, K, G, T, S] and value [B, S, K, H]."""
+    if not _one_query_of_many_heads(shares.shape[3], value):
+        return jnp.einsum("bkgts,bskh->btkgh", shares, value, preferred_element_type=jnp.float32)
+    shares = jnp.transpose(shares[:, :, :, 0], (0, 3, 1, 2))[..., None]
+    shares, value = (x.astype(jnp.float32) for x in (shares, value[:, :, :, None]))
+    return (shares * value).sum(axis=1)[:, None]
 
 
 def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, reach):

@@ -141,6 +141,7 @@ def test_every_operation_is_timed_by_every_kernel_that_serves(written):
         "linear_recurrence",
         "rg_lru",
         "local_attention",
+        "residual_block",
         "head",
     }
     assert wanted | {"jax.lax.associative_scan"} <= operations

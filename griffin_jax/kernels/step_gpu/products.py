@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from griffin_jax.kernels.packed_matmul_pallas_gpu import LEAVES, LOOKUP, lookup, scales
+from griffin_jax.kernels.step_gpu.launch import divide
 from griffin_jax.quantization.tensor import QuantizedTensor
 
 _LARGEST = {True: 4096, False: 2048}  # weights of a row in one tile, 4-bit or not
@@ -41,15 +42,14 @@ def vector_like(name: str, size: int, dtype, packed: bool) -> dict[str, jax.Shap
 
 
 def store(buffers: dict, name: str, begin: jax.Array, values: jax.Array) -> None:
-    """Writes values [n], n even, to a buffer of `vector_like`; `begin` is a multiple of n."""
+    """Writes values [n] to a buffer of `vector_like`, from an even place on; n is even."""
     count = values.shape[0]
     if name in buffers:
         buffers[name][pl.ds(begin, count)] = values
         return
     halves = jnp.split(values.reshape(-1, 2), 2, axis=1)
     for half, part in zip(halves, ("even", "odd"), strict=True):
-        first = begin // count * (count // 2)
-        buffers[f"{name}_{part}"][pl.ds(first, count // 2)] = half.reshape(-1)
+        buffers[f"{name}_{part}"][pl.ds(divide(begin, 2)[0], count // 2)] = half.reshape(-1)
 
 
 def _refs(inputs, name):
