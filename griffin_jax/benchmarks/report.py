@@ -1,5 +1,6 @@
 """Results of benchmarks as Markdown tables, the model card's figures beside ours."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
     """
     kind = documents[0][1]["kind"]
     sections, pictures = [], []
-    for number, (_, results) in enumerate(documents):
-        suffix = f"-{number + 1}" if len(documents) > 1 else ""
+    runs = joined([results for _, results in documents])
+    for number, results in enumerate(runs):
+        suffix = f"-{number + 1}" if len(runs) > 1 else ""
         made = plots.draw(results, folder, suffix)
         pictures += made
         shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in made]
@@ -40,20 +42,38 @@ def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
     return [page, *pictures]
 
 
+def joined(documents: Sequence[Results]) -> list[Results]:
+    """Results of one kind and one machine as those of one run, the limits of all beside the first's."""
+    runs: dict[str, Results] = {}
+    for results in documents:
+        machine = json.dumps(results["machine"], sort_keys=True)
+        run = runs.setdefault(machine, results | {"rows": [], "all_limits": []})
+        run["rows"] = run["rows"] + results["rows"]
+        run["all_limits"] = [*run["all_limits"], results["limits"]]
+    return list(runs.values())
+
+
 def setting(results: Results) -> str:
     """The machine, its measured limits, and what was run on it."""
-    machine, limits = results["machine"], results["limits"]
+    machine = results["machine"]
+    all_limits = results.get("all_limits", [results["limits"]])
     found = dict(machine["versions"])
     for row in results["rows"]:
         found |= row.get("versions", {})
     versions = ", ".join(f"{package} {version}" for package, version in found.items())
     random = any(row.get("random_weights", True) for row in results["rows"])
+
+    def limit(field, unit, digits=0):
+        found = [f"{limits[field] / unit:,.{digits}f}" for limits in all_limits]
+        return " and ".join(dict.fromkeys(found))
+
+    run = "each run" if len(all_limits) > 1 else "the same run"
     return (
         f"On {machine['device']} ({machine['processor']}, {machine['cores']} cores), Python "
-        f"{machine['python']}, {versions}. Measured in the same run: copy "
-        f"{limits['bytes_per_second'] / 1e9:,.0f} GB/s, matrix products "
-        f"{limits['flops_per_second'] / 1e12:,.1f} TFLOP/s in bfloat16 and "
-        f"{limits['float32_flops_per_second'] / 1e12:,.1f} in float32; shares are of these. "
+        f"{machine['python']}, {versions}. Measured in {run}: copy "
+        f"{limit('bytes_per_second', 1e9)} GB/s, matrix products "
+        f"{limit('flops_per_second', 1e12, 1)} TFLOP/s in bfloat16 and "
+        f"{limit('float32_flops_per_second', 1e12, 1)} in float32; shares are of these. "
         f"Weights are {'random' if random else 'a checkpoint'}{chr(39) + 's' if not random else ''}. "
         "Times are medians without compilation, with their range over the median as spread."
     )
@@ -220,7 +240,7 @@ def _published(seconds):
 
 def _seconds(row):
     if row is None:
-        return ""
+        return "not asked for"
     return f"{row['seconds']['median']:.2f}" if _ok(row) else row["status"]
 
 

@@ -276,3 +276,14 @@ def test_subjects_read_as_they_are_written():
     assert Subject.parse("tiny:float32").dtype == "float32"
     assert str(Subject.parse("tiny:nf4:float32")) == "tiny:nf4:float32@griffin_jax"
     assert Subject.parse("small:nf4", SHAPES).config.num_layers == 2
+
+
+def test_results_of_one_machine_are_one_table_and_of_several_machines_are_several():
+    def results(device, rows, speed):
+        limits = {"bytes_per_second": speed}
+        return {"machine": {"device": device}, "limits": limits, "rows": rows}
+
+    documents = [results("a", [1], 5.0), results("b", [2], 6.0), results("a", [3], 7.0)]
+    first, second = report.joined(documents)
+    assert (first["rows"], second["rows"]) == ([1, 3], [2])
+    assert first["all_limits"] == [{"bytes_per_second": 5.0}, {"bytes_per_second": 7.0}]
