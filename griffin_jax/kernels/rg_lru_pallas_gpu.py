@@ -320,7 +320,7 @@ class _Launch:
             in_specs=in_specs,
             out_specs=[*out_specs, self.ends],
             out_shape=[*out_shape, self.ends_shape],
-            compiler_params=plgpu.CompilerParams(num_warps=_GROUPS, num_stages=1),
+            compiler_params=plgpu.CompilerParams(num_warps=_GROUPS * _CHANNELS // 32, num_stages=1),
             interpret=self.interpret,
         )
 
