@@ -25,10 +25,16 @@ def draw(time, seed=0):
 
 
 @pytest.mark.parametrize(
-    "kernel, time",
-    [*(("associative", time) for time in LENGTHS), ("sequential_cpu", 1), ("sequential_cpu", 37)],
+    "kernel, time, platform",
+    [
+        *(("associative", time, "tpu") for time in LENGTHS),
+        ("associative", 600, "gpu"),  # a shape of its own: traces are kept
+        ("sequential_cpu", 1, "cpu"),
+        ("sequential_cpu", 37, "cpu"),
+    ],
 )
-def test_equals_one_step_after_another_with_gradients(kernel, time):
+def test_equals_one_step_after_another_with_gradients(kernel, time, platform, monkeypatch):
+    monkeypatch.setattr(kernels, "platform", lambda: platform)  # for the size of blocks
     arguments = draw(time)
     weights = np.random.default_rng(1).standard_normal((2, time, 3)).astype(np.float32)
 
@@ -45,7 +51,21 @@ def test_equals_one_step_after_another_with_gradients(kernel, time):
         np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-5)
 
 
-def test_a_zero_decay_forgets_everything_before_exactly():
+def test_one_scan_covers_all_of_time_but_on_a_tpu_or_where_it_takes_too_much_memory(monkeypatch):
+    def scans_in_blocks():
+        text = str(jax.make_jaxpr(lambda *arguments: kernels._associative(*arguments))(*draw(700)))
+        return "scan[" in text
+
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    assert scans_in_blocks()
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    assert not scans_in_blocks()
+    monkeypatch.setattr(kernels, "_LARGEST_WHOLE", 2 * 700 * 3 - 1)
+    assert scans_in_blocks()
+
+
+def test_a_zero_decay_forgets_everything_before_exactly(monkeypatch):
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     x, a, h0 = draw(300)
     a[:, 280] = 0
     linear_recurrence = functools.partial(kernels.linear_recurrence, kernel="associative")

@@ -24,18 +24,18 @@ def draw(time, dtype, rows=2, width=64):
 
 
 @pytest.mark.parametrize(
-    "time, spans, dtype, tolerance",
+    "time, dtype, tolerance",
     # The backward pass reads the state back in the dtype of the inputs.
     [
-        (8, 1, jnp.float32, 1e-6),
-        (21, 1, jnp.float32, 1e-6),
-        (24, 1, jnp.bfloat16, 5e-3),
-        (32, 2, jnp.float32, 1e-6),
-        (43, 4, jnp.float32, 1e-6),
-        (43, 4, jnp.bfloat16, 5e-3),
+        (8, jnp.float32, 1e-6),
+        (21, jnp.float32, 1e-6),
+        (24, jnp.bfloat16, 5e-3),
+        (128, jnp.float32, 1e-6),  # a tile
+        (300, jnp.float32, 1e-6),  # two, and one that is not full
+        (300, jnp.bfloat16, 5e-3),
     ],
 )
-def test_the_fused_kernel_equals_the_definition_with_gradients(time, spans, dtype, tolerance):
+def test_the_fused_kernel_equals_the_definition_with_gradients(time, dtype, tolerance):
     arguments, positions, lengths = draw(time, dtype)
 
     def run(function, **options):
@@ -46,21 +46,19 @@ def test_the_fused_kernel_equals_the_definition_with_gradients(time, spans, dtyp
         return (*outputs, *pullback(jax.tree.map(jnp.cos, outputs)))
 
     wanted = run(rg_lru_reference)
-    got = run(rg_lru_pallas_gpu.rg_lru, spans=spans, interpret=True)
+    got = run(rg_lru_pallas_gpu.rg_lru, interpret=True)
     for name, a, b in zip(NAMES, wanted, got, strict=True):
         a, b = np.float64(a), np.float64(b)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(a), name
 
 
-@pytest.mark.parametrize("dtype, spans", [(jnp.float32, 1), (jnp.bfloat16, 2)])
-def test_the_fused_kernel_compiles_to_triton(dtype, spans):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_fused_kernel_compiles_to_triton(dtype):
     arguments, positions, lengths = draw(24, dtype)
 
     def gradient(*arguments):
         return jax.grad(
-            lambda *a: (
-                rg_lru_pallas_gpu.rg_lru(*a, positions, lengths, spans=spans)[0].astype("f4").sum()
-            )
+            lambda *a: rg_lru_pallas_gpu.rg_lru(*a, positions, lengths)[0].astype("f4").sum()
         )(*arguments)
 
     try:
@@ -69,7 +67,7 @@ def test_the_fused_kernel_compiles_to_triton(dtype, spans):
         if "No supported GPU devices found" not in str(error):
             raise
         pytest.skip("this jax lowers to Triton only beside a GPU")
-    assert lowered.as_text().count("custom_call @__gpu$xla.gpu.triton") == 2 * spans
+    assert lowered.as_text().count("custom_call @__gpu$xla.gpu.triton") == 2
 
 
 def test_a_forced_kernel_that_cannot_serve_raises():
