@@ -14,6 +14,7 @@ time per kernel of a decoding burst.
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def show(row: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         times = [kernel_profile.KernelTime(**kernel) for kernel in kernels]
         text = kernel_profile.format_profile(times, per=row["burst"])
-        file = folder / (results.name(row).replace("/", "_").replace(":", "_") + ".txt")
+        file = folder / (re.sub("[^A-Za-z0-9.-]", "_", results.name(row)) + ".txt")
         file.write_text(text + "\n", encoding="utf-8")
         print(text, flush=True)
 

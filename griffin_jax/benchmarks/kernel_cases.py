@@ -215,8 +215,10 @@ def _recurrences():
         def combine(earlier, later):
             return earlier[0] * later[0], later[0] * earlier[1] + later[1]
 
-        decay, h = lax.associative_scan(combine, (a, x), axis=1)
-        return h + decay * h0[:, None]
+        # The first step takes the state in, so that no part of the scan can leave the loop.
+        first = jnp.arange(x.shape[1])[None, :, None] == 0
+        x = x + jnp.where(first, a * h0[:, None], 0)
+        return lax.associative_scan(combine, (a, x), axis=1)[1]
 
     functions = {"linear_recurrence": linear_recurrence, "jax.lax.associative_scan": associative}
     try:

@@ -21,7 +21,7 @@ def measure(
       config: Fields of a file in configs/, as plain values.
       begin: Is given the results when the machine is known and no row is there.
       report: Is given each row as it comes, and may take from it what is not to be kept.
-      save: Is given the results after each job.
+      save: Is given the results after each row, so that a run that is stopped has what it measured.
 
     Returns:
       "kind", "config", "machine" (see `machine.describe`), "limits" and "rows".
@@ -40,5 +40,5 @@ def measure(
         for row in execute(job):
             report(row)
             results["rows"].append(row)
-        save(results)
+            save(results)
     return results
