@@ -196,7 +196,7 @@ def _of_decoding(results, machine, source):
             yield Measured("decode", weights, seconds, row["position"], machine, source)
         elif row["what"] == "prefill" and row.get("batch_size", 1) == 1:
             seconds = row["seconds"]["median"]
-            yield Measured("prefill", weights, seconds, row["tokens"], machine, source)
+            yield Measured("prefill", weights, seconds, row["prompt"], machine, source)
 
 
 def _of_training(results, machine, source):

@@ -69,10 +69,13 @@ def test_figures_come_from_the_benchmark_where_there_are_some(tmp_path):
         '"flops_per_second": 8e14}, "rows": ['
         '{"model": "recurrentgemma-9b", "weights": "bfloat16", "what": "decode", "position": 4096, '
         '"seconds_per_token": {"median": 0.006}},'
+        '{"model": "recurrentgemma-9b", "weights": "nf4", "what": "prefill", "prompt": 2048, '
+        '"seconds": {"median": 0.1}},'
         '{"model": "tiny", "weights": "nf4", "what": "decode"}]}'
     )
-    (figure,) = scaling.measured_figures(tmp_path)
+    figure, prefill = scaling.measured_figures(tmp_path)
     assert (figure.weights, figure.seconds, figure.tokens) == ("bf16", 0.006, 4096)
+    assert (prefill.job, prefill.seconds, prefill.tokens) == ("prefill", 0.1, 2048)
     assert figure.source == "GPU, decode.json"
 
 
