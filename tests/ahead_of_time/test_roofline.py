@@ -75,7 +75,7 @@ def test_figures_come_from_the_benchmark_where_there_are_some(tmp_path):
     )
     figure, prefill = scaling.measured_figures(tmp_path)
     assert (figure.weights, figure.seconds, figure.tokens) == ("bf16", 0.006, 4096)
-    assert (prefill.job, prefill.seconds, prefill.tokens) == ("prefill", 0.1, 2048)
+    assert (prefill.what, prefill.seconds, prefill.tokens) == ("prefill", 0.1, 2048)
     assert figure.source == "GPU, decode.json"
 
 
