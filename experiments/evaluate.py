@@ -26,8 +26,6 @@ _OUTPUT = flags.DEFINE_string("output", "runs/evaluation", "Folder for results a
 
 
 def main() -> None:
-    for name in ("lm_eval", "datasets", "huggingface_hub", "griffin_jax", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import lm_eval
     except ImportError:
@@ -40,6 +38,9 @@ def main() -> None:
     from griffin_jax.evaluation import harness, model, report, run, suites
     from griffin_jax.sharding import is_first
 
+    # After the imports: huggingface_hub sets its own level.
+    for name in ("lm_eval", "datasets", "huggingface_hub", "griffin_jax", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     config, folder = _CONFIG.value, Path(_OUTPUT.value)
     rows = suites.select(config.rows, config.tasks)
@@ -76,6 +77,9 @@ def main() -> None:
         fork=config.fork,
         seed=config.seed,
     )
+    for prepared in runs.values():
+        if line := run.tokens_cut(lm, prepared, options):
+            note(line)
     setting = describe(config, lm, fingerprint)
     setting["lm_eval"] = lm_eval.__version__
     cache = folder / "answers" / kept_name(config, lm, fingerprint)
@@ -165,11 +169,8 @@ def summary(task: str, outcome) -> str:
         f"{task}: {figures['questions']} questions in {figures['seconds']:.1f} s, {rate:.2f} a "
         f"second; {figures['tokens']:,} tokens read, {figures['tokens_alone']:,} without sharing"
     )
-    if figures["prompts_cut"]:
-        line += (
-            f"; {figures['prompts_cut']} of {figures['requests']} prompts were longer than "
-            f"max_length and lost up to {figures['tokens_cut_at_most']} tokens after BOS"
-        )
+    if before := figures["requests_answered_before"]:
+        line += f"; {before} of {figures['requests']} answers were there before"
     return line
 
 

@@ -205,10 +205,11 @@ class _SentencePieceTokenizer(Tokenizer):
             bos_id, eos_id, pad_id = processor.bos_id(), processor.eos_id(), processor.pad_id()
         except RuntimeError:
             bos_id = eos_id = pad_id = -1
-        if bos_id < 0 or eos_id < 0:
+        lacking = [name for name, i in (("BOS", bos_id), ("EOS", eos_id)) if i < 0]
+        if lacking:
             raise ValueError(
-                f"{path}: truncated, or not a SentencePiece model with BOS and EOS pieces; "
-                "fetch it again"
+                f"{path}: lacks {' and '.join(lacking)}: truncated, or not a SentencePiece model "
+                "with BOS and EOS pieces; fetch it again"
             )
         size = processor.get_piece_size()
         super().__init__(folder, size, bos_id, eos_id, pad_id if pad_id >= 0 else None)

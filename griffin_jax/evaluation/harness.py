@@ -5,6 +5,7 @@ Registered there as "griffin_jax". `lm_eval_command` is the harness's own comman
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from griffin_jax.inference.forking import Work
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.tokenizer import END_OF_TURN
 
+log = logging.getLogger(__name__)
+
 _DRAWING = ("top_k", "top_p", "min_p", "repetition_penalty")
 # Of transformers' `generate`, without meaning here.
 _IGNORED = ("do_sample", "use_cache", "pad_token_id", "eos_token_id", "seed", "is_gsm8k")
@@ -39,7 +42,7 @@ class GriffinLM(TemplateLM):
     Attributes:
       lm: The model.
       work: What reading took so far; `Work.alone` is what it would take request by request.
-      cut: How many tokens `max_length` has cut from each request that was longer.
+      answered: How many requests it has answered.
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class GriffinLM(TemplateLM):
         self.max_gen_toks = max_gen_toks
         self.gen_toks_cap = gen_toks_cap
         self.work = Work()
-        self.cut: list[int] = []
+        self.answered = 0
         self._fork = fork
         self._seed = seed
         self._sampler = lm.sampler()
@@ -156,7 +159,9 @@ class GriffinLM(TemplateLM):
                     "to score"
                 )
         # The last token is not read.
-        pairs = [(self._fit(context, len(ids) - 1), ids) for _, context, ids in requests]
+        rooms = [len(ids) - 1 for _, _, ids in requests]
+        contexts = self._fit([context for _, context, _ in requests], rooms, "context")
+        pairs = [(context, ids) for context, (_, _, ids) in zip(contexts, requests, strict=True)]
         return self._score(
             pairs, [("loglikelihood", key) for key, _, _ in requests], "choices", disable_tqdm
         )
@@ -185,6 +190,7 @@ class GriffinLM(TemplateLM):
                 method, args = keys[i]
                 kept = result[0] if method == "loglikelihood_rolling" else result
                 self.cache_hook.add_partial(method, args, kept)
+                self.answered += 1
                 bar.update()
 
             return score(
@@ -212,10 +218,8 @@ class GriffinLM(TemplateLM):
         with tqdm(total=len(requests), desc="texts", disable=disable_tqdm) as bar:
             for key, rows in groups.items():
                 sampling, max_new_tokens, stop = drawings[key]
-                room = None if self.max_length is None else max_new_tokens
-                prompts = [
-                    self._fit(self.tok_encode(arguments[i][0]), room, part="prompt") for i in rows
-                ]
+                prompts = [self.tok_encode(arguments[i][0]) for i in rows]
+                prompts = self._fit(prompts, [max_new_tokens] * len(rows), "prompt")
                 seeds = self._seeds(key, [arguments[i][0] for i in rows])
 
                 def on_sample(number: int, sample: Sample, rows=rows) -> None:
@@ -223,6 +227,7 @@ class GriffinLM(TemplateLM):
                     self.cache_hook.add_partial(
                         "generate_until", arguments[rows[number]], sample.text
                     )
+                    self.answered += 1
                     bar.update()
 
                 continue_texts(
@@ -266,19 +271,52 @@ class GriffinLM(TemplateLM):
             )
         return SamplingConfig(temperature, **drawing), max_new_tokens, stop
 
-    def _fit(self, context, room, part="context"):
-        """The context without what has no place beside `room` further tokens; BOS stays."""
+    def tokens_cut(self, requests: Sequence[Instance]) -> list[int]:
+        """What `max_length` takes from requests, whether they have been answered or not.
+
+        Returns:
+          How many tokens each request loses that is longer.
+
+        Raises:
+          ValueError: it has no room for a context beside a request's continuation or new tokens.
+        """
+        if self.max_length is None:
+            return []
+        cut = []
+        for request in tqdm(requests, desc="lengths", disable=not requests, leave=False):
+            if request.request_type == "loglikelihood":
+                context, continuation = request.args
+                if context:
+                    ids, chosen = self._encode_pair(context, continuation)
+                else:
+                    ids = [self.prefix_token_id]
+                    chosen = self.tok_encode(continuation, add_special_tokens=False)
+                cut.append(self._excess(len(ids), len(chosen) - 1, "context"))
+            elif request.request_type == "generate_until":
+                context, settings = request.args
+                room = self._drawing(settings)[1]
+                cut.append(self._excess(len(self.tok_encode(context)), room, "prompt"))
+        return [tokens for tokens in cut if tokens]
+
+    def _excess(self, length, room, part):
+        """How many tokens of a text have no place beside `room` further ones."""
         limit = self.max_length
-        if limit is None or len(context) + room <= limit:
-            return context
+        if limit is None or length + room <= limit:
+            return 0
         if room >= limit:
             raise ValueError(
                 f"max_length {limit} has no room for a {part} beside {room} further tokens; give a "
                 "larger one, or none: the model itself has no limit"
             )
-        self.cut.append(len(context) + room - limit)
-        kept = limit - room - 1
-        return context[:1] + context[len(context) - kept :]
+        return length + room - limit
+
+    def _fit(self, texts, rooms, part):
+        """Texts without what has no place; what is cut comes after BOS."""
+        pairs = zip(texts, rooms, strict=True)
+        cut = [self._excess(len(text), room, part) for text, room in pairs]
+        if line := describe_cut(self.max_length, [tokens for tokens in cut if tokens], len(texts)):
+            log.warning(line)
+        return [text[:1] + text[1 + n :] for text, n in zip(texts, cut, strict=True)]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -301,6 +339,16 @@ class GriffinLM(TemplateLM):
     def tokenizer_name(self) -> str:
         """What the harness tells its caches of prompts apart by."""
         return f"griffin_jax-{self.checkpoint}".replace("/", "__")
+
+
+def describe_cut(max_length: int | None, cut: Sequence[int], total: int) -> str:
+    """A line on what `GriffinLM.tokens_cut` found in `total` requests; empty if it is nothing."""
+    if not cut:
+        return ""
+    return (
+        f"{len(cut)} of {total} prompts are longer than max_length {max_length} and lose up to "
+        f"{max(cut)} tokens after BOS"
+    )
 
 
 def lm_eval_command() -> None:

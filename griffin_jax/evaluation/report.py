@@ -144,8 +144,15 @@ def markdown(documents: Sequence[Mapping]) -> str:
         for measure in row["measures"]
         if measure["value"] is None
     ]
+    cut = [
+        f"- {name}: {run['task']}: {run['prompts_cut']} of {run['requests']} prompts lost up to "
+        f"{run['tokens_cut_at_most']} tokens after BOS"
+        for name, document in zip(names, documents, strict=True)
+        for run in document.get("runs", ())
+        if run.get("prompts_cut")
+    ]
     body = [_line(lines[0]), _line(["---"] * len(lines[0])), *map(_line, lines[1:])]
-    return "\n".join([*body, "", *notes, *missing, ""])
+    return "\n".join([*body, "", *notes, *cut, *missing, ""])
 
 
 def _names(documents):
@@ -244,6 +251,8 @@ def _describe(document):
             f"**the first {document['generation_limit']} questions of each task with written "
             "answers only**"
         )
+    if document.get("max_length"):
+        parts.append(f"**longer prompts cut to {document['max_length']} tokens**")
     if document.get("gen_toks_cap"):
         parts.append(f"**written answers end after {document['gen_toks_cap']} tokens**")
     return ", ".join(parts)

@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from griffin_jax.evaluation import local_data
-from griffin_jax.evaluation.harness import GriffinLM
+from griffin_jax.evaluation.harness import GriffinLM, describe_cut
 from griffin_jax.evaluation.scorers import ScorerError
 from griffin_jax.evaluation.suites import GENERATED_CODE, UNGUARDED_CODE, Measure, Row
 from griffin_jax.evaluation.tasks import TASKS_PATH
@@ -220,6 +220,39 @@ class Outcome:
     figures: dict[str, Any]
 
 
+def tokens_cut(lm: GriffinLM, run: Run, options: Options) -> str:
+    """A line on what `max_length` takes from prompts, before any is asked; empty if it is nothing.
+
+    Raises:
+      ValueError: `max_length` has no room for what a request needs beside its prompt.
+    """
+    if lm.max_length is None:
+        return ""
+    for task in run.loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SEEDS["examples"])
+        with contextlib.redirect_stderr(io.StringIO()):
+            task.build_all_requests(limit=options.limit_of(run), **_turns(lm, options))
+    requests = _requests(run)
+    if line := describe_cut(lm.max_length, lm.tokens_cut(requests), len(requests)):
+        return f"{run.task}: {line}"
+    return ""
+
+
+def _turns(lm, options):
+    """Of the harness's `build_all_requests`."""
+    if not options.chat:
+        return {}
+    return {
+        "apply_chat_template": True,
+        "fewshot_as_multiturn": True,
+        "chat_template": lm.apply_chat_template,
+    }
+
+
+def _requests(run):
+    return [one for task in run.loaded["tasks"].values() for one in task.instances]
+
+
 def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None) -> Outcome:
     """Runs a task.
 
@@ -231,7 +264,7 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
         are there already are not asked for again. It belongs to one model.
     """
     model = lm if cache is None else CachingLM(lm, f"{cache}_rank0.db")
-    before, cut = dataclasses.replace(lm.work), len(lm.cut)
+    before, answered = dataclasses.replace(lm.work), lm.answered
     random.seed(SEEDS["random"])
     np.random.seed(SEEDS["numpy"])  # noqa: NPY002, tasks of the harness draw from it
     for task in run.loaded["tasks"].values():
@@ -249,19 +282,22 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
     seconds = time.monotonic() - begin
     if cache is not None:
         model.dbdict.close()
-    requests = [i for task in run.loaded["tasks"].values() for i in task.instances]
+    requests = _requests(run)
+    asked = sum(request.repeats or 1 for request in requests)
+    cut = lm.tokens_cut(requests)
     questions = sum(one["effective"] for one in found["n-samples"].values())
     figures = {
         "limit": options.limit_of(run),
         "questions": questions,
         "requests": len(requests),
+        "requests_answered_before": asked - (lm.answered - answered),
         "requests_sha256": hash_requests(requests),
         "seconds": seconds,
         "tokens": lm.work.tokens - before.tokens,
         "tokens_padded": lm.work.padded - before.padded,
         "tokens_alone": lm.work.alone - before.alone,
-        "prompts_cut": len(lm.cut) - cut,
-        "tokens_cut_at_most": max(lm.cut[cut:], default=0),
+        "prompts_cut": len(cut),
+        "tokens_cut_at_most": max(cut, default=0),
     }
     results = {**found["results"], **found.get("groups", {})}
     return Outcome(results, found["versions"], found["samples"], figures)

@@ -1,6 +1,7 @@
 """What a row of the model card is, and how it is measured. The rows stand in configs/eval_*.py."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 
 GENERATED_CODE = "config.run_generated_code"
@@ -71,7 +72,9 @@ def select(rows: Sequence[Row], names: str) -> list[Row]:
     for name in wanted:
         if name not in known and name.lower() not in known:
             tasks = dict.fromkeys(measure.task for row in rows for measure in row.measures)
-            raise ValueError(f"no task {name!r} in this config; there are {', '.join(tasks)}")
+            near = difflib.get_close_matches(name.lower(), known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"no task {name!r} in this config{hint}; there are {', '.join(tasks)}")
     chosen = []
     for row in rows:
         if row.benchmark.lower() in map(str.lower, wanted):

@@ -118,17 +118,22 @@ def test_texts_do_not_depend_on_what_is_written_beside_them():
             assert write(adapter(), context, until=["\n"], max_gen_toks=6, **settings) == [text]
 
 
-def test_what_max_length_leaves_no_room_for_is_cut_behind_bos_and_counted():
+def test_what_max_length_leaves_no_room_for_is_cut_behind_bos_and_said(caplog):
     lm = adapter(max_length=20)
     context = "0123456789" * 4
     # Of 44 tokens behind BOS the last is not read.
-    cut = choose(lm, [(context, " yes"), ("0", " yes")])
+    pairs = [(context, " yes"), ("0", " yes"), ("", context)]
+    cut = choose(lm, pairs[:2])
     assert cut == choose(adapter(), [(context[-16:], " yes"), ("0", " yes")])
-    assert lm.cut == [24]
-    assert write(lm, context, until=[], max_gen_toks=8) == write(
-        adapter(), context[-11:], until=[], max_gen_toks=8
-    )
-    assert lm.cut == [24, 29]
+    assert lm.tokens_cut(ask("loglikelihood", *pairs[:2])) == [24]
+    said = "1 of 2 prompts are longer than max_length 20 and lose up to 24 tokens after BOS"
+    assert said in caplog.text
+    with pytest.raises(ValueError, match="no room for a context beside 39 further tokens"):
+        lm.tokens_cut(ask("loglikelihood", *pairs))
+    settings = {"until": [], "max_gen_toks": 8}
+    assert write(lm, context, **settings) == write(adapter(), context[-11:], **settings)
+    assert lm.tokens_cut(ask("generate_until", (context, settings), ("0", settings))) == [29]
+    assert adapter().tokens_cut(ask("loglikelihood", *pairs)) == []
 
 
 def test_a_chat_is_written_in_gemmas_turns_and_an_answer_begun_stays_open():

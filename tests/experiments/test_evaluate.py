@@ -114,14 +114,25 @@ def test_a_stopped_run_goes_on_and_tables_put_runs_side_by_side(folder):
     assert repeated["rows"] == found["rows"]
     assert all(run["tokens"] > 0 for run in found["runs"])
     assert all(run["tokens"] == 0 for run in repeated["runs"])  # all answers were kept
+    assert [run["requests_answered_before"] for run in repeated["runs"]] == [
+        run["requests"] for run in found["runs"]
+    ]
+    assert found["runs"][0]["requests_answered_before"] == 0
     assert [run["requests_sha256"] for run in repeated["runs"]] == [
         run["requests_sha256"] for run in found["runs"]
     ]
     samples = folder / "out" / "quality-model-samples" / "griffin_boolq.jsonl"
     assert {"doc", "arguments", "resps"} <= json.loads(samples.read_text().splitlines()[0]).keys()
 
-    packed = evaluate(folder, "--config.tasks=griffin_boolq", "--config.quantization=nf4")
-    assert results(packed, folder, name="model-nf4")["quantization"]["bnb_4bit_quant_type"] == "nf4"
+    packed = evaluate(
+        folder,
+        *("--config.tasks=griffin_boolq", "--config.quantization=nf4", "--config.max_length=16"),
+    )
+    found = results(packed, folder, name="model-nf4")
+    assert found["quantization"]["bnb_4bit_quant_type"] == "nf4"
+    (run,) = found["runs"]
+    cut = f"{run['prompts_cut']} of {run['requests']} prompts"
+    assert f"griffin_boolq: {cut} are longer than max_length 16 and lose up to" in packed.stderr
     done = call(folder, "tables", f"--results={folder / 'out'}", f"--output={folder / 'tables'}")
     assert done.returncode == 0, done.stderr
     page = (folder / "tables" / "quality.md").read_text(encoding="utf-8")
@@ -129,6 +140,7 @@ def test_a_stopped_run_goes_on_and_tables_put_runs_side_by_side(folder):
     (line,) = [line for line in page.splitlines() if "griffin_boolq" in line and "|" in line]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[0] == "BoolQ" and cells[3] == "80.3"
+    assert f"griffin_boolq: {cut} lost up to {run['tokens_cut_at_most']} tokens" in page
     for value, difference in (cells[4:6], cells[6:8]):
         assert float(value.split("±")[0]) - 80.3 == pytest.approx(float(difference), abs=0.11)
     assert (folder / "tables" / "quality.png").stat().st_size > 10_000
@@ -138,9 +150,8 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(folder):
     def error(*flags, **options):
         return error_of(evaluate(folder, *flags, **options))
 
-    assert "no task 'hellaswagg' in this config; there are mmlu" in error(
-        "--config.tasks=hellaswagg"
-    )
+    message = error("--config.tasks=hellaswagg")
+    assert "no task 'hellaswagg' in this config (did you mean hellaswag?); there are mm" in message
     broken = made_up.write(folder / "broken")
     rows = (broken / "boolq" / "validation.jsonl").read_text().splitlines()
     rows[1] = json.dumps({k: v for k, v in json.loads(rows[1]).items() if k != "passage"})
