@@ -208,8 +208,8 @@ class _SentencePieceTokenizer(Tokenizer):
         lacking = [name for name, i in (("BOS", bos_id), ("EOS", eos_id)) if i < 0]
         if lacking:
             raise ValueError(
-                f"{path}: lacks {' and '.join(lacking)}: truncated, or not a SentencePiece model "
-                "with BOS and EOS pieces; fetch it again"
+                f"{path}: truncated, or not a SentencePiece model with BOS and EOS pieces (it has "
+                f"no {' and no '.join(lacking)}); fetch it again"
             )
         size = processor.get_piece_size()
         super().__init__(folder, size, bos_id, eos_id, pad_id if pad_id >= 0 else None)
