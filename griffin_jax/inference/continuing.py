@@ -10,6 +10,9 @@ from griffin_jax.inference.prefix_tree import Node
 from griffin_jax.inference.sampler import Context, Sample, Sampler
 from griffin_jax.inference.sampling import SamplingConfig
 
+# A batch goes on as a smaller one where that is but one such part of it.
+_FEW = 4
+
 
 def continue_texts(
     sampler: Sampler,
@@ -80,7 +83,7 @@ def continue_texts(
             )
         rows = [prompts[i][node.begin :] for i, node in batch]
         count(rows)
-        generation = sampler.generate(
+        generation = sampler.start(
             rows,
             context=context,
             sampling=sampling,
@@ -88,10 +91,17 @@ def continue_texts(
             seed=[seeds[i] for i, _ in batch],
             stop=stop,
         )
-        for (i, _), sample in zip(batch, generation.samples(), strict=True):
-            samples[i] = sample
-            if on_sample is not None:
-                on_sample(i, sample)
+        numbers = [i for i, _ in batch]
+        while numbers:
+            going = _go_on_while_many(generation, params)
+            for row, (i, sample) in enumerate(zip(numbers, generation.samples(), strict=True)):
+                if row not in going:
+                    samples[i] = sample
+                    if on_sample is not None:
+                        on_sample(i, sample)
+            numbers = [numbers[row] for row in going]
+            if going:
+                generation = generation.take(going)
 
     def count(rows):
         size = prefill.batch_size_for(len(rows), sampler.params)
@@ -105,6 +115,15 @@ def continue_texts(
     unforked = [Node(prompt, 0, None, texts=[i]) for i, prompt in enumerate(prompts)]
     visit(_tree(prompts) if fork else unforked, None)
     return samples
+
+
+def _go_on_while_many(generation, params):
+    """Runs a batch until few of its rows are left; returns which."""
+    size = prefill.batch_size_for(len(generation.samples()), params)
+    for _ in generation.bursts():
+        if _FEW * prefill.batch_size_for(len(generation.unfinished), params) <= size:
+            break
+    return generation.unfinished
 
 
 def _tree(prompts):

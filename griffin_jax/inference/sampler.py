@@ -1,5 +1,6 @@
 """The sampler: prompts are read in chunks, tokens are drawn in bursts on the device."""
 
+import copy
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
@@ -14,33 +15,15 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import prefill
 from griffin_jax.inference.decode import draw_burst, row_keys, stop_array
 from griffin_jax.inference.finite import check_finite
+from griffin_jax.inference.rows import Row, Sample, decoder_after
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
-from griffin_jax.tokenizer import StreamDecoder, Tokenizer
+from griffin_jax.tokenizer import Tokenizer
 
 _STREAM_SECONDS = 0.1  # that a burst takes: what a reader takes for steady
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """What the model wrote.
-
-    Attributes:
-      text: The text, without what ended it.
-      tokens: Token ids, without the stop token. Where a stop string ended the text, these are the
-        fewest tokens whose text begins with `text`.
-      logprobs: Log-probability of each token under the model's own distribution: temperature 1,
-        no penalty, no filter.
-      finish_reason: "stop" for a stop token or stop string, "length" for max_new_tokens.
-    """
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    finish_reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +193,9 @@ class Generation:
         self._max_new_tokens = max_new_tokens
         self._steps = 0
         self._stop_ids = () if tokenizer is None else tokenizer.stop_ids
-        self._rows = [_Row(StoppedText(_decoder(tokenizer, text), stop)) for text in self._texts]
+        self._rows = [
+            Row(StoppedText(decoder_after(tokenizer, text), stop)) for text in self._texts
+        ]
         if not max_new_tokens:
             for row in self._rows:
                 row.end("length")
@@ -238,6 +223,31 @@ class Generation:
     @property
     def done(self) -> bool:
         return all(row.finish_reason for row in self._rows)
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The rows that have not ended."""
+        return [i for i, row in enumerate(self._rows) if row.finish_reason is None]
+
+    def take(self, rows: Sequence[int]) -> "Generation":
+        """Some of the rows as a batch of their own, which goes on in place of this one.
+
+        A step takes the time of all rows, whether they have ended or not: where few are left, a
+        smaller batch is faster. Not between the steps of `bursts` or `stream`.
+        """
+        taken = copy.copy(self)
+        params = self._sampler.params
+        spare = prefill.batch_size_for(len(rows), params) - len(rows)
+        index = np.array([*rows, *[rows[0]] * spare], np.int32)
+        taken._context = self._context and self._context.rows(rows)
+        taken._texts = [self._texts[i] for i in rows]
+        taken._rows = [self._rows[i] for i in rows]
+        taken._state = prefill.take_rows(self._state, index)
+        taken._last = prefill.put(params, jax.device_get(self._last)[index])
+        taken._keys = self._keys[index]
+        taken._seen = None if self._seen is None else jnp.take(self._seen, index, axis=0)
+        taken._alive = taken._alive_on_host()
+        return taken
 
     def advance(self, limit: int) -> None:
         """Writes up to `limit` tokens more in every row that has not ended.
@@ -351,44 +361,3 @@ class _Burst:
     last: bool
     tokens: jax.Array
     logprobs: jax.Array
-
-
-def _decoder(tokenizer, text):
-    """A decoder that goes on after the tokens of `text`; None without a tokenizer."""
-    if tokenizer is None:
-        return None
-    decoder = StreamDecoder(tokenizer)
-    # A space at the beginning of a text may be the vocabulary's own; after a prompt it is real.
-    # And a prompt may end within a character, of which no more than four tokens are bytes.
-    decoder.push(text[-4:])
-    return decoder
-
-
-class _Row:
-    """One row on the host."""
-
-    def __init__(self, text: StoppedText):
-        self.text = text
-        self.tokens, self.logprobs = [], []
-        self.drawn = 0  # on the device, with stop tokens and what follows a stop string
-        self.finish_reason = None
-
-    def add(self, token, logprob, stop_ids):
-        if token in stop_ids:
-            self.end("stop")
-            return
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.text.add(token)
-        if self.text.stopped:
-            self.end("stop")
-
-    def end(self, reason):
-        self.text.finish()
-        self.finish_reason = "stop" if self.text.stopped else reason
-
-    def sample(self):
-        count = self.text.num_tokens()
-        return Sample(
-            self.text.text, self.tokens[:count], self.logprobs[:count], self.finish_reason
-        )

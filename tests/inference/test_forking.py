@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from griffin_jax.inference import SamplingConfig, score
+from griffin_jax.inference import Generation, SamplingConfig, score
 from griffin_jax.inference.continuing import continue_texts
 from griffin_jax.inference.forking import Work
 from tests.inference.test_scoring import expected_score
@@ -99,6 +99,51 @@ def test_texts_go_on_as_each_does_alone(pairs, config):
         (alone,) = sampler.generate([prompt], **options, seed=[seed]).samples()
         assert (sample.tokens, sample.text) == (alone.tokens, alone.text)
         np.testing.assert_allclose(sample.logprobs, alone.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("stop", [(), tuple("aeiou 01")], ids=["tokens", "strings"])
+def test_few_rows_that_are_left_of_a_batch_go_on_as_a_smaller_one(stop, monkeypatch):
+    sampler = language_model().sampler()
+    monkeypatch.setattr(sampler, "burst", 4)
+    prompts = [[5 + i] for i in range(16)]
+    options = {
+        "sampling": SamplingConfig(temperature=2.0, repetition_penalty=1.2),
+        "max_new_tokens": 60,
+        "stop": stop,
+    }
+    # The tiny model hardly ever draws EOS: other tokens stop it, too.
+    stop_ids = tuple(range(20, 30)) if not stop else ()
+    monkeypatch.setattr(sampler.tokenizer, "stop_ids", stop_ids)
+    sizes = []
+    take = Generation.take
+    monkeypatch.setattr(
+        Generation, "take", lambda self, rows: sizes.append(len(rows)) or take(self, rows)
+    )
+    seeds = list(range(len(prompts)))
+    found = continue_texts(sampler, prompts, 16, **options, seeds=seeds)
+    assert sizes and max(sizes) <= 4
+    for prompt, seed, sample in zip(prompts, seeds, found, strict=True):
+        (alone,) = sampler.generate([prompt], **options, seed=[seed]).samples()
+        assert (sample.tokens, sample.text) == (alone.tokens, alone.text)
+        assert sample.finish_reason == alone.finish_reason
+
+
+def test_a_part_of_a_batch_leaves_the_context_that_it_has_alone():
+    sampler = language_model().sampler()
+    prompts = [[5, 6, 7], [8, 9], [10]]
+    generation = sampler.start(prompts, max_new_tokens=12)
+    generation.advance(5)
+    part = generation.take([2, 0])
+    while not part.done:
+        part.advance(3)
+    whole = sampler.generate(prompts, max_new_tokens=12)
+    samples = whole.samples()
+    assert [s.tokens for s in part.samples()] == [samples[2].tokens, samples[0].tokens]
+    further = [
+        sampler.generate([[11]] * 2, context=c, max_new_tokens=6)
+        for c in (part.context(), whole.context().rows([2, 0]))
+    ]
+    assert [s.tokens for s in further[0].samples()] == [s.tokens for s in further[1].samples()]
 
 
 def test_wrong_prompts_are_named():
