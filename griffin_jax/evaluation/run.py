@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import numbers
 import os
 import random
 import time
@@ -120,6 +121,8 @@ def prepare(rows: Sequence[Row], options: Options) -> tuple[dict, dict[tuple, st
                     raise ValueError(str(error)) from error
                 reasons[measure.run] = str(error)
                 continue
+            if options.data_dir is not None:
+                _check_values(run, options.limit_of(run))
             _check_first_prompts(run)
             runs[measure.run] = run
     return runs, reasons
@@ -188,6 +191,33 @@ def _from_hub(name, manager):
             f"{name}: its data set cannot be loaded from the Hub ({type(error).__name__}: {line}); "
             "--config.data_dir=DIR reads JSON lines instead"
         ) from error
+
+
+def _check_values(run, limit):
+    """Has every question say what it asks and which choice is right; files may hold anything."""
+    for name, task in run.loaded["tasks"].items():
+        for number, doc in task.doc_iterator(limit=limit):
+            try:
+                text, target = task.doc_to_text(doc), task.doc_to_target(doc)
+                problem = None
+                if task.OUTPUT_TYPE == "multiple_choice":
+                    choices = task.doc_to_choice(doc)
+                    right = text if task.multiple_input else target
+                    problem = _no_choice(right, choices)
+            except Exception as error:  # whatever a template meets in values that it cannot take
+                line = " ".join(str(error).split())[:200]
+                problem = f"no prompt can be built of it ({type(error).__name__}: {line})"
+            if problem:
+                raise ValueError(f"{name}, question {number + 1} of its file: {problem}")
+
+
+def _no_choice(right, choices):
+    """Why what is said to be right is none of the choices; None if it is one."""
+    for one in right if isinstance(right, list) else [right]:
+        there = 0 <= one < len(choices) if isinstance(one, numbers.Integral) else one in choices
+        if not there:
+            return f"the right choice is {one!r:.100}, which is none of its {len(choices)}"
+    return None
 
 
 def _check_first_prompts(run):

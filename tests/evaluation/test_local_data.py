@@ -7,7 +7,8 @@ import datasets
 import pytest
 from lm_eval.api.group import Group
 
-from griffin_jax.evaluation import local_sources
+from configs import eval_quality
+from griffin_jax.evaluation import local_sources, run, suites
 from griffin_jax.evaluation.local_data import (
     LocalDataError,
     MissingDataError,
@@ -107,6 +108,21 @@ def test_a_row_beyond_the_limit_and_an_example_are_checked_too(data_dir):
     path = write(data_dir / "nq_open" / "train.jsonl", *good, {"question": "a"})
     message = error_of(["griffin_nq_open"], data_dir, limit=1)
     assert message == f"{path}, line 6: field 'answer' is missing"
+
+
+def test_values_that_a_task_has_no_use_for_are_told_before_anything_runs(data_dir):
+    def error(name):
+        with pytest.raises(ValueError) as caught:
+            run.prepare(suites.select(eval_quality.ROWS, name), run.Options(data_dir=str(data_dir)))
+        return str(caught.value)
+
+    rows = made_up.ROWS["boolq/validation"]
+    write(data_dir / "boolq" / "validation.jsonl", rows[0], rows[1] | {"label": 7})
+    expected = "boolq, question 2 of its file: the right choice is 7, which is none of its 2"
+    assert error("boolq") == expected
+    row = {"sentence": "The _ is lit.", "option1": "lamp", "option2": "hill", "answer": "1"}
+    write(data_dir / "winogrande" / "validation.jsonl", row, row | {"answer": ""})
+    assert "winogrande, question 2 of its file: no prompt can be built" in error("winogrande")
 
 
 def test_inner_fields_are_named_by_their_path(data_dir):
