@@ -28,7 +28,8 @@ VOCABULARY = Path(griffin_jax.__file__).parent / "assets" / "griffin-tiny"
 QUESTIONS = int(os.environ.get("GRIFFIN_PARITY_QUESTIONS", "2")) or None
 MADE_UP = ("griffin_boolq", "griffin_openbookqa", "griffin_bbq_ambig", "griffin_winobias_1_2")
 SAMPLES = (
-    *("mmlu_anatomy", "mmlu_professional_law", "hellaswag", "piqa", "social_iqa", "boolq"),
+    *(("mmlu_anatomy", "mmlu_professional_law") if QUESTIONS else ("mmlu",)),
+    *("hellaswag", "piqa", "social_iqa", "boolq"),
     *("winogrande", "commonsense_qa", "griffin_openbookqa", "arc_easy", "arc_challenge"),
     *("griffin_agieval", "crows_pairs_english", "bbq", "winogender_all", "truthfulqa_mc2"),
     *("griffin_winobias_1_2", "toxigen"),
