@@ -20,6 +20,22 @@ if TYPE_CHECKING:
 _VERBOSE = flags.DEFINE_bool(
     "verbose", False, "Say on standard error which kernel serves which operation."
 )
+# What takes less memory, by the fields of a config. One that trains keeps its weights in full.
+_SMALLER = {
+    "batch_size": "a smaller --config.batch_size",
+    "microbatches": "more --config.microbatches",
+    "remat": "--config.remat=block",
+    "loss_chunks": "more --config.loss_chunks",
+    "seq_len": "a shorter --config.seq_len",
+    "max_length": "a shorter --config.max_length",
+    "max_new_tokens": "fewer --config.max_new_tokens",
+    "quantization": "--config.quantization=nf4",
+    "model": "a model packed by `python -m experiments.pack`",
+    "dtype": "--config.dtype=bfloat16",
+    "mesh": "a --config.mesh of more devices",
+    "models": "fewer or smaller --config.models",
+}
+_TRAINS = "optimizer"  # the field that tells
 # What a driver of NVIDIA's leaves where it has found a GPU.
 _NVIDIA = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/gpus"))
 flags.disclaim_key_flags()  # --help shows what is defined here with the command's own flags
@@ -39,8 +55,8 @@ def define_config(default: str) -> flags.FlagHolder:
 def run(main: Callable[[], None]) -> None:
     """Parses flags and runs `main`; bad input ends in one line on standard error and status 1.
 
-    Programs that JAX compiles are kept for the next run. `--verbosity=1` shows the traceback of an
-    error. Where the command is one of several processes, it joins the others first.
+    So does memory that runs out. Programs that JAX compiles are kept for the next run.
+    `--verbosity=1` shows the traceback of an error. Where the command is one of several processes, it joins the others first.
     """
 
     def guarded(argv):
@@ -57,7 +73,7 @@ def run(main: Callable[[], None]) -> None:
             processes.start()
             if hint := missing_plugin():
                 print(f"[{hint}]", file=sys.stderr)
-            main()
+            main() if logging.level_debug() else _within_memory(main)
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             if logging.level_debug():
                 raise
@@ -164,6 +180,33 @@ def _parse_flags(argv):
         _end(text.splitlines()[-1] if "Traceback" in text else text)  # raised in a config file
     except (AttributeError, KeyError) as error:  # of ml_collections, not of flags
         _end(f"--config: not a config file, or it has no such field: {error}")
+
+
+def _within_memory(main):
+    from griffin_jax.benchmarks.memory import OutOfMemory, meeting_limits
+
+    try:
+        with meeting_limits():
+            main()
+    except OutOfMemory as error:
+        raise ValueError(f"memory does not suffice ({error}); {_what_takes_less()}") from None
+
+
+def _what_takes_less() -> str:
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    fields = dict(config or {})
+    trains = _TRAINS in fields
+    hints = [
+        hint
+        for field, hint in _SMALLER.items()
+        if field in fields
+        and not (trains and field == "model")
+        and not (field == "remat" and fields[field] == "block")
+        and not (field == "dtype" and fields[field] == "bfloat16")
+    ]
+    if not hints:
+        return "give it less at once, or a model packed by `python -m experiments.pack`"
+    return f"try {' or '.join(filter(None, [', '.join(hints[:-1]), hints[-1]]))}"
 
 
 def _tell(message):

@@ -1,6 +1,9 @@
 """What all commands say about the machine."""
 
 import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +33,48 @@ def test_a_gpu_without_its_plugin_is_one_line(tmp_path, monkeypatch, gpu, platfo
     if told:
         assert 'pip install -U "jax[cuda13]"' in hint
         assert "\n" not in hint
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "function", "error", "hints", "others"),
+    [
+        (
+            "sample",
+            [],
+            "load_model",
+            "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory: 9 bytes.\\nBuffers:')",
+            ["9 bytes", "a smaller --config.batch_size", "experiments.pack"],
+            ["remat", "Buffers"],
+        ),
+        (
+            "train",
+            ["--config=configs/train_griffin_1b.py"],
+            "load_tokenizer",
+            "MemoryError()",
+            ["MemoryError", "more --config.microbatches, --config.remat=block", "--config.seq_len"],
+            ["experiments.pack", "max_new_tokens", "dtype"],
+        ),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(name, arguments, function, error, hints, others):
+    script = f"""
+import jax
+from experiments import command, {name}
+
+def fails(*args, **kwargs):
+    raise {error}
+
+{name}.{function} = fails
+command.run({name}.main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: memory does not suffice (")
+    assert not [hint for hint in hints if hint not in line]
+    assert not [hint for hint in others if hint in line]
