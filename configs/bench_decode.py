@@ -25,6 +25,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.tokens = 256
     # Where decoding is timed again: tokens that the state has read.
     config.positions = (4096, 200_000)
+    # Streaming in small bursts beside the same text in one dispatch; compiles one program more.
+    config.stream = False
     # Tokens of one prompt that is read in chunks, such as 1_000_000; 0 for none.
     config.long_prompt = 0
     config.repeats = 5
@@ -32,5 +34,6 @@ def get_config(size: str = "") -> ConfigDict:
         config.models = bench_base.TINY
         config.prompt, config.tokens, config.burst, config.repeats = 64, 24, 8, 2
         config.positions = (64, 20_000)
+        config.stream = True
         config.long_prompt = 8192
     return config

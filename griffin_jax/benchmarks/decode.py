@@ -15,6 +15,7 @@ from griffin_jax.benchmarks.stacks.griffin import GriffinStack
 from griffin_jax.benchmarks.subject import Subject
 from griffin_jax.benchmarks.timing import Timing, compilation
 from griffin_jax.inference import prefill
+from griffin_jax.inference.sampler import BURST, STREAM_SECONDS
 
 Row = dict[str, Any]
 
@@ -116,6 +117,61 @@ def measure_decoding(
         kernels = kernel_profile.profile(lambda: generation.advance(burst))
         row["kernels"] = [dataclasses.asdict(kernel) for kernel in kernels]
     return row
+
+
+def measure_streaming(
+    subject: Subject, stack: GriffinStack, position: int, tokens: int, repeats: int
+) -> Row:
+    """A text streamed as the commands stream it, and the same text drawn in one dispatch.
+
+    Streaming begins with a burst of one token, doubles it, and has the next burst under way while
+    one is looked at. Both run one program, in turns, so that their ratio is that of the bursts.
+    Without a tokenizer, as random weights have none, no text is made of the tokens.
+
+    Args:
+      subject: What is measured.
+      stack: It, loaded.
+      position: How many tokens the state is taken to have read.
+      tokens: Of the text.
+      repeats: Texts of each kind, after one of each to warm up.
+    """
+    most = min(BURST, tokens)
+    bursts = []
+
+    def stream():
+        generation = stack.start_at(position, 1, tokens, burst=tokens, most=most)
+        begin = time.perf_counter()
+        bursts.append(0)
+        for _ in generation.bursts(STREAM_SECONDS):
+            bursts[-1] += 1
+        return time.perf_counter() - begin
+
+    def draw():
+        generation = stack.start_at(position, 1, tokens, burst=tokens)
+        begin = time.perf_counter()
+        generation.advance(tokens)
+        return time.perf_counter() - begin
+
+    with memory.meeting_limits():
+        begin = time.perf_counter()
+        with compilation() as compiled:
+            draw()
+        first = time.perf_counter() - begin
+        stream()
+        pairs = [(draw(), stream()) for _ in range(repeats)]
+    whole, streamed = (Timing.of(list(seconds), per=tokens) for seconds in zip(*pairs, strict=True))
+    return {
+        "what": "streaming",
+        "position": position,
+        "tokens": tokens,
+        "burst": most,
+        "bursts": bursts[-1],
+        "seconds_per_token": streamed.to_dict(),
+        "whole_seconds_per_token": whole.to_dict(),
+        "cost": 1 - whole.median / streamed.median,
+        "first_seconds": first,
+        "compile": compiled.to_dict(),
+    }
 
 
 def state_bytes(stack: GriffinStack, position: int, batch_size: int) -> int:

@@ -182,6 +182,24 @@ def _decode(results):
     if positions:
         head = ["decoding", "at position", "ms per token", "spread", "of the bandwidth"]
         sections.append(table([*head, "state bytes", "peak GB"], positions))
+    streams = [
+        [
+            name(row),
+            f"{row['tokens']:,}",
+            str(row["bursts"]),
+            str(row["burst"]),
+            _ms(row["seconds_per_token"]),
+            _share(row["seconds_per_token"]["spread"]),
+            _ms(row["whole_seconds_per_token"]),
+            _share(row["whole_seconds_per_token"]["spread"]),
+            f"{row['cost']:.2%}",
+        ]
+        for row in _of(results, "streaming")
+    ]
+    if streams:
+        head = ["streaming", "tokens", "bursts", "of at most", "ms per token", "spread"]
+        head += ["in one dispatch", "spread", "of throughput"]
+        sections.append(table(head, streams))
     long = [
         [
             name(row),

@@ -84,6 +84,15 @@ def _decode(row):
     )
 
 
+def _streaming(row):
+    whole, streamed = row["whole_seconds_per_token"], row["seconds_per_token"]
+    return (
+        f"at {row['position']}, {row['tokens']} tokens streamed in {row['bursts']} bursts of at "
+        f"most {row['burst']}: {_ms(streamed)} per token, in one dispatch {_ms(whole)}; streaming "
+        f"costs {row['cost']:.2%} of throughput{_compiled(row)}"
+    )
+
+
 def _throughput(row):
     read = row.get("prefill_tokens_per_second")
     text = (
@@ -133,6 +142,7 @@ _TEXTS = {
     "generation": _generation,
     "prefill": _prefill,
     "decode": _decode,
+    "streaming": _streaming,
     "throughput": _throughput,
     "latency": _latency,
     "long prompt": _long_prompt,

@@ -123,6 +123,11 @@ def _decode(subject, stack, limits, config) -> Iterator[Row]:
         yield decode.measure_decoding(
             subject, stack, limits, position, config["tokens"], profile=profile
         )
+    if config["stream"]:
+        position = config["positions"][0] if config["positions"] else 0
+        yield decode.measure_streaming(
+            subject, stack, position, config["tokens"], config["repeats"]
+        )
     if config["long_prompt"]:
         yield from decode.read_long_prompt(subject, stack, limits, config["long_prompt"])
 

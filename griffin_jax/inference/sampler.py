@@ -23,7 +23,8 @@ from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
 from griffin_jax.tokenizer import Tokenizer
 
-_STREAM_SECONDS = 0.1  # that a burst takes: what a reader takes for steady
+BURST = 16  # tokens of a dispatch at most
+STREAM_SECONDS = 0.1  # that a burst takes: what a reader takes for steady
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Sampler:
         tokenizer: Tokenizer | None = None,
         *,
         dtype: DTypeLike = jnp.float32,
-        burst: int = 16,
+        burst: int = BURST,
         columns: bool | None = None,
     ):
         self.model = Griffin(config, dtype=jnp.dtype(dtype))
@@ -290,7 +291,7 @@ class Generation:
 
     def stream(self) -> Iterator[str]:
         """Runs to the end; yields the text of the first row in pieces."""
-        for _ in self.bursts(_STREAM_SECONDS):
+        for _ in self.bursts(STREAM_SECONDS):
             if piece := self._rows[0].text.take(self.done):
                 yield piece
 

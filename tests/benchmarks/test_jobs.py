@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from griffin_jax.benchmarks import isolation, memory, report, run, stacks, tasks
+from griffin_jax.benchmarks.results import line
 from griffin_jax.benchmarks.stacks.griffin import GriffinStack
 from griffin_jax.benchmarks.subject import Subject
 
@@ -68,10 +69,19 @@ def test_decoding_far_into_a_text_holds_the_same_state(written):
     assert near["state_bytes"] == far["state_bytes"]
     assert near["bytes"] == far["bytes"]
     assert near["kernels"]
+    (streaming,) = [row for row in results["rows"] if row["what"] == "streaming"]
+    assert (streaming["tokens"], streaming["position"]) == (16, 64)
+    assert 2 <= streaming["bursts"] <= 16  # the first of one token
+    medians = [
+        streaming[name]["median"] for name in ("whole_seconds_per_token", "seconds_per_token")
+    ]
+    assert streaming["cost"] == pytest.approx(1 - medians[0] / medians[1])
+    assert "of throughput" in line(streaming)
     assert [row["tokens_read"] for row in rows["long prompt"]][-1] == 8192
     text, pictures = written(results)
     assert "small:nf4:bfloat16@griffin_jax" in text
     assert "Weights are random" in text
+    assert "| streaming | tokens | bursts |" in text
     assert pictures == ["decode-roofline.png"]
 
 

@@ -27,6 +27,7 @@ def test_figures_go_to_the_screen_and_to_a_file_and_kernels_to_a_folder(tmp_path
         "--config.models=('tiny:float32',)",
         "--config.prompt=0",
         "--config.long_prompt=0",
+        "--config.stream=false",
         "--config.isolate=true",
         f"--output={output}",
         f"--profile={tmp_path / 'profile'}",

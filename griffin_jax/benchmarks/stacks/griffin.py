@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from griffin_jax.benchmarks import memory
@@ -54,7 +55,14 @@ class GriffinStack:
                 mark(done)
 
     def start_at(
-        self, position: int, batch_size: int, tokens: int, room: int | None = None
+        self,
+        position: int,
+        batch_size: int,
+        tokens: int,
+        room: int | None = None,
+        *,
+        burst: int | None = None,
+        most: int | None = None,
     ) -> Generation:
         """Rows that go on from a state of zeros which stands at `position`.
 
@@ -65,8 +73,12 @@ class GriffinStack:
           batch_size: How many rows there are.
           tokens: How many will be drawn.
           room: Slots under an unbounded window, before it makes room itself.
+          burst: Tokens that the program has room for, which is compiled for each; `burst` of the
+            stack by default.
+          most: Tokens in one dispatch of that program; all that it has room for by default.
         """
-        return _Placed(self._sampler(), position, batch_size, tokens, room or position + 1)
+        sampler = self.lm.sampler(burst=burst or self.burst)
+        return _Placed(sampler, position, batch_size, tokens, room or position + 1, most)
 
     def peak_bytes(self) -> int:
         """See `stacks.Stack`."""
@@ -79,14 +91,27 @@ class GriffinStack:
 class _Placed(Generation):
     """A generation whose state is made, not read. A `Context` would hold it a second time."""
 
-    def __init__(self, sampler: Sampler, position: int, batch_size: int, tokens: int, room: int):
+    def __init__(
+        self,
+        sampler: Sampler,
+        position: int,
+        batch_size: int,
+        tokens: int,
+        room: int,
+        most: int | None,
+    ):
         self._room = room
+        self._most = most or sampler.burst
         prompts = [[0] * position + [1]] * batch_size
         keys = row_keys(0, batch_size)
         super().__init__(sampler, prompts, None, SamplingConfig(), tokens, keys, ())
+
+    def _dispatch(self, limit):
+        return super()._dispatch(min(limit, self._most))
 
     def _read(self, rows):
         model, params = self._sampler.model, self._sampler.params
         batch_size = prefill.batch_size_for(len(rows))
         state = prefill.fresh_state(model, params, batch_size, self._room)
-        return state.replace(position=jnp.full_like(state.position, len(rows[0])))
+        placed = state.replace(position=jnp.full_like(state.position, len(rows[0])))
+        return jax.block_until_ready(placed)
