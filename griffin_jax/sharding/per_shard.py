@@ -40,7 +40,7 @@ def mesh_of(tree: Any) -> Mesh | None:
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.core.Tracer):
             return None
-        sharding = leaf.sharding if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else None
+        sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
             found = found or sharding.mesh
     return found
