@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _VERBOSE = flags.DEFINE_bool(
     "verbose", False, "Say on standard error which kernel serves which operation."
 )
-# What takes less memory, by the fields of a config. One that trains keeps its weights in full.
+# What takes less memory, by the fields of a config.
 _SMALLER = {
     "batch_size": "a smaller --config.batch_size",
     "microbatches": "more --config.microbatches",
@@ -35,7 +35,8 @@ _SMALLER = {
     "mesh": "a --config.mesh of more devices",
     "models": "fewer or smaller --config.models",
 }
-_TRAINS = "optimizer"  # the field that tells
+# Values that take least already.
+_LEAST = {"batch_size": 1, "remat": "block", "dtype": "bfloat16"}
 # What a driver of NVIDIA's leaves where it has found a GPU.
 _NVIDIA = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/gpus"))
 flags.disclaim_key_flags()  # --help shows what is defined here with the command's own flags
@@ -56,7 +57,8 @@ def run(main: Callable[[], None]) -> None:
     """Parses flags and runs `main`; bad input ends in one line on standard error and status 1.
 
     So does memory that runs out. Programs that JAX compiles are kept for the next run.
-    `--verbosity=1` shows the traceback of an error. Where the command is one of several processes, it joins the others first.
+    `--verbosity=1` shows the traceback of an error. Where the command is one of several processes,
+    it joins the others first.
     """
 
     def guarded(argv):
@@ -194,19 +196,20 @@ def _within_memory(main):
 
 def _what_takes_less() -> str:
     config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
-    fields = dict(config or {})
-    trains = _TRAINS in fields
-    hints = [
-        hint
-        for field, hint in _SMALLER.items()
-        if field in fields
-        and not (trains and field == "model")
-        and not (field == "remat" and fields[field] == "block")
-        and not (field == "dtype" and fields[field] == "bfloat16")
-    ]
+    fields = {
+        field: value
+        for field, value in dict(config or {}).items()
+        if field not in _LEAST or value != _LEAST[field]
+    }
+    if fields.get("quantization"):  # on already, or what the command is about
+        del fields["quantization"]
+    if "max_new_tokens" not in fields:  # a shape, or a model that is trained or packed
+        fields.pop("model", None)
+    hints = [hint for field, hint in _SMALLER.items() if field in fields]
     if not hints:
         return "give it less at once, or a model packed by `python -m experiments.pack`"
-    return f"try {' or '.join(filter(None, [', '.join(hints[:-1]), hints[-1]]))}"
+    text = " or ".join(filter(None, [", ".join(hints[:-1]), hints[-1]]))
+    return f"try {text} (--verbosity=1 shows where it ran out)"
 
 
 def _tell(message):

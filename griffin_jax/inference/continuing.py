@@ -1,5 +1,6 @@
 """Continuing many texts, of which what they have in common is read once."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -93,7 +94,7 @@ def continue_texts(
         )
         numbers = [i for i, _ in batch]
         while numbers:
-            going = _go_on_while_many(generation, params)
+            going = _rows_left_when_few(generation, len(numbers), params)
             for row, (i, sample) in enumerate(zip(numbers, generation.samples(), strict=True)):
                 if row not in going:
                     samples[i] = sample
@@ -117,12 +118,14 @@ def continue_texts(
     return samples
 
 
-def _go_on_while_many(generation, params):
-    """Runs a batch until few of its rows are left; returns which."""
-    size = prefill.batch_size_for(len(generation.samples()), params)
-    for _ in generation.bursts():
-        if _FEW * prefill.batch_size_for(len(generation.unfinished), params) <= size:
-            break
+def _rows_left_when_few(generation, rows, params):
+    """Runs a batch of so many rows until few of them are left; returns which."""
+    size = prefill.batch_size_for(rows, params)
+    # Closed here, so that what the burst under way raises is raised here, too.
+    with contextlib.closing(generation.bursts()) as bursts:
+        for _ in bursts:
+            if _FEW * prefill.batch_size_for(len(generation.unfinished), params) <= size:
+                break
     return generation.unfinished
 
 

@@ -235,6 +235,9 @@ class Generation:
 
         A step takes the time of all rows, whether they have ended or not: where few are left, a
         smaller batch is faster. Not between the steps of `bursts` or `stream`.
+
+        Args:
+          rows: Which, each once, and one at least.
         """
         taken = copy.copy(self)
         params = self._sampler.params

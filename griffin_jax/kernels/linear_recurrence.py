@@ -30,9 +30,9 @@ def linear_recurrence(
       x: float32[B, T, R], the inputs.
       a: float32[B, T, R], the decays.
       h0: float32[B, R], the state before the first step.
-      kernel: "associative" is parallel over time, on a TPU within blocks of it; "sequential_cpu"
-        takes step after step, which a CPU does in half the time and compiles in a tenth. The
-        default is by platform.
+      kernel: "associative" is parallel over time, on a TPU and beyond 1 GiB of inputs within blocks of
+        it; "sequential_cpu" takes step after step, which a CPU does in half the time and compiles
+        in a tenth. The default is by platform.
 
     Returns:
       float32[B, T, R], the state after every step. Its gradient is the same recurrence run

@@ -38,7 +38,7 @@ def serves(config: GriffinConfig, kind: str, params: dict, x: jax.Array, state) 
     if any(packed) != all(packed) or not all(
         isinstance(weight, (QuantizedTensor, jax.Array)) for weight in weights
     ):
-        return "weights of several kinds"
+        return "weights that are neither all plain nor all in 4 bits"
     if all(packed) and any(w.packed.ndim != 2 or 256 % w.block_size for w in weights):
         return "4-bit weights in blocks that are no part of 256"
     sizes = [config.width, config.mlp_width]
@@ -46,6 +46,10 @@ def serves(config: GriffinConfig, kind: str, params: dict, x: jax.Array, state) 
         slots = state.keys.shape[1]
         if config.num_kv_heads != 1 or not _is_power(config.head_size, 64):
             return "attention of several heads of keys, or of heads that are no power of two"
+        rotated = int(config.head_size * config.rope_fraction)
+        parts = [rotated // 2, config.head_size - rotated]
+        if not _is_power(parts[0], 16) or (parts[1] and not _is_power(parts[1], 16)):
+            return f"rotary positions of {rotated} of {config.head_size} places"
         if slots % SLOTS or not 1 <= slots // SLOTS <= _MAX_CHUNKS:
             return f"a ring of {slots} slots"
         sizes.append(config.num_heads * config.head_size)

@@ -13,6 +13,7 @@ from griffin_jax.models import init_params, init_state
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization import QuantizedTensor, dequantize, quantize
+from tests.kernels.lowering import for_gpu
 
 BF16 = jnp.bfloat16
 CONFIG = preset("tiny").replace(
@@ -124,17 +125,38 @@ def test_the_gradient_is_that_of_the_layers():
 
 
 @pytest.mark.parametrize(
-    "change, reason",
+    "kind, change, reason",
     [
-        ({"x": jnp.zeros((2, 1, CONFIG.width), BF16)}, "2 rows of 1 tokens"),
-        ({"x": jnp.zeros((1, 1, CONFIG.width))}, "float32"),
-        ({"config": CONFIG.replace(width=192)}, "192"),
+        (RECURRENT, {"x": jnp.zeros((2, 1, CONFIG.width), BF16)}, "2 rows of 1 tokens"),
+        (RECURRENT, {"x": jnp.zeros((1, 1, CONFIG.width))}, "float32"),
+        (RECURRENT, {"config": CONFIG.replace(width=192)}, "192"),
+        (ATTENTION, {"config": CONFIG.replace(rope_fraction=0.25)}, "rotary positions of 16 of 64"),
+        (ATTENTION, {"config": CONFIG.replace(rope_fraction=0.0)}, "rotary positions of 0 of 64"),
     ],
 )
-def test_what_is_not_served_says_why(change, reason):
-    (params, x, state), _ = operands(RECURRENT, False, 0)
-    arguments = {"config": CONFIG, "kind": RECURRENT, "params": params, "x": x, "state": state}
+def test_what_is_not_served_says_why(kind, change, reason):
+    (params, x, state), _ = operands(kind, False, 0)
+    arguments = {"config": CONFIG, "kind": kind, "params": params, "x": x, "state": state}
+    assert residual_step.serves(**arguments) is None
     assert reason in residual_step.serves(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    "kind, rope_fraction", [(RECURRENT, 0.5), (ATTENTION, 0.5), (ATTENTION, 1.0)]
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
+    # Triton refuses sizes that the interpreter takes.
+    config = CONFIG.replace(rope_fraction=rope_fraction)
+    arguments, _ = operands(kind, packed, 40)
+    assert residual_step.serves(config, kind, *arguments) is None
+
+    def run(arguments, when):
+        return residual_step.residual_step(config, kind, None, *arguments, when)
+
+    launches = 5 if kind == RECURRENT else 6
+    text = for_gpu(run, arguments, timeline(40))
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == launches
 
 
 def test_the_choice_falls_on_layers_off_a_gpu():

@@ -7,6 +7,7 @@ import pytest
 
 from griffin_jax.kernels import rg_lru_pallas_gpu
 from griffin_jax.kernels.rg_lru import rg_lru, rg_lru_reference
+from tests.kernels.lowering import for_gpu
 
 NAMES = ["h", "last", "dx", "dgate_x", "dgate_a", "da_param", "dhidden"]
 
@@ -61,13 +62,7 @@ def test_the_fused_kernel_compiles_to_triton(dtype):
             lambda *a: rg_lru_pallas_gpu.rg_lru(*a, positions, lengths)[0].astype("f4").sum()
         )(*arguments)
 
-    try:
-        lowered = jax.jit(gradient).trace(*arguments).lower(lowering_platforms=("cuda",))
-    except RuntimeError as error:  # jax 0.12 asks the GPU what it is
-        if "No supported GPU devices found" not in str(error):
-            raise
-        pytest.skip("this jax lowers to Triton only beside a GPU")
-    assert lowered.as_text().count("custom_call @__gpu$xla.gpu.triton") == 2
+    assert for_gpu(gradient, *arguments).count("custom_call @__gpu$xla.gpu.triton") == 2
 
 
 def test_a_forced_kernel_that_cannot_serve_raises():

@@ -19,7 +19,7 @@ from griffin_jax.kernels.step_gpu.products import (
     vector_like,
 )
 
-ROWS = 4  # of weights of a program
+ROWS = 4  # of a program, of a projection back and of any 4-bit product
 _PAIRS = 4  # rows of each of two plain weights of a program
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from griffin_jax.kernels.rg_lru import C
 from griffin_jax.kernels.step_gpu.launch import divide, launch
 from griffin_jax.kernels.step_gpu.mlp import ROWS, gelu, normalised, project_and_add
 from griffin_jax.kernels.step_gpu.products import (
@@ -20,7 +21,6 @@ from griffin_jax.kernels.step_gpu.products import (
 _PAIRS = 4  # rows of each of both plain weights of a program
 CHANNELS = 16  # of a program of the recurrence
 _KEPT = 128  # channels of a program that moves the convolution's state on
-_C = 8.0
 
 
 # Layers of equal shapes are traced once.
@@ -132,7 +132,7 @@ def _recur(dtype, inputs, buffers, i):
     a_gate, input_gate = map(gate, gates, loaded)
     a_param = inputs["a_param"][own].astype(f32)
     softplus = jnp.maximum(a_param, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(a_param)))
-    log_a = -_C * softplus * a_gate
+    log_a = -C * softplus * a_gate
     before = buffers["hidden"][own]
     # 1 - a^2 = -expm1(2 log a); at a document's beginning the state is forgotten.
     factor = jnp.where(reset, 1.0, jnp.sqrt(-jnp.expm1(2 * log_a)))
