@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.random_checkpoint import random_leaves
 from griffin_jax.checkpoints import save_leaves
+from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -42,12 +42,18 @@ print(peak() - before, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 """
 
 
+def random_leaves(config):
+    random = np.random.default_rng(0)
+    for path, struct in flat_abstract_params(config).items():
+        yield path, random.standard_normal(struct.shape, np.float32).astype("bfloat16")
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for layers in (3, CONFIG.num_layers):
         config = CONFIG.replace(num_layers=layers)
-        save_leaves(folder / str(layers), config, random_leaves(config, np.dtype("bfloat16"), 0))
+        save_leaves(folder / str(layers), config, random_leaves(config))
     return [str(folder / "3"), str(folder / str(CONFIG.num_layers))]
 
 
