@@ -244,6 +244,8 @@ def get_config() -> ConfigDict:
     # (sentiment), "none" (texts are written down, and not judged) or "module:function".
     config.toxicity_scorer = "perspective"
     config.sentiment_scorer = "vader"
+    # Run the layers in a loop, which compiles a shape sooner; None is the platform's default.
+    config.stack_layers = config_dict.placeholder(bool)
     # Texts that run together.
     config.batch_size = 32
     # Longer prompts lose their beginning, but for BOS; None loses nothing.

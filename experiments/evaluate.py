@@ -69,6 +69,7 @@ def main() -> None:
         config.checkpoint,
         quantization=config.quantization,
         dtype=config.dtype,
+        stack_layers=config.stack_layers,
         mesh=command.mesh_of(config.mesh),
         batch_size=config.batch_size,
         max_length=config.max_length,
