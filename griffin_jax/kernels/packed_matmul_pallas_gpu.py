@@ -107,11 +107,24 @@ def lookup(packed, quant_type, interpret):
 
 def _lookup_asm(quant_type, first_bit):
     """PTX that puts the codes of four bits from `first_bit` on of the bytes of $4 into $0 to $3."""
-    # own0 becomes the code of this lane, by the bits of its number. All calls begin like that, and
-    # the compiler keeps one of them.
+    lines = ["{", ".reg .b32 place, code;", *lane_codes_asm(quant_type)]
+    for k in range(LOOKUP):
+        # Within half a warp a shuffle takes the low four bits of its index: no mask is needed.
+        lines += [
+            f"shr.u32 place, $4, {8 * k + first_bit};",
+            "shfl.sync.idx.b32 code, own0, place, 0x101f, 0xffffffff;",
+            f"mov.b32 ${k}, code;",
+        ]
+    return "\n".join([*lines, "}"])
+
+
+def lane_codes_asm(quant_type: str) -> list[str]:
+    """Lines of PTX that declare own0 and make it the code of this lane, by its number's low bits.
+
+    All that looks codes up begins like that, and the compiler keeps one of them.
+    """
     lines = [
-        "{",
-        ".reg .b32 lane, index, code, own<16>;",
+        ".reg .b32 lane, index, own<16>;",
         ".reg .pred bit;",
         "mov.u32 lane, %laneid;",
     ]
@@ -120,14 +133,7 @@ def _lookup_asm(quant_type, first_bit):
     for step in (1, 2, 4, 8):
         lines += [f"and.b32 index, lane, {step};", "setp.ne.u32 bit, index, 0;"]
         lines += [f"selp.b32 own{i}, own{i + step}, own{i}, bit;" for i in range(0, 16, 2 * step)]
-    for k in range(LOOKUP):
-        # Within half a warp a shuffle takes the low four bits of its index: no mask is needed.
-        lines += [
-            f"shr.u32 index, $4, {8 * k + first_bit};",
-            "shfl.sync.idx.b32 code, own0, index, 0x101f, 0xffffffff;",
-            f"mov.b32 ${k}, code;",
-        ]
-    return "\n".join([*lines, "}"])
+    return lines
 
 
 def _operands(weights):
@@ -150,7 +156,17 @@ def scales(refs, weight, rows, first, count):
     shape = (size, count)
     row = begin + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     column = first + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    place = (row * weight.absmax.shape[1] + column).reshape(absmax.shape)
+    return _nested(refs, weight, absmax, row.reshape(absmax.shape), column.reshape(absmax.shape))
+
+
+def scales_at(refs, weight, row, column):
+    """Scales of the blocks at `row` and `column`, int32 arrays of one shape or that broadcast."""
+    absmax = refs["absmax"][row, column]
+    return _nested(refs, weight, absmax, row, column) if weight.double_quantized else absmax
+
+
+def _nested(refs, weight, absmax, row, column):
+    place = row * weight.absmax.shape[1] + column
     nested = refs["nested_absmax"][place // weight.nested_block_size]
     return refs["nested_code"][absmax.astype(jnp.int32)] * nested + refs["nested_offset"][0]
 

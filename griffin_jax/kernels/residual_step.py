@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from griffin_jax.config import ATTENTION, GriffinConfig
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.kernels.rotary import rotary_angles
+from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.attention import SLOTS, attention_step
 from griffin_jax.kernels.step_gpu.mlp import mlp_step
 from griffin_jax.kernels.step_gpu.recurrent import recurrent_step
@@ -39,8 +40,8 @@ def serves(config: GriffinConfig, kind: str, params: dict, x: jax.Array, state) 
         isinstance(weight, (QuantizedTensor, jax.Array)) for weight in weights
     ):
         return "weights that are neither all plain nor all in 4 bits"
-    if all(packed) and any(w.packed.ndim != 2 or 256 % w.block_size for w in weights):
-        return "4-bit weights in blocks that are no part of 256"
+    if all(packed) and (reason := pairs.serves(weights)):
+        return reason
     sizes = [config.width, config.mlp_width]
     if kind == ATTENTION:
         slots = state.keys.shape[1]

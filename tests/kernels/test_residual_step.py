@@ -17,12 +17,12 @@ from tests.kernels.lowering import for_gpu
 
 BF16 = jnp.bfloat16
 CONFIG = preset("tiny").replace(
-    width=256,
-    mlp_width=768,
-    num_heads=4,
+    width=512,
+    mlp_width=1536,
+    num_heads=8,
     num_kv_heads=1,
     head_size=64,
-    recurrence_width=256,
+    recurrence_width=512,
     attention_window=96,
     num_layers=3,
 )

@@ -8,11 +8,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.step_gpu.launch import divide, launch
-from griffin_jax.kernels.step_gpu.mlp import ROWS, normalised, project_and_add
+from griffin_jax.kernels.step_gpu.mlp import normalised, project_and_add
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
     is_packed,
-    num_warps,
+    options,
     products,
     store,
     vector_like,
@@ -180,26 +180,25 @@ def _ask(x, scale, layers, eps, interpret):
     """q, k and v of norm(x), not rotated yet."""
     dtype = x.dtype
     names = ("q_proj", "k_proj", "v_proj")
-    packed = is_packed(layers["q_proj"][0])
-    rows_each = ROWS if packed else _ROWS
-    entering, norm = normalised(x, scale, eps, packed)
+    entering, norm = normalised(x, scale, eps, is_packed(layers["q_proj"][0]))
+    count, launched = options([layers["q_proj"][0]], _ROWS)
 
     def part(name):
         def run(inputs, buffers, i):
             weight, bias = inputs[name]
-            rows = pl.ds(i * rows_each, rows_each)
+            rows = pl.ds(i * count, count)
             [y] = products(
-                [weight], rows.start, rows_each, inputs, "x", norm(inputs), interpret=interpret
+                [weight], rows.start, count, inputs, "x", norm(inputs), interpret=interpret
             )
             buffers[name[0]][rows] = add_bias(y.astype(dtype), bias, rows)
 
-        return layers[name][0].shape[0] // rows_each, run
+        return layers[name][0].shape[0] // count, run
 
     return launch(
         list(map(part, names)),
         {**entering, **{name: layers[name] for name in names}},
         {name[0]: jax.ShapeDtypeStruct(layers[name][0].shape[:1], dtype) for name in names},
         name="step_ask",
-        num_warps=num_warps(x.shape[0], packed),
         interpret=interpret,
+        **launched,
     )

@@ -20,6 +20,7 @@ def launch(
     *,
     name: str,
     num_warps: int = 4,
+    first: Callable[[bool], dict] | None = None,
     interpret: bool = False,
 ) -> dict[str, jax.Array]:
     """Runs `count` programs of each part, all at once and in no order.
@@ -31,6 +32,7 @@ def launch(
       updates: Buffers that begin as these arrays, which a GPU overwrites where they lie.
       name: Of the kernel, for profiles.
       num_warps: Of a program.
+      first: What every program does before its part, given `interpret`; returns more inputs.
       interpret: Run on any device, slowly, for tests.
 
     Returns:
@@ -42,6 +44,8 @@ def launch(
 
     def kernel(*refs):
         tree = treedef.unflatten(refs[: len(leaves)])
+        if first is not None:
+            tree |= first(interpret)
         buffers = dict(zip(names, refs[len(refs) - len(names) :], strict=True))
         program, begin = pl.program_id(0), 0
         for count, body in parts:

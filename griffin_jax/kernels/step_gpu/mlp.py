@@ -12,15 +12,12 @@ from griffin_jax.kernels.step_gpu.launch import launch
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
     is_packed,
-    num_warps,
+    options,
     products,
     store,
     vector,
     vector_like,
 )
-
-ROWS = 4  # of a program, of a projection back and of any 4-bit product
-_PAIRS = 4  # rows of each of two plain weights of a program
 
 
 def gelu(x):
@@ -45,16 +42,16 @@ def mlp_step(x, scale, gate, up, down, *, eps, interpret=False):
     Returns:
       [D] in the dtype of x.
     """
-    width, expanded, dtype = x.shape[0], gate[0].shape[0], x.dtype
+    expanded, dtype = gate[0].shape[0], x.dtype
     packed = is_packed(gate[0])
-    pairs = ROWS // 2 if packed else _PAIRS
+    count, launched = options([gate[0], up[0]])
     entering, norm = normalised(x, scale, eps, packed)
 
     def expand(inputs, buffers, i):
         layers = inputs["gate"], inputs["up"]
-        rows = pl.ds(i * pairs, pairs)
+        rows = pl.ds(i * count, count)
         weights = [weight for weight, _ in layers]
-        found = products(weights, rows.start, pairs, inputs, "x", norm(inputs), interpret=interpret)
+        found = products(weights, rows.start, count, inputs, "x", norm(inputs), interpret=interpret)
         a, b = (
             add_bias(y.astype(dtype), bias, rows)
             for y, (_, bias) in zip(found, layers, strict=True)
@@ -62,12 +59,12 @@ def mlp_step(x, scale, gate, up, down, *, eps, interpret=False):
         store(buffers, "h", rows.start, gelu(a.astype(jnp.float32)).astype(dtype) * b)
 
     h = launch(
-        [(expanded // pairs, expand)],
+        [(expanded // count, expand)],
         {**entering, "gate": gate, "up": up},
         vector_like("h", expanded, dtype, packed),
         name="step_expand",
-        num_warps=num_warps(width, packed),
         interpret=interpret,
+        **launched,
     )
     return project_and_add(x, h, "h", down, name="step_contract", interpret=interpret)["out"]
 
@@ -79,7 +76,7 @@ def normalised(x, scale, eps, packed):
       A dict of arrays, "x" among them as `products` wants it, and what gives its argument `norm`
       from references to them.
     """
-    if packed:  # whose kernels have little room for more than looking codes up
+    if packed:
         return vector("x", rms_norm(x, scale, eps), packed), lambda inputs: None
     return {"x": x, "scale": scale}, lambda inputs: (inputs["scale"], eps)
 
@@ -104,20 +101,20 @@ def project_and_add(
       A dict: "out", [D] in the dtype of x, and `updates` as they are after.
     """
     width, dtype = x.shape[0], x.dtype
-    packed = is_packed(layer[0])
+    count, launched = options([layer[0]])
 
     def project(inputs, buffers, i):
         weight, bias = inputs["layer"]
-        rows = pl.ds(i * ROWS, ROWS)
-        [y] = products([weight], rows.start, ROWS, inputs, name_of_h, interpret=interpret)
+        rows = pl.ds(i * count, count)
+        [y] = products([weight], rows.start, count, inputs, name_of_h, interpret=interpret)
         buffers["out"][rows] = inputs["residual"][rows] + add_bias(y.astype(dtype), bias, rows)
 
     return launch(
-        [(width // ROWS, project), *beside],
+        [(width // count, project), *beside],
         {"residual": x, **h, "layer": layer, **(inputs or {})},
         {"out": jax.ShapeDtypeStruct((width,), dtype)},
         updates,
         name=name,
-        num_warps=num_warps(layer[0].shape[1], packed),
         interpret=interpret,
+        **launched,
     )

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from griffin_jax.kernels.packed_matmul_pallas_gpu import LEAVES, LOOKUP, lookup, scales
+from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.launch import divide
 from griffin_jax.quantization.tensor import QuantizedTensor
 
-_LARGEST = {True: 4096, False: 2048}  # weights of a row in one tile, 4-bit or not
+_LARGEST = 2048  # plain weights of a row in one tile
+_ROWS = 4  # of plain weights, of a program
+TABLE = "table"
 
 
 def is_packed(weight) -> bool:
@@ -18,42 +20,42 @@ def is_packed(weight) -> bool:
     return isinstance(weight, QuantizedTensor)
 
 
-def tiles(width: int, packed: bool) -> list[int]:
+def tiles(width: int) -> list[int]:
     """Powers of two that add up to `width`, the largest first: tiles have such sizes."""
-    largest = _LARGEST[packed]
-    rest = width % largest
+    rest = width % _LARGEST
     powers = [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
-    return [largest] * (width // largest) + powers
+    return [_LARGEST] * (width // _LARGEST) + powers
 
 
-def num_warps(width: int, packed: bool) -> int:
-    """Of a program whose every thread has four bytes of the smallest tile, four at most."""
-    return min(4, tiles(width, packed)[-1] // (2 * 32 * LOOKUP if packed else 32))
+def options(weights: Sequence, rows: int = _ROWS) -> tuple[int, dict]:
+    """Rows of each of a program's weights, `rows` of plain ones, and how `launch` runs it."""
+    if is_packed(weights[0]):
+        launched = {"num_warps": pairs.WARPS, "first": _first(weights[0].quant_type)}
+        return pairs.rows_of_program(weights), launched
+    return rows, {"num_warps": min(4, tiles(weights[0].shape[1])[-1] // 32)}
+
+
+def _first(quant_type):
+    return lambda interpret: {TABLE: pairs.table(quant_type, interpret=interpret)}
 
 
 def vector(name: str, x: jax.Array, packed: bool) -> dict[str, jax.Array]:
-    """A vector as `products` reads it: whole, or for 4-bit weights its even and its odd places."""
-    return {f"{name}_even": x[::2], f"{name}_odd": x[1::2]} if packed else {name: x}
+    """A vector as `products` reads it: as it is, or for 4-bit weights in pairs."""
+    return {name: pairs.to_pairs(x) if packed else x}
 
 
 def vector_like(name: str, size: int, dtype, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """Buffers for a vector as `products` reads it."""
+    """A buffer for a vector as `products` reads it."""
     return jax.eval_shape(lambda: vector(name, jnp.zeros(size, dtype), packed))
 
 
 def store(buffers: dict, name: str, begin: jax.Array, values: jax.Array) -> None:
     """Writes values [n] to a buffer of `vector_like`, from an even place on; n is even."""
     count = values.shape[0]
-    if name in buffers:
+    if buffers[name].dtype == jnp.int32:
+        buffers[name][pl.ds(divide(begin, 2)[0], count // 2)] = pairs.to_pairs(values)
+    else:
         buffers[name][pl.ds(begin, count)] = values
-        return
-    halves = jnp.split(values.reshape(-1, 2), 2, axis=1)
-    for half, part in zip(halves, ("even", "odd"), strict=True):
-        buffers[f"{name}_{part}"][pl.ds(divide(begin, 2)[0], count // 2)] = half.reshape(-1)
-
-
-def _refs(inputs, name):
-    return [inputs[key] for key in (name, f"{name}_even", f"{name}_odd") if key in inputs]
 
 
 def products(
@@ -71,8 +73,8 @@ def products(
     Args:
       weights: [out, in] each, arrays or 4-bit weights of references.
       row: The first row.
-      count: How many.
-      inputs: References, the vector among them.
+      count: How many; see `options`.
+      inputs: References, the vector among them, and what `options` begins a launch with.
       name: Of the vector; see `vector`.
       norm: For plain weights, scale, a reference to [in], and epsilon of a root mean square
         normalisation of the vector (`rms_norm`). Its factor is one number, so that it multiplies
@@ -82,21 +84,22 @@ def products(
     Returns:
       float32[count] for each weight.
     """
-    packed = is_packed(weights[0])
+    if is_packed(weights[0]):
+        return pairs.times(weights, row, count, inputs[name], inputs[TABLE], interpret=interpret)
     width, begin = weights[0].shape[1], 0
     # Sums over tiles of one size are added up number by number, and over threads at the end.
     sums: list[dict] = [{} for _ in weights]
     squares: dict = {}
-    for size in tiles(width, packed):
+    for size in tiles(width):
+        places = pl.ds(begin, size)
         # What is far away is asked for first.
-        loaded = [_load(weight, row, count, begin, size) for weight in weights]
-        places = pl.ds(begin // 2, size // 2) if packed else pl.ds(begin, size)
-        x = [ref[places].astype(jnp.float32) for ref in _refs(inputs, name)]
+        loaded = [weight[pl.ds(row, count), places] for weight in weights]
+        x = inputs[name][places].astype(jnp.float32)
         if norm is not None:
-            _add(squares, size, x[0] * x[0])
-            x = [x[0] + x[0] * norm[0][places].astype(jnp.float32)]
-        for total, weight, tile in zip(sums, weights, loaded, strict=True):
-            _add(total, size, _times(weight, tile, x, interpret))
+            _add(squares, size, x * x)
+            x = x + x * norm[0][places].astype(jnp.float32)
+        for total, tile in zip(sums, loaded, strict=True):
+            _add(total, size, tile.astype(jnp.float32) * x[None])
         begin += size
     results = [sum(part.sum(axis=1) for part in total.values()) for total in sums]
     if norm is None:
@@ -108,34 +111,6 @@ def products(
 
 def _add(total, size, part):
     total[size] = total[size] + part if size in total else part
-
-
-def _load(weight, row, count, begin, size):
-    """A tile of some rows; of a 4-bit weight, bytes and scales row by row."""
-    if not is_packed(weight):
-        return weight[pl.ds(row, count), pl.ds(begin, size)]
-    leaves = {name: getattr(weight, name) for name in LEAVES}
-    columns = pl.ds(begin // 2, size // 2)
-    blocks = begin // weight.block_size, size // weight.block_size
-    return [
-        (weight.packed[row + r, columns], scales(leaves, weight, row + r, *blocks))
-        for r in range(count)
-    ]
-
-
-def _times(weight, tile, vector, interpret):
-    """A tile of rows times a tile of the vector, summed up in part: float32[rows, ...]."""
-    if not is_packed(weight):
-        return tile.astype(jnp.float32) * vector[0][None]
-    even, odd = vector
-    shape = len(tile), tile[0][1].shape[0]
-    row_of = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    sums = jnp.zeros(shape, jnp.float32)
-    for r, (packed, scale) in enumerate(tile):
-        high, low = lookup(packed, weight.quant_type, interpret)
-        blocks = (high * even + low * odd).reshape(scale.shape[0], -1).sum(axis=1) * scale
-        sums += jnp.where(row_of == r, blocks[None], 0.0)
-    return sums
 
 
 def add_bias(y: jax.Array, bias, rows) -> jax.Array:

@@ -8,17 +8,16 @@ from jax.experimental import pallas as pl
 
 from griffin_jax.kernels.rg_lru import C
 from griffin_jax.kernels.step_gpu.launch import divide, launch
-from griffin_jax.kernels.step_gpu.mlp import ROWS, gelu, normalised, project_and_add
+from griffin_jax.kernels.step_gpu.mlp import gelu, normalised, project_and_add
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
     is_packed,
-    num_warps,
+    options,
     products,
     store,
     vector_like,
 )
 
-_PAIRS = 4  # rows of each of both plain weights of a program
 CHANNELS = 16  # of a program of the recurrence
 _KEPT = 128  # channels of a program that moves the convolution's state on
 
@@ -77,25 +76,24 @@ def _branches(x, scale, layers, eps, interpret):
     """Both linear layers of norm(x): y, and u, which the convolution reads."""
     dtype = x.dtype
     both = {"y": layers["linear_y"], "u": layers["linear_x"]}
-    size, width = both["y"][0].shape
-    packed = is_packed(both["y"][0])
-    pairs = ROWS // 2 if packed else _PAIRS
-    entering, norm = normalised(x, scale, eps, packed)
+    size = both["y"][0].shape[0]
+    entering, norm = normalised(x, scale, eps, is_packed(both["y"][0]))
+    count, launched = options([weight for weight, _ in both.values()])
 
     def run(inputs, buffers, i):
-        rows = pl.ds(i * pairs, pairs)
+        rows = pl.ds(i * count, count)
         weights = [inputs[name][0] for name in both]
-        found = products(weights, rows.start, pairs, inputs, "x", norm(inputs), interpret=interpret)
+        found = products(weights, rows.start, count, inputs, "x", norm(inputs), interpret=interpret)
         for name, y in zip(both, found, strict=True):
             buffers[name][rows] = add_bias(y.astype(dtype), inputs[name][1], rows)
 
     return launch(
-        [(size // pairs, run)],
+        [(size // count, run)],
         {**entering, **both},
         {name: jax.ShapeDtypeStruct((size,), dtype) for name in both},
         name="step_branches",
-        num_warps=num_warps(width, packed),
         interpret=interpret,
+        **launched,
     )
 
 

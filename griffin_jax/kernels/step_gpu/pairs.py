@@ -1,0 +1,279 @@
+"""4-bit weights times one vector, by a table of pairs in shared memory and tensor cores.
+
+A byte of two codes becomes two float16 numbers by one read of a table of 256 such pairs, of which
+every bank of shared memory has a copy, so that no lane waits for another. The pairs of two rows are
+an operand of a tensor core as they are. Of the eight columns of its product a group of four lanes
+needs one, that of its own part of the vector: what else it adds up is thrown away. A group of four
+lanes reads a block of 64 weights, whose scale multiplies the block's sum in float32.
+
+The vector comes as pairs of float16 too, divided by 16: numbers up to a million fit, with no less
+precision than bfloat16 from 2.5e-4 on. The codes' own rounding is 1.3e-4 of a product, a tenth of
+what a weight in bfloat16 is rounded by.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import triton as plgpu
+
+from griffin_jax.kernels.packed_matmul_pallas_gpu import LEAVES, lane_codes_asm, lookup, scales_at
+
+WARPS = 16  # of a program
+BYTES = 256  # of a row that a warp reads in one piece, 8 a lane
+_ROWS = 4  # that a warp reads side by side
+_SMALLEST_BLOCK = 64
+_DIVISOR = 16.0
+_LARGEST = 65504.0
+_PIECES = (2, 3, 1)  # of a row that a warp asks for at once, the best first
+_MOST_PROGRAMS = 256  # that run at once on 132 multiprocessors
+_TABLE = "griffin_pairs"
+
+
+def serves(weights) -> str | None:
+    """None, or why 4-bit weights [out, in] are not served."""
+    for weight in weights:
+        out, width = weight.shape
+        if (
+            weight.packed.ndim != 2
+            or weight.block_size < _SMALLEST_BLOCK
+            or 512 % weight.block_size
+        ):
+            return f"4-bit weights in blocks of {weight.block_size} (needs 64, 128, 256 or 512)"
+        if out % (WARPS * _ROWS) or width % (2 * BYTES):
+            return f"4-bit weights of {out} x {width} (needs multiples of 64 x 512)"
+        if weight.quant_type != weights[0].quant_type:
+            return "4-bit weights of several types"
+    return None
+
+
+def rows_of_program(weights) -> int:
+    """Rows of each weight that one program multiplies, so that there are programs enough."""
+    most = WARPS * _ROWS // len(weights)
+    out, width = weights[0].shape
+    share = 1
+    while (
+        out * share // most < _MOST_PROGRAMS
+        and share < 4
+        and width // (2 * BYTES) % (2 * share) == 0
+    ):
+        share *= 2
+    return most // share
+
+
+def to_pairs(x: jax.Array) -> jax.Array:
+    """A vector [n] as `times` reads it, int32[n / 2]: two float16 numbers each, divided by 16."""
+    two = jnp.clip(x.astype(jnp.float32) / _DIVISOR, -_LARGEST, _LARGEST).reshape(-1, 2)
+    first, second = (
+        lax.bitcast_convert_type(half.reshape(-1).astype(jnp.float16), jnp.uint16).astype(jnp.int32)
+        for half in jnp.split(two, 2, axis=1)
+    )
+    return first | (second << 16)
+
+
+def table(quant_type: str, *, interpret: bool) -> jax.Array:
+    """Writes the table to shared memory, as a kernel's first deed; `ready` waits for it."""
+    shape = WARPS, BYTES
+    if interpret:
+        return jnp.zeros(shape, jnp.float32)
+    return _asm(_table_asm(quant_type), "r", [lax.broadcasted_iota(jnp.int32, shape, 0)])
+
+
+def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool) -> list[jax.Array]:
+    """Rows `row` ... `row + count` of one or two 4-bit weights times a vector.
+
+    Args:
+      weights: 4-bit weights [out, in] of references.
+      row: The first row.
+      count: How many, what `rows_of_program` said.
+      x_ref: The vector of `to_pairs`.
+      table: What `table` returned.
+      interpret: Run on any device, slowly.
+
+    Returns:
+      float32[count] for each weight.
+    """
+    if interpret:
+        return [_times_plainly(weight, row, count, x_ref) for weight in weights]
+    groups = count * len(weights) // _ROWS  # of warps, that share rows
+    share = WARPS // groups
+    width = weights[0].shape[1] // 2 // share  # bytes of a warp's part of a row
+    shape = WARPS, BYTES
+    place = lax.broadcasted_iota(jnp.int32, shape, 1)
+    register = lax.rem(place, 8)
+    each = _ROWS // len(weights)
+
+    def load(piece):
+        """Bytes and scales of a piece of each row, and which pairs of the vector they meet."""
+
+        def places(lanes):
+            warp = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 0)
+            column = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 1)
+            first = lax.rem(warp, share) * (width * lanes // BYTES) + piece * lanes
+            return row + each * lax.div(warp, share), first + column
+
+        packed, scale = [], None
+        for index in reversed(range(_ROWS)):
+            weight = weights[index % len(weights)]
+            offset = index // len(weights)
+            first, column = places(BYTES)
+            packed.insert(0, weight.packed[first + offset, column])
+            blocks = 2 * BYTES // weight.block_size
+            first, block = places(blocks)
+            leaves = {name: getattr(weight, name) for name in LEAVES}
+            own = scales_at(leaves, weight, first + offset, block)[:, :, None]
+            own = jnp.broadcast_to(own, (WARPS, blocks, BYTES // blocks)).reshape(shape)
+            # Of eight registers of sums a row has two.
+            scale = own if scale is None else jnp.where(register < 2 * index + 2, own, scale)
+        return packed, scale, column
+
+    pieces = width // BYTES
+    at_once = next(n for n in _PIECES if pieces % n == 0)
+
+    def add(sums, loaded):
+        for packed, scale, column in loaded:
+            sums = _asm(_times_asm(), "r" * _ROWS + "frf", [*packed, scale, x_ref[column], sums])
+        return sums
+
+    def turn(i, sums):
+        return add(sums, [load(i * at_once + piece) for piece in range(at_once)])
+
+    # What is far away is asked for before the table is waited for.
+    first = [load(piece) for piece in range(at_once)]
+    sums = add(_asm(_READY, "f", [table]), first)
+    if pieces > at_once:
+        # A number of turns that the compiler does not know is 0: it would unroll them and ask for
+        # everything at once, at twice the registers.
+        some = lax.shift_right_logical(row, 30)
+        sums = lax.fori_loop(1, pieces // at_once + some, turn, sums)
+    sums = _asm(_OWN, "f", [sums]).reshape(WARPS, 8, _ROWS, 8).sum(axis=3).sum(axis=1)
+    sums = _DIVISOR * sums.reshape(groups, share, _ROWS).sum(axis=1)
+    if len(weights) == 1:
+        return [sums.reshape(count)]
+    return [y.reshape(count) for y in jnp.split(sums.reshape(count, 2), 2, axis=1)]
+
+
+def _times_plainly(weight, row, count, x_ref):
+    rows = row + jnp.arange(count)[:, None]
+    width = weight.shape[1]
+    pairs = lax.bitcast_convert_type(x_ref[...], jnp.float16).astype(jnp.float32)
+    halves = lookup(weight.packed[rows, jnp.arange(width // 2)[None]], weight.quant_type, True)
+    high, low = (half.astype(jnp.float16).astype(jnp.float32) for half in halves)
+    blocks = width // weight.block_size
+    leaves = {name: getattr(weight, name) for name in LEAVES}
+    scale = scales_at(leaves, weight, rows, jnp.arange(blocks)[None])
+    products = high * pairs[None, :, 0] + low * pairs[None, :, 1]
+    return _DIVISOR * (products.reshape(count, blocks, -1).sum(axis=2) * scale).sum(axis=1)
+
+
+def _asm(text, kinds, arguments):
+    """PTX of 8 places of [WARPS, BYTES] at once; 8 registers of float32 come of it.
+
+    `kinds` are those of the arguments' registers: of bytes two, else eight.
+    """
+    counts = [2 if argument.dtype == jnp.uint8 else 8 for argument in arguments]
+    inputs = [kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)]
+    return plgpu.elementwise_inline_asm(
+        text,
+        args=arguments,
+        constraints=",".join(["=&f"] * 8 + inputs),
+        pack=8,
+        result_shape_dtypes=[jax.ShapeDtypeStruct((WARPS, BYTES), jnp.float32)],
+    )[0]
+
+
+# What writes the table says 0, and so does what waits for it, so that nothing comes before either.
+_READY = "\n".join(["bar.sync 0;", *(f"mov.f32 ${i}, ${8 + i};" for i in range(8))])
+
+# Of a group's four lanes one has the column that is the group's own, in every other register, by
+# the group's number. Its sums of the four rows go to the group's four lanes.
+_OWN = """{
+.reg .b32 lane, odd, from, row;
+.reg .f32 own<4>;
+.reg .pred is_odd, is_row;
+mov.u32 lane, %laneid;
+and.b32 odd, lane, 4;
+setp.ne.u32 is_odd, odd, 0;
+and.b32 row, lane, 3;
+shr.u32 from, lane, 3;
+and.b32 odd, lane, 28;
+or.b32 from, from, odd;
+""" + "\n".join(
+    [
+        *(f"selp.f32 own{i}, ${9 + 2 * i}, ${8 + 2 * i}, is_odd;" for i in range(4)),
+        *(f"shfl.sync.idx.b32 own{i}, own{i}, from, 0x1f, 0xffffffff;" for i in range(4)),
+        "mov.f32 $0, own0;",
+        *(f"setp.eq.u32 is_row, row, {i};\nselp.f32 $0, own{i}, $0, is_row;" for i in range(1, 4)),
+        *(f"mov.f32 ${i}, 0f00000000;" for i in range(1, 8)),
+        "}",
+    ]
+)
+
+
+def _table_asm(quant_type):
+    """PTX that writes the 256 pairs, 32 copies of each side by side."""
+    writers = min(32 * WARPS // 256, 8)  # threads that write copies of one pair
+    lines = [
+        f".shared .align 16 .b32 {_TABLE}[{256 * 32}];",
+        "{",
+        ".reg .b32 thread, pair, high, low, begin, chunk;",
+        *lane_codes_asm(quant_type),
+        "mov.u32 thread, %tid.x;",
+        # The high half of a byte is the first of its two codes.
+        "shr.u32 high, thread, 4;",
+        "shfl.sync.idx.b32 high, own0, high, 0x101f, 0xffffffff;",
+        "shfl.sync.idx.b32 low, own0, thread, 0x101f, 0xffffffff;",
+        "cvt.rn.f16x2.f32 pair, low, high;",
+        f"mov.u32 begin, {_TABLE};",
+        "and.b32 low, thread, 255;",
+        "mad.lo.u32 begin, low, 128, begin;",
+        "shr.u32 high, thread, 8;",
+        f"mad.lo.u32 thread, high, {8 // writers}, thread;",
+    ]
+    for turn in range(8 // writers):
+        # Each of eight threads begins at another bank.
+        lines += [
+            f"add.u32 chunk, thread, {turn};",
+            "and.b32 chunk, chunk, 7;",
+            "mad.lo.u32 chunk, chunk, 16, begin;",
+            "st.shared.v4.b32 [chunk], {pair, pair, pair, pair};",
+        ]
+    return "\n".join([*lines, *(f"mov.f32 ${i}, 0f00000000;" for i in range(8)), "}"])
+
+
+def _times_asm():
+    """PTX that adds scale * (four rows' 16 codes of a lane times the vector's) to the sums.
+
+    $0 to $7 are the sums after, two of each row; $8 to $15 bytes, two words a row, $16 to $23
+    scales, $24 to $31 the vector, $32 to $39 the sums before.
+    """
+    lines = [
+        "{",
+        ".reg .b32 lane, table, place, pair<32>;",
+        ".reg .f32 sum<8>;",
+        f"mov.u32 table, {_TABLE};",
+        "mov.u32 lane, %laneid;",
+        "shl.b32 lane, lane, 2;",
+    ]
+    for k in range(8 * _ROWS):
+        word, byte = 8 + k // 4, k % 4
+        # The byte times 128, the size of a pair's copies, beside the place of the lane's copy.
+        shift = (
+            f"shr.u32 place, ${word}, {8 * byte - 7};" if byte else f"shl.b32 place, ${word}, 7;"
+        )
+        lines += [
+            shift,
+            "lop3.b32 place, place, 0x7f80, lane, 0xea;",
+            "add.u32 place, place, table;",
+            f"ld.shared.b32 pair{k}, [place];",
+        ]
+    for two in range(_ROWS // 2):
+        sums = f"{{sum{4 * two}, sum{4 * two + 1}, sum{4 * two + 2}, sum{4 * two + 3}}}"
+        for turn in range(4):
+            k, x = 16 * two + 2 * turn, 24 + 2 * turn
+            before = sums if turn else "{0f00000000, 0f00000000, 0f00000000, 0f00000000}"
+            lines.append(
+                f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {sums}, "
+                f"{{pair{k}, pair{8 + k}, pair{k + 1}, pair{9 + k}}}, {{${x}, ${x + 1}}}, {before};"
+            )
+    lines += [f"fma.rn.f32 ${i}, sum{i}, ${16 + i}, ${32 + i};" for i in range(8)]
+    return "\n".join([*lines, "}"])
