@@ -11,6 +11,7 @@ from griffin_jax.kernels.step_gpu.launch import divide, launch
 from griffin_jax.kernels.step_gpu.mlp import normalised, project_and_add
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
+    bias_of,
     is_packed,
     options,
     products,
@@ -185,12 +186,12 @@ def _ask(x, scale, layers, eps, interpret):
 
     def part(name):
         def run(inputs, buffers, i):
-            weight, bias = inputs[name]
-            rows = pl.ds(i * count, count)
+            layer, rows = inputs[name], pl.ds(i * count, count)
+            bias = bias_of(layer, rows)
             [y] = products(
-                [weight], rows.start, count, inputs, "x", norm(inputs), interpret=interpret
+                [layer[0]], rows.start, count, inputs, "x", norm(inputs), interpret=interpret
             )
-            buffers[name[0]][rows] = add_bias(y.astype(dtype), bias, rows)
+            buffers[name[0]][rows] = add_bias(y.astype(dtype), bias)
 
         return layers[name][0].shape[0] // count, run
 

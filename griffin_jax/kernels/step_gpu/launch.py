@@ -21,6 +21,7 @@ def launch(
     name: str,
     num_warps: int = 4,
     first: Callable[[bool], dict] | None = None,
+    rounds: int = 1,
     interpret: bool = False,
 ) -> dict[str, jax.Array]:
     """Runs `count` programs of each part, all at once and in no order.
@@ -33,12 +34,14 @@ def launch(
       name: Of the kernel, for profiles.
       num_warps: Of a program.
       first: What every program does before its part, given `interpret`; returns more inputs.
+      rounds: Of the first part a program runs so many, one after another.
       interpret: Run on any device, slowly, for tests.
 
     Returns:
       All buffers.
     """
     updates = updates or {}
+    parts = [(parts[0][0] // rounds, _in_rounds(*parts[0], rounds)), *parts[1:]]
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.atleast_1d, inputs))
     names = [*outputs, *updates]
 
@@ -72,6 +75,18 @@ def launch(
         interpret=interpret,
     )(*leaves, *updates.values())
     return dict(zip(names, results, strict=True))
+
+
+def _in_rounds(count, body, rounds):
+    """A body that runs `rounds` of `count` programs as one."""
+    if rounds == 1:
+        return body
+    apart = count // rounds
+
+    def run(inputs, buffers, i):
+        lax.fori_loop(0, rounds, lambda r, _: body(inputs, buffers, i + r * apart), None)
+
+    return run
 
 
 def divide(number: jax.Array, by: int | jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,6 +11,7 @@ from griffin_jax.kernels.rms_norm import rms_norm
 from griffin_jax.kernels.step_gpu.launch import launch
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
+    bias_of,
     is_packed,
     options,
     products,
@@ -51,11 +52,9 @@ def mlp_step(x, scale, gate, up, down, *, eps, interpret=False):
         layers = inputs["gate"], inputs["up"]
         rows = pl.ds(i * count, count)
         weights = [weight for weight, _ in layers]
+        biases = [bias_of(layer, rows) for layer in layers]
         found = products(weights, rows.start, count, inputs, "x", norm(inputs), interpret=interpret)
-        a, b = (
-            add_bias(y.astype(dtype), bias, rows)
-            for y, (_, bias) in zip(found, layers, strict=True)
-        )
+        a, b = (add_bias(y.astype(dtype), bias) for y, bias in zip(found, biases, strict=True))
         store(buffers, "h", rows.start, gelu(a.astype(jnp.float32)).astype(dtype) * b)
 
     h = launch(
@@ -104,10 +103,10 @@ def project_and_add(
     count, launched = options([layer[0]])
 
     def project(inputs, buffers, i):
-        weight, bias = inputs["layer"]
-        rows = pl.ds(i * count, count)
-        [y] = products([weight], rows.start, count, inputs, name_of_h, interpret=interpret)
-        buffers["out"][rows] = inputs["residual"][rows] + add_bias(y.astype(dtype), bias, rows)
+        layer, rows = inputs["layer"], pl.ds(i * count, count)
+        residual, bias = inputs["residual"][rows], bias_of(layer, rows)
+        [y] = products([layer[0]], rows.start, count, inputs, name_of_h, interpret=interpret)
+        buffers["out"][rows] = residual + add_bias(y.astype(dtype), bias)
 
     return launch(
         [(width // count, project), *beside],

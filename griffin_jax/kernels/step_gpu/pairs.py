@@ -6,7 +6,7 @@ an operand of a tensor core as they are. Of the eight columns of its product a g
 needs one, that of its own part of the vector: what else it adds up is thrown away. A group of four
 lanes reads a block of 64 weights, whose scale multiplies the block's sum in float32.
 
-The vector comes as pairs of float16 too, divided by 16: numbers up to a million fit, with no less
+The vector comes in float16 too, divided by 16: numbers up to a million fit, with no less
 precision than bfloat16 from 2.5e-4 on. The codes' own rounding is 1.3e-4 of a product, a tenth of
 what a weight in bfloat16 is rounded by.
 """
@@ -25,7 +25,7 @@ _SMALLEST_BLOCK = 64
 _DIVISOR = 16.0
 _LARGEST = 65504.0
 _PIECES = (2, 3, 1)  # of a row that a warp asks for at once, the best first
-_MOST_PROGRAMS = 256  # that run at once on 132 multiprocessors
+_SLOTS = 264  # programs that run at once, two on each of 132 multiprocessors
 _TABLE = "griffin_pairs"
 
 
@@ -46,28 +46,43 @@ def serves(weights) -> str | None:
     return None
 
 
-def rows_of_program(weights) -> int:
-    """Rows of each weight that one program multiplies, so that there are programs enough."""
+def programs(weights) -> tuple[int, int]:
+    """Rows of each weight that a program multiplies at a time, and how many times.
+
+    A row is shared by as few warps as fill the multiprocessors, to nine tenths or as far as it goes.
+    """
     most = WARPS * _ROWS // len(weights)
     out, width = weights[0].shape
-    share = 1
-    while (
-        out * share // most < _MOST_PROGRAMS
-        and share < 4
-        and width // (2 * BYTES) % (2 * share) == 0
-    ):
-        share *= 2
-    return most // share
+    shares = [n for n in (1, 2, 4) if width // (2 * BYTES) % n == 0]
+    filled = {}
+    for share in shares:
+        count = out * share // most
+        rounds = -(-count // _SLOTS)
+        filled[share] = count / (rounds * _SLOTS)
+        if filled[share] >= 0.9:
+            break
+    share = max(filled, key=filled.get)
+    count = out * share // most
+    rounds = -(-count // _SLOTS)
+    return most // share, rounds if count % rounds == 0 else 1
 
 
-def to_pairs(x: jax.Array) -> jax.Array:
-    """A vector [n] as `times` reads it, int32[n / 2]: two float16 numbers each, divided by 16."""
-    two = jnp.clip(x.astype(jnp.float32) / _DIVISOR, -_LARGEST, _LARGEST).reshape(-1, 2)
-    first, second = (
-        lax.bitcast_convert_type(half.reshape(-1).astype(jnp.float16), jnp.uint16).astype(jnp.int32)
-        for half in jnp.split(two, 2, axis=1)
-    )
-    return first | (second << 16)
+def to_vector(x: jax.Array) -> jax.Array:
+    """A vector [n] as `times` reads it: float16[n], a sixteenth of it, each number in its place."""
+    # As `store` does it, in a form that XLA fuses.
+    return _sixteenth(x).reshape(-1, 2, 8).swapaxes(0, 1).reshape(-1)
+
+
+def store(ref, begin: jax.Array, values: jax.Array) -> None:
+    """Writes values [m] to a vector [n] of `times`, from number `begin` on."""
+    number = begin + jnp.arange(values.size, dtype=jnp.int32)
+    half, within = lax.div(lax.rem(number, 16), 8), lax.rem(number, 8)
+    ref[half * (ref.size // 2) + lax.div(number, 16) * 8 + within] = _sixteenth(values)
+
+
+def _sixteenth(x):
+    x = jnp.clip(x.astype(jnp.float32) / _DIVISOR, -_LARGEST, _LARGEST)
+    return x.astype(jnp.float16)
 
 
 def table(quant_type: str, *, interpret: bool) -> jax.Array:
@@ -84,8 +99,8 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
     Args:
       weights: 4-bit weights [out, in] of references.
       row: The first row.
-      count: How many, what `rows_of_program` said.
-      x_ref: The vector of `to_pairs`.
+      count: How many, what `programs` said.
+      x_ref: The vector, as `to_vector` has it.
       table: What `table` returned.
       interpret: Run on any device, slowly.
 
@@ -103,7 +118,7 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
     each = _ROWS // len(weights)
 
     def load(piece):
-        """Bytes and scales of a piece of each row, and which pairs of the vector they meet."""
+        """Bytes and scales of a piece of each row, and where the vector's numbers are that they meet."""
 
         def places(lanes):
             warp = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 0)
@@ -131,7 +146,9 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
 
     def add(sums, loaded):
         for packed, scale, column in loaded:
-            sums = _asm(_times_asm(), "r" * _ROWS + "frf", [*packed, scale, x_ref[column], sums])
+            # Of its 16 numbers a lane reads eight and eight, side by side with other lanes'.
+            x = x_ref[column], x_ref[width * share + column]
+            sums = _asm(_times_asm(), "r" * (_ROWS + 2) + "ff", [*packed, *x, scale, sums])
         return sums
 
     def turn(i, sums):
@@ -145,7 +162,8 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
         # everything at once, at twice the registers.
         some = lax.shift_right_logical(row, 30)
         sums = lax.fori_loop(1, pieces // at_once + some, turn, sums)
-    sums = _asm(_OWN, "f", [sums]).reshape(WARPS, 8, _ROWS, 8).sum(axis=3).sum(axis=1)
+    sums = _asm(_own_asm(), "f", [sums]).reshape(WARPS, 32 // _ROWS, _ROWS, 8)
+    sums = sums.sum(axis=3).sum(axis=1)
     sums = _DIVISOR * sums.reshape(groups, share, _ROWS).sum(axis=1)
     if len(weights) == 1:
         return [sums.reshape(count)]
@@ -155,7 +173,7 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
 def _times_plainly(weight, row, count, x_ref):
     rows = row + jnp.arange(count)[:, None]
     width = weight.shape[1]
-    pairs = lax.bitcast_convert_type(x_ref[...], jnp.float16).astype(jnp.float32)
+    pairs = x_ref[...].reshape(2, -1, 8).swapaxes(0, 1).reshape(-1, 2).astype(jnp.float32)
     halves = lookup(weight.packed[rows, jnp.arange(width // 2)[None]], weight.quant_type, True)
     high, low = (half.astype(jnp.float16).astype(jnp.float32) for half in halves)
     blocks = width // weight.block_size
@@ -168,9 +186,9 @@ def _times_plainly(weight, row, count, x_ref):
 def _asm(text, kinds, arguments):
     """PTX of 8 places of [WARPS, BYTES] at once; 8 registers of float32 come of it.
 
-    `kinds` are those of the arguments' registers: of bytes two, else eight.
+    `kinds` are those of the arguments' registers, of which a type of n bytes takes 2 n.
     """
-    counts = [2 if argument.dtype == jnp.uint8 else 8 for argument in arguments]
+    counts = [2 * argument.dtype.itemsize for argument in arguments]
     inputs = [kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)]
     return plgpu.elementwise_inline_asm(
         text,
@@ -184,29 +202,35 @@ def _asm(text, kinds, arguments):
 # What writes the table says 0, and so does what waits for it, so that nothing comes before either.
 _READY = "\n".join(["bar.sync 0;", *(f"mov.f32 ${i}, ${8 + i};" for i in range(8))])
 
-# Of a group's four lanes one has the column that is the group's own, in every other register, by
-# the group's number. Its sums of the four rows go to the group's four lanes.
-_OWN = """{
-.reg .b32 lane, odd, from, row;
-.reg .f32 own<4>;
-.reg .pred is_odd, is_row;
-mov.u32 lane, %laneid;
-and.b32 odd, lane, 4;
-setp.ne.u32 is_odd, odd, 0;
-and.b32 row, lane, 3;
-shr.u32 from, lane, 3;
-and.b32 odd, lane, 28;
-or.b32 from, from, odd;
-""" + "\n".join(
-    [
-        *(f"selp.f32 own{i}, ${9 + 2 * i}, ${8 + 2 * i}, is_odd;" for i in range(4)),
-        *(f"shfl.sync.idx.b32 own{i}, own{i}, from, 0x1f, 0xffffffff;" for i in range(4)),
-        "mov.f32 $0, own0;",
-        *(f"setp.eq.u32 is_row, row, {i};\nselp.f32 $0, own{i}, $0, is_row;" for i in range(1, 4)),
-        *(f"mov.f32 ${i}, 0f00000000;" for i in range(1, 8)),
-        "}",
+
+def _own_asm():
+    """PTX that puts the sum of row i of a group of four lanes into $0 of its lane i, 0 elsewhere.
+
+    One of the four lanes has the column that is the group's own, in every other register, by the
+    group's number.
+    """
+    lines = [
+        "{",
+        ".reg .b32 lane, odd, from, row;",
+        f".reg .f32 own<{_ROWS}>;",
+        ".reg .pred is_odd, is_row;",
+        "mov.u32 lane, %laneid;",
+        "and.b32 odd, lane, 4;",
+        "setp.ne.u32 is_odd, odd, 0;",
+        "and.b32 row, lane, 3;",
+        "shr.u32 from, lane, 3;",
+        "and.b32 odd, lane, 28;",
+        "or.b32 from, from, odd;",
+        "mov.f32 $0, 0f00000000;",
     ]
-)
+    for i in range(_ROWS):
+        lines += [
+            f"selp.f32 own{i}, ${9 + 2 * i}, ${8 + 2 * i}, is_odd;",
+            f"shfl.sync.idx.b32 own{i}, own{i}, from, 0x1f, 0xffffffff;",
+            f"setp.eq.u32 is_row, row, {i};",
+            f"selp.f32 $0, own{i}, $0, is_row;",
+        ]
+    return "\n".join([*lines, *(f"mov.f32 ${i}, 0f00000000;" for i in range(1, 8)), "}"])
 
 
 def _table_asm(quant_type):
@@ -241,15 +265,17 @@ def _table_asm(quant_type):
 
 
 def _times_asm():
-    """PTX that adds scale * (four rows' 16 codes of a lane times the vector's) to the sums.
+    """PTX that adds scale * (each row's 16 codes of a lane times the vector's) to the sums.
 
-    $0 to $7 are the sums after, two of each row; $8 to $15 bytes, two words a row, $16 to $23
-    scales, $24 to $31 the vector, $32 to $39 the sums before.
+    First come the sums after, $0 to $7, two of each row; then bytes, two words a row, eight pairs
+    of the vector, eight scales, and the sums before.
     """
+    vector = 8 + 2 * _ROWS
+    scale, before = vector + 8, vector + 16
     lines = [
         "{",
-        ".reg .b32 lane, table, place, pair<32>;",
-        ".reg .f32 sum<8>;",
+        f".reg .b32 lane, table, place, pair<{8 * _ROWS}>;",
+        f".reg .f32 sum<{2 * _ROWS}>;",
         f"mov.u32 table, {_TABLE};",
         "mov.u32 lane, %laneid;",
         "shl.b32 lane, lane, 2;",
@@ -269,11 +295,12 @@ def _times_asm():
     for two in range(_ROWS // 2):
         sums = f"{{sum{4 * two}, sum{4 * two + 1}, sum{4 * two + 2}, sum{4 * two + 3}}}"
         for turn in range(4):
-            k, x = 16 * two + 2 * turn, 24 + 2 * turn
-            before = sums if turn else "{0f00000000, 0f00000000, 0f00000000, 0f00000000}"
+            k, x = 16 * two + 2 * turn, vector + 2 * turn
+            start = sums if turn else "{0f00000000, 0f00000000, 0f00000000, 0f00000000}"
             lines.append(
                 f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {sums}, "
-                f"{{pair{k}, pair{8 + k}, pair{k + 1}, pair{9 + k}}}, {{${x}, ${x + 1}}}, {before};"
+                f"{{pair{k}, pair{8 + k}, pair{k + 1}, pair{9 + k}}}, {{${x}, ${x + 1}}}, {start};"
             )
-    lines += [f"fma.rn.f32 ${i}, sum{i}, ${16 + i}, ${32 + i};" for i in range(8)]
-    return "\n".join([*lines, "}"])
+    used = 2 * _ROWS
+    lines += [f"fma.rn.f32 ${i}, sum{i}, ${scale + i}, ${before + i};" for i in range(used)]
+    return "\n".join([*lines, *(f"mov.f32 ${i}, 0f00000000;" for i in range(used, 8)), "}"])

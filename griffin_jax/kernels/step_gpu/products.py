@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from griffin_jax.kernels.step_gpu import pairs
-from griffin_jax.kernels.step_gpu.launch import divide
 from griffin_jax.quantization.tensor import QuantizedTensor
 
 _LARGEST = 2048  # plain weights of a row in one tile
@@ -30,8 +29,9 @@ def tiles(width: int) -> list[int]:
 def options(weights: Sequence, rows: int = _ROWS) -> tuple[int, dict]:
     """Rows of each of a program's weights, `rows` of plain ones, and how `launch` runs it."""
     if is_packed(weights[0]):
-        launched = {"num_warps": pairs.WARPS, "first": _first(weights[0].quant_type)}
-        return pairs.rows_of_program(weights), launched
+        count, rounds = pairs.programs(weights)
+        first = _first(weights[0].quant_type)
+        return count, {"num_warps": pairs.WARPS, "first": first, "rounds": rounds}
     return rows, {"num_warps": min(4, tiles(weights[0].shape[1])[-1] // 32)}
 
 
@@ -40,8 +40,8 @@ def _first(quant_type):
 
 
 def vector(name: str, x: jax.Array, packed: bool) -> dict[str, jax.Array]:
-    """A vector as `products` reads it: as it is, or for 4-bit weights in pairs."""
-    return {name: pairs.to_pairs(x) if packed else x}
+    """A vector as `products` reads it: as it is, or for 4-bit weights as `pairs` does."""
+    return {name: pairs.to_vector(x) if packed else x}
 
 
 def vector_like(name: str, size: int, dtype, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
@@ -50,12 +50,11 @@ def vector_like(name: str, size: int, dtype, packed: bool) -> dict[str, jax.Shap
 
 
 def store(buffers: dict, name: str, begin: jax.Array, values: jax.Array) -> None:
-    """Writes values [n] to a buffer of `vector_like`, from an even place on; n is even."""
-    count = values.shape[0]
-    if buffers[name].dtype == jnp.int32:
-        buffers[name][pl.ds(divide(begin, 2)[0], count // 2)] = pairs.to_pairs(values)
+    """Writes values [n] to a buffer of `vector_like`, from a place on."""
+    if buffers[name].dtype == jnp.float16:
+        pairs.store(buffers[name], begin, values)
     else:
-        buffers[name][pl.ds(begin, count)] = values
+        buffers[name][pl.ds(begin, values.shape[0])] = values
 
 
 def products(
@@ -113,6 +112,11 @@ def _add(total, size, part):
     total[size] = total[size] + part if size in total else part
 
 
-def add_bias(y: jax.Array, bias, rows) -> jax.Array:
-    """y + bias[rows] in the dtype of y; bias may be None."""
-    return y if bias is None else y + bias[rows].astype(y.dtype)
+def bias_of(layer, rows) -> jax.Array | None:
+    """The bias of some rows of a layer, (weight, bias or None), to be read before its products."""
+    return None if layer[1] is None else layer[1][rows]
+
+
+def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """y + bias in the dtype of y; bias may be None."""
+    return y if bias is None else y + bias.astype(y.dtype)

@@ -11,6 +11,7 @@ from griffin_jax.kernels.step_gpu.launch import divide, launch
 from griffin_jax.kernels.step_gpu.mlp import gelu, normalised, project_and_add
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
+    bias_of,
     is_packed,
     options,
     products,
@@ -83,9 +84,10 @@ def _branches(x, scale, layers, eps, interpret):
     def run(inputs, buffers, i):
         rows = pl.ds(i * count, count)
         weights = [inputs[name][0] for name in both]
+        biases = [bias_of(inputs[name], rows) for name in both]
         found = products(weights, rows.start, count, inputs, "x", norm(inputs), interpret=interpret)
-        for name, y in zip(both, found, strict=True):
-            buffers[name][rows] = add_bias(y.astype(dtype), inputs[name][1], rows)
+        for name, y, bias in zip(both, found, biases, strict=True):
+            buffers[name][rows] = add_bias(y.astype(dtype), bias)
 
     return launch(
         [(size // count, run)],
@@ -119,27 +121,29 @@ def _recur(dtype, inputs, buffers, i):
 
     columns = pl.ds(column, CHANNELS)
     gates = ("a_gate", "input_gate")
+    # All that is read is asked for first: behind a sum over threads it would be waited for again.
     loaded = [inputs[name][0][head, :, columns] for name in gates]
+    biases = [inputs[name][1][head, columns].astype(dtype) for name in gates]
+    a_param = inputs["a_param"][own].astype(f32)
+    before = buffers["hidden"][own]
+    y = inputs["y"][own].astype(f32)
+    own_block = convolve(own).astype(f32)
     block = convolve(pl.ds(head * size, size)).astype(f32)
 
-    def gate(name, weights):
+    def gate(weights, bias):
         y = (weights.astype(dtype).astype(f32) * block[:, None]).sum(axis=0).astype(dtype)
-        bias = inputs[name][1][head, columns].astype(dtype)
         return jax.nn.sigmoid((y + bias).astype(f32))
 
-    a_gate, input_gate = map(gate, gates, loaded)
-    a_param = inputs["a_param"][own].astype(f32)
+    a_gate, input_gate = map(gate, loaded, biases)
     softplus = jnp.maximum(a_param, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(a_param)))
     log_a = -C * softplus * a_gate
-    before = buffers["hidden"][own]
     # 1 - a^2 = -expm1(2 log a); at a document's beginning the state is forgotten.
     factor = jnp.where(reset, 1.0, jnp.sqrt(-jnp.expm1(2 * log_a)))
     after = jnp.where(reset, 0.0, jnp.exp(log_a)) * before
-    after += factor * convolve(own).astype(f32) * input_gate
+    after += factor * own_block * input_gate
     after = jnp.where(inputs["length"][0] > 0, after, before)
     buffers["hidden"][own] = after
-    y = gelu(inputs["y"][own].astype(f32)).astype(dtype)
-    store(buffers, "z", own.start, y * after.astype(dtype))
+    store(buffers, "z", own.start, gelu(y).astype(dtype) * after.astype(dtype))
 
 
 def _keep(inputs, buffers, i):
