@@ -117,6 +117,7 @@ def _run(config, kind, params, x, state, timeline, interpret):
     length = timeline.lengths.reshape(())
     h = x.reshape(-1)
     scale = params["temporal_pre_norm"]["scale"]
+    next_scale = params["channel_pre_norm"]["scale"]
     if kind == ATTENTION:
         layers = {name: _pair(layer) for name, layer in params["attention_block"].items()}
         window = config.attention_window
@@ -128,6 +129,7 @@ def _run(config, kind, params, x, state, timeline, interpret):
             [ring.reshape(ring.shape[1], -1) for ring in rings],
             (position, length, timeline.start.reshape(())),
             _rotation(config, position, x.dtype),
+            next_scale,
             reach=window and window - config.window_includes_query,
             **options,
         )
@@ -145,13 +147,13 @@ def _run(config, kind, params, x, state, timeline, interpret):
             gates["a_param"],
             (state.hidden.reshape(-1), state.conv.reshape(state.conv.shape[1:])),
             (position, length),
+            next_scale,
             **options,
         )
         after = {"hidden": hidden, "conv": conv}
     mlp = params["mlp_block"]
     h = mlp_step(
-        h,
-        params["channel_pre_norm"]["scale"],
+        *h,
         *(_pair(mlp[name]) for name in ("gate_proj", "up_proj", "down_proj")),
         **options,
     )

@@ -28,8 +28,8 @@ _NEVER = -1e30  # a score beyond every other
 # Layers of equal shapes are traced once.
 @functools.partial(jax.jit, static_argnames=("reach", "eps", "interpret"))
 def attention_step(
-    x, scale, layers, rings, timeline, rotation, *, reach, eps, interpret=False
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, layers, rings, timeline, rotation, next_scale, *, reach, eps, interpret=False
+):
     """x + out(attention(q(n), k(n), v(n))) of n = norm(x), for one token and one head of keys.
 
     Args:
@@ -42,12 +42,13 @@ def attention_step(
         length 0 is padding.
       rotation: Cosines and sines of the position's angles, in x's dtype; as many as a head has
         pairs of rotated columns, which lead, first ones before second ones.
+      next_scale: [D], of the norm behind this half.
       reach: How many tokens back a query sees; None for all.
-      eps: Of the norm.
+      eps: Of the norms.
       interpret: Run on any device, slowly, for tests.
 
     Returns:
-      [D] in the dtype of x, and the rings after.
+      [D] in the dtype of x with what enters `mlp_step`, and the rings after.
     """
     dtype, f32 = x.dtype, jnp.float32
     slots, size = rings[0].shape
@@ -171,10 +172,11 @@ def attention_step(
         [(1, write)],
         {"k": asked["k"], "v": asked["v"], **turn, "position": position, "length": length},
         {"keys": keys, "values": values},
+        next_scale,
         name="step_attention_out",
         interpret=interpret,
     )
-    return after["out"], after["keys"], after["values"]
+    return (after["out"], after["entering"]), after["keys"], after["values"]
 
 
 def _ask(x, scale, layers, eps, interpret):

@@ -28,12 +28,12 @@ def gelu(x):
 
 # Layers of equal shapes are traced once.
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def mlp_step(x, scale, gate, up, down, *, eps, interpret=False):
+def mlp_step(x, entering, gate, up, down, *, eps, interpret=False):
     """x + down(gelu(gate(n)) * up(n)) of n = norm(x), for one token.
 
     Args:
       x: [D].
-      scale: [D], of the norm.
+      entering: What `project_and_add` made ready for the norm of x.
       gate: (weight [F, D], bias [F] or None).
       up: Likewise.
       down: (weight [D, F], bias [D] or None).
@@ -46,14 +46,15 @@ def mlp_step(x, scale, gate, up, down, *, eps, interpret=False):
     expanded, dtype = gate[0].shape[0], x.dtype
     packed = is_packed(gate[0])
     count, launched = options([gate[0], up[0]])
-    entering, norm = normalised(x, scale, eps, packed)
+    factor = "squares" if packed else "scale"
 
     def expand(inputs, buffers, i):
         layers = inputs["gate"], inputs["up"]
         rows = pl.ds(i * count, count)
         weights = [weight for weight, _ in layers]
         biases = [bias_of(layer, rows) for layer in layers]
-        found = products(weights, rows.start, count, inputs, "x", norm(inputs), interpret=interpret)
+        norm = inputs[factor], eps
+        found = products(weights, rows.start, count, inputs, "x", norm, interpret=interpret)
         a, b = (add_bias(y.astype(dtype), bias) for y, bias in zip(found, biases, strict=True))
         store(buffers, "h", rows.start, gelu(a.astype(jnp.float32)).astype(dtype) * b)
 
@@ -81,7 +82,7 @@ def normalised(x, scale, eps, packed):
 
 
 def project_and_add(
-    x, h, name_of_h, layer, beside=(), inputs=None, updates=None, *, name, interpret
+    x, h, name_of_h, layer, beside=(), inputs=None, updates=None, scale=None, *, name, interpret
 ):
     """x + layer(h), the end of half a residual block.
 
@@ -93,27 +94,46 @@ def project_and_add(
       beside: More parts of the launch, as for `launch`.
       inputs: A dict of what those read.
       updates: A dict of what those overwrite.
+      scale: [D], of a norm that comes next.
       name: Of the kernel.
       interpret: Run on any device, slowly, for tests.
 
     Returns:
-      A dict: "out", [D] in the dtype of x, and `updates` as they are after.
+      A dict: "out", [D] in the dtype of x, `updates` as they are after, and with `scale` "entering",
+      a dict for `mlp_step`.
     """
     width, dtype = x.shape[0], x.dtype
+    packed = is_packed(layer[0])
     count, launched = options([layer[0]])
+    entering = {}
+    if packed and scale is not None:
+        entering = vector_like("x", width, dtype, packed)
+        entering["squares"] = jax.ShapeDtypeStruct((width // count,), jnp.float32)
 
     def project(inputs, buffers, i):
         layer, rows = inputs["layer"], pl.ds(i * count, count)
         residual, bias = inputs["residual"][rows], bias_of(layer, rows)
         [y] = products([layer[0]], rows.start, count, inputs, name_of_h, interpret=interpret)
-        buffers["out"][rows] = residual + add_bias(y.astype(dtype), bias)
+        out = residual + add_bias(y.astype(dtype), bias)
+        buffers["out"][rows] = out
+        if entering:  # the norm's factor, one number, multiplies what is made of it
+            out = out.astype(jnp.float32)
+            scale = 1 + inputs["next_scale"][rows].astype(jnp.float32)
+            store(buffers, "x", rows.start, out * scale)
+            buffers["squares"][i] = (out * out).sum()
 
-    return launch(
+    after = launch(
         [(width // count, project), *beside],
-        {"residual": x, **h, "layer": layer, **(inputs or {})},
-        {"out": jax.ShapeDtypeStruct((width,), dtype)},
+        {"residual": x, **h, "layer": layer, **(inputs or {})}
+        | ({"next_scale": scale} if entering else {}),
+        {"out": jax.ShapeDtypeStruct((width,), dtype), **entering},
         updates,
         name=name,
         interpret=interpret,
         **launched,
     )
+    if entering:
+        after["entering"] = {key: after.pop(key) for key in entering}
+    elif scale is not None:
+        after["entering"] = {"x": after["out"], "scale": scale}
+    return after

@@ -18,14 +18,13 @@ from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.packed_matmul_pallas_gpu import LEAVES, lane_codes_asm, lookup, scales_at
 
-WARPS = 16  # of a program
+WARPS = 8  # of a program
 BYTES = 256  # of a row that a warp reads in one piece, 8 a lane
 _ROWS = 4  # that a warp reads side by side
 _SMALLEST_BLOCK = 64
 _DIVISOR = 16.0
 _LARGEST = 65504.0
-_PIECES = (2, 3, 1)  # of a row that a warp asks for at once, the best first
-_SLOTS = 264  # programs that run at once, two on each of 132 multiprocessors
+_SLOTS = 528  # programs that run at once, four on each of 132 multiprocessors
 _TABLE = "griffin_pairs"
 
 
@@ -40,7 +39,7 @@ def serves(weights) -> str | None:
         ):
             return f"4-bit weights in blocks of {weight.block_size} (needs 64, 128, 256 or 512)"
         if out % (WARPS * _ROWS) or width % (2 * BYTES):
-            return f"4-bit weights of {out} x {width} (needs multiples of 64 x 512)"
+            return f"4-bit weights of {out} x {width} (needs multiples of 32 x 512)"
         if weight.quant_type != weights[0].quant_type:
             return "4-bit weights of several types"
     return None
@@ -141,27 +140,19 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
             scale = own if scale is None else jnp.where(register < 2 * index + 2, own, scale)
         return packed, scale, column
 
-    pieces = width // BYTES
-    at_once = next(n for n in _PIECES if pieces % n == 0)
-
     def add(sums, loaded):
-        for packed, scale, column in loaded:
-            # Of its 16 numbers a lane reads eight and eight, side by side with other lanes'.
-            x = x_ref[column], x_ref[width * share + column]
-            sums = _asm(_times_asm(), "r" * (_ROWS + 2) + "ff", [*packed, *x, scale, sums])
-        return sums
-
-    def turn(i, sums):
-        return add(sums, [load(i * at_once + piece) for piece in range(at_once)])
+        packed, scale, column = loaded
+        # Of its 16 numbers a lane reads eight and eight, side by side with other lanes'.
+        x = x_ref[column], x_ref[width * share + column]
+        return _asm(_times_asm(), "r" * (_ROWS + 2) + "ff", [*packed, *x, scale, sums])
 
     # What is far away is asked for before the table is waited for.
-    first = [load(piece) for piece in range(at_once)]
+    first = load(0)
     sums = add(_asm(_READY, "f", [table]), first)
-    if pieces > at_once:
-        # A number of turns that the compiler does not know is 0: it would unroll them and ask for
-        # everything at once, at twice the registers.
-        some = lax.shift_right_logical(row, 30)
-        sums = lax.fori_loop(1, pieces // at_once + some, turn, sums)
+    # A number of turns that the compiler does not know is 0: it would unroll them and ask for
+    # everything at once, at twice the registers.
+    pieces = width // BYTES + lax.shift_right_logical(row, 30)
+    sums = lax.fori_loop(1, pieces, lambda i, sums: add(sums, load(i)), sums)
     sums = _asm(_own_asm(), "f", [sums]).reshape(WARPS, 32 // _ROWS, _ROWS, 8)
     sums = sums.sum(axis=3).sum(axis=1)
     sums = _DIVISOR * sums.reshape(groups, share, _ROWS).sum(axis=1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.quantization.tensor import QuantizedTensor
@@ -75,16 +76,22 @@ def products(
       count: How many; see `options`.
       inputs: References, the vector among them, and what `options` begins a launch with.
       name: Of the vector; see `vector`.
-      norm: For plain weights, scale, a reference to [in], and epsilon of a root mean square
-        normalisation of the vector (`rms_norm`). Its factor is one number, so that it multiplies
-        sums, not the vector.
+      norm: Of a root mean square normalisation of the vector (`rms_norm`) epsilon and before it a
+        reference: for plain weights its scale, [in]; for 4-bit weights, whose vector has been
+        multiplied by that, parts of the sum of its squares. The norm's factor is one number, so
+        that it multiplies sums, not the vector.
       interpret: Run on any device, slowly.
 
     Returns:
       float32[count] for each weight.
     """
     if is_packed(weights[0]):
-        return pairs.times(weights, row, count, inputs[name], inputs[TABLE], interpret=interpret)
+        squares = None if norm is None else _whole(norm[0], interpret)
+        found = pairs.times(weights, row, count, inputs[name], inputs[TABLE], interpret=interpret)
+        if norm is None:
+            return found
+        inverse = jax.lax.rsqrt(squares.sum() / weights[0].shape[1] + norm[1])
+        return [y * inverse for y in found]
     width, begin = weights[0].shape[1], 0
     # Sums over tiles of one size are added up number by number, and over threads at the end.
     sums: list[dict] = [{} for _ in weights]
@@ -106,6 +113,14 @@ def products(
     square = sum(part.sum() for part in squares.values())
     inverse = jax.lax.rsqrt(square / width + norm[1])
     return [result * inverse for result in results]
+
+
+def _whole(ref, interpret):
+    """A vector of any length and zeros behind it: Triton's have powers of two."""
+    if interpret:
+        return ref[...]
+    place = jnp.arange(1 << (ref.size - 1).bit_length(), dtype=jnp.int32)
+    return plgpu.load(ref.at[place], mask=place < ref.size, other=0.0)
 
 
 def _add(total, size, part):

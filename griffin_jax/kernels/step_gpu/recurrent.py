@@ -25,7 +25,7 @@ _KEPT = 128  # channels of a program that moves the convolution's state on
 
 # Layers of equal shapes are traced once.
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def recurrent_step(x, scale, layers, a_param, state, timeline, *, eps, interpret=False):
+def recurrent_step(x, scale, layers, a_param, state, timeline, next_scale, *, eps, interpret=False):
     """x + out(gelu(y(n)) * rg_lru(conv(x(n)))) of n = norm(x), for one token.
 
     Args:
@@ -36,11 +36,12 @@ def recurrent_step(x, scale, layers, a_param, state, timeline, *, eps, interpret
       a_param: [R].
       state: hidden, float32[R], and conv, [C - 1, R].
       timeline: The token's position and length, int32[] each; a token of length 0 is padding.
-      eps: Of the norm.
+      next_scale: [D], of the norm behind this half.
+      eps: Of the norms.
       interpret: Run on any device, slowly, for tests.
 
     Returns:
-      [D] in the dtype of x, and hidden and conv after.
+      [D] in the dtype of x with what enters `mlp_step`, and hidden and conv after.
     """
     dtype = x.dtype
     hidden, conv = state
@@ -67,10 +68,11 @@ def recurrent_step(x, scale, layers, a_param, state, timeline, *, eps, interpret
         [keep],
         {"u": branches["u"], "taken": token["length"]},
         {"conv": conv},
+        next_scale,
         name="step_recurrent_out",
         interpret=interpret,
     )
-    return last["out"], hidden, last["conv"]
+    return (last["out"], last["entering"]), hidden, last["conv"]
 
 
 def _branches(x, scale, layers, eps, interpret):
