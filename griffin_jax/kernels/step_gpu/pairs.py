@@ -7,8 +7,8 @@ needs one, that of its own part of the vector: what else it adds up is thrown aw
 lanes reads a block of 64 weights, whose scale multiplies the block's sum in float32.
 
 The vector comes in float16 too, divided by 16: numbers up to a million fit, with no less
-precision than bfloat16 from 2.5e-4 on. The codes' own rounding is 1.3e-4 of a product, a tenth of
-what a weight in bfloat16 is rounded by.
+precision than bfloat16 from 2.5e-4 on. What codes are rounded by is up to 2^-12 of a product, a
+quarter of what weights in bfloat16 are.
 """
 
 import jax

@@ -1,0 +1,123 @@
+"""4-bit products of a step's kernels against weights decoded in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+
+from griffin_jax.kernels.step_gpu import pairs, products
+from griffin_jax.kernels.step_gpu.launch import launch
+from griffin_jax.quantization import dequantize, quantize
+from griffin_jax.quantization.tensor import abstract
+
+ON_GPU = jax.default_backend() == "gpu"
+
+
+def multiply(weights, x):
+    """Every row of the weights times x, in the programs and rounds that `options` says."""
+    count, launched = products.options(weights)
+
+    def body(inputs, buffers, i):
+        found = products.products(
+            inputs["weights"], i * count, count, inputs, "x", interpret=not ON_GPU
+        )
+        for index, y in enumerate(found):
+            buffers[str(index)][rows_of(i, count)] = y
+
+    out = weights[0].shape[0]
+    found = launch(
+        [(out // count, body)],
+        {"weights": weights, **products.vector("x", x, True)},
+        {str(i): jax.ShapeDtypeStruct((out,), jnp.float32) for i in range(len(weights))},
+        name="products",
+        interpret=not ON_GPU,
+        **launched,
+    )
+    return [found[str(i)] for i in range(len(weights))]
+
+
+def rows_of(i, count):
+    return pl.ds(i * count, count)
+
+
+def drawn(out, width, count, **options):
+    keys = jax.random.split(jax.random.key(0), count + 1)
+    weights = [quantize(jax.random.normal(key, (out, width)), **options) for key in keys[1:]]
+    return weights, jax.random.normal(keys[0], (width,)).astype(jnp.bfloat16)
+
+
+def expected(weight, x):
+    return np.asarray(dequantize(weight, jnp.float32), np.float64) @ np.asarray(x, np.float64)
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize(
+    "out, width, count, block_size",
+    [(64, 512, 1, 64), (32, 1536, 2, 64), (96, 1024, 1, 128), (32, 2048, 2, 512)],
+)
+def test_products_are_those_of_decoded_weights(
+    out, width, count, block_size, quant_type, double_quant
+):
+    weights, x = drawn(
+        out, width, count, quant_type=quant_type, double_quant=double_quant, block_size=block_size
+    )
+    assert pairs.serves(weights) is None
+    for weight, y in zip(weights, jax.jit(multiply)(weights, x), strict=True):
+        wanted = expected(weight, x)
+        # Codes are rounded to float16.
+        assert np.linalg.norm(y - wanted) <= 2**-11 * np.linalg.norm(wanted)
+
+
+def test_large_and_small_numbers_survive():
+    weights, _ = drawn(32, 512, 1)
+    for size in (1e-3, 9e5):
+        x = (size * jax.random.uniform(jax.random.key(1), (512,), minval=-1)).astype(jnp.bfloat16)
+        [y] = jax.jit(multiply)(weights, x)
+        wanted = expected(weights[0], x)
+        assert np.linalg.norm(y - wanted) <= 1e-3 * np.linalg.norm(wanted)
+    [y] = jax.jit(multiply)(weights, jnp.full(512, 1e30, jnp.bfloat16))
+    assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("begin, count", [(0, 64), (16, 16), (24, 8), (4, 4)])
+def test_a_vector_written_in_parts_is_the_one_written_whole(begin, count):
+    x = jax.random.normal(jax.random.key(0), (64,))
+
+    def body(inputs, buffers, i):
+        del i
+        rows = pl.ds(begin, count)
+        pairs.store(buffers["v"], begin, inputs["x"][rows])
+
+    zeros = jnp.zeros(64, jnp.float16)
+    found = launch([(1, body)], {"x": x}, {}, {"v": zeros}, name="store", interpret=not ON_GPU)
+    own = (jnp.arange(64) >= begin) & (jnp.arange(64) < begin + count)
+    np.testing.assert_array_equal(found["v"], pairs.to_vector(jnp.where(own, x, 0)))
+
+
+@pytest.mark.parametrize(
+    "out, width, count",
+    [(4096, 4096, 2), (4096, 4096, 1), (12288, 4096, 2), (4096, 12288, 1), (2560, 2560, 1)],
+)
+def test_programs_share_the_rows_and_fill_the_machine(out, width, count):
+    rows, rounds = pairs.programs([abstract((out, width), "bfloat16", "nf4")] * count)
+    assert out % (rows * rounds) == 0
+    if width % 2048 == 0:
+        running = out // rows / rounds
+        assert 0.9 * pairs._SLOTS <= running <= pairs._SLOTS
+
+
+@pytest.mark.parametrize(
+    "shape, options, reason",
+    [
+        ((64, 768), {}, "64 x 768"),
+        ((48, 512), {}, "48 x 512"),
+        ((64, 512), {"block_size": 32}, "blocks of 32"),
+    ],
+)
+def test_what_is_not_served_says_why(shape, options, reason):
+    weight = quantize(jnp.ones(shape), **options)
+    assert reason in pairs.serves([weight])
+    other = quantize(jnp.ones((64, 512)), quant_type="fp4")
+    assert "several types" in pairs.serves([quantize(jnp.ones((64, 512))), other])
