@@ -63,16 +63,16 @@ def backward(
 
 
 def _forward_kernel(chunk, x_ref, a_ref, h_ref):
-    x, a = chunk.load(x_ref, a_ref)
+    x, a = chunk.load(x_ref), chunk.load(a_ref)
     chunk.store(h_ref, chunk.forwards(a, x))
 
 
 def _backward_kernel(chunk, a_ref, dh_ref, h_ref, h0_ref, dx_ref, da_ref):
-    a, dh = chunk.load(a_ref, dh_ref)
+    a, dh = chunk.load(a_ref), chunk.load(dh_ref)
     before = chunk.load_before(h_ref, h0_ref[chunk.lanes])
     dx = chunk.backwards(a, dh)
     chunk.store(dx_ref, dx)
-    chunk.store(da_ref, dx * before)
+    chunk.store(da_ref, [g * h for g, h in zip(dx, before, strict=True)])
 
 
 def _in_whole_chunks(*arrays, groups, steps):

@@ -15,8 +15,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.time_chunks_gpu import CHANNELS, Chunks
 
@@ -28,7 +26,6 @@ _C = 8.0
 _MIN_SQUARE = 0.25e-6  # clips the square root's derivative at 1,000
 _LN2 = math.log(2)
 _RESET, _PADDING = -200.0, 1e30
-_INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt}
 
 
 def serves(shape: tuple[int, ...]) -> str | None:
@@ -85,46 +82,40 @@ def _backward_rule(interpret, residuals, gradients):
 _recurrence.defvjp(_forward_rule, _backward_rule)
 
 
-def _instruction(name, value, interpret):
-    """One of the processor's own approximations, good to the last bit or two of a float32."""
-    if interpret:
-        return _INTERPRETED[name](value)
-    return plgpu.elementwise_inline_asm(
-        f"{name}.approx.ftz.f32 $0, $1;",
-        args=[value],
-        constraints="=f,f",
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(value.shape, jnp.float32)],
-    )[0]
+def _sigmoid(chunk, value):
+    return chunk.instruction("rcp", 1 + chunk.instruction("ex2", value * (-1 / _LN2)))
 
 
-def _sigmoid(value, interpret):
-    power = _instruction("ex2", value * (-1 / _LN2), interpret)
-    return _instruction("rcp", 1 + power, interpret)
-
-
-def _decay(gate_a, slope, shift, interpret):
+def _decay(chunk, gate_a, slope, shift):
     """The recurrence gate, log2(a) and a."""
-    r = _sigmoid(gate_a, interpret)
-    log_a = jnp.minimum(slope * r + shift, 0.0)
-    return r, log_a, _instruction("ex2", log_a, interpret)
+    r = _sigmoid(chunk, gate_a)
+    log_a = jnp.minimum(chunk.fma(slope, r, shift), 0.0)
+    return r, log_a, chunk.instruction("ex2", log_a)
 
 
-def _square(log_a, a):
+def _square(chunk, log_a, a):
     """1 - a^2; near a = 1 as -2 a sinh(log a) by its series, which loses no bits."""
     z = log_a * log_a
-    series = a * log_a * (-2 * _LN2 + z * (-(_LN2**3) / 3 + z * (-(_LN2**5) / 60)))
-    return jnp.where(log_a > -0.375, series, 1 - a * a)
+    series = chunk.fma(z, jnp.full_like(z, -(_LN2**5) / 60), jnp.full_like(z, -(_LN2**3) / 3))
+    series = a * log_a * chunk.fma(z, series, jnp.full_like(z, -2 * _LN2))
+    return jnp.where(log_a > -0.375, series, chunk.fma(-a, a, jnp.ones_like(a)))
 
 
-def _forward_kernel(
-    chunk, x_ref, gate_x_ref, gate_a_ref, slope_ref, shift_ref, h_ref, *, interpret
-):
-    x, gate_x, gate_a = chunk.load(x_ref, gate_x_ref, gate_a_ref)
-    slope, shift = slope_ref[chunk.lanes][None, None], shift_ref[...][:, :, None]
-    _, log_a, a = _decay(gate_a, slope, shift, interpret)
-    multiplier = _instruction("sqrt", _square(log_a, a), interpret)
-    chunk.store(h_ref, chunk.forwards(a, multiplier * _sigmoid(gate_x, interpret) * x))
+def _shifts(chunk, shift_ref):
+    """Of every step, [groups, 1]."""
+    return [shift_ref[:, step][:, None] for step in chunk.steps]
+
+
+def _forward_kernel(chunk, x_ref, gate_x_ref, gate_a_ref, slope_ref, shift_ref, h_ref):
+    inputs = map(chunk.load, (x_ref, gate_x_ref, gate_a_ref))
+    slope = slope_ref[chunk.lanes][None]
+    decays, entering = [], []
+    for x, gate_x, gate_a, shift in zip(*inputs, _shifts(chunk, shift_ref), strict=True):
+        _, log_a, a = _decay(chunk, gate_a, slope, shift)
+        multiplier = chunk.instruction("sqrt", _square(chunk, log_a, a))
+        decays.append(a)
+        entering.append(multiplier * _sigmoid(chunk, gate_x) * x)
+    chunk.store(h_ref, chunk.forwards(decays, entering))
 
 
 def _backward_kernel(
@@ -141,25 +132,29 @@ def _backward_kernel(
     dgate_x_ref,
     dgate_a_ref,
     dslope_ref,
-    *,
-    interpret,
 ):
-    x, gate_x, gate_a, dh = chunk.load(x_ref, gate_x_ref, gate_a_ref, dh_ref)
-    before = chunk.load_before(h_ref, hidden_ref[chunk.lanes])
-    slope, shift = slope_ref[chunk.lanes][None, None], shift_ref[...][:, :, None]
-    r, log_a, a = _decay(gate_a, slope, shift, interpret)
-    g = chunk.backwards(a, dh)
+    xs, gates_x, gates_a, dh = map(chunk.load, (x_ref, gate_x_ref, gate_a_ref, dh_ref))
+    hs_before = chunk.load_before(h_ref, hidden_ref[chunk.lanes])
+    slope, shifts = slope_ref[chunk.lanes][None], _shifts(chunk, shift_ref)
+    gates = [_decay(chunk, gate, slope, shift) for gate, shift in zip(gates_a, shifts, strict=True)]
+    gs = chunk.backwards([a for _, _, a in gates], dh)
 
-    i = _sigmoid(gate_x, interpret)
-    square = _square(log_a, a)
-    gm = g * _instruction("sqrt", square, interpret)
-    slant = _instruction("rsqrt", jnp.maximum(square, _MIN_SQUARE), interpret)
-    dlog_a = a * g * (before - a * i * x * slant)
-    dlog_a = jnp.where(shift > 0, 0.0, _LN2 * dlog_a)
-    chunk.store(dx_ref, gm * i)
-    chunk.store(dgate_x_ref, gm * x * i * (1 - i))
-    chunk.store(dgate_a_ref, dlog_a * slope * r * (1 - r))
-    dslope_ref[chunk.lanes] = (dlog_a * r).sum(axis=1).sum(axis=0)
+    dx, dgate_x, dgate_a, dslope = [], [], [], 0.0
+    steps = zip(xs, gates_x, gates, gs, hs_before, shifts, strict=True)
+    for x, gate_x, (r, log_a, a), g, before, shift in steps:
+        i = _sigmoid(chunk, gate_x)
+        square = _square(chunk, log_a, a)
+        gm = g * chunk.instruction("sqrt", square)
+        slant = chunk.instruction("rsqrt", jnp.maximum(square, _MIN_SQUARE))
+        dlog_a = a * g * (before - a * i * x * slant)
+        dlog_a = jnp.where(shift > 0, 0.0, _LN2 * dlog_a)
+        dx.append(gm * i)
+        dgate_x.append(gm * x * i * (1 - i))
+        dgate_a.append(dlog_a * slope * r * (1 - r))
+        dslope += dlog_a * r
+    for ref, steps in zip((dx_ref, dgate_x_ref, dgate_a_ref), (dx, dgate_x, dgate_a), strict=True):
+        chunk.store(ref, steps)
+    dslope_ref[chunk.lanes] = dslope.sum(axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
@@ -168,8 +163,7 @@ def _call_forward(x, gate_x, gate_a, slope, hidden, shift, interpret):
     chunks = Chunks(x.shape, _GROUPS, _STEPS, interpret=interpret)
     inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a)]
     inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
-    kernel = functools.partial(_forward_kernel, interpret=interpret)
-    (h,), last = chunks(kernel, inputs, [chunks.like(x)], hidden)
+    (h,), last = chunks(_forward_kernel, inputs, [chunks.like(x)], hidden)
     return h.reshape(x.shape), last
 
 
@@ -180,6 +174,5 @@ def _call_backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, interp
     inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
     inputs += [(chunks.times, h), (chunks.state, hidden)]
     outputs = [*map(chunks.like, (x, gate_x, gate_a)), chunks.summed()]
-    kernel = functools.partial(_backward_kernel, interpret=interpret)
-    (*gradients, dslope), dhidden = chunks(kernel, inputs, outputs, dlast)
+    (*gradients, dslope), dhidden = chunks(_backward_kernel, inputs, outputs, dlast)
     return *(v.reshape(x.shape) for v in gradients), dslope.sum(axis=1), dhidden

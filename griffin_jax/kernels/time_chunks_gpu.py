@@ -23,6 +23,7 @@ from jax.experimental.pallas import triton as plgpu
 CHANNELS = 32  # of one program, one for each lane
 _EMPTY = -1  # the bits of a NaN which no arithmetic makes
 _NAN = 0x7FC00000
+_INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt}
 
 
 class Chunks:
@@ -124,68 +125,88 @@ class Chunks:
 class Chunk:
     """One program's chunk of time, inside of a kernel.
 
+    What has a value per step and channel is a list of the group's steps, each [groups, channels], so
+    that all there is of a channel's group is in one thread. (Loaded as one array and split, it would
+    be moved between threads by the compiler, at several times the cost of all the rest.)
+
     Attributes:
-      time: int32[groups, steps], the steps' places in time.
+      steps: range of the steps of a group.
       lanes: The channels, of any block.
     """
 
     def __init__(self, chunks: Chunks, states_ref):
         program = pl.program_id(0)
+        self.steps = range(chunks.steps)
         self._states, self._interpret = states_ref, chunks.interpret
         self._turn = lax.div(program, chunks.tiles * chunks.batch)
-        self._group = lax.broadcasted_iota(jnp.int32, (chunks.groups, 1, 1), 0)
-        grid = (chunks.groups, chunks.steps)
-        self.time = chunks.place(program)[1] * (chunks.groups * chunks.steps)
-        self.time += chunks.steps * lax.broadcasted_iota(jnp.int32, grid, 0)
-        self.time += lax.broadcasted_iota(jnp.int32, grid, 1)
+        self._group = lax.broadcasted_iota(jnp.int32, (chunks.groups, 1), 0)
+        self._begin = chunks.place(program)[1] * (chunks.groups * chunks.steps)
         # A first channel of zero, of which the compiler does not know that it is: else a thread
-        # would load several channels at once, and steps would be spread over threads.
+        # would load several channels at once, and a row would not be one per warp.
         self.lanes = pl.ds(lax.div(program, pl.num_programs(0)), CHANNELS)
 
-    def load(self, *refs) -> tuple[jax.Array, ...]:
-        """float32[groups, steps, channels] of each."""
-        return tuple(self._float32(ref[:, :, self.lanes]) for ref in refs)
+    def load(self, ref) -> list[jax.Array]:
+        """Steps of a `Chunks.tile`, in float32."""
+        return [self._float32(ref[:, step, self.lanes]) for step in self.steps]
 
-    def load_before(self, ref, initial: jax.Array) -> jax.Array:
-        """As `load` of a block of all times, but every step sees what the one before it has; the very first
-        sees `initial`, [channels]."""
-        before = self._float32(ref[jnp.maximum(self.time - 1, 0), self.lanes])
-        return jnp.where(self.time[:, :, None] == 0, initial[None, None], before)
+    def load_before(self, ref, initial: jax.Array) -> list[jax.Array]:
+        """Of `Chunks.times`, what the step before each has; `initial`, [channels], before all."""
+        steps = []
+        for step in self.steps:
+            time = self._begin + self._group * len(self.steps) + step
+            before = ref[jnp.maximum(time - 1, 0).reshape(-1), self.lanes]
+            steps.append(jnp.where(time == 0, initial[None], self._float32(before)))
+        return steps
 
-    def store(self, ref, value: jax.Array) -> None:
-        """Writes [groups, steps, channels], rounded to the reference's dtype."""
-        ref[:, :, self.lanes] = value.astype(ref.dtype)
+    def store(self, ref, values: list[jax.Array]) -> None:
+        """Writes steps of a `Chunks.tile`, rounded to its dtype."""
+        for step, value in zip(self.steps, values, strict=True):
+            ref[:, step, self.lanes] = value.astype(ref.dtype)
 
-    def forwards(self, a: jax.Array, x: jax.Array) -> jax.Array:
-        """h_t = a_t h_{t-1} + x_t; all float32[groups, steps, channels]."""
+    def forwards(self, a: list[jax.Array], x: list[jax.Array]) -> list[jax.Array]:
+        """h_t = a_t h_{t-1} + x_t for all steps."""
         decays, states = [], []
-        for a_t, x_t in zip(_split(a), _split(x), strict=True):
+        for a_t, x_t in zip(a, x, strict=True):
             decays.append(a_t * decays[-1] if decays else a_t)
-            states.append(a_t * states[-1] + x_t if states else x_t)
-        enters = self._entering(decays[-1], states[-1], range(a.shape[0]))
-        return _join(states) + _join(decays) * enters
+            states.append(self.fma(a_t, states[-1], x_t) if states else x_t)
+        enters = self._entering(decays[-1], states[-1], range(len(self._group)))
+        return [self.fma(d, enters, h) for d, h in zip(decays, states, strict=True)]
 
-    def backwards(self, a: jax.Array, dh: jax.Array) -> jax.Array:
+    def backwards(self, a: list[jax.Array], dh: list[jax.Array]) -> list[jax.Array]:
         """g_t = dh_t + a_{t+1} g_{t+1}; what passes on from chunk to chunk is a_t g_t."""
-        decays, gs = [jnp.ones((a.shape[0], 1, a.shape[2]))], []
-        added = jnp.zeros_like(decays[0])
-        for a_t, dh_t in zip(reversed(_split(a)), reversed(_split(dh)), strict=True):
-            gs.append(dh_t + added)
+        decays, gs = [], []
+        decay = added = None
+        for a_t, dh_t in zip(reversed(a), reversed(dh), strict=True):
+            gs.append(dh_t if added is None else dh_t + added)
+            decays.append(decay)
             added = a_t * gs[-1]
-            decays.append(a_t * decays[-1])
-        enters = self._entering(decays.pop(), added, reversed(range(a.shape[0])))
-        return _join(gs[::-1]) + _join(decays[::-1]) * enters
+            decay = a_t if decay is None else a_t * decay
+        asks = self._entering(decay, added, reversed(range(len(self._group))))
+        pairs = zip(reversed(decays), reversed(gs), strict=True)
+        return [g + asks if d is None else self.fma(d, asks, g) for d, g in pairs]
+
+    def instruction(self, name: str, value: jax.Array) -> jax.Array:
+        """One of the processor's own approximations, good to the last bit or two of a float32."""
+        if self._interpret:
+            return _INTERPRETED[name](value)
+        return _assembly(f"{name}.approx.ftz.f32 $0, $1;", "=f,f", value)
+
+    def fma(self, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+        """a * b + c in one instruction, which the compiler would not make of it."""
+        if self._interpret:
+            return a * b + c
+        return _assembly("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", *jnp.broadcast_arrays(a, b, c))
 
     def _entering(self, decay, added, order):
-        """The state that enters each group, [groups, 1, channels]; passes on the last one's.
+        """The state that enters each group, [groups, channels]; passes on the last one's.
 
         Args:
-          decay: [groups, 1, channels]; each group is state -> decay * state + added.
-          added: [groups, 1, channels].
+          decay: [groups, channels]; each group is state -> decay * state + added.
+          added: [groups, channels].
           order: The groups in the order in which the state meets them.
         """
-        groups, _, channels = decay.shape
-        decays, adds = (_split(v.reshape(1, groups, channels)) for v in (decay, added))
+        groups, channels = decay.shape
+        decays, adds = (lax.split(v, [1] * groups) for v in (decay, added))
         decay, added = jnp.ones_like(decay), jnp.zeros_like(added)
         total = None
         for group in order:
@@ -194,11 +215,11 @@ class Chunk:
                 continue
             here = self._group == group
             decay, added = jnp.where(here, total[0], decay), jnp.where(here, total[1], added)
-            total = decays[group] * total[0], decays[group] * total[1] + adds[group]
+            total = decays[group] * total[0], self.fma(decays[group], total[1], adds[group])
         state = self._wait()
-        leaves = total[0].reshape(channels) * state + total[1].reshape(channels)
+        leaves = self.fma(total[0].reshape(channels), state, total[1].reshape(channels))
         self._states[self._turn + 1, self.lanes] = _bits(leaves)
-        return decay * state[None, None] + added
+        return self.fma(decay, state[None], added)
 
     def _wait(self):
         """The state that enters the chunk, once it is there."""
@@ -217,29 +238,20 @@ class Chunk:
         between the groups, and has every warp work out all of them."""
         if self._interpret or value.dtype != jnp.bfloat16:
             return value.astype(jnp.float32)
-        return plgpu.elementwise_inline_asm(
-            "{ .reg .b32 t; cvt.u32.u16 t, $1; shl.b32 t, t, 16; mov.b32 $0, t; }",
-            args=[value],
-            constraints="=f,h",
-            pack=1,
-            result_shape_dtypes=[jax.ShapeDtypeStruct(value.shape, jnp.float32)],
-        )[0]
+        widen = "{ .reg .b32 t; cvt.u32.u16 t, $1; shl.b32 t, t, 16; mov.b32 $0, t; }"
+        return _assembly(widen, "=f,h", value)
+
+
+def _assembly(code, constraints, *arguments):
+    return plgpu.elementwise_inline_asm(
+        code,
+        args=arguments,
+        constraints=constraints,
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(arguments[0].shape, jnp.float32)],
+    )[0]
 
 
 def _bits(state):
     """Of a float32, never `_EMPTY`."""
     return jnp.where(state == state, lax.bitcast_convert_type(state, jnp.int32), _NAN)
-
-
-def _split(tile):
-    """The steps of a tile [groups, steps, channels], each [groups, 1, channels]."""
-    return lax.split(tile, [1] * tile.shape[1], axis=1)
-
-
-def _join(steps):
-    """What `_split` took apart, by halves, as Triton can."""
-    count, (groups, _, channels) = len(steps), steps[0].shape
-    while len(steps) > 1:
-        half = len(steps) // 2
-        steps = [jnp.stack(pair, axis=-1) for pair in zip(steps[:half], steps[half:], strict=True)]
-    return steps[0].reshape(groups, channels, count).transpose(0, 2, 1)
