@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from griffin_jax.kernels import linear_recurrence_pallas_gpu as pallas_gpu
 from griffin_jax.kernels.choice import choose, platform
 
 # Time steps that one associative scan covers; the blocks follow one another. A block's temporaries
@@ -30,18 +31,23 @@ def linear_recurrence(
       x: float32[B, T, R], the inputs.
       a: float32[B, T, R], the decays.
       h0: float32[B, R], the state before the first step.
-      kernel: "associative" is parallel over time, on a TPU and beyond 1 GiB of inputs within blocks of
-        it; "sequential_cpu" takes step after step, which a CPU does in half the time and compiles
-        in a tenth. The default is by platform.
+      kernel: "pallas_gpu" reads and writes everything once; "associative" is parallel over time, on a
+        TPU and beyond 1 GiB of inputs within blocks of it; "sequential_cpu" takes step after step,
+        which a CPU does in half the time and compiles in a tenth. The default is by platform and
+        shape.
 
     Returns:
       float32[B, T, R], the state after every step. Its gradient is the same recurrence run
       backwards, so nothing but `a` and the result is kept for it.
 
     Raises:
-      ValueError: the kernel that was asked for does not serve this platform.
+      ValueError: the kernel that was asked for does not serve this platform or shape.
     """
-    serves = {"sequential_cpu": None, "associative": None}
+    serves = {
+        "pallas_gpu": pallas_gpu.serves(x.shape, x.dtype),
+        "sequential_cpu": None,
+        "associative": None,
+    }
     return _recurrence(choose("linear_recurrence", serves, kernel), x, a, h0)
 
 
@@ -57,6 +63,8 @@ def _forward(kernel, x, a, h0):
 
 def _backward(kernel, residuals, dh):
     a, h0, h = residuals
+    if kernel == "pallas_gpu":
+        return pallas_gpu.backward(a, h0, h, dh)
     # With g_t the gradient of everything that h_t feeds: g_t = dh_t + a_{t+1} g_{t+1}.
     a_next = jnp.concatenate([a[:, 1:], jnp.zeros_like(a[:, :1])], axis=1)
     g = _SCANS[kernel](dh, a_next, jnp.zeros_like(h0), reverse=True)
@@ -105,4 +113,8 @@ def _associative(x, a, h0, reverse=False):
     return h.swapaxes(0, 1).reshape(batch, -1, width)[:, :time]
 
 
-_SCANS = {"sequential_cpu": _sequential, "associative": _associative}
+_SCANS = {
+    "pallas_gpu": pallas_gpu.forward,
+    "sequential_cpu": _sequential,
+    "associative": _associative,
+}

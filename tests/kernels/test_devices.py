@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.local_attention import local_attention
 from griffin_jax.kernels.rg_lru import rg_lru
 
@@ -40,7 +41,7 @@ def positions_of(rows, time, packed):
 @pytest.mark.parametrize(
     "shape, dtype, tolerance",
     [
-        ((64, 256, 448), jnp.bfloat16, 1e-2),  # spans of 128
+        ((64, 256, 448), jnp.bfloat16, 1e-2),
         ((2, 4096, 2560), jnp.float32, 1e-4),
         ((1, 8200, 1024), jnp.bfloat16, 1e-2),
     ],
@@ -59,6 +60,18 @@ def test_the_fused_rg_lru_equals_the_definition(shape, dtype, tolerance):
         for kernel in ("reference", "pallas_gpu")
     )
     assert_close(got, wanted, tolerance)
+
+
+@pytest.mark.parametrize("shape", [(1, 8192, 4096), (3, 1000, 512), (64, 16, 32)])
+def test_the_one_pass_linear_recurrence_equals_the_scan(shape):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, weights, noise = (jax.random.normal(key, shape) for key in keys[:3])
+    arguments = x, jax.nn.sigmoid(3 + noise), jax.random.normal(keys[3], shape[::2])
+    wanted, got = (
+        run(lambda *a, k=kernel: (linear_recurrence(*a, kernel=k),), arguments, (weights,))
+        for kernel in ("associative", "pallas_gpu")
+    )
+    assert_close(got, wanted, 1e-5)
 
 
 @pytest.mark.parametrize("packed", [0, 1, 9])

@@ -1,0 +1,81 @@
+"""The diagonal linear recurrence as one Pallas kernel forward and one backward, for GPUs.
+
+In float32 the forward pass moves 12 bytes per element and the backward pass 20, which is what the
+arguments and results weigh. See `time_chunks_gpu`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from griffin_jax.kernels.time_chunks_gpu import CHANNELS, Chunks
+
+_FORWARD = {"groups": 8, "steps": 16}
+_BACKWARD = {"groups": 8, "steps": 8}
+_FEW = 16  # programs leave most of a GPU idle
+
+
+def serves(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
+    """None, or the reason why the kernel does not serve inputs [B, T, R] of this shape and dtype."""
+    batch, time, width = shape
+    if dtype != jnp.float32:
+        return f"the inputs are {dtype}, not float32"
+    if width % CHANNELS:
+        return f"recurrence width {width} is not a multiple of {CHANNELS}"
+    if time < _FORWARD["steps"]:
+        return f"{time} tokens are fewer than {_FORWARD['steps']}"
+    if batch * (width // CHANNELS) < _FEW:
+        return f"{batch} rows of width {width} do not fill a GPU"
+    return None
+
+
+@functools.partial(jax.jit, static_argnames="interpret")
+def forward(x: jax.Array, a: jax.Array, h0: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """As `griffin_jax.kernels.linear_recurrence.linear_recurrence_reference`.
+
+    Args:
+      x: float32[B, T, R].
+      a: float32[B, T, R].
+      h0: float32[B, R].
+      interpret: Run on any device, slowly, for tests.
+    """
+    time = x.shape[1]
+    x, a = _in_whole_chunks(x, a, **_FORWARD)
+    chunks = Chunks(x.shape, **_FORWARD, interpret=interpret)
+    inputs = [(chunks.tile, chunks.split(v)) for v in (x, a)]
+    (h,), _ = chunks(_forward_kernel, inputs, [chunks.like(x)], h0)
+    return h.reshape(x.shape)[:, :time]
+
+
+@functools.partial(jax.jit, static_argnames="interpret")
+def backward(
+    a: jax.Array, h0: jax.Array, h: jax.Array, dh: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of x, a and h0, of the result h and its gradient dh, float32[B, T, R]."""
+    time = a.shape[1]
+    a, h, dh = _in_whole_chunks(a, h, dh, **_BACKWARD)
+    chunks = Chunks(a.shape, **_BACKWARD, backwards=True, interpret=interpret)
+    inputs = [(chunks.tile, chunks.split(v)) for v in (a, dh)]
+    inputs += [(chunks.times, h), (chunks.state, h0[..., None])]
+    (dx, da), dh0 = chunks(_backward_kernel, inputs, [chunks.like(a)] * 2, jnp.zeros_like(h0))
+    return *(v.reshape(a.shape)[:, :time] for v in (dx, da)), dh0
+
+
+def _forward_kernel(chunk, x_ref, a_ref, h_ref):
+    x, a = chunk.load(x_ref), chunk.load(a_ref)
+    chunk.store(h_ref, chunk.forwards(a, x))
+
+
+def _backward_kernel(chunk, a_ref, dh_ref, h_ref, h0_ref, dx_ref, da_ref):
+    a, dh = chunk.load(a_ref), chunk.load(dh_ref)
+    before = chunk.load_before(h_ref, h0_ref)
+    dx = chunk.backwards(a, dh)
+    chunk.store(dx_ref, dx)
+    chunk.store(da_ref, [g * h for g, h in zip(dx, before, strict=True)])
+
+
+def _in_whole_chunks(*arrays, groups, steps):
+    """Zeros behind the last step change nothing before them, forward or backward."""
+    missing = -arrays[0].shape[1] % (groups * steps)
+    return (jnp.pad(v, ((0, 0), (0, missing), (0, 0))) for v in arrays)
