@@ -36,6 +36,14 @@ _LOOKUPS = 8
 # Sums in a turn of the loop. XLA leaves half as many to a single core, and at the end of each turn
 # the cores wait for one another.
 _TURN = 3 << 14
+# result[i, j] = table[i, index[i, j]]
+_BY_ROW = jax.lax.GatherDimensionNumbers(
+    offset_dims=(),
+    collapsed_slice_dims=(1,),
+    start_index_map=(1,),
+    operand_batching_dims=(0,),
+    start_indices_batching_dims=(0,),
+)
 # Rows of a weight that are decoded at a time, so that they stay in the cache.
 _FEW, _MANY = 64, 256
 
@@ -141,8 +149,14 @@ def _vector_product(x, weight):
         return part.reshape(count, size)
 
     def look_up(turn, i):
-        table, index = at(tables, turn, i), at(packed, turn, i)
-        return jnp.take_along_axis(table, index, axis=1, mode="promise_in_bounds")
+        # Not by `take_along_axis`, which would make the bytes signed and ask for negative ones.
+        return jax.lax.gather(
+            at(tables, turn, i),
+            at(packed, turn, i)[..., None],
+            _BY_ROW,
+            slice_sizes=(1, 1),
+            mode="promise_in_bounds",
+        )
 
     def add(turn, y):
         first = turn * count // steps_per_block
