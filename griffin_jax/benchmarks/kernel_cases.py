@@ -18,6 +18,7 @@ from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.local_attention import local_attention
 from griffin_jax.kernels.packed_matmul import packed_matmul
+from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.models import init_state
 from griffin_jax.models.blocks import ResidualBlock
@@ -243,7 +244,8 @@ def _packed_weights(tensors, calls):
             code=jnp.asarray(codes.CODE_BOOKS[tensor.quant_type]),
         )
 
-    return [[fill(t, 100 * call + i) for i, t in enumerate(tensors)] for call in range(calls)]
+    groups = [[fill(t, 100 * call + i) for i, t in enumerate(tensors)] for call in range(calls)]
+    return for_decoding(groups)
 
 
 def _dense_weights(shape, dtype, calls):

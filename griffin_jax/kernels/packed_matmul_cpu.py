@@ -7,8 +7,8 @@ table per byte of the row with what each of the 256 bytes contributes,
 
 and a product is y[o] = sum over blocks of absmax[o, block] * sum over i of table[i, packed[o, i]]:
 a load and an addition for two weights, with neither a conversion nor a multiplication. The tables
-of 32 bytes fit into the first-level cache, so the loop takes 32 bytes of all rows, then the next
-32. For that the bytes lie by column (`add_columns`).
+of a few bytes fit into the first-level cache, so a core takes 8 bytes of all rows, then the next 8.
+For that the bytes lie by column (`add_columns`).
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,20 @@ from griffin_jax.quantization.tensor import (
 
 # Rows of x for which the tables are faster than decoding the weight.
 MAX_TABLE_ROWS = 4
-_TABLES = 32  # of 256 float32 numbers: 32 KB
+_BYTES = 32  # of a group of `Columns`
+# Look-ups in one sum: of 8, LLVM makes vectors; of 32, it does not.
+_LOOKUPS = 8
+# Sums in a turn of the loop. XLA leaves half as many to a single core, and at the end of each turn
+# the cores wait for one another.
+_TURN = 3 << 14
+# result[i, j] = table[i, index[i, j]]
+_BY_ROW = jax.lax.GatherDimensionNumbers(
+    offset_dims=(),
+    collapsed_slice_dims=(1,),
+    start_index_map=(1,),
+    operand_batching_dims=(0,),
+    start_indices_batching_dims=(0,),
+)
 # Rows of a weight that are decoded at a time, so that they stay in the cache.
 _FEW, _MANY = 64, 256
 
@@ -117,27 +130,60 @@ def table_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
 
 def _vector_product(x, weight):
     packed, scales = weight.columns.packed, weight.columns.scales
-    groups, length, out = packed.shape
-    groups_per_block = groups // len(scales)
+    out = packed.shape[-1]
+    # A step adds `_LOOKUPS` bytes up, a turn takes `count` steps side by side.
+    steps = packed.size // (_LOOKUPS * out)
+    steps_per_block = steps // len(scales)
+    count = _steps_per_turn(steps, steps_per_block, out)
+    turns, blocks = steps // count, max(count // steps_per_block, 1)
     even, odd = x[::2].reshape(-1, 1, 1), x[1::2].reshape(-1, 1, 1)
     code = weight.code
     tables = even * code.reshape(1, -1, 1) + odd * code.reshape(1, 1, -1)
-    tables = tables.reshape(groups, length, 256)
+    tables = tables.reshape(turns, count, _LOOKUPS, 256)
+    packed = packed.reshape(turns, count, _LOOKUPS, out)
 
-    def at(array, *index):
+    def at(array, turn, i):
         # A slice per use, which XLA fuses; of one for all uses it would make a copy.
-        shape = (1,) * len(index) + array.shape[len(index) :]
-        start = (*index, *[0] * (array.ndim - len(index)))
-        return jax.lax.dynamic_slice(array, start, shape).reshape(array.shape[len(index) :])
+        size = array.shape[-1]
+        part = jax.lax.dynamic_slice(array, (turn, 0, i, 0), (1, count, 1, size))
+        return part.reshape(count, size)
 
-    def add(group, y):
-        part = sum(
-            at(tables, group, i).at[at(packed, group, i)].get(mode="promise_in_bounds")
-            for i in range(length)
+    def look_up(turn, i):
+        # Not by `take_along_axis`, which would make the bytes signed and ask for negative ones.
+        return jax.lax.gather(
+            at(tables, turn, i),
+            at(packed, turn, i)[..., None],
+            _BY_ROW,
+            slice_sizes=(1, 1),
+            mode="promise_in_bounds",
         )
-        return y + part * at(scales, group // groups_per_block)
 
-    return jax.lax.fori_loop(0, groups, add, jnp.zeros(out))
+    def add(turn, y):
+        first = turn * count // steps_per_block
+        scale = jax.lax.dynamic_slice(scales, (first, 0), (blocks, out))
+        part = _pairwise_sum([look_up(turn, i) for i in range(_LOOKUPS)])
+        return y + part * jnp.repeat(scale, count // blocks, axis=0)
+
+    return jnp.sum(jax.lax.fori_loop(0, turns, add, jnp.zeros((count, out))), axis=0)
+
+
+def _steps_per_turn(steps, steps_per_block, out):
+    """The least that make `_TURN` sums: a part of a block, or whole ones.
+
+    There are two turns at least: of one, XLA would compute the tables anew for every look-up.
+    """
+    counts = [
+        n
+        for n in range(1, steps // 2 + 1)
+        if steps % n == 0 and (n % steps_per_block == 0 or steps_per_block % n == 0)
+    ]
+    return next((n for n in counts if n * out >= _TURN), counts[-1])
+
+
+def _pairwise_sum(terms):
+    while len(terms) > 1:
+        terms = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
+    return terms[0]
 
 
 def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
@@ -193,7 +239,7 @@ def _add_columns(leaf):
     if not _is_packed(leaf) or not _has_rows(leaf):
         return leaf
     out, length = leaf.packed.shape
-    count = min(_TABLES, leaf.block_size // 2)
+    count = min(_BYTES, leaf.block_size // 2)
     # The host hands over a view in another order; on its way to the device it is copied once.
     by_row = np.asarray(leaf.packed).reshape(out, length // count, count)
     device = leaf.packed.sharding

@@ -40,6 +40,14 @@ def test_tables_serve_every_block_size(block_size, width):
     check(cpu.table_matmul(x, cpu.add_columns(weight)), x, weight)
 
 
+@pytest.mark.parametrize("block_size", [32, 64, 256])
+@pytest.mark.parametrize("steps", [1, 2, 8, 32, 1000])
+def test_tables_serve_turns_of_parts_of_a_block_and_of_several(monkeypatch, block_size, steps):
+    monkeypatch.setattr(cpu, "_TURN", 40 * steps)
+    x, weight = operands((1,), 40, 768, block_size=block_size)
+    check(cpu.table_matmul(x, cpu.add_columns(weight)), x, weight)
+
+
 def test_tables_round_a_bfloat16_row_at_the_end_alone():
     x, weight = operands((1, 1), 64, 128, "bfloat16")
     check(cpu.table_matmul(x, cpu.add_columns(weight)), x, weight, rtol=2**-8)
