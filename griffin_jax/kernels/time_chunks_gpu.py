@@ -23,7 +23,6 @@ from jax.experimental.pallas import triton as plgpu
 CHANNELS = 32  # of one program, one for each lane
 _EMPTY = -1  # the bits of a NaN which no arithmetic makes
 _NAN = 0x7FC00000
-_STATE, _DECAY, _ADDED = range(3)
 _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt}
 
 
@@ -73,8 +72,8 @@ class Chunks:
         self.channel = spec((CHANNELS, each), lambda b, n, c: (c, 0))
         self.state = spec((None, CHANNELS, each), lambda b, n, c: (b, c, 0))
         self.sums = spec((None, None, CHANNELS, each), lambda b, n, c: (b, n, c, 0))
-        states = (None, self.count + 1, 3, CHANNELS, each)
-        self._states = spec(states, lambda b, n, c: (b, 0, 0, c, 0))
+        states = (None, self.count + 1, CHANNELS, each)
+        self._states = spec(states, lambda b, n, c: (b, 0, c, 0))
 
     def place(self, program):
         """Row, chunk and tile of channels of a program."""
@@ -114,12 +113,10 @@ class Chunks:
             states = refs[-1]
             kernel(Chunk(self, states), *refs[: len(inputs)], *refs[len(inputs) + 1 : -1])
 
-        first = jnp.stack([initial, jnp.ones_like(initial), jnp.zeros_like(initial)], axis=1)
-        shape = (self.batch, self.count, *first.shape[1:])
+        shape = (self.batch, self.count, self.width)
         states = jnp.concatenate(
-            [_bits(first)[:, None], jnp.full(shape, _EMPTY, jnp.int32)], axis=1
-        )
-        states = states.reshape(self.batch, self.count + 1, 3, -1, self.each)
+            [_bits(initial)[:, None], jnp.full(shape, _EMPTY, jnp.int32)], axis=1
+        ).reshape(self.batch, self.count + 1, -1, self.each)
         *results, states = pl.pallas_call(
             body,
             grid=(self.count * self.batch * self.tiles,),
@@ -133,7 +130,7 @@ class Chunks:
             compiler_params=plgpu.CompilerParams(num_warps=self.groups, num_stages=1),
             interpret=self.interpret,
         )(*(array for _, array in inputs), states)
-        last = states[:, -1, _STATE].reshape(initial.shape)
+        last = states[:, -1].reshape(initial.shape)
         return results, lax.bitcast_convert_type(last, jnp.float32)
 
 
@@ -256,35 +253,21 @@ class Chunk:
         return decay, added, tuple(v.reshape(lanes) for v in total)
 
     def _pass_on(self, channel, decay, added):
-        """The state that enters the chunk; gives the next one what it needs.
-
-        That is the state two chunks before, and what the chunk between does to it, which does not
-        wait for anything: so half as many waits follow one another as there are chunks.
-        """
-        turn = self._turn
-        self._give(turn + 1, _DECAY, channel, decay)
-        self._give(turn + 1, _ADDED, channel, added)
-        between = self._wait(turn, _DECAY, channel), self._wait(turn, _ADDED, channel)
-        both = decay * between[0], self.fma(decay, between[1], added)
-        state = self._wait(jnp.maximum(turn - 1, 0), _STATE, channel)
-        self._give(turn + 1, _STATE, channel, self.fma(both[0], state, both[1]))
-        return self.fma(between[0], state, between[1])
-
-    def _give(self, turn, kind, channel, value):
-        self._states[turn, kind, self._lanes, channel] = _bits(value)
-
-    def _wait(self, turn, kind, channel):
-        """What another chunk gives, once it is there."""
-        place = self._states.at[turn, pl.ds(kind, 1), self._lanes, pl.ds(channel, 1)]
+        """The state that enters the chunk, once it is there; gives the next one what leaves."""
+        here, after = (
+            self._states.at[self._turn + later, self._lanes, pl.ds(channel, 1)] for later in (0, 1)
+        )
 
         def read():
-            return plgpu.load(place, volatile=True).reshape(CHANNELS)
+            return plgpu.load(here, volatile=True).reshape(CHANNELS)
 
         def missing(bits):
             return jnp.max((bits == _EMPTY).astype(jnp.int32)) > 0
 
         bits = lax.while_loop(missing, lambda _: read(), read())
-        return lax.bitcast_convert_type(bits, jnp.float32)
+        state = lax.bitcast_convert_type(bits, jnp.float32)
+        after[...] = _bits(self.fma(decay, state, added))[:, None]
+        return state
 
     def instruction(self, name: str, value: jax.Array) -> jax.Array:
         """One of the processor's own approximations, good to the last bit or two of a float32."""
