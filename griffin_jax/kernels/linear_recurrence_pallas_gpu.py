@@ -57,7 +57,7 @@ def backward(
     a, h, dh = _in_whole_chunks(a, h, dh, **_BACKWARD)
     chunks = Chunks(a.shape, **_BACKWARD, backwards=True, interpret=interpret)
     inputs = [(chunks.tile, chunks.split(v)) for v in (a, dh)]
-    inputs += [(chunks.times, h), (chunks.state, h0[..., None])]
+    inputs += [(chunks.times, h), (chunks.state, h0)]
     (dx, da), dh0 = chunks(_backward_kernel, inputs, [chunks.like(a)] * 2, jnp.zeros_like(h0))
     return *(v.reshape(a.shape)[:, :time] for v in (dx, da)), dh0
 
@@ -69,7 +69,7 @@ def _forward_kernel(chunk, x_ref, a_ref, h_ref):
 
 def _backward_kernel(chunk, a_ref, dh_ref, h_ref, h0_ref, dx_ref, da_ref):
     a, dh = chunk.load(a_ref), chunk.load(dh_ref)
-    before = chunk.load_before(h_ref, h0_ref)
+    before = chunk.load_before(h_ref, h0_ref[chunk.lanes])
     dx = chunk.backwards(a, dh)
     chunk.store(dx_ref, dx)
     chunk.store(da_ref, [g * h for g, h in zip(dx, before, strict=True)])

@@ -101,10 +101,16 @@ def _square(chunk, log_a, a):
     return jnp.where(log_a > -0.375, series, chunk.fma(-a, a, jnp.ones_like(a)))
 
 
+def _shifts(chunk, shift_ref):
+    """Of every step, [groups, 1]."""
+    return [shift_ref[:, step][:, None] for step in chunk.steps]
+
+
 def _forward_kernel(chunk, x_ref, gate_x_ref, gate_a_ref, slope_ref, shift_ref, h_ref):
-    inputs = *map(chunk.load, (x_ref, gate_x_ref, gate_a_ref)), chunk.load_channels(slope_ref)
+    inputs = map(chunk.load, (x_ref, gate_x_ref, gate_a_ref))
+    slope = slope_ref[chunk.lanes][None]
     decays, entering = [], []
-    for x, gate_x, gate_a, slope, shift in zip(*inputs, chunk.load_steps(shift_ref), strict=True):
+    for x, gate_x, gate_a, shift in zip(*inputs, _shifts(chunk, shift_ref), strict=True):
         _, log_a, a = _decay(chunk, gate_a, slope, shift)
         multiplier = chunk.instruction("sqrt", _square(chunk, log_a, a))
         decays.append(a)
@@ -128,14 +134,14 @@ def _backward_kernel(
     dslope_ref,
 ):
     xs, gates_x, gates_a, dh = map(chunk.load, (x_ref, gate_x_ref, gate_a_ref, dh_ref))
-    hs_before = chunk.load_before(h_ref, hidden_ref)
-    slopes, shifts = chunk.load_channels(slope_ref), chunk.load_steps(shift_ref)
-    gates = [_decay(chunk, *gate) for gate in zip(gates_a, slopes, shifts, strict=True)]
+    hs_before = chunk.load_before(h_ref, hidden_ref[chunk.lanes])
+    slope, shifts = slope_ref[chunk.lanes][None], _shifts(chunk, shift_ref)
+    gates = [_decay(chunk, gate, slope, shift) for gate, shift in zip(gates_a, shifts, strict=True)]
     gs = chunk.backwards([a for _, _, a in gates], dh)
 
-    dx, dgate_x, dgate_a, dslope = [], [], [], []
-    steps = zip(xs, gates_x, gates, gs, hs_before, slopes, shifts, strict=True)
-    for x, gate_x, (r, log_a, a), g, before, slope, shift in steps:
+    dx, dgate_x, dgate_a, dslope = [], [], [], 0.0
+    steps = zip(xs, gates_x, gates, gs, hs_before, shifts, strict=True)
+    for x, gate_x, (r, log_a, a), g, before, shift in steps:
         i = _sigmoid(chunk, gate_x)
         square = _square(chunk, log_a, a)
         gm = g * chunk.instruction("sqrt", square)
@@ -145,38 +151,28 @@ def _backward_kernel(
         dx.append(gm * i)
         dgate_x.append(gm * x * i * (1 - i))
         dgate_a.append(dlog_a * slope * r * (1 - r))
-        dslope.append(dlog_a * r)
-    for ref, values in zip((dx_ref, dgate_x_ref, dgate_a_ref), (dx, dgate_x, dgate_a), strict=True):
-        chunk.store(ref, values)
-    chunk.store_sum(dslope_ref, dslope)
-
-
-def _channels_of_a_lane(x):
-    return 2 if x.dtype == jnp.bfloat16 and x.shape[2] % (2 * CHANNELS) == 0 else 1
+        dslope += dlog_a * r
+    for ref, steps in zip((dx_ref, dgate_x_ref, dgate_a_ref), (dx, dgate_x, dgate_a), strict=True):
+        chunk.store(ref, steps)
+    dslope_ref[chunk.lanes] = dslope.sum(axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def _call_forward(x, gate_x, gate_a, slope, hidden, shift, interpret):
     """h and the last state."""
-    each = _channels_of_a_lane(x)
-    chunks = Chunks(x.shape, _GROUPS, _STEPS // each, each, interpret=interpret)
+    chunks = Chunks(x.shape, _GROUPS, _STEPS, interpret=interpret)
     inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a)]
-    inputs += [(chunks.channel, slope.reshape(-1, each)), (chunks.step, chunks.split(shift))]
+    inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
     (h,), last = chunks(_forward_kernel, inputs, [chunks.like(x)], hidden)
     return h.reshape(x.shape), last
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def _call_backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, interpret):
-    each, steps = _channels_of_a_lane(x), _BACKWARD_STEPS
-    chunks = Chunks(x.shape, _GROUPS, steps // each, each, backwards=True, interpret=interpret)
+    chunks = Chunks(x.shape, _GROUPS, _BACKWARD_STEPS, backwards=True, interpret=interpret)
     inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a, dh)]
-    inputs += [(chunks.channel, slope.reshape(-1, each)), (chunks.step, chunks.split(shift))]
-    inputs += [(chunks.times, h), (chunks.state, hidden.reshape(len(hidden), -1, each))]
+    inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
+    inputs += [(chunks.times, h), (chunks.state, hidden)]
     outputs = [*map(chunks.like, (x, gate_x, gate_a)), chunks.summed()]
     (*gradients, dslope), dhidden = chunks(_backward_kernel, inputs, outputs, dlast)
-    return (
-        *(v.reshape(x.shape) for v in gradients),
-        dslope.sum(axis=1).reshape(hidden.shape),
-        dhidden,
-    )
+    return *(v.reshape(x.shape) for v in gradients), dslope.sum(axis=1), dhidden

@@ -23,7 +23,6 @@ from jax.experimental.pallas import triton as plgpu
 CHANNELS = 32  # of one program, one for each lane
 _EMPTY = -1  # the bits of a NaN which no arithmetic makes
 _NAN = 0x7FC00000
-_STATE, _DECAY, _ADDED = range(3)
 _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt}
 
 
@@ -35,9 +34,9 @@ class Chunks:
         them through its `Chunk`.
       step: For arrays [B, T / steps, steps], as `split` makes them.
       times: For [B, T, R], of which a program sees its channels at all times.
-      channel: For [R / each, each].
-      state: For [B, R / each, each].
-      sums: For [B, T / chunk, R / each, each].
+      channel: For [R].
+      state: For [B, R].
+      sums: For [B, T / chunk, R], of which a program sees the channels of its chunk.
       count: The number of chunks.
     """
 
@@ -46,35 +45,30 @@ class Chunks:
         shape: tuple[int, int, int],
         groups: int,
         steps: int,
-        each: int = 1,
         *,
         backwards: bool = False,
         interpret: bool = False,
     ):
-        """Of inputs [B, T, R]; `groups` times `steps` divides T, and 32 times `each` divides R.
+        """Of inputs [B, T, R], in which `groups` times `steps` divides T and 32 divides R.
 
-        A group is a warp's, and each lane has `each` neighbouring channels: two where numbers have
-        16 bits, as rows of 64 bytes are read at half the speed of 128. Chunks that go backwards in
-        time start with the last one.
+        A group is a warp's. Chunks that go backwards in time start with the last one.
         """
         self.batch, self.time, self.width = shape
-        self.groups, self.steps, self.each = groups, steps, each
+        self.groups, self.steps = groups, steps
         self.backwards, self.interpret = backwards, interpret
-        channels = CHANNELS * each
-        self.tiles = self.width // channels
+        self.tiles = self.width // CHANNELS
         self.count = self.time // (groups * steps)
 
         def spec(block, index):
             return pl.BlockSpec(block, lambda program: index(*self.place(program)))
 
-        self.tile = spec((None, groups, steps, channels), lambda b, n, c: (b, n, 0, c))
+        self.tile = spec((None, groups, steps, CHANNELS), lambda b, n, c: (b, n, 0, c))
         self.step = spec((None, groups, steps), lambda b, n, c: (b, n, 0))
-        self.times = spec((None, self.time, channels), lambda b, n, c: (b, 0, c))
-        self.channel = spec((CHANNELS, each), lambda b, n, c: (c, 0))
-        self.state = spec((None, CHANNELS, each), lambda b, n, c: (b, c, 0))
-        self.sums = spec((None, None, CHANNELS, each), lambda b, n, c: (b, n, c, 0))
-        states = (None, self.count + 1, 3, CHANNELS, each)
-        self._states = spec(states, lambda b, n, c: (b, 0, 0, c, 0))
+        self.times = spec((None, self.time, CHANNELS), lambda b, n, c: (b, 0, c))
+        self.channel = spec((CHANNELS,), lambda b, n, c: (c,))
+        self.state = spec((None, CHANNELS), lambda b, n, c: (b, c))
+        self.sums = spec((None, None, CHANNELS), lambda b, n, c: (b, n, c))
+        self._states = spec((None, self.count + 1, CHANNELS), lambda b, n, c: (b, 0, c))
 
     def place(self, program):
         """Row, chunk and tile of channels of a program."""
@@ -93,9 +87,8 @@ class Chunks:
         return self.tile, jax.ShapeDtypeStruct(shape, x.dtype)
 
     def summed(self) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
-        """An output float32[B, T / chunk, R / each, each], for sums over chunks."""
-        shape = (self.batch, self.count, self.width // self.each, self.each)
-        return self.sums, jax.ShapeDtypeStruct(shape, jnp.float32)
+        """An output float32[B, T / chunk, R], for sums over chunks."""
+        return self.sums, jax.ShapeDtypeStruct((self.batch, self.count, self.width), jnp.float32)
 
     def __call__(self, kernel: Callable, inputs: list, outputs: list, initial: jax.Array):
         """Runs a kernel that calls `Chunk.forwards` or `Chunk.backwards` once.
@@ -114,12 +107,10 @@ class Chunks:
             states = refs[-1]
             kernel(Chunk(self, states), *refs[: len(inputs)], *refs[len(inputs) + 1 : -1])
 
-        first = jnp.stack([initial, jnp.ones_like(initial), jnp.zeros_like(initial)], axis=1)
-        shape = (self.batch, self.count, *first.shape[1:])
+        shape = (self.batch, self.count, self.width)
         states = jnp.concatenate(
-            [_bits(first)[:, None], jnp.full(shape, _EMPTY, jnp.int32)], axis=1
+            [_bits(initial)[:, None], jnp.full(shape, _EMPTY, jnp.int32)], axis=1
         )
-        states = states.reshape(self.batch, self.count + 1, 3, -1, self.each)
         *results, states = pl.pallas_call(
             body,
             grid=(self.count * self.batch * self.tiles,),
@@ -133,158 +124,71 @@ class Chunks:
             compiler_params=plgpu.CompilerParams(num_warps=self.groups, num_stages=1),
             interpret=self.interpret,
         )(*(array for _, array in inputs), states)
-        last = states[:, -1, _STATE].reshape(initial.shape)
-        return results, lax.bitcast_convert_type(last, jnp.float32)
+        return results, lax.bitcast_convert_type(states[:, -1], jnp.float32)
 
 
 class Chunk:
     """One program's chunk of time, inside of a kernel.
 
-    What has a value per step and channel is a list, all steps of a lane's first channel and then those
-    of its second, each [groups, lanes]: so all there is of a channel's group is in one thread. (Loaded
-    as one array and split, it would be moved between threads by the compiler, at several times the
-    cost of all the rest.)
+    What has a value per step and channel is a list of the group's steps, each [groups, channels], so
+    that all there is of a channel's group is in one thread. (Loaded as one array and split, it would
+    be moved between threads by the compiler, at several times the cost of all the rest.)
+
+    Attributes:
+      steps: range of the steps of a group.
+      lanes: The channels, of any block.
     """
 
     def __init__(self, chunks: Chunks, states_ref):
         program = pl.program_id(0)
-        self._steps, self._each = range(chunks.steps), range(chunks.each)
+        self.steps = range(chunks.steps)
         self._states, self._interpret = states_ref, chunks.interpret
         self._turn = lax.div(program, chunks.tiles * chunks.batch)
         self._group = lax.broadcasted_iota(jnp.int32, (chunks.groups, 1), 0)
         self._begin = chunks.place(program)[1] * (chunks.groups * chunks.steps)
         # A first channel of zero, of which the compiler does not know that it is: else a thread
-        # would load more channels at once, and a row would not be one per warp.
-        zero = lax.div(program, pl.num_programs(0))
-        self._lanes = pl.ds(zero, CHANNELS)
-        self._channels = pl.ds(zero * chunks.each, CHANNELS * chunks.each)
+        # would load several channels at once, and a row would not be one per warp.
+        self.lanes = pl.ds(lax.div(program, pl.num_programs(0)), CHANNELS)
 
     def load(self, ref) -> list[jax.Array]:
-        """Of a `Chunks.tile`, in float32."""
-        return self._by_channel([self._float32(ref[:, s, self._channels]) for s in self._steps])
+        """Steps of a `Chunks.tile`, in float32."""
+        return [self._float32(ref[:, step, self.lanes]) for step in self.steps]
 
-    def load_before(self, ref, initial_ref) -> list[jax.Array]:
-        """Of `Chunks.times`, what the step before each has; of a `Chunks.state` before all."""
-        times = [self._begin + self._group * len(self._steps) + step for step in self._steps]
-        rows = [jnp.maximum(time - 1, 0).reshape(-1) for time in times]
-        before = self._by_channel([self._float32(ref[row, self._channels]) for row in rows])
-        initial = self.load_channels(initial_ref)
-        all_of_it = zip(times * len(self._each), initial, before, strict=True)
-        return [jnp.where(time == 0, first, value) for time, first, value in all_of_it]
-
-    def load_channels(self, ref) -> list[jax.Array]:
-        """Of a `Chunks.channel` or `Chunks.state`, [1, lanes], the same for all steps."""
-        return [ref[self._lanes, c][None] for c in self._each for _ in self._steps]
-
-    def load_steps(self, ref) -> list[jax.Array]:
-        """Of a `Chunks.step`, [groups, 1], the same for all channels."""
-        return [ref[:, step][:, None] for step in self._steps] * len(self._each)
+    def load_before(self, ref, initial: jax.Array) -> list[jax.Array]:
+        """Of `Chunks.times`, what the step before each has; `initial`, [channels], before all."""
+        steps = []
+        for step in self.steps:
+            time = self._begin + self._group * len(self.steps) + step
+            before = ref[jnp.maximum(time - 1, 0).reshape(-1), self.lanes]
+            steps.append(jnp.where(time == 0, initial[None], self._float32(before)))
+        return steps
 
     def store(self, ref, values: list[jax.Array]) -> None:
-        """Writes a `Chunks.tile`, rounded to its dtype."""
-        for step, value in zip(self._steps, zip(*self._halves(values), strict=True), strict=True):
-            value = jnp.stack(value, axis=-1).reshape(-1, ref.shape[2]) if value[1:] else value[0]
-            ref[:, step, self._channels] = value.astype(ref.dtype)
-
-    def store_sum(self, ref, values: list[jax.Array]) -> None:
-        """Writes sums over the chunk's steps to a `Chunks.sums`."""
-        for c, steps in zip(self._each, self._halves(values), strict=True):
-            ref[self._lanes, c] = sum(steps[1:], start=steps[0]).sum(axis=0)
+        """Writes steps of a `Chunks.tile`, rounded to its dtype."""
+        for step, value in zip(self.steps, values, strict=True):
+            ref[:, step, self.lanes] = value.astype(ref.dtype)
 
     def forwards(self, a: list[jax.Array], x: list[jax.Array]) -> list[jax.Array]:
         """h_t = a_t h_{t-1} + x_t for all steps."""
-        channels = []
-        for a_c, x_c in zip(self._halves(a), self._halves(x), strict=True):
-            decays, states = [], []
-            for a_t, x_t in zip(a_c, x_c, strict=True):
-                decays.append(a_t * decays[-1] if decays else a_t)
-                states.append(self.fma(a_t, states[-1], x_t) if states else x_t)
-            channels.append((decays, states, decays[-1], states[-1]))
-        return self._finish(channels, range(len(self._group)))
+        decays, states = [], []
+        for a_t, x_t in zip(a, x, strict=True):
+            decays.append(a_t * decays[-1] if decays else a_t)
+            states.append(self.fma(a_t, states[-1], x_t) if states else x_t)
+        enters = self._entering(decays[-1], states[-1], range(len(self._group)))
+        return [self.fma(d, enters, h) for d, h in zip(decays, states, strict=True)]
 
     def backwards(self, a: list[jax.Array], dh: list[jax.Array]) -> list[jax.Array]:
         """g_t = dh_t + a_{t+1} g_{t+1}; what passes on from chunk to chunk is a_t g_t."""
-        channels = []
-        for a_c, dh_c in zip(self._halves(a), self._halves(dh), strict=True):
-            decays, gs = [], []
-            decay = added = None
-            for a_t, dh_t in zip(reversed(a_c), reversed(dh_c), strict=True):
-                gs.append(dh_t if added is None else dh_t + added)
-                decays.append(decay)
-                added = a_t * gs[-1]
-                decay = a_t if decay is None else a_t * decay
-            channels.append((decays[::-1], gs[::-1], decay, added))
-        return self._finish(channels, range(len(self._group))[::-1])
-
-    def _finish(self, channels, order):
-        """Adds to every step what it has of the state that enters its group.
-
-        Args:
-          channels: Of each channel of a lane the steps' decays since their group began (None is 1),
-            their values without that state, and what a group is in all: decay and added in
-            state -> decay * state + added.
-          order: The groups in the order in which the state meets them.
-        """
-        ends = [self._exchange(decay, added, order) for _, _, decay, added in channels]
-        entering = [
-            self._pass_on(c, *total) for c, (_, _, total) in zip(self._each, ends, strict=True)
-        ]
-        results = []
-        for (decays, values, _, _), (decay, added, _), state in zip(
-            channels, ends, entering, strict=True
-        ):
-            state = self.fma(decay, state[None], added)
-            results += [
-                v + state if d is None else self.fma(d, state, v)
-                for d, v in zip(decays, values, strict=True)
-            ]
-        return results
-
-    def _exchange(self, decay, added, order):
-        """What happens to the state between the chunk's begin and each group, and in all of it."""
-        groups, lanes = decay.shape
-        decays, adds = (lax.split(v, [1] * groups) for v in (decay, added))
-        decay, added = jnp.ones_like(decay), jnp.zeros_like(added)
-        total = None
-        for group in order:
-            if total is None:
-                total = decays[group], adds[group]
-                continue
-            here = self._group == group
-            decay, added = jnp.where(here, total[0], decay), jnp.where(here, total[1], added)
-            total = decays[group] * total[0], self.fma(decays[group], total[1], adds[group])
-        return decay, added, tuple(v.reshape(lanes) for v in total)
-
-    def _pass_on(self, channel, decay, added):
-        """The state that enters the chunk; gives the next one what it needs.
-
-        That is the state two chunks before, and what the chunk between does to it, which does not
-        wait for anything: so half as many waits follow one another as there are chunks.
-        """
-        turn = self._turn
-        self._give(turn + 1, _DECAY, channel, decay)
-        self._give(turn + 1, _ADDED, channel, added)
-        between = self._wait(turn, _DECAY, channel), self._wait(turn, _ADDED, channel)
-        both = decay * between[0], self.fma(decay, between[1], added)
-        state = self._wait(jnp.maximum(turn - 1, 0), _STATE, channel)
-        self._give(turn + 1, _STATE, channel, self.fma(both[0], state, both[1]))
-        return self.fma(between[0], state, between[1])
-
-    def _give(self, turn, kind, channel, value):
-        self._states[turn, kind, self._lanes, channel] = _bits(value)
-
-    def _wait(self, turn, kind, channel):
-        """What another chunk gives, once it is there."""
-        place = self._states.at[turn, pl.ds(kind, 1), self._lanes, pl.ds(channel, 1)]
-
-        def read():
-            return plgpu.load(place, volatile=True).reshape(CHANNELS)
-
-        def missing(bits):
-            return jnp.max((bits == _EMPTY).astype(jnp.int32)) > 0
-
-        bits = lax.while_loop(missing, lambda _: read(), read())
-        return lax.bitcast_convert_type(bits, jnp.float32)
+        decays, gs = [], []
+        decay = added = None
+        for a_t, dh_t in zip(reversed(a), reversed(dh), strict=True):
+            gs.append(dh_t if added is None else dh_t + added)
+            decays.append(decay)
+            added = a_t * gs[-1]
+            decay = a_t if decay is None else a_t * decay
+        asks = self._entering(decay, added, reversed(range(len(self._group))))
+        pairs = zip(reversed(decays), reversed(gs), strict=True)
+        return [g + asks if d is None else self.fma(d, asks, g) for d, g in pairs]
 
     def instruction(self, name: str, value: jax.Array) -> jax.Array:
         """One of the processor's own approximations, good to the last bit or two of a float32."""
@@ -298,36 +202,61 @@ class Chunk:
             return a * b + c
         return _assembly("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", *jnp.broadcast_arrays(a, b, c))
 
+    def _entering(self, decay, added, order):
+        """The state that enters each group, [groups, channels]; passes on the last one's.
+
+        Args:
+          decay: [groups, channels]; each group is state -> decay * state + added.
+          added: [groups, channels].
+          order: The groups in the order in which the state meets them.
+        """
+        groups, channels = decay.shape
+        decays, adds = (lax.split(v, [1] * groups) for v in (decay, added))
+        decay, added = jnp.ones_like(decay), jnp.zeros_like(added)
+        total = None
+        for group in order:
+            if total is None:
+                total = decays[group], adds[group]
+                continue
+            here = self._group == group
+            decay, added = jnp.where(here, total[0], decay), jnp.where(here, total[1], added)
+            total = decays[group] * total[0], self.fma(decays[group], total[1], adds[group])
+        state = self._wait()
+        leaves = self.fma(total[0].reshape(channels), state, total[1].reshape(channels))
+        self._states[self._turn + 1, self.lanes] = _bits(leaves)
+        return self.fma(decay, state[None], added)
+
+    def _wait(self):
+        """The state that enters the chunk, once it is there.
+
+        32 words are one for each lane: so every warp reads all of them and decides for itself. With
+        more, several warps would decide together, by what some of them have read.
+        """
+
+        def read():
+            return plgpu.load(self._states.at[self._turn, self.lanes], volatile=True)
+
+        def missing(bits):
+            return jnp.max((bits == _EMPTY).astype(jnp.int32)) > 0
+
+        bits = lax.while_loop(missing, lambda _: read(), read())
+        return lax.bitcast_convert_type(bits, jnp.float32)
+
     def _float32(self, value):
         """By an instruction of ours: above a conversion of its own Triton moves the exchange of ends
         between the groups, and has every warp work out all of them."""
         if self._interpret or value.dtype != jnp.bfloat16:
             return value.astype(jnp.float32)
-        if len(self._each) == 2:
-            low, high = "shl.b32 t, $2, 16; mov.b32 $0, t;", "and.b32 t, $2, -65536; mov.b32 $1, t;"
-            return _assembly(f"{{ .reg .b32 t; {low} {high} }}", "=f,=f,r", value, pack=2)
         widen = "{ .reg .b32 t; cvt.u32.u16 t, $1; shl.b32 t, t, 16; mov.b32 $0, t; }"
         return _assembly(widen, "=f,h", value)
 
-    def _by_channel(self, steps):
-        """[groups, channels] of every step, as a list by channel and step."""
-        if len(self._each) == 1:
-            return steps
-        pairs = [step.reshape(step.shape[0], CHANNELS, len(self._each)) for step in steps]
-        halves = [lax.split(pair, [1] * len(self._each), axis=2) for pair in pairs]
-        return [half[c].reshape(half[c].shape[:2]) for c in self._each for half in halves]
 
-    def _halves(self, values):
-        """A list by channel and step as one by step for every channel."""
-        return [values[c * len(self._steps) : (c + 1) * len(self._steps)] for c in self._each]
-
-
-def _assembly(code, constraints, *arguments, pack=1):
+def _assembly(code, constraints, *arguments):
     return plgpu.elementwise_inline_asm(
         code,
         args=arguments,
         constraints=constraints,
-        pack=pack,
+        pack=1,
         result_shape_dtypes=[jax.ShapeDtypeStruct(arguments[0].shape, jnp.float32)],
     )[0]
 
