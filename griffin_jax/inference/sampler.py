@@ -21,6 +21,7 @@ from griffin_jax.inference.text import StoppedText
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
+from griffin_jax.sharding.per_shard import mesh_of
 from griffin_jax.tokenizer import Tokenizer
 
 BURST = 16  # tokens of a dispatch at most
@@ -63,6 +64,7 @@ class Sampler:
       params: Its parameters.
       tokenizer: Decodes the text and knows the stop tokens; without one, texts stay empty and only
         `max_new_tokens` ends them.
+      mesh: The one that the parameters lie on, or None.
       burst: Steps in one dispatch. Between dispatches the host looks for stop strings.
 
     On a CPU, `params` get a second copy of 4-bit weights that decoding reads, if there is memory;
@@ -81,6 +83,7 @@ class Sampler:
     ):
         self.model = Griffin(config, dtype=jnp.dtype(dtype))
         self.params = for_decoding(params, columns)
+        self.mesh = mesh_of(self.params)
         self.tokenizer = tokenizer
         self.burst = burst
 
@@ -304,7 +307,8 @@ class Generation:
         steps = min(limit, sampler.burst, self._max_new_tokens - self._steps)
         longest = max(map(len, self._texts)) + self._steps + steps
         self._state = prefill.with_room(sampler.model, self._state, longest)
-        self._state, self._seen, self._last, self._alive, tokens, logprobs = draw_burst(
+        self._state, self._seen, self._last, self._alive, tokens, logprobs = draw_burst.on(
+            sampler.mesh,
             sampler.model,
             sampler.burst,
             sampler.params,
