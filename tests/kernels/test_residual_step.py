@@ -154,7 +154,7 @@ def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
     def run(arguments, when):
         return residual_step.residual_step(config, kind, None, *arguments, when)
 
-    launches = 5 if kind == RECURRENT else 6
+    launches = (5 if kind == RECURRENT else 6) + packed
     text = for_gpu(run, arguments, timeline(40))
     assert text.count("custom_call @__gpu$xla.gpu.triton") == launches
 

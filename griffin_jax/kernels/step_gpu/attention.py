@@ -8,7 +8,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.step_gpu.launch import divide, launch
-from griffin_jax.kernels.step_gpu.mlp import normalised, project_and_add
+from griffin_jax.kernels.step_gpu.mlp import project_and_add
+from griffin_jax.kernels.step_gpu.norm import entering, norm
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
     bias_of,
@@ -183,7 +184,7 @@ def _ask(x, scale, layers, eps, interpret):
     """q, k and v of norm(x), not rotated yet."""
     dtype = x.dtype
     names = ("q_proj", "k_proj", "v_proj")
-    entering, norm = normalised(x, scale, eps, is_packed(layers["q_proj"][0]))
+    read = entering(x, scale, is_packed(layers["q_proj"][0]), interpret=interpret)
     count, launched = options([layers["q_proj"][0]], _ROWS)
 
     def part(name):
@@ -191,7 +192,7 @@ def _ask(x, scale, layers, eps, interpret):
             layer, rows = inputs[name], pl.ds(i * count, count)
             bias = bias_of(layer, rows)
             [y] = products(
-                [layer[0]], rows.start, count, inputs, "x", norm(inputs), interpret=interpret
+                [layer[0]], rows.start, count, inputs, "x", norm(inputs, eps), interpret=interpret
             )
             buffers[name[0]][rows] = add_bias(y.astype(dtype), bias)
 
@@ -199,7 +200,7 @@ def _ask(x, scale, layers, eps, interpret):
 
     return launch(
         list(map(part, names)),
-        {**entering, **{name: layers[name] for name in names}},
+        {**read, **{name: layers[name] for name in names}},
         {name[0]: jax.ShapeDtypeStruct(layers[name][0].shape[:1], dtype) for name in names},
         name="step_ask",
         interpret=interpret,

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from griffin_jax.kernels.rms_norm import rms_norm
 from griffin_jax.kernels.step_gpu.launch import launch
+from griffin_jax.kernels.step_gpu.norm import entering_like, norm, write
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
     bias_of,
@@ -16,7 +16,6 @@ from griffin_jax.kernels.step_gpu.products import (
     options,
     products,
     store,
-    vector,
     vector_like,
 )
 
@@ -33,7 +32,7 @@ def mlp_step(x, entering, gate, up, down, *, eps, interpret=False):
 
     Args:
       x: [D].
-      entering: What `project_and_add` made ready for the norm of x.
+      entering: What `project_and_add` gives for the norm of x.
       gate: (weight [F, D], bias [F] or None).
       up: Likewise.
       down: (weight [D, F], bias [D] or None).
@@ -46,15 +45,14 @@ def mlp_step(x, entering, gate, up, down, *, eps, interpret=False):
     expanded, dtype = gate[0].shape[0], x.dtype
     packed = is_packed(gate[0])
     count, launched = options([gate[0], up[0]])
-    factor = "squares" if packed else "scale"
 
     def expand(inputs, buffers, i):
         layers = inputs["gate"], inputs["up"]
         rows = pl.ds(i * count, count)
         weights = [weight for weight, _ in layers]
         biases = [bias_of(layer, rows) for layer in layers]
-        norm = inputs[factor], eps
-        found = products(weights, rows.start, count, inputs, "x", norm, interpret=interpret)
+        normed = norm(inputs, eps)
+        found = products(weights, rows.start, count, inputs, "x", normed, interpret=interpret)
         a, b = (add_bias(y.astype(dtype), bias) for y, bias in zip(found, biases, strict=True))
         store(buffers, "h", rows.start, gelu(a.astype(jnp.float32)).astype(dtype) * b)
 
@@ -67,18 +65,6 @@ def mlp_step(x, entering, gate, up, down, *, eps, interpret=False):
         **launched,
     )
     return project_and_add(x, h, "h", down, name="step_contract", interpret=interpret)["out"]
-
-
-def normalised(x, scale, eps, packed):
-    """norm(x) as a product of step kernels reads it.
-
-    Returns:
-      A dict of arrays, "x" among them as `products` wants it, and what gives its argument `norm`
-      from references to them.
-    """
-    if packed:
-        return vector("x", rms_norm(x, scale, eps), packed), lambda inputs: None
-    return {"x": x, "scale": scale}, lambda inputs: (inputs["scale"], eps)
 
 
 def project_and_add(
@@ -103,12 +89,9 @@ def project_and_add(
       a dict for `mlp_step`.
     """
     width, dtype = x.shape[0], x.dtype
-    packed = is_packed(layer[0])
     count, launched = options([layer[0]])
-    entering = {}
-    if packed and scale is not None:
-        entering = vector_like("x", width, dtype, packed)
-        entering["squares"] = jax.ShapeDtypeStruct((width // count,), jnp.float32)
+    scales = is_packed(layer[0]) and scale is not None
+    entering = entering_like(x, width // count) if scales else {}
 
     def project(inputs, buffers, i):
         layer, rows = inputs["layer"], pl.ds(i * count, count)
@@ -116,23 +99,19 @@ def project_and_add(
         [y] = products([layer[0]], rows.start, count, inputs, name_of_h, interpret=interpret)
         out = residual + add_bias(y.astype(dtype), bias)
         buffers["out"][rows] = out
-        if entering:  # the norm's factor, one number, multiplies what is made of it
-            out = out.astype(jnp.float32)
-            scale = 1 + inputs["next_scale"][rows].astype(jnp.float32)
-            store(buffers, "x", rows.start, out * scale)
-            buffers["squares"][i] = (out * out).sum()
+        if scales:
+            write(buffers, rows, i, out, inputs["next_scale"][rows])
 
     after = launch(
         [(width // count, project), *beside],
-        {"residual": x, **h, "layer": layer, **(inputs or {})}
-        | ({"next_scale": scale} if entering else {}),
+        {"residual": x, **h, "layer": layer, "next_scale": scale, **(inputs or {})},
         {"out": jax.ShapeDtypeStruct((width,), dtype), **entering},
         updates,
         name=name,
         interpret=interpret,
         **launched,
     )
-    if entering:
+    if scales:
         after["entering"] = {key: after.pop(key) for key in entering}
     elif scale is not None:
         after["entering"] = {"x": after["out"], "scale": scale}

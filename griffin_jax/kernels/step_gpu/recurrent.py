@@ -8,7 +8,8 @@ from jax.experimental import pallas as pl
 
 from griffin_jax.kernels.rg_lru import C
 from griffin_jax.kernels.step_gpu.launch import divide, launch
-from griffin_jax.kernels.step_gpu.mlp import gelu, normalised, project_and_add
+from griffin_jax.kernels.step_gpu.mlp import gelu, project_and_add
+from griffin_jax.kernels.step_gpu.norm import entering, norm
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
     bias_of,
@@ -80,20 +81,22 @@ def _branches(x, scale, layers, eps, interpret):
     dtype = x.dtype
     both = {"y": layers["linear_y"], "u": layers["linear_x"]}
     size = both["y"][0].shape[0]
-    entering, norm = normalised(x, scale, eps, is_packed(both["y"][0]))
+    read = entering(x, scale, is_packed(both["y"][0]), interpret=interpret)
     count, launched = options([weight for weight, _ in both.values()])
 
     def run(inputs, buffers, i):
         rows = pl.ds(i * count, count)
         weights = [inputs[name][0] for name in both]
         biases = [bias_of(inputs[name], rows) for name in both]
-        found = products(weights, rows.start, count, inputs, "x", norm(inputs), interpret=interpret)
+        found = products(
+            weights, rows.start, count, inputs, "x", norm(inputs, eps), interpret=interpret
+        )
         for name, y, bias in zip(both, found, biases, strict=True):
             buffers[name][rows] = add_bias(y.astype(dtype), bias)
 
     return launch(
         [(size // count, run)],
-        {**entering, **both},
+        {**read, **both},
         {name: jax.ShapeDtypeStruct((size,), dtype) for name in both},
         name="step_branches",
         interpret=interpret,
