@@ -78,7 +78,7 @@ def residual_step(
     *,
     interpret: bool = False,
 ):
-    """A residual block for one token of one row, five launches or six.
+    """A residual block for one token of one row, in five launches or six, and one more for 4-bit weights.
 
     Args:
       config: The model's shape.
