@@ -26,7 +26,7 @@ _OUT_VECTOR = 4  # outputs of one program, for one row of inputs
 _OUT_TILE = 32  # and for several
 _BYTES_TILE = 64  # of a weight's row in one turn, for several rows of inputs
 _LARGEST_PIECE = 2048  # bytes of a weight's row in one tile, for one row of inputs
-LOOKUP = 4  # bytes of one thread that are looked up together
+_LOOKUP = 4  # bytes of one thread that are looked up together
 _NESTED = ("nested_absmax", "nested_code", "nested_offset")
 LEAVES = ("packed", "absmax", *_NESTED)
 
@@ -98,7 +98,7 @@ def lookup(packed, quant_type, interpret):
             _lookup_asm(quant_type, first_bit),
             args=[packed],
             constraints="=&f,=&f,=&f,=&f,r",
-            pack=LOOKUP,
+            pack=_LOOKUP,
             result_shape_dtypes=[jax.ShapeDtypeStruct(packed.shape, jnp.float32)],
         )[0]
         for first_bit in (4, 0)
@@ -108,7 +108,7 @@ def lookup(packed, quant_type, interpret):
 def _lookup_asm(quant_type, first_bit):
     """PTX that puts the codes of four bits from `first_bit` on of the bytes of $4 into $0 to $3."""
     lines = ["{", ".reg .b32 place, code;", *lane_codes_asm(quant_type)]
-    for k in range(LOOKUP):
+    for k in range(_LOOKUP):
         # Within half a warp a shuffle takes the low four bits of its index: no mask is needed.
         lines += [
             f"shr.u32 place, $4, {8 * k + first_bit};",
@@ -147,7 +147,7 @@ def _operands(weights):
     return names, leaves
 
 
-def scales(refs, weight, rows, first, count):
+def _scales(refs, weight, rows, first, count):
     """Scales `first` ... `first + count` of some rows: [count] for an index, [rows, count]."""
     absmax = refs["absmax"][rows, pl.ds(first, count)]
     if not weight.double_quantized:
@@ -199,7 +199,7 @@ def _vector_kernel(even_ref, odd_ref, *refs, weights, names, interpret):
         columns = pl.ds(begin, size)
         rows = [row + r for r in range(_OUT_VECTOR)]
         loaded = [
-            (leaves["packed"][r, columns], scales(leaves, weight, r, first, blocks)) for r in rows
+            (leaves["packed"][r, columns], _scales(leaves, weight, r, first, blocks)) for r in rows
         ]
         even = even_ref[columns].astype(jnp.float32)
         odd = odd_ref[columns].astype(jnp.float32)
@@ -223,7 +223,7 @@ def _matrix_vector(x, weights, interpret):
         weights,
         outputs=_OUT_VECTOR,
         out_shapes=[weight.shape[:1] for weight in weights],
-        num_warps=min(4, smallest // (32 * LOOKUP)),
+        num_warps=min(4, smallest // (32 * _LOOKUP)),
         num_stages=1,
         interpret=interpret,
     )
@@ -241,7 +241,7 @@ def _tile_kernel(even_ref, odd_ref, *refs, weights, names, interpret):
         def turn(i, sums):
             columns = pl.ds(i * _BYTES_TILE, _BYTES_TILE)
             first = 2 * _BYTES_TILE * i // weight.block_size
-            scale = scales(leaves, weight, own, first, blocks)[:, :, None]
+            scale = _scales(leaves, weight, own, first, blocks)[:, :, None]
             tile = (_OUT_TILE, blocks, _BYTES_TILE // blocks)
             halves = lookup(leaves["packed"][own, columns], weight.quant_type, interpret)
             for x_ref, half in zip((even_ref, odd_ref), halves, strict=True):

@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton as plgpu
 from griffin_jax.kernels.packed_matmul_pallas_gpu import LEAVES, lane_codes_asm, lookup, scales_at
 
 WARPS = 8  # of a program
-BYTES = 256  # of a row that a warp reads in one piece, 8 a lane
+_BYTES = 256  # of a row that a warp reads in one piece, 8 a lane
 _ROWS = 4  # that a warp reads side by side
 _SMALLEST_BLOCK = 64
 _DIVISOR = 16.0
@@ -32,14 +32,12 @@ def serves(weights) -> str | None:
     """None, or why 4-bit weights [out, in] are not served."""
     for weight in weights:
         out, width = weight.shape
-        if (
-            weight.packed.ndim != 2
-            or weight.block_size < _SMALLEST_BLOCK
-            or 512 % weight.block_size
-        ):
+        if weight.block_size < _SMALLEST_BLOCK or 512 % weight.block_size:
             return f"4-bit weights in blocks of {weight.block_size} (needs 64, 128, 256 or 512)"
-        if out % (WARPS * _ROWS) or width % (2 * BYTES):
+        if out % (WARPS * _ROWS) or width % (2 * _BYTES):
             return f"4-bit weights of {out} x {width} (needs multiples of 32 x 512)"
+        if weight.packed.ndim != 2:
+            return "4-bit weights whose bytes are not in rows"
         if weight.quant_type != weights[0].quant_type:
             return "4-bit weights of several types"
     return None
@@ -52,7 +50,7 @@ def programs(weights) -> tuple[int, int]:
     """
     most = WARPS * _ROWS // len(weights)
     out, width = weights[0].shape
-    shares = [n for n in (1, 2, 4) if width // (2 * BYTES) % n == 0]
+    shares = [n for n in (1, 2, 4) if width // (2 * _BYTES) % n == 0]
     filled = {}
     for share in shares:
         count = out * share // most
@@ -86,7 +84,7 @@ def _sixteenth(x):
 
 def table(quant_type: str, *, interpret: bool) -> jax.Array:
     """Writes the table to shared memory, as a kernel's first deed; `ready` waits for it."""
-    shape = WARPS, BYTES
+    shape = WARPS, _BYTES
     if interpret:
         return jnp.zeros(shape, jnp.float32)
     return _asm(_table_asm(quant_type), "r", [lax.broadcasted_iota(jnp.int32, shape, 0)])
@@ -111,7 +109,7 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
     groups = count * len(weights) // _ROWS  # of warps, that share rows
     share = WARPS // groups
     width = weights[0].shape[1] // 2 // share  # bytes of a warp's part of a row
-    shape = WARPS, BYTES
+    shape = WARPS, _BYTES
     place = lax.broadcasted_iota(jnp.int32, shape, 1)
     register = lax.rem(place, 8)
     each = _ROWS // len(weights)
@@ -122,20 +120,20 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
         def places(lanes):
             warp = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 0)
             column = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 1)
-            first = lax.rem(warp, share) * (width * lanes // BYTES) + piece * lanes
+            first = lax.rem(warp, share) * (width * lanes // _BYTES) + piece * lanes
             return row + each * lax.div(warp, share), first + column
 
         packed, scale = [], None
         for index in reversed(range(_ROWS)):
             weight = weights[index % len(weights)]
             offset = index // len(weights)
-            first, column = places(BYTES)
+            first, column = places(_BYTES)
             packed.insert(0, weight.packed[first + offset, column])
-            blocks = 2 * BYTES // weight.block_size
+            blocks = 2 * _BYTES // weight.block_size
             first, block = places(blocks)
             leaves = {name: getattr(weight, name) for name in LEAVES}
             own = scales_at(leaves, weight, first + offset, block)[:, :, None]
-            own = jnp.broadcast_to(own, (WARPS, blocks, BYTES // blocks)).reshape(shape)
+            own = jnp.broadcast_to(own, (WARPS, blocks, _BYTES // blocks)).reshape(shape)
             # Of eight registers of sums a row has two.
             scale = own if scale is None else jnp.where(register < 2 * index + 2, own, scale)
         return packed, scale, column
@@ -151,7 +149,7 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
     sums = add(_asm(_READY, "f", [table]), first)
     # A number of turns that the compiler does not know is 0: it would unroll them and ask for
     # everything at once, at twice the registers.
-    pieces = width // BYTES + lax.shift_right_logical(row, 30)
+    pieces = width // _BYTES + lax.shift_right_logical(row, 30)
     sums = lax.fori_loop(1, pieces, lambda i, sums: add(sums, load(i)), sums)
     sums = _asm(_own_asm(), "f", [sums]).reshape(WARPS, 32 // _ROWS, _ROWS, 8)
     sums = sums.sum(axis=3).sum(axis=1)
@@ -175,7 +173,7 @@ def _times_plainly(weight, row, count, x_ref):
 
 
 def _asm(text, kinds, arguments):
-    """PTX of 8 places of [WARPS, BYTES] at once; 8 registers of float32 come of it.
+    """PTX of 8 places of [WARPS, _BYTES] at once; 8 registers of float32 come of it.
 
     `kinds` are those of the arguments' registers, of which a type of n bytes takes 2 n.
     """
@@ -186,7 +184,7 @@ def _asm(text, kinds, arguments):
         args=arguments,
         constraints=",".join(["=&f"] * 8 + inputs),
         pack=8,
-        result_shape_dtypes=[jax.ShapeDtypeStruct((WARPS, BYTES), jnp.float32)],
+        result_shape_dtypes=[jax.ShapeDtypeStruct((WARPS, _BYTES), jnp.float32)],
     )[0]
 
 

@@ -12,7 +12,7 @@ from griffin_jax.quantization.tensor import QuantizedTensor
 
 _LARGEST = 2048  # plain weights of a row in one tile
 _ROWS = 4  # of plain weights, of a program
-TABLE = "table"
+_TABLE = "table"
 
 
 def is_packed(weight) -> bool:
@@ -37,7 +37,7 @@ def options(weights: Sequence, rows: int = _ROWS) -> tuple[int, dict]:
 
 
 def _first(quant_type):
-    return lambda interpret: {TABLE: pairs.table(quant_type, interpret=interpret)}
+    return lambda interpret: {_TABLE: pairs.table(quant_type, interpret=interpret)}
 
 
 def vector(name: str, x: jax.Array, packed: bool) -> dict[str, jax.Array]:
@@ -87,7 +87,7 @@ def products(
     """
     if is_packed(weights[0]):
         squares = None if norm is None else _whole(norm[0], interpret)
-        found = pairs.times(weights, row, count, inputs[name], inputs[TABLE], interpret=interpret)
+        found = pairs.times(weights, row, count, inputs[name], inputs[_TABLE], interpret=interpret)
         if norm is None:
             return found
         inverse = jax.lax.rsqrt(squares.sum() / weights[0].shape[1] + norm[1])
