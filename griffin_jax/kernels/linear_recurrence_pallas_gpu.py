@@ -1,7 +1,8 @@
 """The diagonal linear recurrence as one Pallas kernel forward and one backward, for GPUs.
 
 In float32 the forward pass moves 12 bytes per element and the backward pass 20, which is what the
-arguments and results weigh. See `time_chunks_gpu`.
+arguments and results weigh; times that are not whole chunks of 128 forward, 64 backward, add copies
+with zeros behind the last step. See `time_chunks_gpu`.
 """
 
 import functools
@@ -9,25 +10,18 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from griffin_jax.kernels.time_chunks_gpu import CHANNELS, Chunks
+from griffin_jax.kernels import time_chunks_gpu
+from griffin_jax.kernels.time_chunks_gpu import Chunks
 
 _FORWARD = {"groups": 8, "steps": 16}
 _BACKWARD = {"groups": 8, "steps": 8}
-_FEW = 16  # programs leave most of a GPU idle
 
 
 def serves(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
     """None, or the reason why the kernel does not serve inputs [B, T, R] of this shape and dtype."""
-    batch, time, width = shape
     if dtype != jnp.float32:
         return f"the inputs are {dtype}, not float32"
-    if width % CHANNELS:
-        return f"recurrence width {width} is not a multiple of {CHANNELS}"
-    if time < _FORWARD["steps"]:
-        return f"{time} tokens are fewer than {_FORWARD['steps']}"
-    if batch * (width // CHANNELS) < _FEW:
-        return f"{batch} rows of width {width} do not fill a GPU"
-    return None
+    return time_chunks_gpu.serves(shape, _FORWARD["steps"])
 
 
 @functools.partial(jax.jit, static_argnames="interpret")

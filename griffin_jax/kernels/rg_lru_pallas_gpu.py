@@ -16,12 +16,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from griffin_jax.kernels.time_chunks_gpu import CHANNELS, Chunks
+from griffin_jax.kernels import time_chunks_gpu
+from griffin_jax.kernels.time_chunks_gpu import Chunks
 
 _GROUPS = 8  # of a chunk of time, one for each warp
 _STEPS = 16  # of a group, which is what registers hold, forward
 _BACKWARD_STEPS = 8  # and backward
-_FEW = 16  # programs leave most of a GPU idle
 _C = 8.0
 _MIN_SQUARE = 0.25e-6  # clips the square root's derivative at 1,000
 _LN2 = math.log(2)
@@ -30,14 +30,7 @@ _RESET, _PADDING = -200.0, 1e30
 
 def serves(shape: tuple[int, ...]) -> str | None:
     """None, or the reason why the kernel does not serve inputs of this shape [B, T, R]."""
-    batch, time, width = shape
-    if width % CHANNELS:
-        return f"recurrence width {width} is not a multiple of {CHANNELS}"
-    if time < _BACKWARD_STEPS:
-        return f"{time} tokens are fewer than {_BACKWARD_STEPS}"
-    if batch * (width // CHANNELS) < _FEW:
-        return f"{batch} rows of width {width} do not fill a GPU"
-    return None
+    return time_chunks_gpu.serves(shape, _BACKWARD_STEPS)
 
 
 def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=False):

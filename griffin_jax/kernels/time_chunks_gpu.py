@@ -21,9 +21,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 CHANNELS = 32  # of one program, one for each lane
+_FEW = 16  # programs leave most of a GPU idle
 _EMPTY = -1  # the bits of a NaN which no arithmetic makes
 _NAN = 0x7FC00000
 _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt}
+
+
+def serves(shape: tuple[int, int, int], steps: int) -> str | None:
+    """None, or the reason why chunks do not serve inputs [B, T, R]; `steps` are the fewest."""
+    batch, time, width = shape
+    if width % CHANNELS:
+        return f"recurrence width {width} is not a multiple of {CHANNELS}"
+    if time < steps:
+        return f"{time} tokens are fewer than {steps}"
+    if batch * (width // CHANNELS) < _FEW:
+        return f"{batch} rows of width {width} do not fill a GPU"
+    return None
 
 
 class Chunks:

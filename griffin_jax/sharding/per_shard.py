@@ -48,7 +48,10 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:
     """Runs what is inside under the mesh of a tree; does nothing where there is none."""
-    mesh = mesh_of(tree)
+    return _under(mesh_of(tree))
+
+
+def _under(mesh):
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
@@ -74,7 +77,7 @@ class MeshFunction:
         To ask every leaf takes longer than the call itself, which counts where a text is drawn a
         few tokens a call.
         """
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        with _under(mesh):
             return self._jitted(*args, **kwargs)
 
     def lower(self, *args, **kwargs):
