@@ -6,21 +6,33 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from griffin_jax.kernels.step_gpu import pairs, products
+from griffin_jax.kernels.rms_norm import rms_norm
+from griffin_jax.kernels.step_gpu import norm, pairs, products
 from griffin_jax.kernels.step_gpu.launch import launch
 from griffin_jax.quantization import dequantize, quantize
 from griffin_jax.quantization.tensor import abstract
+from tests.kernels.lowering import for_gpu
 
 ON_GPU = jax.default_backend() == "gpu"
 
 
-def multiply(weights, x):
-    """Every row of the weights times x, in the programs and rounds that `options` says."""
+def multiply(weights, entering, eps=None, interpret=not ON_GPU):
+    """Every row of the weights times a vector, in the programs and rounds that `options` says.
+
+    Args:
+      weights: 4-bit weights of one shape.
+      entering: The vector, or with `eps` what `norm.entering` gives for one.
+      eps: Of its norm; None for none.
+      interpret: Run on any device, slowly.
+    """
     count, launched = products.options(weights)
+    if eps is None:
+        entering = products.vector("x", entering, True)
 
     def body(inputs, buffers, i):
+        normed = None if eps is None else norm.norm(inputs, eps)
         found = products.products(
-            inputs["weights"], i * count, count, inputs, "x", interpret=not ON_GPU
+            inputs["weights"], i * count, count, inputs, "x", normed, interpret=interpret
         )
         for index, y in enumerate(found):
             buffers[str(index)][rows_of(i, count)] = y
@@ -28,10 +40,10 @@ def multiply(weights, x):
     out = weights[0].shape[0]
     found = launch(
         [(out // count, body)],
-        {"weights": weights, **products.vector("x", x, True)},
+        {"weights": weights, **entering},
         {str(i): jax.ShapeDtypeStruct((out,), jnp.float32) for i in range(len(weights))},
         name="products",
-        interpret=not ON_GPU,
+        interpret=interpret,
         **launched,
     )
     return [found[str(i)] for i in range(len(weights))]
@@ -68,6 +80,37 @@ def test_products_are_those_of_decoded_weights(
         wanted = expected(weight, x)
         # Codes are rounded to float16.
         assert np.linalg.norm(y - wanted) <= 2**-11 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("count, rounds", [(1, 2), (2, 4)])
+def test_programs_that_take_several_rounds_miss_no_row(monkeypatch, count, rounds):
+    monkeypatch.setattr(pairs, "_SLOTS", 4)
+    weights, x = drawn(256, 512, count)
+    assert pairs.programs(weights)[1] == rounds
+    for weight, y in zip(weights, jax.jit(multiply)(weights, x), strict=True):
+        wanted = expected(weight, x)
+        assert np.linalg.norm(y - wanted) <= 2**-11 * np.linalg.norm(wanted)
+    text = for_gpu(lambda *a: multiply(*a, interpret=False), weights, x)
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 1
+
+
+# Of 512 numbers the squares are in two parts, of 1,536 in six.
+@pytest.mark.parametrize("width", [512, 1536])
+def test_a_norm_on_the_way_is_that_of_the_vector(width):
+    weights, x = drawn(64, width, 2)
+    x, scale = 7 * x, jax.random.normal(jax.random.key(1), (width,), jnp.bfloat16)
+
+    def run(weights, x, scale, interpret):
+        entering = norm.entering(x, scale, True, interpret=interpret)
+        return multiply(weights, entering, 1e-6, interpret)
+
+    found = jax.jit(lambda *a: run(*a, not ON_GPU))(weights, x, scale)
+    normed = rms_norm(x.astype(jnp.float32), scale, 1e-6)
+    for weight, y in zip(weights, found, strict=True):
+        wanted = expected(weight, normed)
+        assert np.linalg.norm(y - wanted) <= 2**-11 * np.linalg.norm(wanted)
+    text = for_gpu(lambda *a: run(*a, False), weights, x, scale)
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 2
 
 
 def test_large_and_small_numbers_survive():

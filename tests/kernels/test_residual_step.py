@@ -9,10 +9,11 @@ import pytest
 
 from griffin_jax.config import ATTENTION, RECURRENT, preset
 from griffin_jax.kernels import residual_step
-from griffin_jax.models import init_params, init_state
+from griffin_jax.models import abstract_params, init_params, init_state
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization import QuantizedTensor, dequantize, quantize
+from griffin_jax.quantization.tensor import abstract
 from tests.kernels.lowering import for_gpu
 
 BF16 = jnp.bfloat16
@@ -34,6 +35,17 @@ def is_packed(leaf):
     return isinstance(leaf, QuantizedTensor)
 
 
+def in_4_bits(pack, params):
+    """The parameters with `pack` of the weights of linear layers."""
+
+    def visit(path, x):
+        names = [key.key for key in path]
+        linear = names[-1] == "weight" and x.ndim == 2 and "conv_1d" not in names
+        return pack(x) if linear else x
+
+    return jax.tree_util.tree_map_with_path(visit, params)
+
+
 def operands(kind, packed, start, seed=0):
     """Parameters, input, state after `start` tokens, and the same in float32."""
     key = jax.random.key(seed)
@@ -43,13 +55,7 @@ def operands(kind, packed, start, seed=0):
         lambda x: (x + 0.1 * jax.random.normal(key, x.shape)).astype(BF16), params
     )
     if packed:
-
-        def pack(path, x):
-            names = [key.key for key in path]
-            linear = names[-1] == "weight" and x.ndim == 2 and "conv_1d" not in names
-            return quantize(x, double_quant=True) if linear else x
-
-        params = jax.tree_util.tree_map_with_path(pack, params)
+        params = in_4_bits(lambda x: quantize(x, double_quant=True), params)
     x = jax.random.normal(key, (1, 1, CONFIG.width), BF16)
     state = init_state(CONFIG, 1, BF16).blocks[INDEX[kind]]
     if start:
@@ -156,6 +162,27 @@ def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
 
     launches = (5 if kind == RECURRENT else 6) + packed
     text = for_gpu(run, arguments, timeline(40))
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == launches
+
+
+@pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
+@pytest.mark.parametrize("name", ["recurrentgemma-2b", "recurrentgemma-9b"])
+def test_published_sizes_lower_for_a_gpu(name, kind):
+    config = preset(name)
+    index = config.block_types.index(kind)
+    params = in_4_bits(
+        lambda x: abstract(x.shape, BF16, double_quant=True),
+        abstract_params(config, BF16)[f"blocks_{index}"],
+    )
+    x = jax.ShapeDtypeStruct((1, 1, config.width), BF16)
+    state = jax.eval_shape(lambda: init_state(config, 1, BF16)).blocks[index]
+    assert residual_step.serves(config, kind, params, x, state) is None
+
+    def run(arguments, when):
+        return residual_step.residual_step(config, kind, None, *arguments, when)
+
+    launches = 6 if kind == RECURRENT else 7
+    text = for_gpu(run, (params, x, state), timeline(40))
     assert text.count("custom_call @__gpu$xla.gpu.triton") == launches
 
 
