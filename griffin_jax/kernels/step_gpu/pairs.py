@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.packed_matmul_pallas_gpu import LEAVES, lane_codes_asm, lookup, scales_at
 
-WARPS = 8  # of a program
+WARPS = 8  # of a program, which has a thread for each pair of codes
 _BYTES = 256  # of a row that a warp reads in one piece, 8 a lane
 _ROWS = 4  # that a warp reads side by side
 _SMALLEST_BLOCK = 64
@@ -223,8 +223,7 @@ def _own_asm():
 
 
 def _table_asm(quant_type):
-    """PTX that writes the 256 pairs, 32 copies of each side by side."""
-    writers = min(32 * WARPS // 256, 8)  # threads that write copies of one pair
+    """PTX that writes the 256 pairs, 32 copies of each side by side; a pair for each thread."""
     lines = [
         f".shared .align 16 .b32 {_TABLE}[{256 * 32}];",
         "{",
@@ -237,12 +236,9 @@ def _table_asm(quant_type):
         "shfl.sync.idx.b32 low, own0, thread, 0x101f, 0xffffffff;",
         "cvt.rn.f16x2.f32 pair, low, high;",
         f"mov.u32 begin, {_TABLE};",
-        "and.b32 low, thread, 255;",
-        "mad.lo.u32 begin, low, 128, begin;",
-        "shr.u32 high, thread, 8;",
-        f"mad.lo.u32 thread, high, {8 // writers}, thread;",
+        "mad.lo.u32 begin, thread, 128, begin;",
     ]
-    for turn in range(8 // writers):
+    for turn in range(8):
         # Each of eight threads begins at another bank.
         lines += [
             f"add.u32 chunk, thread, {turn};",
