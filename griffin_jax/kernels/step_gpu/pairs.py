@@ -6,9 +6,9 @@ an operand of a tensor core as they are. Of the eight columns of its product a g
 needs one, that of its own part of the vector: what else it adds up is thrown away. A group of four
 lanes reads a block of 64 weights, whose scale multiplies the block's sum in float32.
 
-The vector comes in float16 too, divided by 16: numbers up to a million fit, with no less
-precision than bfloat16 from 2.5e-4 on. What codes are rounded by is up to 2^-12 of a product, a
-quarter of what weights in bfloat16 are.
+The vector comes in float16 too, divided by 16: numbers up to a million fit, larger ones are cut off
+there, and from 2.5e-4 on none has less precision than in bfloat16. Codes of NF4 are rounded by up to
+2^-11.5 of themselves, those of FP4 by 2^-12; weights in bfloat16 are by up to 2^-8.
 """
 
 import jax
