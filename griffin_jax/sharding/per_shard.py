@@ -74,8 +74,8 @@ class MeshFunction:
     def on(self, mesh: Mesh | None, *args, **kwargs):
         """A call whose caller knows what `mesh_of` says of the arguments.
 
-        To ask every leaf takes longer than the call itself, which counts where a text is drawn a
-        few tokens a call.
+        To ask a thousand leaves takes about as long as the call itself, which counts where a text is
+        drawn a few tokens a call.
         """
         with _under(mesh):
             return self._jitted(*args, **kwargs)

@@ -104,7 +104,13 @@ def project_and_add(
 
     after = launch(
         [(width // count, project), *beside],
-        {"residual": x, **h, "layer": layer, "next_scale": scale, **(inputs or {})},
+        {
+            "residual": x,
+            **h,
+            "layer": layer,
+            "next_scale": scale if scales else None,
+            **(inputs or {}),
+        },
         {"out": jax.ShapeDtypeStruct((width,), dtype), **entering},
         updates,
         name=name,

@@ -50,18 +50,16 @@ def programs(weights) -> tuple[int, int]:
     """
     most = WARPS * _ROWS // len(weights)
     out, width = weights[0].shape
-    shares = [n for n in (1, 2, 4) if width // (2 * _BYTES) % n == 0]
-    filled = {}
-    for share in shares:
+    best = 0.0
+    for share in (1, 2, 4):
+        if best >= 0.9 or width // (2 * _BYTES) % share:
+            break
         count = out * share // most
         rounds = -(-count // _SLOTS)
-        filled[share] = count / (rounds * _SLOTS)
-        if filled[share] >= 0.9:
-            break
-    share = max(filled, key=filled.get)
-    count = out * share // most
-    rounds = -(-count // _SLOTS)
-    return most // share, rounds if count % rounds == 0 else 1
+        filled = count / (rounds * _SLOTS)
+        if filled > best:
+            best, found = filled, (most // share, rounds if count % rounds == 0 else 1)
+    return found
 
 
 def to_vector(x: jax.Array) -> jax.Array:
@@ -83,7 +81,11 @@ def _sixteenth(x):
 
 
 def table(quant_type: str, *, interpret: bool) -> jax.Array:
-    """Writes the table to shared memory, as a kernel's first deed; `ready` waits for it."""
+    """Writes the table to shared memory, as a kernel's first deed; `times` waits for it.
+
+    Returns:
+      Zeros, float32[WARPS, _BYTES], by which `times` knows that it comes after.
+    """
     shape = WARPS, _BYTES
     if interpret:
         return jnp.zeros(shape, jnp.float32)
