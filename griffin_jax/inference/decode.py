@@ -15,9 +15,23 @@ from griffin_jax.sharding.per_shard import constrain, constrain_state, replicate
 # A row's numbers do not depend on the rows beside it, which not every generator promises.
 _PRNG = "threefry2x32"
 
+# The loop of a burst as one CUDA graph, whose end the device decides. By XLA's default each turn is
+# launched by the host, which holds the thread that dispatches a burst until it ends: none can be
+# under way while the one before is received. A list replaces the default, which is these without
+# the last two. XLA leaves a loop whose body holds anything else out of graphs, such as the
+# collectives of several GPUs, for which nothing is asked.
+_LOOP_AS_A_GRAPH = {
+    "xla_gpu_enable_command_buffer": (
+        "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
+    )
+}
+
 
 @functools.partial(
-    jit_on_mesh, static_argnames=("model", "burst"), donate_argnames=("state", "seen")
+    jit_on_mesh,
+    static_argnames=("model", "burst"),
+    donate_argnames=("state", "seen"),
+    gpu_options=_LOOP_AS_A_GRAPH,
 )
 def draw_burst(
     model, burst, params, state, seen, token, alive, keys, step, limit, stop_ids, values

@@ -7,12 +7,14 @@ lie on one. Without a mesh everything here does nothing.
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from griffin_jax.kernels.choice import platform
 from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.sharding import rules
 from griffin_jax.sharding.rules import AXES, BATCH, DATA, FSDP, MODEL, SEQUENCE, Axes
@@ -55,21 +57,42 @@ def _under(mesh):
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def jit_on_mesh(function: Callable, *, mesh: Mesh | None = None, **options: Any) -> "MeshFunction":
-    """`jax.jit`, of a function that runs under a mesh: by default that of its arguments."""
-    return MeshFunction(jax.jit(function, **options), function, mesh)
+def jit_on_mesh(
+    function: Callable,
+    *,
+    mesh: Mesh | None = None,
+    gpu_options: dict[str, str] | None = None,
+    **options: Any,
+) -> "MeshFunction":
+    """`jax.jit`, of a function that runs under a mesh: by default that of its arguments.
+
+    Args:
+      function: To be compiled.
+      mesh: In place of that of the arguments.
+      gpu_options: For XLA where it compiles for a single GPU, but for those that the user's own
+        XLA_FLAGS set.
+      **options: Of `jax.jit`.
+    """
+    return MeshFunction(function, mesh, gpu_options or {}, options)
 
 
 class MeshFunction:
     """A jitted function, with all that one has; see `jit_on_mesh`."""
 
-    def __init__(self, jitted: Callable, function: Callable, mesh: Mesh | None):
-        self._jitted, self._mesh = jitted, mesh
+    def __init__(
+        self,
+        function: Callable,
+        mesh: Mesh | None,
+        gpu_options: dict[str, str],
+        options: dict[str, Any],
+    ):
+        self._mesh, self._gpu_options, self._options = mesh, gpu_options, options
+        self._jitted = jax.jit(function, **options)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args, **kwargs):
         with self._context(args, kwargs):
-            return self._jitted(*args, **kwargs)
+            return self._jitted_here()(*args, **kwargs)
 
     def on(self, mesh: Mesh | None, *args, **kwargs):
         """A call whose caller knows what `mesh_of` says of the arguments.
@@ -78,18 +101,29 @@ class MeshFunction:
         drawn a few tokens a call.
         """
         with _under(mesh):
-            return self._jitted(*args, **kwargs)
+            return self._jitted_here()(*args, **kwargs)
 
     def lower(self, *args, **kwargs):
         """As that of `jax.jit`; abstract arguments tell their mesh by their shardings."""
         with self._context(args, kwargs):
-            return self._jitted.lower(*args, **kwargs)
+            return self._jitted_here().lower(*args, **kwargs)
 
     def _context(self, args, kwargs):
         return on_mesh_of((args, kwargs)) if self._mesh is None else jax.set_mesh(self._mesh)
 
+    def _jitted_here(self):
+        """Of the two, the one for what the program is compiled for: the mesh that is set."""
+        single = jax.sharding.get_abstract_mesh().size <= 1  # 0 where none is set
+        return self._jitted_for_one_gpu if single and platform() == "gpu" else self._jitted
+
+    @functools.cached_property
+    def _jitted_for_one_gpu(self):
+        flags = os.environ.get("XLA_FLAGS", "")
+        ours = {name: x for name, x in self._gpu_options.items() if f"--{name}=" not in flags}
+        return jax.jit(self.__wrapped__, compiler_options=ours, **self._options)
+
     def __getattr__(self, name):
-        return getattr(self._jitted, name)
+        return getattr(self._jitted_here(), name)
 
 
 def current_mesh() -> AbstractMesh | None:

@@ -9,6 +9,7 @@ import pytest
 from griffin_jax.inference import Generation, Sampler, SamplingConfig
 from griffin_jax.inference import sampler as sampler_module
 from griffin_jax.inference.decode import draw_burst
+from griffin_jax.sharding import per_shard
 from tests.inference.tiny_model import (
     CONFIG,
     EOS,
@@ -247,6 +248,14 @@ def test_bursts_of_any_length_run_in_one_program(sampler):
         sampler.generate([PROMPTS[0]], max_new_tokens=count, stop="q")
         list(sampler.stream(PROMPTS[1], max_new_tokens=count))
     assert draw_burst._cache_size() == warm
+
+
+def test_compiled_as_for_a_gpu_a_burst_draws_the_same(sampler, monkeypatch):
+    options = {"max_new_tokens": 20, "sampling": WARM, "seed": 3}
+    expected = sampler.generate(PROMPTS, **options).samples()
+    monkeypatch.setattr(per_shard, "platform", lambda: "gpu")
+    assert_same_samples(sampler.generate(PROMPTS, **options).samples(), expected)
+    assert draw_burst._jitted_for_one_gpu._cache_size() > 0
 
 
 def test_no_new_tokens_give_an_empty_sample(sampler):
