@@ -1,5 +1,6 @@
 """Our own stack taken apart: prefill, decoding at any position, long prompts, time per kernel."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -72,7 +73,11 @@ def measure_decoding(
     batch_size: int = 1,
     profile: bool = False,
 ) -> Row:
-    """Greedy decoding in bursts from a state that stands at `position`; two bursts warm up.
+    """Greedy decoding as `Sampler.generate` runs it, from a state that stands at `position`.
+
+    Seconds are those from one burst's arrival to that of the next, while another is under way. Two
+    bursts warm up, the first of them, which is compiled, alone; one is drawn after those that are
+    timed, so that the last of them has one under way, too.
 
     Args:
       subject: What is measured.
@@ -86,17 +91,18 @@ def measure_decoding(
     burst = stack.burst
     bursts = max(tokens // burst, 1)
     with memory.meeting_limits():
-        generation = stack.start_at(position, batch_size, burst * (bursts + 2 + profile))
+        generation = stack.start_at(position, batch_size, burst * (bursts + 3 + profile))
         begin = time.perf_counter()
         with compilation() as compiled:
             generation.advance(burst)
         first = time.perf_counter() - begin
-        generation.advance(burst)
-        seconds = []
-        for _ in range(bursts):
-            begin = time.perf_counter()
-            generation.advance(burst)
-            seconds.append(time.perf_counter() - begin)
+        with contextlib.closing(generation.bursts()) as arrivals:
+            next(arrivals)
+            seconds = []
+            for _ in range(bursts):
+                begin = time.perf_counter()
+                next(arrivals)
+                seconds.append(time.perf_counter() - begin)
     timing = Timing.of(seconds, per=burst)
     cost = step_cost(subject, position, batch_size)
     row = {

@@ -6,11 +6,14 @@ import json
 import jax
 import pytest
 
-from griffin_jax.benchmarks import isolation, memory, report, run, stacks, tasks
+from griffin_jax.benchmarks import decode, isolation, memory, report, run, stacks, tasks
+from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.benchmarks.results import line
 from griffin_jax.benchmarks.stacks.griffin import GriffinStack
 from griffin_jax.benchmarks.subject import Subject
+from griffin_jax.inference import Generation
 
+LIMITS = Limits(bytes_per_second=1e9, flops_per_second=1e9, float32_flops_per_second=1e9)
 SHAPES = {
     "small": {
         "preset": "tiny",
@@ -116,6 +119,52 @@ def test_the_warm_up_compiles_all_that_a_growing_text_needs():
     assert draw_burst._cache_size() == warm
     assert marks[0] == 1
     assert marks[1:] == [*range(8, 150, 8), 150]
+
+
+@pytest.fixture
+def under_way(monkeypatch):
+    """How many tokens of each burst there were, and how many bursts were dispatched before it came."""
+    dispatched, received = [], []
+    dispatch, receive = Generation._dispatch, Generation._receive
+
+    def counted(self, limit):
+        dispatched.append(limit)
+        return dispatch(self, limit)
+
+    def recorded(self, burst):
+        received.append((burst.steps, len(dispatched)))
+        receive(self, burst)
+
+    monkeypatch.setattr(Generation, "_dispatch", counted)
+    monkeypatch.setattr(Generation, "_receive", recorded)
+    return received
+
+
+def test_decoding_is_timed_with_the_next_burst_under_way(under_way):
+    subject = Subject.parse("small:float32", SHAPES)
+    stack = GriffinStack(subject, burst=4)
+    row = decode.measure_decoding(subject, stack, LIMITS, 20, 13)
+    assert row["tokens"] == 12
+    assert row["seconds_per_token"]["repeats"] == 3
+    # One alone, one to warm up, the three that are timed and the one after them.
+    assert under_way == [(4, n) for n in (1, 3, 4, 5, 6, 6)]
+
+
+@pytest.mark.parametrize(
+    "tokens, marks, bursts",
+    [
+        (1, [1], [(1, 1)]),
+        (3, [1, 3], [(1, 1), (2, 2)]),
+        (4, [1, 4], [(1, 1), (3, 2)]),
+        (15, [1, 4, 8, 12, 15], [(1, 1), (3, 2), (4, 4), (4, 5), (3, 5)]),
+    ],
+)
+def test_a_generation_draws_its_first_token_alone(tokens, marks, bursts, under_way):
+    stack = GriffinStack(Subject.parse("small:float32", SHAPES), burst=4)
+    found = []
+    stack.generate([[5, 6, 7]], tokens, found.append)
+    assert found == marks
+    assert under_way == bursts
 
 
 def test_throughput_ends_with_a_row_that_says_what_memory_does_not_suffice_for(

@@ -42,16 +42,21 @@ class GriffinStack:
                 self.start_at(room - 1, len(prompts), 1, room).advance(1)
 
     def generate(self, prompts: Prompts, tokens: int, mark: Mark) -> None:
-        """See `stacks.Stack`; marks come at multiples of the burst."""
+        """See `stacks.Stack`; marks come at multiples of the burst.
+
+        The first token is drawn alone, then the rest of its burst. From there on the next burst is
+        under way while one is received, as in `Sampler.generate`.
+        """
         with memory.meeting_limits():
             generation = self._sampler().start(prompts, max_new_tokens=tokens)
             generation.advance(1)
             mark(1)
-            done = 1
-            while done < tokens:
-                step = min(self.burst - done % self.burst, tokens - done)
-                generation.advance(step)
-                done += step
+            done = min(self.burst, tokens)
+            if done > 1:
+                generation.advance(done - 1)
+                mark(done)
+            for _ in generation.bursts():
+                done = min(done + self.burst, tokens)
                 mark(done)
 
     def start_at(
