@@ -9,6 +9,8 @@ import griffin_jax
 from griffin_jax import language_model
 from tests.checkpoints.tiny_model import CONFIG, random_params
 
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="these need a CPU")
+
 
 @pytest.mark.parametrize("native", [True, False])
 def test_bfloat16_stays_where_the_cpu_multiplies_it_and_logits_are_those_of_float32(

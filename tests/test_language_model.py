@@ -17,6 +17,9 @@ from tests.inference.tiny_model import BOS, CONFIG, ByteTokenizer, language_mode
 
 TOKENIZER = ByteTokenizer()
 TEXTS = ["x", "a short one", "far beyond the window " * 2]
+LOADS_FLOAT32 = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="elsewhere a model is loaded in bfloat16 by default"
+)
 
 
 def test_texts_and_their_tokens_give_the_same_samples_in_any_batch_size():
@@ -100,6 +103,7 @@ def test_without_a_tokenizer_text_is_refused():
         lm.chat()
 
 
+@LOADS_FLOAT32
 @pytest.mark.parametrize("format", ["orbax", "huggingface"])
 def test_a_saved_model_comes_back_exactly_with_its_tokenizer(tmp_path, format):
     tokenizer = load_tokenizer(find_folder(BUNDLED))
@@ -141,6 +145,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.getbasetemp() / "whole0" / "model"
 
 
+@LOADS_FLOAT32
 def test_a_packed_model_is_the_one_that_is_packed_on_loading(folder):
     lm = griffin_jax.load(folder)
     packed = griffin_jax.quantize(lm, NF4)

@@ -13,7 +13,8 @@ def benchmark(tmp_path, *arguments, command="benchmark"):
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{command}", *arguments],
         cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
     )

@@ -12,6 +12,7 @@ SERVES = {"fast_tpu": None, "quick_cpu": "7 is odd", "neat": "no reason", "plain
 @pytest.fixture
 def verbose(monkeypatch):
     monkeypatch.setattr(choice, "verbose", True)
+    monkeypatch.setattr(choice, "platform", lambda: "cpu")
     choice._announce.cache_clear()
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.kernels import choice
 from griffin_jax.kernels import dense_matmul as module
 from griffin_jax.kernels.dense_matmul import bfloat16_matmul, dense_matmul, dense_matmul_reference
 
@@ -68,7 +69,8 @@ def test_a_processor_is_asked_for_its_bfloat16_instructions(tmp_path, monkeypatc
     assert module.has_bfloat16.__wrapped__() is served
 
 
-def test_a_forced_kernel_that_cannot_serve_says_why():
+def test_a_forced_kernel_that_cannot_serve_says_why(monkeypatch):
+    monkeypatch.setattr(choice, "platform", lambda: "cpu")
     x, weight = operands((2,), "float32")
     with pytest.raises(ValueError, match=r"'bfloat16_cpu' cannot serve: .*not float32 by float32"):
         dense_matmul(x, weight.astype(jnp.float32), kernel="bfloat16_cpu")

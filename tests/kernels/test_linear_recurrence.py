@@ -12,6 +12,7 @@ from griffin_jax.kernels.linear_recurrence import linear_recurrence, linear_recu
 
 # One step, one block of 256 or a step less or more, and a remainder.
 LENGTHS = [1, 2, 255, 256, 257, 700]
+ON_CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="this kernel needs a CPU")
 
 
 def draw(time, seed=0):
@@ -29,8 +30,8 @@ def draw(time, seed=0):
     [
         *(("associative", time, "tpu") for time in LENGTHS),
         ("associative", 600, "gpu"),  # a shape of its own: traces are kept
-        ("sequential_cpu", 1, "cpu"),
-        ("sequential_cpu", 37, "cpu"),
+        pytest.param("sequential_cpu", 1, "cpu", marks=ON_CPU),
+        pytest.param("sequential_cpu", 37, "cpu", marks=ON_CPU),
     ],
 )
 def test_equals_one_step_after_another_with_gradients(kernel, time, platform, monkeypatch):

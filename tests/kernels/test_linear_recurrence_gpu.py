@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.kernels import choice
 from griffin_jax.kernels import linear_recurrence_pallas_gpu as kernel
 from griffin_jax.kernels.linear_recurrence import linear_recurrence, linear_recurrence_reference
 from griffin_jax.kernels.time_chunks_gpu import Chunks
@@ -95,6 +96,7 @@ def test_says_which_inputs_it_leaves_to_others(shape, dtype, reason):
     assert kernel.serves((1, 64, 512), jnp.dtype("float32")) is None
 
 
-def test_forced_where_there_is_no_gpu_raises():
+def test_forced_where_there_is_no_gpu_raises(monkeypatch):
+    monkeypatch.setattr(choice, "platform", lambda: "cpu")
     with pytest.raises(ValueError, match="needs a GPU, and this is a CPU"):
         linear_recurrence(*draw(128), kernel="pallas_gpu")

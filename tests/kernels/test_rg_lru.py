@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from griffin_jax.kernels import rg_lru_pallas_gpu
+from griffin_jax.kernels import choice, rg_lru_pallas_gpu
 from griffin_jax.kernels.rg_lru import rg_lru, rg_lru_reference
 from tests.kernels.lowering import for_gpu
 
@@ -65,7 +65,8 @@ def test_the_fused_kernel_compiles_to_triton(dtype):
     assert for_gpu(gradient, *arguments).count("custom_call @__gpu$xla.gpu.triton") == 2
 
 
-def test_a_forced_kernel_that_cannot_serve_raises():
+def test_a_forced_kernel_that_cannot_serve_raises(monkeypatch):
+    monkeypatch.setattr(choice, "platform", lambda: "cpu")
     arguments, positions, lengths = draw(8, jnp.float32)
     with pytest.raises(ValueError, match="needs a GPU, and this is a CPU"):
         rg_lru(*arguments, positions, lengths, kernel="pallas_gpu")
