@@ -10,12 +10,12 @@ from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.kernels.rotary import rotary_angles
 from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.attention import SLOTS, attention_step
-from griffin_jax.kernels.step_gpu.mlp import mlp_step
 from griffin_jax.kernels.step_gpu.recurrent import recurrent_step
 from griffin_jax.quantization.tensor import QuantizedTensor
 from griffin_jax.sharding.per_shard import current_mesh
 
 _LINEAR = ("linear_y", "linear_x", "linear_out", "q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
 _MAX_CHUNKS = 128  # of a ring
 
 
@@ -29,7 +29,7 @@ def serves(config: GriffinConfig, kind: str, params: dict, x: jax.Array, state) 
         layer["weight"]
         for block in params.values()
         for name, layer in block.items()
-        if name in (*_LINEAR, "gate_proj", "up_proj", "down_proj")
+        if name in (*_LINEAR, *_MLP)
     ]
     packed = [isinstance(weight, QuantizedTensor) for weight in weights]
     if x.dtype != jnp.bfloat16:
@@ -78,7 +78,7 @@ def residual_step(
     *,
     interpret: bool = False,
 ):
-    """A residual block for one token of one row, in five launches or six, and one more for 4-bit weights.
+    """A residual block for one token of one row, in four launches for 4-bit weights, five or six for others.
 
     Args:
       config: The model's shape.
@@ -116,20 +116,19 @@ def _run(config, kind, params, x, state, timeline, interpret):
     position = timeline.positions.reshape(())
     length = timeline.lengths.reshape(())
     h = x.reshape(-1)
-    scale = params["temporal_pre_norm"]["scale"]
-    next_scale = params["channel_pre_norm"]["scale"]
+    scales = [params[name]["scale"] for name in ("temporal_pre_norm", "channel_pre_norm")]
+    layers = {name: _pair(params["mlp_block"][name]) for name in _MLP}
     if kind == ATTENTION:
-        layers = {name: _pair(layer) for name, layer in params["attention_block"].items()}
+        layers |= {name: _pair(layer) for name, layer in params["attention_block"].items()}
         window = config.attention_window
         rings = state.keys, state.values
         h, *rings = attention_step(
             h,
-            scale,
+            scales,
             layers,
             [ring.reshape(ring.shape[1], -1) for ring in rings],
             (position, length, timeline.start.reshape(())),
             _rotation(config, position, x.dtype),
-            next_scale,
             reach=window and window - config.window_includes_query,
             **options,
         )
@@ -137,26 +136,19 @@ def _run(config, kind, params, x, state, timeline, interpret):
     else:
         block = params["recurrent_block"]
         gates = block["rg_lru"]
-        linear = ("linear_y", "linear_x", "linear_out", "conv_1d")
-        layers = {name: _pair(block[name]) for name in linear}
-        layers |= {name: _pair(gates[name]) for name in ("input_gate", "a_gate")}
+        layers |= {name: _pair(block[name]) for name in ("linear_y", "linear_x", "linear_out")}
+        inner = {name: _pair(gates[name]) for name in ("input_gate", "a_gate")}
+        inner |= {"conv_1d": _pair(block["conv_1d"]), "a_param": gates["a_param"]}
         h, hidden, conv = recurrent_step(
             h,
-            scale,
+            scales,
             layers,
-            gates["a_param"],
+            inner,
             (state.hidden.reshape(-1), state.conv.reshape(state.conv.shape[1:])),
             (position, length),
-            next_scale,
             **options,
         )
         after = {"hidden": hidden, "conv": conv}
-    mlp = params["mlp_block"]
-    h = mlp_step(
-        *h,
-        *(_pair(mlp[name]) for name in ("gate_proj", "up_proj", "down_proj")),
-        **options,
-    )
     state = state.replace(
         **{name: array.reshape(getattr(state, name).shape) for name, array in after.items()}
     )

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 
 from griffin_jax.kernels.rms_norm import rms_norm
 from griffin_jax.kernels.step_gpu import norm, pairs, products
-from griffin_jax.kernels.step_gpu.launch import launch
+from griffin_jax.kernels.step_gpu.launch import Phase, launch
 from griffin_jax.quantization import dequantize, quantize
 from griffin_jax.quantization.tensor import abstract
 from tests.kernels.lowering import for_gpu
@@ -16,41 +16,36 @@ from tests.kernels.lowering import for_gpu
 ON_GPU = jax.default_backend() == "gpu"
 
 
-def multiply(weights, entering, eps=None, interpret=not ON_GPU):
-    """Every row of the weights times a vector, in the programs and rounds that `options` says.
+def multiply(weights, x, scale=None, interpret=not ON_GPU):
+    """Every row of the weights times a vector, in the programs and rounds of a step.
 
     Args:
       weights: 4-bit weights of one shape.
-      entering: The vector, or with `eps` what `norm.entering` gives for one.
-      eps: Of its norm; None for none.
+      x: The vector.
+      scale: Of its norm, None for none; epsilon is 1e-6.
       interpret: Run on any device, slowly.
     """
-    count, launched = products.options(weights)
-    if eps is None:
-        entering = products.vector("x", entering, True)
+    if scale is None:
+        arrays, name, factor = products.vector("x", x, True), "x", None
+    else:
+        of_x = norm.Norm("x", True, 1e-6)
+        arrays = of_x.enter(x, scale, 2, interpret=interpret)
+        name, factor = of_x.vector, of_x.factor
 
-    def body(inputs, buffers, i):
-        normed = None if eps is None else norm.norm(inputs, eps)
-        found = products.products(
-            inputs["weights"], i * count, count, inputs, "x", normed, interpret=interpret
+    def body(refs, row, count, wait):
+        finish = products.begin(
+            refs["weights"], row, count, refs, name, factor, interpret=interpret
         )
-        for index, y in enumerate(found):
-            buffers[str(index)][rows_of(i, count)] = y
+        wait()
+        for index, y in enumerate(finish()):
+            refs[str(index)][pl.ds(row, count)] = y
 
-    out = weights[0].shape[0]
-    found = launch(
-        [(out // count, body)],
-        {"weights": weights, **entering},
-        {str(i): jax.ShapeDtypeStruct((out,), jnp.float32) for i in range(len(weights))},
-        name="products",
-        interpret=interpret,
-        **launched,
-    )
+    out = jax.ShapeDtypeStruct(weights[0].shape[:1], jnp.float32)
+    outputs = {str(i): out for i in range(len(weights))}
+    phase = Phase([products.part(weights, body)], {"weights": weights}, outputs)
+    options = products.options(*weights)
+    found = launch([phase], arrays, name="products", interpret=interpret, **options)
     return [found[str(i)] for i in range(len(weights))]
-
-
-def rows_of(i, count):
-    return pl.ds(i * count, count)
 
 
 def drawn(out, width, count, **options):
@@ -100,17 +95,22 @@ def test_a_norm_on_the_way_is_that_of_the_vector(width):
     weights, x = drawn(64, width, 2)
     x, scale = 7 * x, jax.random.normal(jax.random.key(1), (width,), jnp.bfloat16)
 
-    def run(weights, x, scale, interpret):
-        entering = norm.entering(x, scale, True, interpret=interpret)
-        return multiply(weights, entering, 1e-6, interpret)
-
-    found = jax.jit(lambda *a: run(*a, not ON_GPU))(weights, x, scale)
+    found = jax.jit(multiply)(weights, x, scale)
     normed = rms_norm(x.astype(jnp.float32), scale, 1e-6)
     for weight, y in zip(weights, found, strict=True):
         wanted = expected(weight, normed)
         assert np.linalg.norm(y - wanted) <= 2**-11 * np.linalg.norm(wanted)
-    text = for_gpu(lambda *a: run(*a, False), weights, x, scale)
+    text = for_gpu(lambda *a: multiply(*a, interpret=False), weights, x, scale)
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 2
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_two_weights_may_have_blocks_of_two_sizes(double_quant):
+    (one,), x = drawn(32, 1024, 1, double_quant=double_quant)
+    (two,), _ = drawn(32, 1024, 1, double_quant=double_quant, block_size=256)
+    for weight, y in zip((one, two), jax.jit(multiply)([one, two], x), strict=True):
+        wanted = expected(weight, x)
+        assert np.linalg.norm(y - wanted) <= 2**-11 * np.linalg.norm(wanted)
 
 
 def test_large_and_small_numbers_survive():
@@ -128,13 +128,12 @@ def test_large_and_small_numbers_survive():
 def test_a_vector_written_in_parts_is_the_one_written_whole(begin, count):
     x = jax.random.normal(jax.random.key(0), (64,))
 
-    def body(inputs, buffers, i):
-        del i
-        rows = pl.ds(begin, count)
-        pairs.store(buffers["v"], begin, inputs["x"][rows])
+    def body(refs, i, wait):
+        wait()
+        pairs.store(refs["v"], begin, refs["x"][pl.ds(begin, count)])
 
-    zeros = jnp.zeros(64, jnp.float16)
-    found = launch([(1, body)], {"x": x}, {}, {"v": zeros}, name="store", interpret=not ON_GPU)
+    phase = Phase([(1, body)], {"x": x}, updates={"v": jnp.zeros(64, jnp.float16)})
+    found = launch([phase], {}, name="store", interpret=not ON_GPU)
     own = (jnp.arange(64) >= begin) & (jnp.arange(64) < begin + count)
     np.testing.assert_array_equal(found["v"], pairs.to_vector(jnp.where(own, x, 0)))
 

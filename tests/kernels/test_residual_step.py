@@ -28,6 +28,12 @@ CONFIG = preset("tiny").replace(
     num_layers=3,
 )
 INDEX = {RECURRENT: 0, ATTENTION: 2}
+LAUNCHES = {
+    (RECURRENT, False): 5,
+    (RECURRENT, True): 4,
+    (ATTENTION, False): 6,
+    (ATTENTION, True): 4,
+}
 ON_GPU = jax.default_backend() == "gpu"
 
 
@@ -160,7 +166,7 @@ def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
     def run(arguments, when):
         return residual_step.residual_step(config, kind, None, *arguments, when)
 
-    launches = (5 if kind == RECURRENT else 6) + packed
+    launches = LAUNCHES[kind, packed]
     text = for_gpu(run, arguments, timeline(40))
     assert text.count("custom_call @__gpu$xla.gpu.triton") == launches
 
@@ -181,9 +187,8 @@ def test_published_sizes_lower_for_a_gpu(name, kind):
     def run(arguments, when):
         return residual_step.residual_step(config, kind, None, *arguments, when)
 
-    launches = 6 if kind == RECURRENT else 7
     text = for_gpu(run, (params, x, state), timeline(40))
-    assert text.count("custom_call @__gpu$xla.gpu.triton") == launches
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == LAUNCHES[kind, True]
 
 
 def test_the_choice_falls_on_layers_off_a_gpu():

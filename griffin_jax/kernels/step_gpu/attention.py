@@ -1,4 +1,4 @@
-"""A residual attention block's step: q, k and v, attention over parts of the ring, projection."""
+"""A residual attention block's step: q, k and v, attention over parts of the ring, projection, MLP."""
 
 import functools
 
@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from griffin_jax.kernels.step_gpu.launch import divide, launch
+from griffin_jax.kernels.step_gpu.block import run_block
+from griffin_jax.kernels.step_gpu.launch import Phase, divide
 from griffin_jax.kernels.step_gpu.mlp import project_and_add
-from griffin_jax.kernels.step_gpu.norm import entering, norm
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
+    begin,
     bias_of,
     is_packed,
-    options,
-    products,
+    part,
     store,
     vector_like,
 )
@@ -28,69 +28,69 @@ _NEVER = -1e30  # a score beyond every other
 
 # Layers of equal shapes are traced once.
 @functools.partial(jax.jit, static_argnames=("reach", "eps", "interpret"))
-def attention_step(
-    x, scale, layers, rings, timeline, rotation, next_scale, *, reach, eps, interpret=False
-):
-    """x + out(attention(q(n), k(n), v(n))) of n = norm(x), for one token and one head of keys.
+def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, interpret=False):
+    """m = x + out(attention(q(n), k(n), v(n))) of n = norm(x), then m + MLP(norm(m)), for one token.
+
+    There is one head of keys.
 
     Args:
       x: [D].
-      scale: [D], of the norm.
-      layers: A dict of pairs, weight and bias or None: q_proj [N H, D], k_proj and v_proj [H, D],
-        o_proj [D, N H].
+      scales: Of both norms, [D] each.
+      layers: Pairs of weight and bias or None, a dict as for `run_block`, with q_proj [N H, D],
+        k_proj and v_proj [H, D] and o_proj [D, N H].
       rings: Keys and values, [S, H] each, as in `AttentionState`.
       timeline: The token's position and length and the state's position, int32[] each; a token of
         length 0 is padding.
       rotation: Cosines and sines of the position's angles, in x's dtype; as many as a head has
         pairs of rotated columns, which lead, first ones before second ones.
-      next_scale: [D], of the norm behind this half.
       reach: How many tokens back a query sees; None for all.
       eps: Of the norms.
       interpret: Run on any device, slowly, for tests.
 
     Returns:
-      [D] in the dtype of x with what enters `mlp_step`, and the rings after.
+      [D] in the dtype of x, and the rings after.
     """
     dtype, f32 = x.dtype, jnp.float32
     slots, size = rings[0].shape
     heads = layers["q_proj"][0].shape[0] // size
     rows = max(16, 1 << (heads - 1).bit_length())  # what the tensor cores take
     chunks = slots // SLOTS
-    position, length, start = timeline
-    turn = {"cos": rotation[0], "sin": rotation[1]}
-    asked = _ask(x, scale, layers, eps, interpret)
+    token = dict(zip(("position", "length", "start"), timeline, strict=True))
+    token |= {"cos": rotation[0], "sin": rotation[1]}
+    packed = is_packed(layers["o_proj"][0])
 
-    def rotate(inputs, load):
+    def rotate(refs, load):
         """(first place, size, values) of each part of a head; load(first, size) reads before."""
-        half = inputs["cos"].shape[0]
-        cos, sin = inputs["cos"][...], inputs["sin"][...]
+        half = refs["cos"].shape[0]
+        cos, sin = refs["cos"][...], refs["sin"][...]
         one, two = load(0, half), load(half, half)
         cos, sin = (jax.lax.broadcast_to_rank(v, one.ndim) for v in (cos, sin))
         parts = [(0, half, one * cos - two * sin), (half, half, two * cos + one * sin)]
         rest = size - 2 * half
         return [*parts, (2 * half, rest, load(2 * half, rest))] if rest else parts
 
-    def rotated_query(inputs, head):
+    def rotated_query(refs, head):
         def load(first, count):
             places = first + jnp.arange(count, dtype=jnp.int32)
             if head.ndim:
                 places = head[:, None] * size + places[None]
                 mask = jnp.broadcast_to((head < heads)[:, None], places.shape)
-                return plgpu.load(inputs["q"].at[places], mask=mask, other=0.0)
-            return inputs["q"][head * size + places]
+                return plgpu.load(refs["q"].at[places], mask=mask, other=0.0)
+            return refs["q"][head * size + places]
 
-        return rotate(inputs, load)
+        return rotate(refs, load)
 
-    def rotated_key(inputs):
-        return rotate(inputs, lambda first, count: inputs["k"][pl.ds(first, count)])
+    def rotated_key(refs):
+        return rotate(refs, lambda first, count: refs["k"][pl.ds(first, count)])
 
-    def attend(inputs, buffers, i):
-        position, start = inputs["position"][0], inputs["start"][0]
+    def attend(refs, i, wait):
+        wait()
+        position, start = refs["position"][0], refs["start"][0]
         limit = position if reach is None else jnp.minimum(position, reach)
         own = pl.ds(i * SLOTS, SLOTS)
         scores = jnp.zeros((rows, SLOTS), f32)
-        for first, count, q in rotated_query(inputs, jnp.arange(rows)):
-            keys = inputs["keys"][own, pl.ds(first, count)].astype(dtype)
+        for first, count, q in rotated_query(refs, jnp.arange(rows)):
+            keys = refs["keys"][own, pl.ds(first, count)].astype(dtype)
             scores += plgpu.dot(q, keys, trans_b=True)
         scores *= size**-0.5
         slot = i * SLOTS + jnp.arange(SLOTS, dtype=jnp.int32)
@@ -101,21 +101,22 @@ def attention_step(
         scores = jnp.where(seen[None], scores, _NEVER)
         largest = scores.max(axis=1)
         weights = jnp.where(seen[None], jnp.exp(scores - largest[:, None]), 0.0)
-        values = inputs["values"][own, :].astype(dtype)
-        buffers["largest"][i, :] = largest
-        buffers["sums"][i, :] = weights.sum(axis=1)
-        buffers["mixed"][i, :, :] = plgpu.dot(weights.astype(dtype), values)
+        values = refs["values"][own, :].astype(dtype)
+        refs["largest"][i, :] = largest
+        refs["sums"][i, :] = weights.sum(axis=1)
+        refs["mixed"][i, :, :] = plgpu.dot(weights.astype(dtype), values)
 
-    def mix(inputs, buffers, i):
+    def mix(refs, i, wait):
+        wait()
         some = 1 << (chunks - 1).bit_length()
         chunk = jnp.arange(some, dtype=jnp.int32)
         head, column = divide(i * _COLUMNS, size)
 
         def of_chunks(name, other):
-            return plgpu.load(inputs[name].at[chunk, head], mask=chunk < chunks, other=other)
+            return plgpu.load(refs[name].at[chunk, head], mask=chunk < chunks, other=other)
 
         # The token itself, which the ring does not hold yet.
-        pairs = zip(rotated_query(inputs, head), rotated_key(inputs), strict=True)
+        pairs = zip(rotated_query(refs, head), rotated_key(refs), strict=True)
         score = sum((q.astype(f32) * k.astype(f32)).sum() for (*_, q), (*_, k) in pairs)
         score *= size**-0.5
         largest = of_chunks("largest", _NEVER)
@@ -125,84 +126,98 @@ def attention_step(
         total = (shares * of_chunks("sums", 0.0)).sum() + own
         columns = column + jnp.arange(_COLUMNS, dtype=jnp.int32)
         mixed = plgpu.load(
-            inputs["mixed"].at[chunk[:, None], head, columns[None]],
+            refs["mixed"].at[chunk[:, None], head, columns[None]],
             mask=jnp.broadcast_to((chunk < chunks)[:, None], (some, _COLUMNS)),
             other=0.0,
         )
-        y = (mixed * shares[:, None]).sum(axis=0) + own * inputs["v"][columns].astype(f32)
-        store(buffers, "z", i * _COLUMNS, (y / total).astype(dtype))
+        y = (mixed * shares[:, None]).sum(axis=0) + own * refs["v"][columns].astype(f32)
+        store(refs, "z", i * _COLUMNS, (y / total).astype(dtype))
 
-    def write(inputs, buffers, i):
+    def write(refs, i, wait):
+        wait()
         del i
-        _, slot = divide(inputs["position"][0], slots)
-        taken = inputs["length"][0] > 0
-        value = (0, size, inputs["v"][...])
-        for name, parts in ("keys", rotated_key(inputs)), ("values", [value]):
+        _, slot = divide(refs["position"][0], slots)
+        taken = refs["length"][0] > 0
+        value = (0, size, refs["v"][...])
+        for name, parts in ("keys", rotated_key(refs)), ("values", [value]):
             for first, count, new in parts:
                 places = first + jnp.arange(count, dtype=jnp.int32)
                 plgpu.store(
-                    buffers[name].at[slot, places],
-                    new.astype(buffers[name].dtype),
+                    refs[name].at[slot, places],
+                    new.astype(refs[name].dtype),
                     mask=jnp.broadcast_to(taken, (count,)),
                 )
 
     keys, values = rings
-    attended = launch(
-        [(chunks, attend)],
-        {**asked, **turn, "keys": keys, "values": values, "position": position, "start": start},
-        {
-            "largest": jax.ShapeDtypeStruct((chunks, rows), f32),
-            "sums": jax.ShapeDtypeStruct((chunks, rows), f32),
-            "mixed": jax.ShapeDtypeStruct((chunks, rows, size), f32),
-        },
-        name="step_attend",
-        interpret=interpret,
-    )
-    mixed = launch(
-        [(heads * size // _COLUMNS, mix)],
-        {**asked, **turn, **attended},
-        vector_like("z", heads * size, dtype, is_packed(layers["o_proj"][0])),
-        name="step_mix",
-        interpret=interpret,
-    )
-    after = project_and_add(
+
+    def mixing(first, second):
+        return [
+            Phase(
+                _asks(layers, first, dtype, interpret),
+                {name: layers[name] for name in _ASKED},
+                {
+                    name[0]: jax.ShapeDtypeStruct(layers[name][0].shape[:1], dtype)
+                    for name in _ASKED
+                },
+            ),
+            Phase(
+                [(chunks, attend)],
+                outputs={
+                    "largest": jax.ShapeDtypeStruct((chunks, rows), f32),
+                    "sums": jax.ShapeDtypeStruct((chunks, rows), f32),
+                    "mixed": jax.ShapeDtypeStruct((chunks, rows, size), f32),
+                },
+            ),
+            Phase(
+                [(heads * size // _COLUMNS, mix)],
+                outputs=vector_like("z", heads * size, dtype, packed),
+            ),
+            project_and_add(
+                x,
+                layers["o_proj"],
+                second,
+                [(1, write)],
+                {"keys": keys, "values": values},
+                name="o_proj",
+                residual="x",
+                h="z",
+                out="middle",
+                interpret=interpret,
+            ),
+        ]
+
+    after = run_block(
         x,
-        mixed,
-        "z",
-        layers["o_proj"],
-        [(1, write)],
-        {"k": asked["k"], "v": asked["v"], **turn, "position": position, "length": length},
-        {"keys": keys, "values": values},
-        next_scale,
-        name="step_attention_out",
+        scales,
+        layers,
+        mixing,
+        token,
+        together=(1, 1, 4),
+        eps=eps,
+        name="step_attention",
         interpret=interpret,
     )
-    return (after["out"], after["entering"]), after["keys"], after["values"]
+    return after["out"], after["keys"], after["values"]
 
 
-def _ask(x, scale, layers, eps, interpret):
-    """q, k and v of norm(x), not rotated yet."""
-    dtype = x.dtype
-    names = ("q_proj", "k_proj", "v_proj")
-    read = entering(x, scale, is_packed(layers["q_proj"][0]), interpret=interpret)
-    count, launched = options([layers["q_proj"][0]], _ROWS)
+_ASKED = ("q_proj", "k_proj", "v_proj")
 
-    def part(name):
-        def run(inputs, buffers, i):
-            layer, rows = inputs[name], pl.ds(i * count, count)
+
+def _asks(layers, norm, dtype, interpret):
+    """Parts for q, k and v of norm(x), not rotated yet."""
+
+    def of(name):
+        def run(refs, row, count, wait):
+            rows = pl.ds(row, count)
+            layer = refs[name]
             bias = bias_of(layer, rows)
-            [y] = products(
-                [layer[0]], rows.start, count, inputs, "x", norm(inputs, eps), interpret=interpret
+            finish = begin(
+                [layer[0]], row, count, refs, norm.vector, norm.factor, interpret=interpret
             )
-            buffers[name[0]][rows] = add_bias(y.astype(dtype), bias)
+            wait()
+            [y] = finish()
+            refs[name[0]][rows] = add_bias(y.astype(dtype), bias)
 
-        return layers[name][0].shape[0] // count, run
+        return part([layers[name][0]], run, _ROWS)
 
-    return launch(
-        list(map(part, names)),
-        {**read, **{name: layers[name] for name in names}},
-        {name[0]: jax.ShapeDtypeStruct(layers[name][0].shape[:1], dtype) for name in names},
-        name="step_ask",
-        interpret=interpret,
-        **launched,
-    )
+    return list(map(of, _ASKED))

@@ -1,5 +1,6 @@
-"""One launch of programs that need not know of one another."""
+"""Phases of programs in one launch, of which each reads what the one before it wrote."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,62 +10,110 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-Body = Callable[[Any, dict[str, Any], jax.Array], None]
+Body = Callable[[dict[str, Any], jax.Array, Callable[[], None]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Programs that need not know of one another. A name stands for one array in a whole launch.
+
+    Attributes:
+      parts: (count, body); program i of a part is body(refs, i, wait), of references by name to all
+        arrays of the launch. What earlier phases write is there once it has called `wait`, which it
+        must before it writes. What nobody writes it had better ask for before that.
+      inputs: Pytrees of arrays that are read; those without axes are seen as arrays of one number.
+      outputs: Buffers that begin undefined.
+      updates: Buffers that begin as these arrays, which a GPU overwrites where they lie.
+    """
+
+    parts: Sequence[tuple[int, Body]]
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    outputs: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
+    updates: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 def launch(
-    parts: Sequence[tuple[int, Body]],
-    inputs: Any,
-    outputs: Mapping[str, jax.ShapeDtypeStruct],
-    updates: Mapping[str, jax.Array] | None = None,
+    phases: Sequence[Phase],
+    arrays: Mapping[str, Any],
     *,
+    together: Sequence[int] | None = None,
     name: str,
     num_warps: int = 4,
     first: Callable[[bool], dict] | None = None,
-    rounds: int = 1,
     interpret: bool = False,
 ) -> dict[str, jax.Array]:
-    """Runs `count` programs of each part, all at once and in no order.
+    """Runs phases one after another, several of them in one launch.
+
+    In a launch a program waits until all of the phase before have counted themselves. That ends
+    because programs start in the order of their numbers, as single-pass scans on GPUs assume, so that
+    whom one waits for is already there.
 
     Args:
-      parts: (count, body); program i of a part is body(inputs, buffers, i) of references.
-      inputs: A pytree of arrays that are read; those without axes are seen as arrays of one number.
-      outputs: Buffers that begin undefined.
-      updates: Buffers that begin as these arrays, which a GPU overwrites where they lie.
-      name: Of the kernel, for profiles.
+      phases: One after another.
+      arrays: Inputs that all of them may read; where a launch takes several, also "counts", zeros,
+        int32[N], one for each phase but the last.
+      together: How many phases each launch takes; None for all in one.
+      name: Of the kernels, for profiles.
       num_warps: Of a program.
-      first: What every program does before its part, given `interpret`; returns more inputs.
-      rounds: Of the first part a program runs so many, one after another.
+      first: What every program does first, given `interpret`; returns more references.
       interpret: Run on any device, slowly, for tests.
 
     Returns:
-      All buffers.
+      All buffers by name.
     """
-    updates = updates or {}
-    parts = [(parts[0][0] // rounds, _in_rounds(*parts[0], rounds)), *parts[1:]]
+    arrays = dict(arrays)
+    for phase in phases:
+        arrays |= phase.updates
+    options = {"name": name, "num_warps": num_warps, "first": first, "interpret": interpret}
+    results, begin = {}, 0
+    for size in together or [len(phases)]:
+        results |= _launch(phases, range(begin, begin + size), arrays | results, **options)
+        begin += size
+    return results
+
+
+def _launch(phases, turns, arrays, *, name, num_warps, first, interpret):
+    """One launch of `launch`, of the phases of these numbers; returns what it writes."""
+    own = [phases[turn] for turn in turns]
+    written = ["counts"] if len(own) > 1 else []
+    written += [name for phase in own for name in phase.updates]
+    inputs = {name: array for name, array in arrays.items() if name not in written}
+    outputs, updates = {}, {name: arrays[name] for name in written}
+    for phase in own:
+        inputs |= phase.inputs
+        outputs |= phase.outputs
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.atleast_1d, inputs))
     names = [*outputs, *updates]
+    totals = [sum(count for count, _ in phase.parts) for phase in own]
 
     def kernel(*refs):
-        tree = treedef.unflatten(refs[: len(leaves)])
+        refs, buffers = refs[: len(leaves)], refs[len(refs) - len(names) :]
+        refs = treedef.unflatten(refs) | dict(zip(names, buffers, strict=True))
         if first is not None:
-            tree |= first(interpret)
-        buffers = dict(zip(names, refs[len(refs) - len(names) :], strict=True))
+            refs |= first(interpret)
         program, begin = pl.program_id(0), 0
-        for count, body in parts:
+        for turn, phase in enumerate(own):
 
-            def run(body=body, begin=begin):
-                body(tree, buffers, program - begin)
+            def wait(turn=turn):
+                if turn and not interpret:
+                    _wait(refs["counts"], turns[turn - 1], totals[turn - 1])
 
-            if len(parts) == 1:
-                run()
-            else:
-                pl.when((program >= begin) & (program < begin + count))(run)
-            begin += count
+            for count, body in phase.parts:
+
+                def run(body=body, begin=begin, turn=turn, wait=wait):
+                    body(refs, program - begin, wait)
+                    if turn < len(own) - 1:
+                        _count(refs["counts"], turns[turn], interpret)
+
+                if count == sum(totals):
+                    run()
+                else:
+                    pl.when((program >= begin) & (program < begin + count))(run)
+                begin += count
 
     results = pl.pallas_call(
         kernel,
-        grid=(sum(count for count, _ in parts),),
+        grid=(sum(totals),),
         out_shape=[
             *outputs.values(),
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in updates.values()),
@@ -77,16 +126,22 @@ def launch(
     return dict(zip(names, results, strict=True))
 
 
-def _in_rounds(count, body, rounds):
-    """A body that runs `rounds` of `count` programs as one."""
-    if rounds == 1:
-        return body
-    apart = count // rounds
+def _count(counts, phase, interpret):
+    """Says that a program of a phase has ended, to those that wait."""
+    if interpret:
+        counts[phase] += 1
+        return
+    plgpu.debug_barrier()  # all threads of this program have written
+    plgpu.atomic_add(counts, (phase,), 1)  # releases what they wrote
 
-    def run(inputs, buffers, i):
-        lax.fori_loop(0, rounds, lambda r, _: body(inputs, buffers, i + r * apart), None)
 
-    return run
+def _wait(counts, phase, programs):
+    """Waits for all programs of a phase, and acquires what they wrote."""
+
+    def poll():
+        return plgpu.atomic_add(counts, (phase,), 0)
+
+    lax.while_loop(lambda seen: seen < programs, lambda _: poll(), poll())
 
 
 def divide(number: jax.Array, by: int | jax.Array) -> tuple[jax.Array, jax.Array]:

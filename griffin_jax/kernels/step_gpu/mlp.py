@@ -1,20 +1,21 @@
-"""A residual MLP's step: norm, gate and up, gelu in one launch, down and the sum in another."""
+"""A residual MLP's step: norm, gate and up, gelu in one phase, down and the sum in another."""
 
-import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from griffin_jax.kernels.step_gpu.launch import launch
-from griffin_jax.kernels.step_gpu.norm import entering_like, norm, write
+from griffin_jax.kernels.step_gpu.launch import Body, Phase
+from griffin_jax.kernels.step_gpu.norm import Norm
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
+    begin,
     bias_of,
     is_packed,
-    options,
-    products,
+    part,
+    rows_of,
     store,
     vector_like,
 )
@@ -25,100 +26,92 @@ def gelu(x):
     return x * jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
 
 
-# Layers of equal shapes are traced once.
-@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
-def mlp_step(x, entering, gate, up, down, *, eps, interpret=False):
-    """x + down(gelu(gate(n)) * up(n)) of n = norm(x), for one token.
+def mlp_phases(x: jax.ShapeDtypeStruct, norm: Norm, gate, up, down, *, interpret) -> list:
+    """out = x + down(gelu(gate(n)) * up(n)) of n = norm(x), for one token.
 
     Args:
-      x: [D].
-      entering: What `project_and_add` gives for the norm of x.
+      x: What the vector under `norm.of` is, [D].
+      norm: Its norm, which an earlier phase has begun where weights are in 4 bits.
       gate: (weight [F, D], bias [F] or None).
       up: Likewise.
       down: (weight [D, F], bias [D] or None).
-      eps: Of the norm.
       interpret: Run on any device, slowly, for tests.
 
     Returns:
-      [D] in the dtype of x.
+      Phases, of which the last writes "out", [D] in the dtype of x.
     """
     expanded, dtype = gate[0].shape[0], x.dtype
-    packed = is_packed(gate[0])
-    count, launched = options([gate[0], up[0]])
 
-    def expand(inputs, buffers, i):
-        layers = inputs["gate"], inputs["up"]
-        rows = pl.ds(i * count, count)
+    def expand(refs, row, count, wait):
+        layers = refs["gate"], refs["up"]
+        rows = pl.ds(row, count)
         weights = [weight for weight, _ in layers]
         biases = [bias_of(layer, rows) for layer in layers]
-        normed = norm(inputs, eps)
-        found = products(weights, rows.start, count, inputs, "x", normed, interpret=interpret)
-        a, b = (add_bias(y.astype(dtype), bias) for y, bias in zip(found, biases, strict=True))
-        store(buffers, "h", rows.start, gelu(a.astype(jnp.float32)).astype(dtype) * b)
+        finish = begin(weights, row, count, refs, norm.vector, norm.factor, interpret=interpret)
+        wait()
+        a, b = (add_bias(y.astype(dtype), bias) for y, bias in zip(finish(), biases, strict=True))
+        store(refs, "h", row, gelu(a.astype(jnp.float32)).astype(dtype) * b)
 
-    h = launch(
-        [(expanded // count, expand)],
-        {**entering, "gate": gate, "up": up},
-        vector_like("h", expanded, dtype, packed),
-        name="step_expand",
-        interpret=interpret,
-        **launched,
-    )
-    return project_and_add(x, h, "h", down, name="step_contract", interpret=interpret)["out"]
+    return [
+        Phase(
+            [part([gate[0], up[0]], expand)],
+            {"gate": gate, "up": up},
+            vector_like("h", expanded, dtype, is_packed(gate[0])),
+        ),
+        project_and_add(
+            x, down, name="down", residual=norm.of, h="h", out="out", interpret=interpret
+        ),
+    ]
 
 
 def project_and_add(
-    x, h, name_of_h, layer, beside=(), inputs=None, updates=None, scale=None, *, name, interpret
-):
-    """x + layer(h), the end of half a residual block.
+    x: jax.ShapeDtypeStruct,
+    layer,
+    norm: Norm | None = None,
+    beside: Sequence[tuple[int, Body]] = (),
+    updates=None,
+    *,
+    name: str,
+    residual: str,
+    h: str,
+    out: str,
+    interpret: bool,
+) -> Phase:
+    """out = residual + layer(h), the end of half a residual block.
 
     Args:
-      x: [D].
-      h: A dict that holds a vector [F] as `products` reads it.
-      name_of_h: The vector's name.
+      x: Of the residual's shape and dtype, [D].
       layer: (weight [D, F], bias [D] or None).
-      beside: More parts of the launch, as for `launch`.
-      inputs: A dict of what those read.
-      updates: A dict of what those overwrite.
-      scale: [D], of a norm that comes next.
-      name: Of the kernel.
+      norm: Of what comes of it; for 4-bit weights it is begun here.
+      beside: More parts of the phase.
+      updates: What those overwrite, a dict.
+      name: Of the layer.
+      residual: The name of a vector [D].
+      h: The name of a vector [F] as `begin` takes it.
+      out: The name of what comes of it.
       interpret: Run on any device, slowly, for tests.
-
-    Returns:
-      A dict: "out", [D] in the dtype of x, `updates` as they are after, and with `scale` "entering",
-      a dict for `mlp_step`.
     """
-    width, dtype = x.shape[0], x.dtype
-    count, launched = options([layer[0]])
-    scales = is_packed(layer[0]) and scale is not None
-    entering = entering_like(x, width // count) if scales else {}
+    norm = norm if is_packed(layer[0]) else None
+    programs = x.shape[0] // rows_of([layer[0]])[0]
 
-    def project(inputs, buffers, i):
-        layer, rows = inputs["layer"], pl.ds(i * count, count)
-        residual, bias = inputs["residual"][rows], bias_of(layer, rows)
-        [y] = products([layer[0]], rows.start, count, inputs, name_of_h, interpret=interpret)
-        out = residual + add_bias(y.astype(dtype), bias)
-        buffers["out"][rows] = out
-        if scales:
-            write(buffers, rows, i, out, inputs["next_scale"][rows])
+    def project(refs, row, count, wait):
+        rows = pl.ds(row, count)
+        bias = bias_of(refs[name], rows)
+        finish = begin([refs[name][0]], row, count, refs, h, interpret=interpret)
+        wait()
+        before = refs[residual][rows]
+        [y] = finish()
+        after = before + add_bias(y.astype(x.dtype), bias)
+        refs[out][rows] = after
+        if norm is not None:
+            norm.write(refs, rows, row // count, after)
 
-    after = launch(
-        [(width // count, project), *beside],
-        {
-            "residual": x,
-            **h,
-            "layer": layer,
-            "next_scale": scale if scales else None,
-            **(inputs or {}),
-        },
-        {"out": jax.ShapeDtypeStruct((width,), dtype), **entering},
-        updates,
-        name=name,
-        interpret=interpret,
-        **launched,
+    outputs = {out: jax.ShapeDtypeStruct(x.shape, x.dtype)}
+    if norm is not None:
+        outputs |= norm.like(x, programs)
+    return Phase(
+        [part([layer[0]], project), *beside],
+        {name: layer},
+        outputs,
+        updates or {},
     )
-    if scales:
-        after["entering"] = {key: after.pop(key) for key in entering}
-    elif scale is not None:
-        after["entering"] = {"x": after["out"], "scale": scale}
-    return after

@@ -6,58 +6,82 @@ plain weights a product reads the vector and the norm's scale, and adds up the s
 the scale and adds up parts of its squares.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from griffin_jax.kernels.step_gpu.launch import launch
+from griffin_jax.kernels.step_gpu.launch import Phase, launch
 from griffin_jax.kernels.step_gpu.products import store, vector_like
 
 _PART = 256  # numbers of one program
 
 
-def entering(x: jax.Array, scale: jax.Array, packed: bool, *, interpret: bool) -> dict:
-    """What `products` reads in place of the norm of x.
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """Of a vector of a launch.
 
-    Args:
-      x: [D].
-      scale: [D], of the norm.
-      packed: Whether the weights are in 4 bits.
-      interpret: Run on any device, slowly, for tests.
-
-    Returns:
-      A dict of inputs for `launch`, "x" among them; `norm` finds the rest.
+    Attributes:
+      of: The vector's name.
+      packed: Whether it is multiplied by 4-bit weights.
+      eps: Of the norm.
     """
-    if not packed:
-        return {"x": x, "scale": scale}
-    programs = x.shape[0] // _PART
 
-    def enter(inputs, buffers, i):
-        rows = pl.ds(i * _PART, _PART)
-        write(buffers, rows, i, inputs["x"][rows], inputs["scale"][rows])
+    of: str
+    packed: bool
+    eps: float
 
-    return launch(
-        [(programs, enter)],
-        {"x": x, "scale": scale},
-        entering_like(x, programs),
-        name="step_enter",
-        interpret=interpret,
-    )
+    @property
+    def vector(self) -> str:
+        """The name of what `begin` multiplies."""
+        return f"{self.of} scaled" if self.packed else self.of
 
+    @property
+    def factor(self) -> tuple[str, float]:
+        """What `begin` is told of the norm."""
+        return f"{self.of} {'squares' if self.packed else 'scale'}", self.eps
 
-def entering_like(x: jax.Array, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Buffers for what enters 4-bit products, with so many parts of the sum of squares."""
-    squares = jax.ShapeDtypeStruct((parts,), jnp.float32)
-    return vector_like("x", x.shape[0], x.dtype, True) | {"squares": squares}
+    @property
+    def scale(self) -> str:
+        """The name of its scale."""
+        return f"{self.of} scale"
 
+    def like(self, x: jax.Array, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Buffers for what `write` writes in so many parts, for 4-bit weights."""
+        squares = jax.ShapeDtypeStruct((parts,), jnp.float32)
+        return vector_like(self.vector, x.shape[0], x.dtype, True) | {self.factor[0]: squares}
 
-def write(buffers: dict, rows, part: jax.Array, x: jax.Array, scale: jax.Array) -> None:
-    """Writes some rows of x and a part of its squares to buffers of `entering_like`."""
-    x = x.astype(jnp.float32)
-    store(buffers, "x", rows.start, x * (1 + scale.astype(jnp.float32)))
-    buffers["squares"][part] = (x * x).sum()
+    def write(self, refs: dict, rows, part: jax.Array, x: jax.Array) -> None:
+        """Writes some rows of the vector times the scale, and a part of the squares."""
+        x = x.astype(jnp.float32)
+        store(refs, self.vector, rows.start, x * (1 + refs[self.scale][rows].astype(jnp.float32)))
+        refs[self.factor[0]][part] = (x * x).sum()
 
+    def enter(self, x: jax.Array, scale: jax.Array, phases: int, *, interpret: bool) -> dict:
+        """What phases begin with of which the first reads the norm of x.
 
-def norm(inputs: dict, eps: float) -> tuple:
-    """The argument `norm` of `products`, from references to what `entering` gave."""
-    return inputs["squares" if "squares" in inputs else "scale"], eps
+        Args:
+          x: [D].
+          scale: [D].
+          phases: How many there are, two at least.
+          interpret: Run on any device, slowly, for tests.
+
+        Returns:
+          Arrays for `launch`, and for 4-bit weights the "counts" of so many phases.
+        """
+        arrays = {self.of: x, self.scale: scale}
+        if not self.packed:
+            return arrays
+        programs = x.shape[0] // _PART
+
+        def begin(refs, i, wait):
+            wait()
+            rows = pl.ds(i * _PART, _PART)
+            self.write(refs, rows, i, refs[self.of][rows])
+            for phase in range(phases - 1):
+                refs["counts"][phase] = jnp.int32(0)
+
+        counts = {"counts": jax.ShapeDtypeStruct((phases - 1,), jnp.int32)}
+        phase = Phase([(programs, begin)], outputs=self.like(x, programs) | counts)
+        return arrays | launch([phase], arrays, name="step_enter", interpret=interpret)

@@ -11,6 +11,8 @@ there, and from 2.5e-4 on none has less precision than in bfloat16. Codes of NF4
 2^-11.5 of themselves, those of FP4 by 2^-12; weights in bfloat16 are by up to 2^-8.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -63,13 +65,13 @@ def programs(weights) -> tuple[int, int]:
 
 
 def to_vector(x: jax.Array) -> jax.Array:
-    """A vector [n] as `times` reads it: float16[n], a sixteenth of it, each number in its place."""
+    """A vector [n] as `begin` takes it: float16[n], a sixteenth of it, each number in its place."""
     # As `store` does it, in a form that XLA fuses.
     return _sixteenth(x).reshape(-1, 2, 8).swapaxes(0, 1).reshape(-1)
 
 
 def store(ref, begin: jax.Array, values: jax.Array) -> None:
-    """Writes values [m] to a vector [n] of `times`, from number `begin` on."""
+    """Writes values [m] to a vector [n] of `begin`, from number `begin` on."""
     number = begin + jnp.arange(values.size, dtype=jnp.int32)
     half, within = lax.div(lax.rem(number, 16), 8), lax.rem(number, 8)
     ref[half * (ref.size // 2) + lax.div(number, 16) * 8 + within] = _sixteenth(values)
@@ -81,19 +83,21 @@ def _sixteenth(x):
 
 
 def table(quant_type: str, *, interpret: bool) -> jax.Array:
-    """Writes the table to shared memory, as a kernel's first deed; `times` waits for it.
+    """Writes the table to shared memory, as a kernel's first deed; what `begin` returns waits for it.
 
     Returns:
-      Zeros, float32[WARPS, _BYTES], by which `times` knows that it comes after.
+      Zeros, int16[WARPS, _BYTES], by which that knows that it comes after.
     """
     shape = WARPS, _BYTES
     if interpret:
-        return jnp.zeros(shape, jnp.float32)
-    return _asm(_table_asm(quant_type), "r", [lax.broadcasted_iota(jnp.int32, shape, 0)])
+        return jnp.zeros(shape, jnp.int16)
+    return _asm(_table_asm(quant_type), [lax.broadcasted_iota(jnp.int32, shape, 0)])
 
 
-def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool) -> list[jax.Array]:
-    """Rows `row` ... `row + count` of one or two 4-bit weights times a vector.
+def begin(
+    weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool
+) -> Callable[[], list[jax.Array]]:
+    """Asks for rows `row` ... `row + count` of one or two 4-bit weights, to multiply a vector.
 
     Args:
       weights: 4-bit weights [out, in] of references.
@@ -104,61 +108,84 @@ def times(weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool)
       interpret: Run on any device, slowly.
 
     Returns:
-      float32[count] for each weight.
+      What reads the vector and gives float32[count] for each weight.
     """
     if interpret:
-        return [_times_plainly(weight, row, count, x_ref) for weight in weights]
+        return lambda: [_times_plainly(weight, row, count, x_ref) for weight in weights]
     groups = count * len(weights) // _ROWS  # of warps, that share rows
     share = WARPS // groups
     width = weights[0].shape[1] // 2 // share  # bytes of a warp's part of a row
-    shape = WARPS, _BYTES
-    place = lax.broadcasted_iota(jnp.int32, shape, 1)
-    register = lax.rem(place, 8)
+    pieces = width // _BYTES
     each = _ROWS // len(weights)
+    rows = [divmod(index, len(weights)) for index in range(_ROWS)]  # of a warp: offset, weight
+
+    def places(piece, lanes):
+        """The first row of each warp, and its columns where a piece has so many."""
+        warp = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 0)
+        column = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 1)
+        column += (lax.rem(warp, share) * pieces + piece) * lanes
+        return row + each * lax.div(warp, share), column
 
     def load(piece):
-        """Bytes and scales of a piece of each row, and where the vector's numbers are that they meet."""
+        """Bytes of each row, [WARPS, _BYTES].
 
-        def places(lanes):
-            warp = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 0)
-            column = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 1)
-            first = lax.rem(warp, share) * (width * lanes // _BYTES) + piece * lanes
-            return row + each * lax.div(warp, share), first + column
+        Volatile, since the compiler would ask for some only after it has multiplied by others, to
+        spare registers, and wait for memory twice.
+        """
+        first, column = places(piece, _BYTES)
+        return [
+            plgpu.load(weights[which].packed.at[first + offset, column], volatile=True)
+            for offset, which in rows
+        ]
 
-        packed, scale = [], None
-        for index in reversed(range(_ROWS)):
-            weight = weights[index % len(weights)]
-            offset = index // len(weights)
-            first, column = places(_BYTES)
-            packed.insert(0, weight.packed[first + offset, column])
-            blocks = 2 * _BYTES // weight.block_size
-            first, block = places(blocks)
+    def load_scales(piece):
+        """Scales of each row, [WARPS, blocks]."""
+        found = []
+        for offset, which in rows:
+            weight = weights[which]
+            first, block = places(piece, 2 * _BYTES // weight.block_size)
             leaves = {name: getattr(weight, name) for name in LEAVES}
-            own = scales_at(leaves, weight, first + offset, block)[:, :, None]
-            own = jnp.broadcast_to(own, (WARPS, blocks, _BYTES // blocks)).reshape(shape)
-            # Of eight registers of sums a row has two.
-            scale = own if scale is None else jnp.where(register < 2 * index + 2, own, scale)
-        return packed, scale, column
+            found.append(scales_at(leaves, weight, first + offset, block))
+        return found
 
-    def add(sums, loaded):
-        packed, scale, column = loaded
+    def add(sums, piece, packed, scales):
+        shape = WARPS, _BYTES
+        register = lax.rem(lax.broadcasted_iota(jnp.int32, shape, 1), 8)
+        scale = None
+        for index in reversed(range(_ROWS)):
+            blocks = scales[index].shape[1]
+            own = jnp.broadcast_to(scales[index][:, :, None], (WARPS, blocks, _BYTES // blocks))
+            own = own.reshape(shape)
+            # Of eight registers a row has two.
+            scale = own if scale is None else jnp.where(register < 2 * index + 2, own, scale)
+        _, column = places(piece, _BYTES)
         # Of its 16 numbers a lane reads eight and eight, side by side with other lanes'.
         x = x_ref[column], x_ref[width * share + column]
-        return _asm(_times_asm(), "r" * (_ROWS + 2) + "ff", [*packed, *x, scale, sums])
+        return _asm(_times_asm(), [*packed, *x, scale, sums])
 
-    # What is far away is asked for before the table is waited for.
-    first = load(0)
-    sums = add(_asm(_READY, "f", [table]), first)
-    # A number of turns that the compiler does not know is 0: it would unroll them and ask for
-    # everything at once, at twice the registers.
-    pieces = width // _BYTES + lax.shift_right_logical(row, 30)
-    sums = lax.fori_loop(1, pieces, lambda i, sums: add(sums, load(i)), sums)
-    sums = _asm(_own_asm(), "f", [sums]).reshape(WARPS, 32 // _ROWS, _ROWS, 8)
-    sums = sums.sum(axis=3).sum(axis=1)
-    sums = _DIVISOR * sums.reshape(groups, share, _ROWS).sum(axis=1)
-    if len(weights) == 1:
-        return [sums.reshape(count)]
-    return [y.reshape(count) for y in jnp.split(sums.reshape(count, 2), 2, axis=1)]
+    # What is far away is asked for before the table is waited for, scales a piece ahead: they are
+    # needed when all else is done.
+    packed, *scales = load(0), load_scales(0), load_scales(min(1, pieces - 1))
+
+    def turn(piece, carry):
+        sums, scales = carry
+        after = load_scales(jnp.minimum(piece + 1, pieces - 1))
+        return add(sums, piece, load(piece), scales), after
+
+    def finish():
+        sums = add(_asm(_READY, [table]), 0, packed, scales[0])
+        # A number of turns that the compiler does not know is 0: it would unroll them and ask for
+        # everything at once, at twice the registers.
+        last = pieces + lax.shift_right_logical(row, 30)
+        sums, _ = lax.fori_loop(1, last, turn, (sums, scales[1]))
+        own = _asm(_own_asm(), [sums], jnp.float32).reshape(WARPS, 32 // _ROWS, _ROWS, 8)
+        found = own.sum(axis=3).sum(axis=1)
+        found = _DIVISOR * found.reshape(groups, share, _ROWS).sum(axis=1)
+        if len(weights) == 1:
+            return [found.reshape(count)]
+        return [y.reshape(count) for y in jnp.split(found.reshape(count, 2), 2, axis=1)]
+
+    return finish
 
 
 def _times_plainly(weight, row, count, x_ref):
@@ -174,50 +201,48 @@ def _times_plainly(weight, row, count, x_ref):
     return _DIVISOR * (products.reshape(count, blocks, -1).sum(axis=2) * scale).sum(axis=1)
 
 
-def _asm(text, kinds, arguments):
-    """PTX of 8 places of [WARPS, _BYTES] at once; 8 registers of float32 come of it.
+def _asm(text, arguments, result=jnp.int16):
+    """PTX of 8 places of [WARPS, _BYTES] at once; a type of n bytes takes 2 n registers.
 
-    `kinds` are those of the arguments' registers, of which a type of n bytes takes 2 n.
+    So four numbers of float32 come as eight places of int16.
     """
-    counts = [2 * argument.dtype.itemsize for argument in arguments]
-    inputs = [kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)]
+    kinds = ["=&f" if result == jnp.float32 else "=&r"] * (2 * jnp.dtype(result).itemsize)
+    for argument in arguments:
+        kind = "f" if argument.dtype == jnp.float32 else "r"
+        kinds += [kind] * (2 * argument.dtype.itemsize)
     return plgpu.elementwise_inline_asm(
         text,
         args=arguments,
-        constraints=",".join(["=&f"] * 8 + inputs),
+        constraints=",".join(kinds),
         pack=8,
-        result_shape_dtypes=[jax.ShapeDtypeStruct((WARPS, _BYTES), jnp.float32)],
+        result_shape_dtypes=[jax.ShapeDtypeStruct((WARPS, _BYTES), result)],
     )[0]
 
 
 # What writes the table says 0, and so does what waits for it, so that nothing comes before either.
-_READY = "\n".join(["bar.sync 0;", *(f"mov.f32 ${i}, ${8 + i};" for i in range(8))])
+_READY = "\n".join(["bar.sync 0;", *(f"mov.b32 ${i}, ${_ROWS + i};" for i in range(_ROWS))])
 
 
 def _own_asm():
     """PTX that puts the sum of row i of a group of four lanes into $0 of its lane i, 0 elsewhere.
 
-    One of the four lanes has the column that is the group's own, in every other register, by the
-    group's number.
+    One of the four lanes has the column that is the group's own, by the group's number.
     """
     lines = [
         "{",
-        ".reg .b32 lane, odd, from, row;",
+        ".reg .b32 lane, from, row;",
         f".reg .f32 own<{_ROWS}>;",
-        ".reg .pred is_odd, is_row;",
+        ".reg .pred is_row;",
         "mov.u32 lane, %laneid;",
-        "and.b32 odd, lane, 4;",
-        "setp.ne.u32 is_odd, odd, 0;",
         "and.b32 row, lane, 3;",
         "shr.u32 from, lane, 3;",
-        "and.b32 odd, lane, 28;",
-        "or.b32 from, from, odd;",
+        "and.b32 lane, lane, 28;",
+        "or.b32 from, from, lane;",
         "mov.f32 $0, 0f00000000;",
     ]
     for i in range(_ROWS):
         lines += [
-            f"selp.f32 own{i}, ${9 + 2 * i}, ${8 + 2 * i}, is_odd;",
-            f"shfl.sync.idx.b32 own{i}, own{i}, from, 0x1f, 0xffffffff;",
+            f"shfl.sync.idx.b32 own{i}, ${8 + i}, from, 0x1f, 0xffffffff;",
             f"setp.eq.u32 is_row, row, {i};",
             f"selp.f32 $0, own{i}, $0, is_row;",
         ]
@@ -248,27 +273,28 @@ def _table_asm(quant_type):
             "mad.lo.u32 chunk, chunk, 16, begin;",
             "st.shared.v4.b32 [chunk], {pair, pair, pair, pair};",
         ]
-    return "\n".join([*lines, *(f"mov.f32 ${i}, 0f00000000;" for i in range(8)), "}"])
+    return "\n".join([*lines, *(f"mov.b32 ${i}, 0;" for i in range(_ROWS)), "}"])
 
 
 def _times_asm():
     """PTX that adds scale * (each row's 16 codes of a lane times the vector's) to the sums.
 
-    First come the sums after, $0 to $7, two of each row; then bytes, two words a row, eight pairs
-    of the vector, eight scales, and the sums before.
+    First come the sums after, one of each row; then bytes, two words a row, eight pairs of the
+    vector, eight scales, two of each row, and the sums before.
     """
-    vector = 8 + 2 * _ROWS
+    vector = 3 * _ROWS
     scale, before = vector + 8, vector + 16
     lines = [
         "{",
         f".reg .b32 lane, table, place, pair<{8 * _ROWS}>;",
         f".reg .f32 sum<{2 * _ROWS}>;",
+        ".reg .pred is_odd;",
         f"mov.u32 table, {_TABLE};",
         "mov.u32 lane, %laneid;",
         "shl.b32 lane, lane, 2;",
     ]
     for k in range(8 * _ROWS):
-        word, byte = 8 + k // 4, k % 4
+        word, byte = _ROWS + k // 4, k % 4
         # The byte times 128, the size of a pair's copies, beside the place of the lane's copy.
         shift = (
             f"shr.u32 place, ${word}, {8 * byte - 7};" if byte else f"shl.b32 place, ${word}, 7;"
@@ -288,6 +314,11 @@ def _times_asm():
                 f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {sums}, "
                 f"{{pair{k}, pair{8 + k}, pair{k + 1}, pair{9 + k}}}, {{${x}, ${x + 1}}}, {start};"
             )
-    used = 2 * _ROWS
-    lines += [f"fma.rn.f32 ${i}, sum{i}, ${scale + i}, ${before + i};" for i in range(used)]
-    return "\n".join([*lines, *(f"mov.f32 ${i}, 0f00000000;" for i in range(used, 8)), "}"])
+    # Of the two columns of a lane that the product gives one may be the group's own.
+    lines += ["and.b32 place, lane, 16;", "setp.ne.u32 is_odd, place, 0;"]
+    for i in range(_ROWS):
+        lines += [
+            f"selp.f32 sum{2 * i}, sum{2 * i + 1}, sum{2 * i}, is_odd;",
+            f"fma.rn.f32 ${i}, sum{2 * i}, ${scale + 2 * i}, ${before + i};",
+        ]
+    return "\n".join([*lines, "}"])

@@ -1,13 +1,16 @@
 """Some rows of weights, 4-bit or plain, times one vector, which may be normalised on the way."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.step_gpu import pairs
+from griffin_jax.kernels.step_gpu.launch import Body
 from griffin_jax.quantization.tensor import QuantizedTensor
 
 _LARGEST = 2048  # plain weights of a row in one tile
@@ -27,26 +30,55 @@ def tiles(width: int) -> list[int]:
     return [_LARGEST] * (width // _LARGEST) + powers
 
 
-def options(weights: Sequence, rows: int = _ROWS) -> tuple[int, dict]:
-    """Rows of each of a program's weights, `rows` of plain ones, and how `launch` runs it."""
+def options(*weights) -> dict:
+    """How `launch` runs programs that multiply by these weights, all 4-bit or all plain."""
     if is_packed(weights[0]):
-        count, rounds = pairs.programs(weights)
-        first = _first(weights[0].quant_type)
-        return count, {"num_warps": pairs.WARPS, "first": first, "rounds": rounds}
-    return rows, {"num_warps": min(4, tiles(weights[0].shape[1])[-1] // 32)}
+        first = functools.partial(_first, weights[0].quant_type)
+        return {"num_warps": pairs.WARPS, "first": first}
+    return {"num_warps": min(4, *(tiles(weight.shape[1])[-1] // 32 for weight in weights))}
 
 
-def _first(quant_type):
-    return lambda interpret: {_TABLE: pairs.table(quant_type, interpret=interpret)}
+def _first(quant_type, interpret):
+    return {_TABLE: pairs.table(quant_type, interpret=interpret)}
+
+
+def rows_of(weights: Sequence, rows: int = _ROWS) -> tuple[int, int]:
+    """Rows of each weight that a program multiplies at a time, `rows` of plain ones; how many times."""
+    return pairs.programs(weights) if is_packed(weights[0]) else (rows, 1)
+
+
+def part(weights: Sequence, body: Callable, rows: int = _ROWS) -> tuple[int, Body]:
+    """A part of a `Phase` for all rows of some weights.
+
+    Args:
+      weights: [out, in] each, all 4-bit or all plain.
+      body: body(refs, row, count, wait) for some rows of each weight, the first being `row`. It
+        calls `begin`, then `wait`.
+      rows: Of plain weights that a program multiplies.
+    """
+    count, rounds = rows_of(weights, rows)
+    programs = weights[0].shape[0] // count // rounds
+
+    def run(refs, i, wait):
+        if rounds == 1:
+            body(refs, i * count, count, wait)
+            return
+
+        def turn(index, carry):
+            body(refs, (i + index * programs) * count, count, lambda: pl.when(index == 0)(wait))
+
+        lax.fori_loop(0, rounds, turn, None)
+
+    return programs, run
 
 
 def vector(name: str, x: jax.Array, packed: bool) -> dict[str, jax.Array]:
-    """A vector as `products` reads it: as it is, or for 4-bit weights as `pairs` does."""
+    """A vector as `begin` takes it: as it is, or for 4-bit weights as `pairs` does."""
     return {name: pairs.to_vector(x) if packed else x}
 
 
 def vector_like(name: str, size: int, dtype, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """A buffer for a vector as `products` reads it."""
+    """A buffer for a vector as `begin` takes it."""
     return jax.eval_shape(lambda: vector(name, jnp.zeros(size, dtype), packed))
 
 
@@ -58,61 +90,78 @@ def store(buffers: dict, name: str, begin: jax.Array, values: jax.Array) -> None
         buffers[name][pl.ds(begin, values.shape[0])] = values
 
 
-def products(
+def begin(
     weights: Sequence,
     row: jax.Array,
     count: int,
-    inputs: dict,
+    refs: dict,
     name: str,
-    norm: tuple | None = None,
+    norm: tuple[str, float] | None = None,
     *,
     interpret: bool,
-) -> list[jax.Array]:
-    """Rows `row` ... `row + count` of each weight times a vector.
+) -> Callable[[], list[jax.Array]]:
+    """Asks for rows `row` ... `row + count` of each weight, to multiply a vector.
 
     Args:
       weights: [out, in] each, arrays or 4-bit weights of references.
       row: The first row.
-      count: How many; see `options`.
-      inputs: References, the vector among them, and what `options` begins a launch with.
-      name: Of the vector; see `vector`.
-      norm: Of a root mean square normalisation of the vector (`rms_norm`) epsilon and before it a
-        reference: for plain weights its scale, [in]; for 4-bit weights, whose vector has been
-        multiplied by that, parts of the sum of its squares. The norm's factor is one number, so
+      count: How many; see `part`.
+      refs: References by name, the vector among them, and what `options` begins a launch with.
+      name: Of the vector; see `vector_like`.
+      norm: Of a root mean square normalisation of the vector (`rms_norm`) epsilon and before it the
+        name: for plain weights of its scale, [in]; for 4-bit weights, whose vector has been
+        multiplied by that, of parts of the sum of its squares. The norm's factor is one number, so
         that it multiplies sums, not the vector.
       interpret: Run on any device, slowly.
 
     Returns:
-      float32[count] for each weight.
+      What reads the vector and gives float32[count] for each weight.
     """
     if is_packed(weights[0]):
-        squares = None if norm is None else _whole(norm[0], interpret)
-        found = pairs.times(weights, row, count, inputs[name], inputs[_TABLE], interpret=interpret)
+        multiply = pairs.begin(weights, row, count, refs[name], refs[_TABLE], interpret=interpret)
+
+        def finish_packed():
+            squares = None if norm is None else _whole(refs[norm[0]], interpret)
+            found = multiply()
+            if norm is None:
+                return found
+            inverse = jax.lax.rsqrt(squares.sum() / weights[0].shape[1] + norm[1])
+            return [y * inverse for y in found]
+
+        return finish_packed
+
+    width = weights[0].shape[1]
+    sizes = tiles(width)
+
+    def load(places):
+        return [weight[pl.ds(row, count), places] for weight in weights]
+
+    first = load(pl.ds(0, sizes[0]))
+
+    def finish():
+        # Sums over tiles of one size are added up number by number, and over threads at the end.
+        sums: list[dict] = [{} for _ in weights]
+        squares: dict = {}
+        begin = 0
+        for size in sizes:
+            places = pl.ds(begin, size)
+            # What is far away is asked for first.
+            loaded = load(places) if begin else first
+            x = refs[name][places].astype(jnp.float32)
+            if norm is not None:
+                _add(squares, size, x * x)
+                x = x + x * refs[norm[0]][places].astype(jnp.float32)
+            for total, tile in zip(sums, loaded, strict=True):
+                _add(total, size, tile.astype(jnp.float32) * x[None])
+            begin += size
+        results = [sum(part.sum(axis=1) for part in total.values()) for total in sums]
         if norm is None:
-            return found
-        inverse = jax.lax.rsqrt(squares.sum() / weights[0].shape[1] + norm[1])
-        return [y * inverse for y in found]
-    width, begin = weights[0].shape[1], 0
-    # Sums over tiles of one size are added up number by number, and over threads at the end.
-    sums: list[dict] = [{} for _ in weights]
-    squares: dict = {}
-    for size in tiles(width):
-        places = pl.ds(begin, size)
-        # What is far away is asked for first.
-        loaded = [weight[pl.ds(row, count), places] for weight in weights]
-        x = inputs[name][places].astype(jnp.float32)
-        if norm is not None:
-            _add(squares, size, x * x)
-            x = x + x * norm[0][places].astype(jnp.float32)
-        for total, tile in zip(sums, loaded, strict=True):
-            _add(total, size, tile.astype(jnp.float32) * x[None])
-        begin += size
-    results = [sum(part.sum(axis=1) for part in total.values()) for total in sums]
-    if norm is None:
-        return results
-    square = sum(part.sum() for part in squares.values())
-    inverse = jax.lax.rsqrt(square / width + norm[1])
-    return [result * inverse for result in results]
+            return results
+        square = sum(part.sum() for part in squares.values())
+        inverse = jax.lax.rsqrt(square / width + norm[1])
+        return [result * inverse for result in results]
+
+    return finish
 
 
 def _whole(ref, interpret):

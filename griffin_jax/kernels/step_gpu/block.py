@@ -1,0 +1,58 @@
+"""A residual block's step: the phases of a mixing half, and those of the MLP behind it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from griffin_jax.kernels.step_gpu.launch import Phase, launch
+from griffin_jax.kernels.step_gpu.mlp import mlp_phases
+from griffin_jax.kernels.step_gpu.norm import Norm
+from griffin_jax.kernels.step_gpu.products import is_packed, options
+
+
+def run_block(
+    x: jax.Array,
+    scales: Sequence[jax.Array],
+    layers: Mapping[str, tuple],
+    mixing: Callable[[Norm, Norm], Sequence[Phase]],
+    arrays: Mapping[str, Any],
+    *,
+    together: Sequence[int],
+    eps: float,
+    name: str,
+    interpret: bool,
+) -> dict[str, jax.Array]:
+    """m = x + mixing(norm(x)), then m + MLP(norm(m)), for one token.
+
+    Args:
+      x: [D].
+      scales: Of both norms, [D] each.
+      layers: Linear ones by name, pairs of weight and bias, the weights all 4-bit or all plain; of
+        them gate_proj, up_proj and down_proj are the MLP's, see `mlp_phases`.
+      mixing: Given both norms, phases that read that of "x" and end with `project_and_add`, which
+        writes "middle" and begins its norm.
+      arrays: More inputs of the phases.
+      together: How many phases each launch takes for 4-bit weights: as many as leave a program the
+        registers to run four times on a multiprocessor. Plain ones have a launch for each, since
+        theirs take many more together.
+      eps: Of the norms.
+      name: Of the kernels, for profiles.
+      interpret: Run on any device, slowly, for tests.
+
+    Returns:
+      What the phases write, by name; "out" is the block's, [D] in the dtype of x.
+    """
+    mlp = [layers[name] for name in ("gate_proj", "up_proj", "down_proj")]
+    packed = is_packed(mlp[0][0])
+    first, second = (Norm(of, packed, eps) for of in ("x", "middle"))
+    phases = [*mixing(first, second), *mlp_phases(x, second, *mlp, interpret=interpret)]
+    entering = first.enter(x, scales[0], len(phases), interpret=interpret)
+    return launch(
+        phases,
+        {**entering, second.scale: scales[1], **arrays},
+        together=together if packed else [1] * len(phases),
+        name=name,
+        interpret=interpret,
+        **options(*(weight for weight, _ in layers.values())),
+    )
