@@ -70,7 +70,7 @@ def jit_on_mesh(
       function: To be compiled.
       mesh: In place of that of the arguments.
       gpu_options: For XLA where it compiles for a single GPU, but for those that the user's own
-        XLA_FLAGS set.
+        XLA_FLAGS set. With them the function cannot be called inside of another `jax.jit` there.
       **options: Of `jax.jit`.
     """
     return MeshFunction(function, mesh, gpu_options or {}, options)
@@ -113,6 +113,8 @@ class MeshFunction:
 
     def _jitted_here(self):
         """Of the two, the one for what the program is compiled for: the mesh that is set."""
+        if not self._gpu_options:
+            return self._jitted
         single = jax.sharding.get_abstract_mesh().size <= 1  # 0 where none is set
         return self._jitted_for_one_gpu if single and platform() == "gpu" else self._jitted
 

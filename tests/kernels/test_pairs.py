@@ -33,9 +33,7 @@ def multiply(weights, x, scale=None, interpret=not ON_GPU):
         name, factor = of_x.vector, of_x.factor
 
     def body(refs, row, count, wait):
-        finish = products.begin(
-            refs["weights"], row, count, refs, name, factor, interpret=interpret
-        )
+        finish = products.ask(refs["weights"], row, count, refs, name, factor, interpret=interpret)
         wait()
         for index, y in enumerate(finish()):
             refs[str(index)][pl.ds(row, count)] = y
@@ -43,7 +41,7 @@ def multiply(weights, x, scale=None, interpret=not ON_GPU):
     out = jax.ShapeDtypeStruct(weights[0].shape[:1], jnp.float32)
     outputs = {str(i): out for i in range(len(weights))}
     phase = Phase([products.part(weights, body)], {"weights": weights}, outputs)
-    options = products.options(*weights)
+    options = products.options(weights[0])
     found = launch([phase], arrays, name="products", interpret=interpret, **options)
     return [found[str(i)] for i in range(len(weights))]
 
@@ -87,6 +85,39 @@ def test_programs_that_take_several_rounds_miss_no_row(monkeypatch, count, round
         assert np.linalg.norm(y - wanted) <= 2**-11 * np.linalg.norm(wanted)
     text = for_gpu(lambda *a: multiply(*a, interpret=False), weights, x)
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 1
+
+
+def test_programs_that_take_several_rounds_wait_for_the_vector(monkeypatch):
+    monkeypatch.setattr(pairs, "_SLOTS", 4)
+    weights, x = drawn(256, 512, 2)
+    assert pairs.programs(weights)[1] == 4
+    interpret = not ON_GPU
+
+    def write(refs, i, wait):
+        wait()
+        rows = pl.ds(i * 64, 64)
+        pairs.store(refs["v"], i * 64, refs["x"][rows])
+
+    def body(refs, row, count, wait):
+        finish = products.ask(refs["weights"], row, count, refs, "v", interpret=interpret)
+        wait()
+        for name, y in zip("ab", finish(), strict=True):
+            refs[name][pl.ds(row, count)] = y
+
+    def run(weights, x):
+        out = jax.ShapeDtypeStruct((256,), jnp.float32)
+        phases = [
+            Phase([(8, write)], {"x": x}, products.vector_like("v", 512, x.dtype, True)),
+            Phase([products.part(weights, body)], {"weights": weights}, {"a": out, "b": out}),
+        ]
+        counts = {"counts": jnp.zeros(1, jnp.int32)}
+        options = products.options(weights[0])
+        return launch(phases, counts, name="rounds", interpret=interpret, **options)
+
+    found = jax.jit(run)(weights, x)
+    for weight, name in zip(weights, "ab", strict=True):
+        wanted = expected(weight, x)
+        assert np.linalg.norm(found[name] - wanted) <= 2**-11 * np.linalg.norm(wanted)
 
 
 # Of 512 numbers the squares are in two parts, of 1,536 in six.

@@ -9,6 +9,7 @@ import pytest
 
 from griffin_jax.config import ATTENTION, RECURRENT, preset
 from griffin_jax.kernels import residual_step
+from griffin_jax.kernels.step_gpu import attention, block, recurrent
 from griffin_jax.models import abstract_params, init_params, init_state
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.state import Timeline
@@ -82,19 +83,19 @@ def timeline(start, position=None, length=1):
     return Timeline(position * one[None], length * one, start * one)
 
 
-def block(kind, dtype):
+def plain_block(kind, dtype):
     return ResidualBlock(CONFIG, kind, dtype=dtype, param_dtype=dtype, kernel="layers")
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "dtype"))
 def in_layers(kind, dtype, arguments, when):
     params, *rest = arguments
-    return block(kind, dtype).apply({"params": params}, *rest, when)
+    return plain_block(kind, dtype).apply({"params": params}, *rest, when)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
 def step(kind, arguments, when):
-    plain = block(kind, BF16).apply
+    plain = plain_block(kind, BF16).apply
     return residual_step.residual_step(CONFIG, kind, plain, *arguments, when, interpret=not ON_GPU)
 
 
@@ -122,6 +123,23 @@ def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
         assert a.shape == b.shape
         bound = 2**-6 * max(float(jnp.abs(b).max()), 1e-3)
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
+def test_phases_that_share_a_launch_are_those_that_have_their_own(kind, monkeypatch):
+    arguments, _ = operands(kind, True, 1000)
+    shared = step(kind, arguments, timeline(1000))
+    whole = block.run_block
+
+    def apart(*args, together, **kwargs):
+        return whole(*args, together=[1] * sum(together), **kwargs)
+
+    for module in (recurrent, attention):
+        monkeypatch.setattr(module, "run_block", apart)
+    jax.clear_caches()
+    own = step(kind, arguments, timeline(1000))
+    jax.clear_caches()
+    jax.tree.map(np.testing.assert_array_equal, shared, own)
 
 
 def test_the_gradient_is_that_of_the_layers():

@@ -12,7 +12,7 @@ from griffin_jax.kernels.step_gpu.launch import Phase, divide
 from griffin_jax.kernels.step_gpu.mlp import project_and_add
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
-    begin,
+    ask,
     bias_of,
     is_packed,
     part,
@@ -211,7 +211,7 @@ def _asks(layers, norm, dtype, interpret):
             rows = pl.ds(row, count)
             layer = refs[name]
             bias = bias_of(layer, rows)
-            finish = begin(
+            finish = ask(
                 [layer[0]], row, count, refs, norm.vector, norm.factor, interpret=interpret
             )
             wait()

@@ -33,9 +33,9 @@ def run_block(
       mixing: Given both norms, phases that read that of "x" and end with `project_and_add`, which
         writes "middle" and begins its norm.
       arrays: More inputs of the phases.
-      together: How many phases each launch takes for 4-bit weights: as many as leave a program the
-        registers to run four times on a multiprocessor. Plain ones have a launch for each, since
-        theirs take many more together.
+      together: How many phases each launch takes for 4-bit weights: as many as leave registers for
+        four programs on a multiprocessor. Plain ones have a launch for each, since theirs take many
+        more registers together.
       eps: Of the norms.
       name: Of the kernels, for profiles.
       interpret: Run on any device, slowly, for tests.
@@ -54,5 +54,5 @@ def run_block(
         together=together if packed else [1] * len(phases),
         name=name,
         interpret=interpret,
-        **options(*(weight for weight, _ in layers.values())),
+        **options(mlp[0][0]),
     )

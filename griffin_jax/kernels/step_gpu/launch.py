@@ -19,8 +19,9 @@ class Phase:
 
     Attributes:
       parts: (count, body); program i of a part is body(refs, i, wait), of references by name to all
-        arrays of the launch. What earlier phases write is there once it has called `wait`, which it
-        must before it writes. What nobody writes it had better ask for before that.
+        arrays of the launch. What earlier phases write is there once it has called `wait`, and not
+        before may it write. Every body calls it, also one that reads nothing of theirs: the phases
+        behind it rely on that. What nobody writes it had better ask for before.
       inputs: Pytrees of arrays that are read; those without axes are seen as arrays of one number.
       outputs: Buffers that begin undefined.
       updates: Buffers that begin as these arrays, which a GPU overwrites where they lie.
@@ -45,8 +46,9 @@ def launch(
     """Runs phases one after another, several of them in one launch.
 
     In a launch a program waits until all of the phase before have counted themselves. That ends
-    because programs start in the order of their numbers, as single-pass scans on GPUs assume, so that
-    whom one waits for is already there.
+    because programs start in the order of their numbers, so that whom one waits for is already there.
+    CUDA does not promise the order, but its GPUs keep to it, and single-pass scans rely on it, too;
+    in another one the launch would hang.
 
     Args:
       phases: One after another.
@@ -60,13 +62,19 @@ def launch(
 
     Returns:
       All buffers by name.
+
+    Raises:
+      ValueError: `together` is not about all phases, or a body does not call `wait`.
     """
+    together = together or [len(phases)]
+    if sum(together) != len(phases):
+        raise ValueError(f"launches of {together} phases are not about all {len(phases)}")
     arrays = dict(arrays)
     for phase in phases:
         arrays |= phase.updates
     options = {"name": name, "num_warps": num_warps, "first": first, "interpret": interpret}
     results, begin = {}, 0
-    for size in together or [len(phases)]:
+    for size in together:
         results |= _launch(phases, range(begin, begin + size), arrays | results, **options)
         begin += size
     return results
@@ -93,15 +101,19 @@ def _launch(phases, turns, arrays, *, name, num_warps, first, interpret):
             refs |= first(interpret)
         program, begin = pl.program_id(0), 0
         for turn, phase in enumerate(own):
-
-            def wait(turn=turn):
-                if turn and not interpret:
-                    _wait(refs["counts"], turns[turn - 1], totals[turn - 1])
-
             for count, body in phase.parts:
 
-                def run(body=body, begin=begin, turn=turn, wait=wait):
+                def run(body=body, begin=begin, turn=turn):
+                    waits = []
+
+                    def wait():
+                        waits.append(turn)
+                        if turn and not interpret:
+                            _wait(refs["counts"], turns[turn - 1], totals[turn - 1])
+
                     body(refs, program - begin, wait)
+                    if not waits:
+                        raise ValueError(f"{name}: a body of phase {turns[turn]} does not wait")
                     if turn < len(own) - 1:
                         _count(refs["counts"], turns[turn], interpret)
 
@@ -136,7 +148,11 @@ def _count(counts, phase, interpret):
 
 
 def _wait(counts, phase, programs):
-    """Waits for all programs of a phase, and acquires what they wrote."""
+    """Waits for all programs of a phase, and acquires what they wrote.
+
+    Every look empties the multiprocessor's first-level cache. Looks by plain loads, which would not,
+    had XLA's compiler give a step's programs 113 registers instead of 64.
+    """
 
     def poll():
         return plgpu.atomic_add(counts, (phase,), 0)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from griffin_jax.kernels.step_gpu.launch import Body, Phase
+from griffin_jax.kernels.step_gpu.launch import Body, Phase, divide
 from griffin_jax.kernels.step_gpu.norm import Norm
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
-    begin,
+    ask,
     bias_of,
     is_packed,
     part,
@@ -47,7 +47,7 @@ def mlp_phases(x: jax.ShapeDtypeStruct, norm: Norm, gate, up, down, *, interpret
         rows = pl.ds(row, count)
         weights = [weight for weight, _ in layers]
         biases = [bias_of(layer, rows) for layer in layers]
-        finish = begin(weights, row, count, refs, norm.vector, norm.factor, interpret=interpret)
+        finish = ask(weights, row, count, refs, norm.vector, norm.factor, interpret=interpret)
         wait()
         a, b = (add_bias(y.astype(dtype), bias) for y, bias in zip(finish(), biases, strict=True))
         store(refs, "h", row, gelu(a.astype(jnp.float32)).astype(dtype) * b)
@@ -87,7 +87,7 @@ def project_and_add(
       updates: What those overwrite, a dict.
       name: Of the layer.
       residual: The name of a vector [D].
-      h: The name of a vector [F] as `begin` takes it.
+      h: The name of a vector [F] as `ask` takes it.
       out: The name of what comes of it.
       interpret: Run on any device, slowly, for tests.
     """
@@ -97,14 +97,14 @@ def project_and_add(
     def project(refs, row, count, wait):
         rows = pl.ds(row, count)
         bias = bias_of(refs[name], rows)
-        finish = begin([refs[name][0]], row, count, refs, h, interpret=interpret)
+        finish = ask([refs[name][0]], row, count, refs, h, interpret=interpret)
         wait()
         before = refs[residual][rows]
         [y] = finish()
         after = before + add_bias(y.astype(x.dtype), bias)
         refs[out][rows] = after
         if norm is not None:
-            norm.write(refs, rows, row // count, after)
+            norm.write(refs, rows, divide(row, count)[0], after)
 
     outputs = {out: jax.ShapeDtypeStruct(x.shape, x.dtype)}
     if norm is not None:

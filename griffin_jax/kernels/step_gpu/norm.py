@@ -34,12 +34,12 @@ class Norm:
 
     @property
     def vector(self) -> str:
-        """The name of what `begin` multiplies."""
+        """The name of what `ask` multiplies."""
         return f"{self.of} scaled" if self.packed else self.of
 
     @property
     def factor(self) -> tuple[str, float]:
-        """What `begin` is told of the norm."""
+        """What `ask` is told of the norm."""
         return f"{self.of} {'squares' if self.packed else 'scale'}", self.eps
 
     @property
@@ -75,7 +75,7 @@ class Norm:
             return arrays
         programs = x.shape[0] // _PART
 
-        def begin(refs, i, wait):
+        def enter(refs, i, wait):
             wait()
             rows = pl.ds(i * _PART, _PART)
             self.write(refs, rows, i, refs[self.of][rows])
@@ -83,5 +83,5 @@ class Norm:
                 refs["counts"][phase] = jnp.int32(0)
 
         counts = {"counts": jax.ShapeDtypeStruct((phases - 1,), jnp.int32)}
-        phase = Phase([(programs, begin)], outputs=self.like(x, programs) | counts)
+        phase = Phase([(programs, enter)], outputs=self.like(x, programs) | counts)
         return arrays | launch([phase], arrays, name="step_enter", interpret=interpret)

@@ -65,13 +65,13 @@ def programs(weights) -> tuple[int, int]:
 
 
 def to_vector(x: jax.Array) -> jax.Array:
-    """A vector [n] as `begin` takes it: float16[n], a sixteenth of it, each number in its place."""
+    """A vector [n] as `ask` takes it: float16[n], a sixteenth of it, each number in its place."""
     # As `store` does it, in a form that XLA fuses.
     return _sixteenth(x).reshape(-1, 2, 8).swapaxes(0, 1).reshape(-1)
 
 
 def store(ref, begin: jax.Array, values: jax.Array) -> None:
-    """Writes values [m] to a vector [n] of `begin`, from number `begin` on."""
+    """Writes values [m] to a vector [n] of `ask`, from number `begin` on."""
     number = begin + jnp.arange(values.size, dtype=jnp.int32)
     half, within = lax.div(lax.rem(number, 16), 8), lax.rem(number, 8)
     ref[half * (ref.size // 2) + lax.div(number, 16) * 8 + within] = _sixteenth(values)
@@ -83,7 +83,7 @@ def _sixteenth(x):
 
 
 def table(quant_type: str, *, interpret: bool) -> jax.Array:
-    """Writes the table to shared memory, as a kernel's first deed; what `begin` returns waits for it.
+    """Writes the table to shared memory, as a kernel's first deed; what `ask` returns waits for it.
 
     Returns:
       Zeros, int16[WARPS, _BYTES], by which that knows that it comes after.
@@ -94,7 +94,7 @@ def table(quant_type: str, *, interpret: bool) -> jax.Array:
     return _asm(_table_asm(quant_type), [lax.broadcasted_iota(jnp.int32, shape, 0)])
 
 
-def begin(
+def ask(
     weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool
 ) -> Callable[[], list[jax.Array]]:
     """Asks for rows `row` ... `row + count` of one or two 4-bit weights, to multiply a vector.
@@ -219,7 +219,8 @@ def _asm(text, arguments, result=jnp.int16):
     )[0]
 
 
-# What writes the table says 0, and so does what waits for it, so that nothing comes before either.
+# What writes the table says 0, and so does what waits for it. To the compiler all these texts are
+# pure: only the zeros that are passed on keep their order.
 _READY = "\n".join(["bar.sync 0;", *(f"mov.b32 ${i}, ${_ROWS + i};" for i in range(_ROWS))])
 
 
@@ -315,6 +316,7 @@ def _times_asm():
                 f"{{pair{k}, pair{8 + k}, pair{k + 1}, pair{9 + k}}}, {{${x}, ${x + 1}}}, {start};"
             )
     # Of the two columns of a lane that the product gives one may be the group's own.
+    # The lane's number is four times as large here.
     lines += ["and.b32 place, lane, 16;", "setp.ne.u32 is_odd, place, 0;"]
     for i in range(_ROWS):
         lines += [

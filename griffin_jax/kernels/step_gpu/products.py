@@ -30,15 +30,18 @@ def tiles(width: int) -> list[int]:
     return [_LARGEST] * (width // _LARGEST) + powers
 
 
-def options(*weights) -> dict:
-    """How `launch` runs programs that multiply by these weights, all 4-bit or all plain."""
-    if is_packed(weights[0]):
-        first = functools.partial(_first, weights[0].quant_type)
-        return {"num_warps": pairs.WARPS, "first": first}
-    return {"num_warps": min(4, *(tiles(weight.shape[1])[-1] // 32 for weight in weights))}
+def options(weight) -> dict:
+    """How `launch` runs programs that multiply by such weights, 4-bit or plain."""
+    if not is_packed(weight):
+        return {}
+    return {
+        "num_warps": pairs.WARPS,
+        "first": functools.partial(_first, weight.quant_type),
+    }
 
 
 def _first(quant_type, interpret):
+    # Once in a kernel: the table has a name in it.
     return {_TABLE: pairs.table(quant_type, interpret=interpret)}
 
 
@@ -53,7 +56,7 @@ def part(weights: Sequence, body: Callable, rows: int = _ROWS) -> tuple[int, Bod
     Args:
       weights: [out, in] each, all 4-bit or all plain.
       body: body(refs, row, count, wait) for some rows of each weight, the first being `row`. It
-        calls `begin`, then `wait`.
+        calls `ask`, then `wait`.
       rows: Of plain weights that a program multiplies.
     """
     count, rounds = rows_of(weights, rows)
@@ -73,12 +76,12 @@ def part(weights: Sequence, body: Callable, rows: int = _ROWS) -> tuple[int, Bod
 
 
 def vector(name: str, x: jax.Array, packed: bool) -> dict[str, jax.Array]:
-    """A vector as `begin` takes it: as it is, or for 4-bit weights as `pairs` does."""
+    """A vector as `ask` takes it: as it is, or for 4-bit weights as `pairs` does."""
     return {name: pairs.to_vector(x) if packed else x}
 
 
 def vector_like(name: str, size: int, dtype, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """A buffer for a vector as `begin` takes it."""
+    """A buffer for a vector as `ask` takes it."""
     return jax.eval_shape(lambda: vector(name, jnp.zeros(size, dtype), packed))
 
 
@@ -90,7 +93,7 @@ def store(buffers: dict, name: str, begin: jax.Array, values: jax.Array) -> None
         buffers[name][pl.ds(begin, values.shape[0])] = values
 
 
-def begin(
+def ask(
     weights: Sequence,
     row: jax.Array,
     count: int,
@@ -108,8 +111,8 @@ def begin(
       count: How many; see `part`.
       refs: References by name, the vector among them, and what `options` begins a launch with.
       name: Of the vector; see `vector_like`.
-      norm: Of a root mean square normalisation of the vector (`rms_norm`) epsilon and before it the
-        name: for plain weights of its scale, [in]; for 4-bit weights, whose vector has been
+      norm: (name, epsilon) of a root mean square normalisation of the vector, see `rms_norm`. For
+        plain weights the name is that of its scale, [in]; for 4-bit weights, whose vector has been
         multiplied by that, of parts of the sum of its squares. The norm's factor is one number, so
         that it multiplies sums, not the vector.
       interpret: Run on any device, slowly.
@@ -118,7 +121,7 @@ def begin(
       What reads the vector and gives float32[count] for each weight.
     """
     if is_packed(weights[0]):
-        multiply = pairs.begin(weights, row, count, refs[name], refs[_TABLE], interpret=interpret)
+        multiply = pairs.ask(weights, row, count, refs[name], refs[_TABLE], interpret=interpret)
 
         def finish_packed():
             squares = None if norm is None else _whole(refs[norm[0]], interpret)
@@ -142,18 +145,18 @@ def begin(
         # Sums over tiles of one size are added up number by number, and over threads at the end.
         sums: list[dict] = [{} for _ in weights]
         squares: dict = {}
-        begin = 0
+        start = 0
         for size in sizes:
-            places = pl.ds(begin, size)
+            places = pl.ds(start, size)
             # What is far away is asked for first.
-            loaded = load(places) if begin else first
+            loaded = load(places) if start else first
             x = refs[name][places].astype(jnp.float32)
             if norm is not None:
                 _add(squares, size, x * x)
                 x = x + x * refs[norm[0]][places].astype(jnp.float32)
             for total, tile in zip(sums, loaded, strict=True):
                 _add(total, size, tile.astype(jnp.float32) * x[None])
-            begin += size
+            start += size
         results = [sum(part.sum(axis=1) for part in total.values()) for total in sums]
         if norm is None:
             return results

@@ -12,7 +12,7 @@ from griffin_jax.kernels.step_gpu.launch import Phase, divide
 from griffin_jax.kernels.step_gpu.mlp import gelu, project_and_add
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
-    begin,
+    ask,
     bias_of,
     is_packed,
     part,
@@ -98,7 +98,7 @@ def _branches(layers, norm, dtype, interpret):
         rows = pl.ds(row, count)
         weights = [refs[name][0] for name in both.values()]
         biases = [bias_of(refs[name], rows) for name in both.values()]
-        finish = begin(weights, row, count, refs, norm.vector, norm.factor, interpret=interpret)
+        finish = ask(weights, row, count, refs, norm.vector, norm.factor, interpret=interpret)
         wait()
         for name, y, bias in zip(both, finish(), biases, strict=True):
             refs[name][rows] = add_bias(y.astype(dtype), bias)
