@@ -9,7 +9,6 @@ from jax.experimental.pallas import triton as plgpu
 
 from griffin_jax.kernels.step_gpu.block import run_block
 from griffin_jax.kernels.step_gpu.launch import Phase, divide
-from griffin_jax.kernels.step_gpu.mlp import project_and_add
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
     ask,
@@ -20,6 +19,7 @@ from griffin_jax.kernels.step_gpu.products import (
     vector_like,
 )
 
+_ASKED = ("q_proj", "k_proj", "v_proj")
 _ROWS = 8  # of a plain weight of a program
 SLOTS = 32  # of the ring of a program
 _COLUMNS = 64  # of a head's values that one program adds up
@@ -148,12 +148,10 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
                     mask=jnp.broadcast_to(taken, (count,)),
                 )
 
-    keys, values = rings
-
-    def mixing(first, second):
+    def mixing(norm):
         return [
             Phase(
-                _asks(layers, first, dtype, interpret),
+                _asks(layers, norm, dtype, interpret),
                 {name: layers[name] for name in _ASKED},
                 {
                     name[0]: jax.ShapeDtypeStruct(layers[name][0].shape[:1], dtype)
@@ -172,18 +170,6 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
                 [(heads * size // _COLUMNS, mix)],
                 outputs=vector_like("z", heads * size, dtype, packed),
             ),
-            project_and_add(
-                x,
-                layers["o_proj"],
-                second,
-                [(1, write)],
-                {"keys": keys, "values": values},
-                name="o_proj",
-                residual="x",
-                h="z",
-                out="middle",
-                interpret=interpret,
-            ),
         ]
 
     after = run_block(
@@ -191,16 +177,16 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
         scales,
         layers,
         mixing,
+        "o_proj",
         token,
+        beside=[(1, write)],
+        updates={"keys": rings[0], "values": rings[1]},
         together=(1, 1, 4),
         eps=eps,
         name="step_attention",
         interpret=interpret,
     )
     return after["out"], after["keys"], after["values"]
-
-
-_ASKED = ("q_proj", "k_proj", "v_proj")
 
 
 def _asks(layers, norm, dtype, interpret):

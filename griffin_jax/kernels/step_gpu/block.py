@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from griffin_jax.kernels.step_gpu.launch import Phase, launch
-from griffin_jax.kernels.step_gpu.mlp import mlp_phases
+from griffin_jax.kernels.step_gpu.launch import Body, Phase, launch
+from griffin_jax.kernels.step_gpu.mlp import mlp_phases, project_and_add
 from griffin_jax.kernels.step_gpu.norm import Norm
 from griffin_jax.kernels.step_gpu.products import is_packed, options
 
@@ -15,9 +15,12 @@ def run_block(
     x: jax.Array,
     scales: Sequence[jax.Array],
     layers: Mapping[str, tuple],
-    mixing: Callable[[Norm, Norm], Sequence[Phase]],
+    mixing: Callable[[Norm], Sequence[Phase]],
+    last: str,
     arrays: Mapping[str, Any],
     *,
+    beside: Sequence[tuple[int, Body]],
+    updates: Mapping[str, jax.Array],
     together: Sequence[int],
     eps: float,
     name: str,
@@ -30,9 +33,11 @@ def run_block(
       scales: Of both norms, [D] each.
       layers: Linear ones by name, pairs of weight and bias, the weights all 4-bit or all plain; of
         them gate_proj, up_proj and down_proj are the MLP's, see `mlp_phases`.
-      mixing: Given both norms, phases that read that of "x" and end with `project_and_add`, which
-        writes "middle" and begins its norm.
+      mixing: Given the norm of "x", phases that read it and write "z", which `last` reads.
+      last: The name of the mixing half's last layer.
       arrays: More inputs of the phases.
+      beside: More parts of the phase of that layer.
+      updates: What those overwrite, by name.
       together: How many phases each launch takes for 4-bit weights: as many as leave registers for
         four programs on a multiprocessor. Plain ones have a launch for each, since theirs take many
         more registers together.
@@ -43,10 +48,17 @@ def run_block(
     Returns:
       What the phases write, by name; "out" is the block's, [D] in the dtype of x.
     """
-    mlp = [layers[name] for name in ("gate_proj", "up_proj", "down_proj")]
+    mlp = [layers[layer] for layer in ("gate_proj", "up_proj", "down_proj")]
     packed = is_packed(mlp[0][0])
     first, second = (Norm(of, packed, eps) for of in ("x", "middle"))
-    phases = [*mixing(first, second), *mlp_phases(x, second, *mlp, interpret=interpret)]
+    ends = {"residual": first.of, "h": "z", "out": second.of}
+    phases = [
+        *mixing(first),
+        project_and_add(
+            x, layers[last], second, beside, updates, name=last, interpret=interpret, **ends
+        ),
+        *mlp_phases(x, second, *mlp, interpret=interpret),
+    ]
     entering = first.enter(x, scales[0], len(phases), interpret=interpret)
     return launch(
         phases,

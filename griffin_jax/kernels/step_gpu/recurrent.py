@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from griffin_jax.kernels.rg_lru import C
 from griffin_jax.kernels.step_gpu.block import run_block
 from griffin_jax.kernels.step_gpu.launch import Phase, divide
-from griffin_jax.kernels.step_gpu.mlp import gelu, project_and_add
+from griffin_jax.kernels.step_gpu.mlp import gelu
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
     ask,
@@ -49,10 +49,10 @@ def recurrent_step(x, scales, layers, inner, state, timeline, *, eps, interpret=
     recurrence = hidden.shape[0]
     packed = is_packed(layers["linear_out"][0])
 
-    def mixing(first, second):
+    def mixing(norm):
         return [
             Phase(
-                [_branches(layers, first, dtype, interpret)],
+                [_branches(layers, norm, dtype, interpret)],
                 {name: layers[name] for name in ("linear_y", "linear_x")},
                 {name: jax.ShapeDtypeStruct((recurrence,), dtype) for name in ("y", "u")},
             ),
@@ -62,18 +62,6 @@ def recurrent_step(x, scales, layers, inner, state, timeline, *, eps, interpret=
                 vector_like("z", recurrence, dtype, packed),
                 {"hidden": hidden},
             ),
-            project_and_add(
-                x,
-                layers["linear_out"],
-                second,
-                [(recurrence // _KEPT, _keep)],
-                {"conv": conv},
-                name="linear_out",
-                residual="x",
-                h="z",
-                out="middle",
-                interpret=interpret,
-            ),
         ]
 
     after = run_block(
@@ -81,7 +69,10 @@ def recurrent_step(x, scales, layers, inner, state, timeline, *, eps, interpret=
         scales,
         layers,
         mixing,
+        "linear_out",
         dict(zip(("position", "length"), timeline, strict=True)),
+        beside=[(recurrence // _KEPT, _keep)],
+        updates={"conv": conv},
         together=(1, 1, 3),
         eps=eps,
         name="step_recurrent",
