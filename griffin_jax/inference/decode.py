@@ -17,9 +17,9 @@ _PRNG = "threefry2x32"
 
 # The loop of a burst as one CUDA graph, whose end the device decides. By XLA's default each turn is
 # launched by the host, which holds the thread that dispatches a burst until it ends: none can be
-# under way while the one before is received. A list replaces the default, which in jaxlib 0.10 to
-# 0.12 is these without the last two. XLA leaves a loop whose body holds anything else out of
-# graphs, such as the collectives of several GPUs, for which nothing is asked.
+# under way while the one before is received. A list replaces the default, which in jaxlib 0.11
+# is these without WHILE. XLA leaves a loop whose body holds anything else out of graphs, such as
+# the collectives of several GPUs, for which nothing is asked.
 _LOOP_AS_A_GRAPH = {
     "xla_gpu_enable_command_buffer": (
         "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
