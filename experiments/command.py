@@ -39,6 +39,10 @@ _SMALLER = {
 _LEAST = {"batch_size": 1, "remat": "block", "dtype": "bfloat16"}
 # What a driver of NVIDIA's leaves where it has found a GPU.
 _NVIDIA = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/gpus"))
+# Where JAX looks for one: in a container, and in the Linux of Windows, there may be no other trace.
+_SEEN_BY_JAX = (Path("/dev/nvidia0"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
+# How JAX begins when it cannot have a platform that JAX_PLATFORMS names.
+_NO_BACKEND = "Unable to initialize backend"
 flags.disclaim_key_flags()  # --help shows what is defined here with the command's own flags
 
 
@@ -75,13 +79,14 @@ def run(main: Callable[[], None]) -> None:
             processes.start()
             if hint := missing_plugin():
                 print(f"[{hint}]", file=sys.stderr)
+            check_platform()
             main() if logging.level_debug() else _within_memory(main)
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             if logging.level_debug():
                 raise
             if processes.several():
                 processes.end_after(error, _tell)
-            if isinstance(error, RuntimeError):
+            if isinstance(error, RuntimeError) and not str(error).startswith(_NO_BACKEND):
                 raise
             _end(error)
         except KeyboardInterrupt:
@@ -104,6 +109,17 @@ def missing_plugin() -> str | None:
         "there is an NVIDIA GPU, and JAX runs on the CPU alone: "
         'pip install -U "jax[cuda13]" (or "jax[cuda12]" under older drivers)'
     )
+
+
+def check_platform() -> None:
+    """Raises ValueError where JAX_PLATFORMS asks for NVIDIA's GPUs alone and there is none.
+
+    JAX would end in an assertion, while it says itself what it lacks of other platforms.
+    """
+    if os.environ.get("JAX_PLATFORMS") == "cuda" and not any(map(Path.exists, _SEEN_BY_JAX)):
+        raise ValueError(
+            "JAX_PLATFORMS=cuda, and there is no NVIDIA GPU here; try JAX_PLATFORMS=cpu"
+        )
 
 
 def check_batch(lm, config, texts: list[str]) -> None:

@@ -1,6 +1,7 @@
 """What all commands say about the machine."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,28 @@ def test_a_gpu_without_its_plugin_is_one_line(tmp_path, monkeypatch, gpu, platfo
     if told:
         assert 'pip install -U "jax[cuda13]"' in hint
         assert "\n" not in hint
+
+
+@pytest.mark.parametrize(
+    ("platform", "told"),
+    [
+        ("cuda", "error: JAX_PLATFORMS=cuda, and there is no NVIDIA GPU here"),
+        ("nonsense", "error: Unable to initialize backend 'nonsense'"),
+    ],
+)
+def test_a_platform_that_is_not_there_is_one_line(platform, told):
+    if platform == "cuda" and any(map(Path.exists, command._SEEN_BY_JAX)):
+        pytest.skip("there is a GPU here")
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.sample", "--prompt=Hi", "--config.max_new_tokens=1"],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith(told) and run.stderr.count("\n") == 1
+    assert "Traceback" not in run.stderr
 
 
 @pytest.mark.parametrize(
