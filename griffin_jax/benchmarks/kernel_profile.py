@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,14 @@ def profile(call: Callable[[], Any]) -> list[KernelTime]:
 def summarise(data: ProfileData) -> list[KernelTime]:
     """Kernels of a trace by the time they took, longest first."""
     totals = collections.defaultdict(lambda: [0.0, 0])
-    for line in _device_lines(data):
-        for name, nanoseconds in _self_times(line):
-            totals[name][0] += nanoseconds / 1e9
-            totals[name][1] += 1
+    with warnings.catch_warnings():
+        # jaxlib makes the types of its iterators when they are first used, and ends the process if
+        # that raises: Python 3.12 and later warn of such a type, and a warning may be an error.
+        warnings.filterwarnings("ignore", message="builtin type .* has no __module__")
+        for line in _device_lines(data):
+            for name, nanoseconds in _self_times(line):
+                totals[name][0] += nanoseconds / 1e9
+                totals[name][1] += 1
     kernels = [KernelTime(name, *total) for name, total in totals.items()]
     return sorted(kernels, key=lambda kernel: -kernel.seconds)
 

@@ -7,7 +7,9 @@ second one once the program ran to its end.
 
 import builtins
 import ctypes
+import errno
 import fcntl
+import functools
 import importlib.util
 import json
 import os
@@ -90,6 +92,8 @@ def _hook(scratch):
     # Bound here: the program may replace what the modules hold.
     realpath, join, separator = os.path.realpath, os.path.join, os.sep
     fspath, fsdecode, devnull, path_of = os.fspath, os.fsdecode, os.devnull, _path_of
+    # With its number: shutil.rmtree sets the path of what it catches, which hides a bare message.
+    refusal = functools.partial(PermissionError, errno.EPERM)
 
     def outside(path, folder=-1):
         if isinstance(path, int):
@@ -104,14 +108,13 @@ def _hook(scratch):
             path, mode, flags = arguments
             writes = flags & _WRITING if flags else set(mode or "") & set("wax+")
             if writes and outside(path):
-                raise PermissionError(f"writing outside of the scratch directory: {path!r}")
+                raise refusal("writing outside of the scratch directory", path)
         elif event in _CHANGES:
             for path, folder in _CHANGES[event]:
                 if outside(arguments[path], -1 if folder is None else arguments[folder]):
-                    path = arguments[path]
-                    raise PermissionError(f"{event} outside of the scratch directory: {path!r}")
+                    raise refusal(f"{event} outside of the scratch directory", arguments[path])
         elif event in _REFUSED:
-            raise PermissionError(f"{event} is not allowed here")
+            raise refusal(f"{event} is not allowed here")
 
     return hook
 
