@@ -1,9 +1,8 @@
 """Small files beside the weights, and folders that appear complete or not at all."""
 
 import contextlib
+import errno
 import json
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import jax
 
 from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.files import new_folder, staged_folder_of
+from griffin_jax.paths import OutputError, resolve
 from griffin_jax.sharding import is_first, wait_for_all
 
 
@@ -47,28 +48,32 @@ def staged_folder(target: str | Path) -> Iterator[Path]:
 
     Raises:
       CheckpointError: `target` exists and is not an empty folder.
+      OutputError: (an OSError) it cannot be written, or the disk is full.
+      InUseError: (an OSError) another process writes it.
     """
-    target = Path(target)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise CheckpointError(f"{target} exists already: choose another output or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    alone = jax.process_count() == 1
-    mark = uuid.uuid4().hex[:8] if alone else "all"  # a name that all processes know
-    partial = target.parent / f".{target.name}.{mark}.partial"
-    wait_for_all(f"before {partial}")
-    if is_first():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    wait_for_all(f"begin {partial}")
-    try:
-        yield partial
-        wait_for_all(f"end {partial}")
+    target = resolve(target, "folder")
+    mark = None if jax.process_count() == 1 else "all"  # a name that all processes know
+    wait_for_all(f"before {target}")
+    with contextlib.ExitStack() as stack:
         if is_first():
-            partial.replace(target)
-        wait_for_all(f"after {partial}")
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            partial = stack.enter_context(_new_folder(target, mark))
+        else:
+            partial = staged_folder_of(target, mark)
+        wait_for_all(f"begin {target}")
+        yield partial
+        wait_for_all(f"end {target}")
+    wait_for_all(f"after {target}")
+
+
+@contextlib.contextmanager
+def _new_folder(target, mark):
+    try:
+        with new_folder(target, mark=mark) as partial:
+            yield partial
+    except OutputError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        raise CheckpointError(str(error)) from None
 
 
 def listed(names: list[str]) -> str:
