@@ -1,28 +1,25 @@
 """The shape of a Griffin model, and the published shapes by name. No I/O happens here."""
 
 import dataclasses
-import numbers
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from griffin_jax.fields import check_fields, field, shown
+
 RECURRENT = "recurrent"
 ATTENTION = "attention"
 DTYPES = ("float32", "float16", "bfloat16")
 
-_OPTIONAL_SIZES = ("recurrence_width", "head_size", "attention_window")
-_SIZES = (
-    "vocab_size",
-    "width",
-    "mlp_width",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "conv_width",
-    *_OPTIONAL_SIZES,
-)
+# Far beyond what anybody trains. A size that is damaged or made up is told of here, before a program
+# of a million layers is traced.
+_MOST_LAYERS = 10_000
+_MOST_HEADS = 2**14
+_MOST_FEATURES = 2**20
+_MOST_TAPS = 1024
+_MOST_TOKENS = 2**24  # ids below this are exact in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,30 +53,30 @@ class GriffinConfig:
       projection_bias: Biases on every other linear layer.
     """
 
-    vocab_size: int
-    width: int
-    mlp_width: int
-    num_layers: int
-    num_heads: int
-    block_pattern: tuple[str, ...] = (RECURRENT, RECURRENT, ATTENTION)
-    recurrence_width: int | None = None
-    head_size: int | None = None
-    num_kv_heads: int = 1
-    attention_window: int | None = 2048
+    vocab_size: int = field(at_least=1, at_most=_MOST_TOKENS)
+    width: int = field(at_least=1, at_most=_MOST_FEATURES)
+    mlp_width: int = field(at_least=1, at_most=_MOST_FEATURES)
+    num_layers: int = field(at_least=1, at_most=_MOST_LAYERS)
+    num_heads: int = field(at_least=1, at_most=_MOST_HEADS)
+    block_pattern: tuple[str, ...] = field((RECURRENT, RECURRENT, ATTENTION), filled=True)
+    recurrence_width: int | None = field(None, at_least=1, at_most=_MOST_FEATURES)
+    head_size: int | None = field(None, at_least=1, at_most=_MOST_FEATURES)
+    num_kv_heads: int = field(1, at_least=1, at_most=_MOST_HEADS)
+    attention_window: int | None = field(2048, at_least=1, at_most=_MOST_TOKENS)
     window_includes_query: bool = False
-    conv_width: int = 4
+    conv_width: int = field(4, at_least=1, at_most=_MOST_TAPS)
     scale_embeddings: bool = True
     round_embedding_scale: bool = True
-    logits_soft_cap: float | None = 30.0
+    logits_soft_cap: float | None = field(30.0, above=0)
     tie_embeddings: bool = True
-    rope_base: float = 10_000.0
-    rope_fraction: float = 0.5
-    norm_eps: float = 1e-6
+    rope_base: float = field(10_000.0, above=0)
+    rope_fraction: float = field(0.5, at_least=0, at_most=1)
+    norm_eps: float = field(1e-6, at_least=0, below=1)
     attention_bias: bool = False
     projection_bias: bool = True
 
     def __post_init__(self):
-        self._check_sizes()
+        check_fields(self)
         if self.recurrence_width is None:
             object.__setattr__(self, "recurrence_width", self.width)
         if self.head_size is None:
@@ -89,19 +86,10 @@ class GriffinConfig:
                     "give head_size or another number of heads"
                 )
             object.__setattr__(self, "head_size", self.width // self.num_heads)
-        object.__setattr__(self, "block_pattern", tuple(self.block_pattern))
         self._check()
 
-    def _check_sizes(self):
-        for name in _SIZES:
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL_SIZES:
-                continue
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
     def _check(self):
-        if not self.block_pattern or set(self.block_pattern) - {RECURRENT, ATTENTION}:
+        if set(self.block_pattern) - {RECURRENT, ATTENTION}:
             raise ValueError(
                 f"block_pattern holds {RECURRENT!r} and {ATTENTION!r}, got {self.block_pattern}"
             )
@@ -142,8 +130,10 @@ class GriffinConfig:
         """The inverse of `to_dict`.
 
         Raises:
-          ValueError: a key is unknown or a required one is missing.
+          ValueError: a key is unknown, a required one is missing, or a value is none that a model has.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"griffin_jax config: expected a dict of fields, got {shown(values)}")
         fields = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
@@ -229,8 +219,8 @@ def preset(name: str) -> GriffinConfig:
     Raises:
       ValueError: there is no such preset; the message lists those there are.
     """
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"no preset {shown(name)}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -245,5 +235,5 @@ def check_dtype(dtype: DTypeLike) -> np.dtype:
     except TypeError:
         checked = None
     if checked is None or checked.name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(dtype)}")
     return checked

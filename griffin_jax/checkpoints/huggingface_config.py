@@ -11,6 +11,23 @@ GEMMA = "gemma"
 _ACTIVATION = "gelu_pytorch_tanh"
 # What has no effect on a model without recurrent blocks.
 _RECURRENT_FIELDS = ("recurrence_width", "conv_width", "block_pattern", "window_includes_query")
+# What a config.json calls the fields of `GriffinConfig` that it calls otherwise.
+_FILE_NAMES = {
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "block_pattern": "block_types",
+    "recurrence_width": "lru_width",
+    "head_size": "head_dim",
+    "attention_window": "attention_window_size",
+    "conv_width": "conv1d_width",
+    "tie_embeddings": "tie_word_embeddings",
+    "rope_base": "rope_theta",
+    "rope_fraction": "partial_rotary_factor",
+    "norm_eps": "rms_norm_eps",
+}
 
 
 def model_type(config: GriffinConfig) -> str:
@@ -51,7 +68,7 @@ def config_from_json(values: dict[str, Any]) -> GriffinConfig:
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(_by_file_name(str(error))) from error
 
 
 def _read_recurrent_gemma(values, rope):
@@ -185,6 +202,12 @@ def _write_shared(config):
         "tie_word_embeddings": config.tie_embeddings,
         "vocab_size": config.vocab_size,
     }
+
+
+def _by_file_name(message: str) -> str:
+    """The message about a field of `GriffinConfig`, behind what a config.json calls that field."""
+    field = message.split(" ", 1)[0]
+    return f"{_FILE_NAMES[field]}: {message}" if field in _FILE_NAMES else message
 
 
 _WRITERS = {RECURRENT_GEMMA: _write_recurrent_gemma, GEMMA: _write_gemma}

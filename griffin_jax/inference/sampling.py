@@ -2,18 +2,21 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from griffin_jax.fields import check_fields, field
 from griffin_jax.sharding.per_shard import constrain, model_shards, per_shard
 from griffin_jax.sharding.rules import MODEL
 
 # So many of the largest scores are looked at before all are sorted; blocks to find them in.
 _CANDIDATES = 128
 _BLOCK = 64
+# Logits divided by less than this, or by more than that, are no longer what float32 holds: they
+# overflow, or all become equal. Between logits that differ at all, a draw at COLDEST is greedy.
+COLDEST, HOTTEST = 1e-6, 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,8 @@ class SamplingConfig:
     Attributes:
       repetition_penalty: Divides positive and multiplies negative logits of tokens that the prompt
         or the text so far holds (arXiv:1909.05858); None or 1 is off.
-      temperature: Divides the logits; 0 takes the most likely token, and the rest has no effect.
+      temperature: Divides the logits; 0 takes the most likely token, and the rest has no effect. So
+        does anything below `COLDEST`, where no draw would differ.
       top_k: Keeps the k most likely tokens; None keeps all.
       top_p: Keeps the smallest set of most likely tokens whose probability reaches p
         (arXiv:1904.09751); None or 1 keeps all.
@@ -36,25 +40,14 @@ class SamplingConfig:
       ValueError: a value is out of its range.
     """
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    temperature: float = field(0.0, at_least=0, at_most=HOTTEST)
+    top_k: int | None = field(None, at_least=1)
+    top_p: float | None = field(None, above=0, at_most=1)
+    min_p: float | None = field(None, at_least=0, at_most=1)
+    repetition_penalty: float | None = field(None, at_least=1 / HOTTEST, at_most=HOTTEST)
 
     def __post_init__(self):
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if self.top_k is not None and (self.top_k < 1 or self.top_k != int(self.top_k)):
-            raise ValueError(f"top_k must be a whole number of at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must lie in [0, 1], got {self.min_p}")
-        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(
-                f"repetition_penalty must be above 0 (1 is off), got {self.repetition_penalty}"
-            )
+        check_fields(self)
 
     def active(self) -> dict[str, np.ndarray]:
         """The values that have an effect, as scalars by name.
@@ -65,7 +58,7 @@ class SamplingConfig:
         values = {}
         if self.repetition_penalty not in (None, 1):
             values["repetition_penalty"] = np.float32(self.repetition_penalty)
-        if np.float32(self.temperature) == 0:
+        if self.temperature < COLDEST:
             return values
         values["temperature"] = np.float32(self.temperature)
         if self.top_k is not None:

@@ -2,25 +2,31 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.config import DTYPES, check_dtype
+from griffin_jax.fields import check_fields, field
 
 _QUANT_TYPES = ("nf4", "fp4")
 _STORAGE_DTYPES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")
-# What a file means that leaves these out; QuantizationConfig() itself means 4 bits in bfloat16.
-_FILE_DEFAULTS = {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}
+# What a file means that leaves these out; QuantizationConfig() itself means NF4 in bfloat16.
+_FILE_DEFAULTS = {
+    "load_in_4bit": False,
+    "bnb_4bit_quant_type": "fp4",
+    "bnb_4bit_compute_dtype": "float32",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationConfig:
     """How linear layers are quantised: transformers' BitsAndBytesConfig, field by field.
 
-    Names, meanings and defaults are those of transformers, but for two defaults: `load_in_4bit` is
-    True and `bnb_4bit_compute_dtype` is "bfloat16".
+    Names, meanings and defaults are those of transformers, but for three defaults: `load_in_4bit` is
+    True, `bnb_4bit_quant_type` "nf4" and `bnb_4bit_compute_dtype` "bfloat16".
 
     Attributes:
       load_in_4bit: Quantise linear layers to 4 bits.
@@ -38,28 +44,18 @@ class QuantizationConfig:
 
     load_in_4bit: bool = True
     load_in_8bit: bool = False
-    bnb_4bit_quant_type: str = "fp4"
+    bnb_4bit_quant_type: str = field("nf4", one_of=_QUANT_TYPES)
     bnb_4bit_use_double_quant: bool = False
-    bnb_4bit_compute_dtype: str = "bfloat16"
-    bnb_4bit_quant_storage: str = "uint8"
+    bnb_4bit_compute_dtype: str = field("bfloat16", one_of=DTYPES)
+    bnb_4bit_quant_storage: str = field("uint8", one_of=_STORAGE_DTYPES)
     llm_int8_skip_modules: tuple[str, ...] | None = None
     llm_int8_threshold: float = 6.0
     llm_int8_enable_fp32_cpu_offload: bool = False
     llm_int8_has_fp16_weight: bool = False
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is bool and not isinstance(value, bool):
-                raise ValueError(f"{field.name} must be true or false, got {value!r}")
-        _check_choice(self, "bnb_4bit_quant_type", _QUANT_TYPES)
-        _check_choice(self, "bnb_4bit_compute_dtype", DTYPES)
-        _check_choice(self, "bnb_4bit_quant_storage", _STORAGE_DTYPES)
-        if not isinstance(self.llm_int8_threshold, float):
-            raise ValueError(f"llm_int8_threshold must be a float, got {self.llm_int8_threshold!r}")
-        if self.llm_int8_skip_modules is not None:
-            _check_patterns(self.llm_int8_skip_modules)
-            object.__setattr__(self, "llm_int8_skip_modules", tuple(self.llm_int8_skip_modules))
+        check_fields(self)
+        _check_patterns(self.llm_int8_skip_modules or ())
         if self.load_in_8bit:
             raise ValueError("load_in_8bit: LLM.int8 is not supported; use load_in_4bit instead")
         if not self.load_in_4bit:
@@ -132,15 +128,7 @@ class QuantizationConfig:
             raise ValueError(f"quantization_config: {error}") from None
 
 
-def _check_choice(config: QuantizationConfig, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_patterns(patterns: Any) -> None:
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(f"llm_int8_skip_modules must be a list of names, got {patterns!r}")
+def _check_patterns(patterns: Sequence[str]) -> None:
     for pattern in patterns:
         try:
             re.compile(pattern)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
+from griffin_jax.fields import check_fields, field
 from griffin_jax.sharding.rules import AXES
 
 
@@ -21,15 +22,13 @@ class MeshShape:
       sequence: A text is cut in time.
     """
 
-    data: int = 1
-    fsdp: int = 1
-    model: int = 1
-    sequence: int = 1
+    data: int = field(1, at_least=1, also=(-1,))
+    fsdp: int = field(1, at_least=1, also=(-1,))
+    model: int = field(1, at_least=1, also=(-1,))
+    sequence: int = field(1, at_least=1, also=(-1,))
 
     def __post_init__(self):
-        for name, size in self.sizes().items():
-            if size != int(size) or (size < 1 and size != -1):
-                raise ValueError(f"mesh.{name} must be at least 1, or -1 for the rest, got {size}")
+        check_fields(self, "mesh.")
         if list(self.sizes().values()).count(-1) > 1:
             raise ValueError(f"only one axis of a mesh may be -1, got {self}")
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from griffin_jax.config import GriffinConfig
+from griffin_jax.config import GriffinConfig, check_dtype
+from griffin_jax.fields import check_fields, field
 from griffin_jax.models.griffin import REMAT_POLICIES
 from griffin_jax.sharding import MeshShape, batch_shards, check_config
 from griffin_jax.training.lora import LoRAConfig
@@ -37,44 +38,37 @@ class TrainConfig:
       checkpoint_every: Steps between checkpoints.
       lora: Train an adapter of this kind in place of all parameters; None trains all.
       mesh: How the devices share the work; a run may go on under another mesh.
-      max_seconds: Stop with a checkpoint when the run has lasted so long; None for no limit.
+      max_seconds: Stop with a checkpoint when the run has lasted so long; None or 0 for no limit.
     """
 
     model: GriffinConfig
     optimizer: OptimizerConfig
-    steps: int
-    batch_size: int
-    seq_len: int
-    microbatches: int = 1
+    steps: int = field(at_least=1, at_most=2**31 - 1)
+    batch_size: int = field(at_least=1, at_most=2**24)
+    seq_len: int = field(at_least=1, at_most=2**24)
+    microbatches: int = field(1, at_least=1)
     dtype: str = "bfloat16"
-    remat: str = "none"
-    dropout: float = 0.0
-    loss_chunks: int = 1
-    z_loss: float = 0.0
-    ema: float = 0.0
-    seed: int = 0
-    log_every: int = 10
-    eval_every: int = 500
-    eval_batches: int = 8
-    checkpoint_every: int = 500
+    remat: str = field("none", one_of=tuple(REMAT_POLICIES))
+    dropout: float = field(0.0, at_least=0, below=1)
+    loss_chunks: int = field(1, at_least=1)
+    z_loss: float = field(0.0, at_least=0, at_most=1000)
+    ema: float = field(0.0, at_least=0, below=1)
+    seed: int = field(0, at_least=0, below=2**32)
+    log_every: int = field(10, at_least=1)
+    eval_every: int = field(500, at_least=1)
+    eval_batches: int = field(8, at_least=1)
+    checkpoint_every: int = field(500, at_least=1)
     lora: LoRAConfig | None = None
     mesh: MeshShape = dataclasses.field(default_factory=lambda: MeshShape(fsdp=-1))
-    max_seconds: float | None = None
+    max_seconds: float | None = field(None, at_least=0)
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "seq_len", "microbatches", "loss_chunks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("dropout", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat is one of {sorted(REMAT_POLICIES)}, got {self.remat!r}")
+        object.__setattr__(self, "dtype", check_dtype(self.dtype).name)
+        check_fields(self)
         if self.seq_len % self.loss_chunks:
             raise ValueError(
                 f"loss_chunks {self.loss_chunks} does not divide seq_len {self.seq_len}"
             )
-
         learning_rate_schedule(self.optimizer, self.steps)
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:

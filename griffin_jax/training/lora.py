@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from griffin_jax.checkpoints import CheckpointError
 from griffin_jax.checkpoints.files import read_json, staged_folder
 from griffin_jax.checkpoints.huggingface import tensor_name
+from griffin_jax.fields import check_fields, field
 from griffin_jax.quantization import dequantize
 from griffin_jax.quantization.lora_weight import LoRAWeight
 from griffin_jax.quantization.tensor import QuantizedTensor
@@ -39,15 +40,13 @@ class LoRAConfig:
       targets: Names of the linear layers that get one, by default all.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: int = field(16, at_least=1, at_most=2**16)
+    alpha: float = field(32.0, above=0, at_most=1e6)
     targets: tuple[str, ...] = _RECURRENT + _ATTENTION + _MLP
 
     def __post_init__(self):
-        object.__setattr__(self, "targets", tuple(self.targets))
+        check_fields(self, "lora.")
         known = _RECURRENT + _ATTENTION + _MLP
-        if self.rank < 1:
-            raise ValueError(f"lora.rank must be at least 1, got {self.rank}")
         if not self.targets or set(self.targets) - set(known):
             raise ValueError(f"lora.targets are some of {known}, got {self.targets}")
 

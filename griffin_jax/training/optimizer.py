@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import optax
 
+from griffin_jax.fields import check_fields, field
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -21,14 +23,17 @@ class OptimizerConfig:
       eps: Added to the root of the mean of squares.
     """
 
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    final_share: float = 0.1
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    learning_rate: float = field(1e-3, at_least=0, at_most=1000)
+    warmup_steps: int = field(100, at_least=0)
+    final_share: float = field(0.1, at_least=0, at_most=1)
+    weight_decay: float = field(0.1, at_least=0, at_most=1000)
+    clip_norm: float = field(1.0, above=0)
+    b1: float = field(0.9, at_least=0, below=1)
+    b2: float = field(0.95, at_least=0, below=1)
+    eps: float = field(1e-8, above=0, below=1)
+
+    def __post_init__(self):
+        check_fields(self, "optimizer.")
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

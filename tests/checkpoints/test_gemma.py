@@ -112,7 +112,10 @@ def test_a_field_the_format_has_not_is_named(changes):
         ({"attention_bias": True}, "attention_bias True"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
         ({"rope_scaling": {"factor": 2}}, "rope_scaling"),
-        ({"head_dim": 0}, "head_size must be a whole number of at least 1, got 0"),
+        (
+            {"head_dim": 0},
+            "head_dim: head_size must be a whole number of at least 1, or None, got 0",
+        ),
     ],
 )
 def test_a_variant_the_model_has_not_is_one_line(changes, words):

@@ -104,7 +104,10 @@ def test_a_field_the_format_has_not_is_named(changes):
         ({"num_attention_heads": 7}, "num_heads 7"),
         ({"block_types": ["mamba"]}, "mamba"),
         ({"vocab_size": "many"}, "vocab_size must be a whole number of at least 1, got 'many'"),
-        ({"hidden_size": 2560.0}, "width must be a whole number of at least 1, got 2560.0"),
+        (
+            {"hidden_size": 2560.0},
+            "hidden_size: width must be a whole number of at least 1, got 2560.0",
+        ),
         ({"num_key_value_heads": -1}, "num_kv_heads must be a whole number of at least 1, got -1"),
         ({"intermediate_size": "wide"}, "wrong type"),
         ({"rope_parameters": 5}, "rope_parameters must be a JSON object, got 5"),

@@ -175,7 +175,7 @@ def test_the_sizes_of_a_mesh_make_up_the_devices():
     ):
         with pytest.raises(ValueError, match=message):
             shape.resolve(8)
-    with pytest.raises(ValueError, match=r"mesh.model must be at least 1, or -1"):
+    with pytest.raises(ValueError, match=r"mesh.model must be a whole number of at least 1, or -1"):
         MeshShape(model=0)
     with pytest.raises(ValueError, match="only one axis of a mesh may be -1"):
         MeshShape(data=-1, model=-1)

@@ -135,7 +135,10 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"rank": 0}, "lora.rank must be at least 1"), ({"targets": ("head",)}, "lora.targets are")],
+    [
+        ({"rank": 0}, "lora.rank must be a whole number of at least 1"),
+        ({"targets": ("head",)}, "lora.targets are"),
+    ],
 )
 def test_a_wrong_lora_config_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
