@@ -174,7 +174,7 @@ def report(rows, answers, lm, counts) -> None:
     """Prints the table, and writes the results where the user wants them."""
     import numpy as np
 
-    from griffin_jax.evaluation import forking_report
+    from griffin_jax.benchmarks import forking_report
 
     first, *others = answers.items()
     differences = {}

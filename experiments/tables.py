@@ -21,7 +21,7 @@ _OUTPUT = flags.DEFINE_string("output", "runs/tables", "Folder for tables and pl
 # Who writes what a file calls its "kind".
 REPORTS = {
     "evaluation": "griffin_jax.evaluation.report",
-    "forking": "griffin_jax.evaluation.forking_report",
+    "forking": "griffin_jax.benchmarks.forking_report",
     **dict.fromkeys(
         ("decode", "generation", "latency", "throughput", "kernels", "training"),
         "griffin_jax.benchmarks.report",

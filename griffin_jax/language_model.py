@@ -20,16 +20,24 @@ from griffin_jax.inference.decode import row_keys
 from griffin_jax.kernels.dense_matmul import has_bfloat16
 from griffin_jax.kernels.packed_matmul import lay_out
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
-from griffin_jax.models import Griffin, State, is_stacked, stack_params, unstack_params
+from griffin_jax.models import (
+    Griffin,
+    State,
+    abstract_params,
+    is_stacked,
+    stack_params,
+    unstack_params,
+)
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import (
     array_sharding,
     check_batch,
+    check_config,
     jit_on_mesh,
     mesh_of,
-    param_shardings,
     to_host,
+    tree_shardings,
 )
 from griffin_jax.tokenizer import Tokenizer, find_tokenizer
 
@@ -309,7 +317,8 @@ def load(
     source = checkpoints.open_checkpoint(folder)
     shardings = None
     if mesh is not None:
-        param_shardings(source.config, mesh)  # which raises before anything is read
+        check_config(source.config, mesh)
+        tree_shardings(abstract_params(source.config), mesh)  # raises before anything is read
 
         def shardings(path, struct):
             return array_sharding(mesh, path, struct.shape)
@@ -338,7 +347,7 @@ def load(
     if stacks_by_default(source.config) if stack_layers is None else stack_layers:
         params = stack_params(source.config, params, consume=True)
         if mesh is not None:
-            params = jax.device_put(params, param_shardings(params, mesh))
+            params = jax.device_put(params, tree_shardings(params, mesh))
     params = lay_out(params, consume=True)
     return LanguageModel(source.config, params, tokenizer, dtype, settings)
 
@@ -368,7 +377,7 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
     if is_stacked(lm.params):
         params = stack_params(lm.config, params, consume=True)
     if lm.mesh is not None:
-        params = jax.device_put(params, param_shardings(params, lm.mesh))
+        params = jax.device_put(params, tree_shardings(params, lm.mesh))
     return dataclasses.replace(lm, params=lay_out(params), quantization=quantization)
 
 

@@ -24,7 +24,7 @@ from griffin_jax.sharding import (
     check_config,
     tree_shardings,
 )
-from griffin_jax.sharding.per_shard import tree_path
+from griffin_jax.sharding.layouts import tree_path
 from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import TrainState, make_train_step
 
@@ -82,11 +82,6 @@ class Program:
     @property
     def config(self) -> GriffinConfig:
         return griffin_jax.preset(self.model)
-
-    @property
-    def tokens_per_call(self) -> int:
-        """Tokens of one row that a call reads or, decoding, that a step of the loop does."""
-        return 1 if self.job == "decode" else self.tokens
 
 
 def lower(program: Program, mesh: Mesh) -> jax.stages.Lowered:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from griffin_jax.benchmarks.memory import tree_bytes
-from griffin_jax.benchmarks.random_weights import random_params
+from griffin_jax.checkpoints.random_weights import random_params
 from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.dense_matmul import dense_matmul

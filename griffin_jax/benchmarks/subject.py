@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import griffin_jax
 from griffin_jax import checkpoints
 from griffin_jax.benchmarks import memory
-from griffin_jax.benchmarks.random_weights import abstract_weights, random_params
 from griffin_jax.benchmarks.timing import compilation
+from griffin_jax.checkpoints.random_weights import abstract_weights, random_params
 from griffin_jax.config import DTYPES, PRESETS, GriffinConfig, preset
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import is_stacked, stack_params

@@ -9,8 +9,8 @@ from griffin_jax.checkpoints.checkpoint import (
     save_checkpoint,
     save_leaves,
 )
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.packing import pack_leaf
+from griffin_jax.errors import CheckpointError
 
 __all__ = [
     "BUNDLED",

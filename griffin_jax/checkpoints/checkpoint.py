@@ -11,7 +11,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax.checkpoints import deepmind, hub, huggingface, huggingface_config, orbax
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, staged_folder, write_json
 from griffin_jax.checkpoints.packing import pack_leaf
 from griffin_jax.checkpoints.placement import (
@@ -24,6 +23,7 @@ from griffin_jax.checkpoints.placement import (
 )
 from griffin_jax.checkpoints.tree import model_order
 from griffin_jax.config import GriffinConfig
+from griffin_jax.errors import CheckpointError
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import is_first, to_host
 from griffin_jax.tokenizer import Tokenizer

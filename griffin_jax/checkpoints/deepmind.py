@@ -13,12 +13,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed
 from griffin_jax.checkpoints.orbax import OrbaxTree
 from griffin_jax.checkpoints.placement import Shardings
 from griffin_jax.checkpoints.tree import block_of, check_shape, flat_abstract_params
 from griffin_jax.config import ATTENTION, PRESETS, RECURRENT, GriffinConfig
+from griffin_jax.errors import CheckpointError
 
 _EMBEDDING = "embedder.input_embedding"
 _RENAMES = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.errors import CheckpointError
 from griffin_jax.files import new_folder, staged_folder_of
 from griffin_jax.paths import OutputError, resolve
 from griffin_jax.sharding import is_first, wait_for_all

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.errors import CheckpointError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (

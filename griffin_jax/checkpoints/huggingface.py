@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, read_json, write_json
 from griffin_jax.checkpoints.huggingface_config import (
     CONFIG_FILE,
@@ -25,6 +24,7 @@ from griffin_jax.checkpoints.placement import Shardings
 from griffin_jax.checkpoints.shards import MAX_SHARD_SIZE, ShardWriter, TensorReader
 from griffin_jax.checkpoints.tree import check_paths, check_shape, flat_abstract_params
 from griffin_jax.config import GriffinConfig
+from griffin_jax.errors import CheckpointError
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.config import ATTENTION, GriffinConfig
+from griffin_jax.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
 RECURRENT_GEMMA = "recurrent_gemma"

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed, read_json, write_json
 from griffin_jax.checkpoints.huggingface import describe_packing, packing_kind
 from griffin_jax.checkpoints.huggingface_config import model_type
@@ -26,6 +25,7 @@ from griffin_jax.checkpoints.tree import (
     flat_abstract_params,
 )
 from griffin_jax.config import GriffinConfig
+from griffin_jax.errors import CheckpointError
 from griffin_jax.quantization import QuantizedTensor, abstract
 
 CONFIG_FILE = "griffin_config.json"

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.huggingface import is_linear, tensor_name
 from griffin_jax.checkpoints.huggingface_config import RECURRENT_GEMMA
+from griffin_jax.errors import CheckpointError
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, quantize
 from griffin_jax.quantization.tensor import decode
 

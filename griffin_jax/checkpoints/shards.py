@@ -13,7 +13,7 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 
-from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.errors import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

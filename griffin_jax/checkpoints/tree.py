@@ -7,9 +7,9 @@ from typing import Any
 import flax.traverse_util
 import jax
 
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import listed
 from griffin_jax.config import GriffinConfig
+from griffin_jax.errors import CheckpointError
 from griffin_jax.models import abstract_params
 
 

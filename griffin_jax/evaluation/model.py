@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax import checkpoints, language_model
-from griffin_jax.benchmarks.random_weights import random_params
+from griffin_jax.checkpoints.random_weights import random_params
 from griffin_jax.config import check_dtype, preset
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import stack_params
 from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig
-from griffin_jax.sharding import param_shardings
+from griffin_jax.sharding import tree_shardings
 from griffin_jax.tokenizer import load_tokenizer
 
 RANDOM = "random:"
@@ -85,7 +85,7 @@ def _random(config, settings, dtype, stack_layers, mesh):
     if stacks_by_default(config) if stack_layers is None else stack_layers:
         params = stack_params(config, params, consume=True)
     if mesh is not None:
-        params = jax.device_put(params, param_shardings(params, mesh))
+        params = jax.device_put(params, tree_shardings(params, mesh))
     return LanguageModel(config, params, tokenizer, dtype, settings)
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from griffin_jax.devices import constrain, replicate
 from griffin_jax.inference.sampling import choose
 from griffin_jax.sharding import jit_on_mesh
-from griffin_jax.sharding.per_shard import constrain, constrain_state, replicate
+from griffin_jax.sharding.layouts import constrain_state
 
 # A row's numbers do not depend on the rows beside it, which not every generator promises.
 _PRNG = "threefry2x32"

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.config import GriffinConfig
+from griffin_jax.devices import activation_spec
 from griffin_jax.models import AttentionState, Griffin, init_state
 from griffin_jax.models.stack import AnyState, StackedState, is_stacked, stack_state
 from griffin_jax.sharding import batch_shards, check_batch, jit_on_mesh, mesh_of, tree_shardings
-from griffin_jax.sharding.per_shard import activation_spec, constrain_state
+from griffin_jax.sharding.layouts import constrain_state
 
 CHUNKS = (32, 256, 2048)
 _TOKENS_PER_CALL = 8192  # bounds the memory of a large batch's activations

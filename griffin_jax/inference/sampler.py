@@ -21,7 +21,7 @@ from griffin_jax.inference.text import StoppedText
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
-from griffin_jax.sharding.per_shard import mesh_of
+from griffin_jax.sharding.mesh_function import mesh_of
 from griffin_jax.tokenizer import Tokenizer
 
 BURST = 16  # tokens of a dispatch at most

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from griffin_jax.devices import MODEL, constrain, model_shards, per_shard
 from griffin_jax.fields import check_fields, field
-from griffin_jax.sharding.per_shard import constrain, model_shards, per_shard
-from griffin_jax.sharding.rules import MODEL
 
 # So many of the largest scores are looked at before all are sorted; blocks to find them in.
 _CANDIDATES = 128

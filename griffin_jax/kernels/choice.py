@@ -5,9 +5,8 @@ import functools
 import sys
 from collections.abc import Iterator
 
-import jax
+from griffin_jax.devices import PLATFORMS, platform
 
-_PLATFORMS = ("gpu", "tpu", "cpu")
 _RECORDS: list[dict[str, tuple[str, ...]]] = []
 
 # Say on standard error, once each, which kernel serves which operation; commands set it for
@@ -33,7 +32,7 @@ def choose(operation: str, serves: dict[str, str | None], forced: str | None = N
     here = platform()
 
     def foreign(name):
-        kind = next((kind for kind in _PLATFORMS if name.endswith(f"_{kind}")), here)
+        kind = next((kind for kind in PLATFORMS if name.endswith(f"_{kind}")), here)
         return kind != here and f"it needs a {kind.upper()}, and this is a {here.upper()}"
 
     def refusal(name):
@@ -61,17 +60,6 @@ def recorded() -> Iterator[dict[str, tuple[str, ...]]]:
         yield record
     finally:
         _RECORDS.remove(record)
-
-
-def platform() -> str:
-    """What the program being traced is for: "gpu", "tpu" or "cpu".
-
-    That is the platform of the mesh which `jax.set_mesh` set, be it of this machine or of one that
-    is compiled for ahead of time, and without one the default backend.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    name = jax.default_backend() if device is None else device.platform
-    return name if name in _PLATFORMS else "gpu"  # which some call cuda or rocm
 
 
 @functools.cache

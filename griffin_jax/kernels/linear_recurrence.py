@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from griffin_jax.devices import platform
 from griffin_jax.kernels import linear_recurrence_pallas_gpu as pallas_gpu
-from griffin_jax.kernels.choice import choose, platform
+from griffin_jax.kernels.choice import choose
 
 # Time steps that one associative scan covers; the blocks follow one another. A block's temporaries
 # stay small, and the program stays the same size however long the sequence.

@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from griffin_jax.devices import model_shards, per_shard, time_shards
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.query_tiles import attend_in_tiles, tile_size
 from griffin_jax.kernels.time_shards import preceding
 from griffin_jax.kernels.whole_rows import attend_whole_rows
-from griffin_jax.sharding.per_shard import model_shards, per_shard, time_shards
 
 _MASKED = -2.3819763e38  # what the published model writes into masked scores
 _NEVER = 2**30  # a distance beyond every limit

@@ -6,14 +6,15 @@ from typing import Any
 
 import jax
 
+from griffin_jax.devices import platform
 from griffin_jax.kernels import (
     packed_matmul_cpu,
     packed_matmul_pallas_gpu,
     packed_matmul_pallas_tpu,
 )
-from griffin_jax.kernels.choice import choose, platform
+from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.dense_matmul import dense_matmul
-from griffin_jax.kernels.layer_of import LayerOf
+from griffin_jax.layer_of import LayerOf
 from griffin_jax.quantization.tensor import QuantizedTensor, decode
 
 

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.layout import Format, Layout
 from jax.experimental.pallas import tpu as pltpu
 
-from griffin_jax.kernels.layer_of import LayerOf
+from griffin_jax.layer_of import LayerOf
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
 _UNIT = 64  # inputs in one register of words, which share a scale

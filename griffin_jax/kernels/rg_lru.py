@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from griffin_jax.devices import per_shard, time_shards
 from griffin_jax.kernels import rg_lru_pallas_gpu, rg_lru_pallas_tpu
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.time_shards import entering_state, shard_lengths
-from griffin_jax.sharding.per_shard import per_shard, time_shards
 
 C = 8.0  # the paper's constant c
 # The derivative of the square root is clipped at 1,000, as published; else bfloat16 gives NaN.

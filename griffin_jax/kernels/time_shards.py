@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from griffin_jax.sharding.rules import SEQUENCE
+from griffin_jax.devices import SEQUENCE
 
 
 def begin_of_shard(time: int) -> jax.Array:

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from griffin_jax.kernels.layer_of import LayerOf
+from griffin_jax.devices import SEQUENCE, per_shard, time_shards
 from griffin_jax.kernels.local_attention import local_attention
 from griffin_jax.kernels.rotary import rotary_angles
 from griffin_jax.kernels.time_shards import begin_of_shard
+from griffin_jax.layer_of import LayerOf
 from griffin_jax.models.layers import Linear, project
 from griffin_jax.models.state import AttentionState, Timeline
-from griffin_jax.sharding.per_shard import per_shard, time_shards
-from griffin_jax.sharding.rules import SEQUENCE
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float, fraction: float) -> jax.Array:

@@ -6,9 +6,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.config import ATTENTION, GriffinConfig
-from griffin_jax.kernels import residual_step
 from griffin_jax.kernels.choice import choose
-from griffin_jax.kernels.layer_of import LayerOf
+from griffin_jax.layer_of import LayerOf
+from griffin_jax.models import residual_step
 from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
 from griffin_jax.models.rglru import RecurrentBlock

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
+from griffin_jax.devices import constrain
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.layers import Embedder, RMSNorm, fan_in, head, parameter
 from griffin_jax.models.stack import (
@@ -17,7 +18,7 @@ from griffin_jax.models.stack import (
     unstack_state,
 )
 from griffin_jax.models.state import AttentionState, State, Timeline, init_state
-from griffin_jax.sharding.per_shard import constrain, constrain_state
+from griffin_jax.sharding.layouts import constrain_state
 
 REMAT_POLICIES = {
     "none": None,

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from griffin_jax.devices import constrain
 from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.rms_norm import rms_norm
-from griffin_jax.quantization import matmuls
-from griffin_jax.sharding.per_shard import constrain, gather_fsdp, split_here
+from griffin_jax.models.linear import matmuls
+from griffin_jax.sharding.layouts import gather_fsdp, split_here
 
 Initializer = nn.initializers.Initializer
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from griffin_jax.devices import per_shard, time_shards
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.kernels.time_shards import newest, preceding
 from griffin_jax.models.layers import Linear, gated_gelu, parameter, project
 from griffin_jax.models.state import RecurrentState, Timeline
-from griffin_jax.sharding.per_shard import per_shard, time_shards
 
 
 def causal_conv(

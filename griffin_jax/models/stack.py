@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.kernels.layer_of import LayerOf
+from griffin_jax.layer_of import LayerOf
 from griffin_jax.models.state import AttentionState, RecurrentState, State
 from griffin_jax.quantization.tensor import QuantizedTensor
 

@@ -1,7 +1,6 @@
 """4-bit weights as bitsandbytes makes them: NF4 and FP4, single or double quantised."""
 
 from griffin_jax.quantization.config import QuantizationConfig
-from griffin_jax.quantization.matmul import matmul, matmuls
 from griffin_jax.quantization.tensor import QuantizedTensor, abstract, dequantize, quantize
 
 __all__ = [
@@ -9,7 +8,5 @@ __all__ = [
     "QuantizedTensor",
     "abstract",
     "dequantize",
-    "matmul",
-    "matmuls",
     "quantize",
 ]

@@ -14,22 +14,17 @@ and block size of the second level.
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from griffin_jax.checkpoints.errors import CheckpointError
+from griffin_jax.errors import CheckpointError
 from griffin_jax.quantization import blocks, codes
 from griffin_jax.quantization.tensor import QuantizedTensor, check_type, leaf_shapes
 
 _STATE = ".quant_state.bitsandbytes__"
-
-
-def quantized_names(names: Collection[str]) -> set[str]:
-    """The 4-bit weights among the tensors of a checkpoint."""
-    return {name.partition(_STATE)[0] for name in names if _STATE in name}
 
 
 def to_arrays(tensor: QuantizedTensor, name: str, storage: str = "uint8") -> dict[str, np.ndarray]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
+from griffin_jax.devices import AXES
 from griffin_jax.fields import check_fields, field
-from griffin_jax.sharding.rules import AXES
 
 
 @dataclasses.dataclass(frozen=True)

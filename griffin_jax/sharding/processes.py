@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from griffin_jax.sharding.rules import BATCH
+from griffin_jax.devices import BATCH
 from griffin_jax.sharding.trees import MeshError, batch_shards
 
 

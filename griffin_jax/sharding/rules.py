@@ -6,15 +6,8 @@ leading dimensions than its rule (layers that are stacked) has them whole on eve
 """
 
 import re
-from typing import Any
 
-from jax.sharding import PartitionSpec
-
-DATA, FSDP, MODEL, SEQUENCE = "data", "fsdp", "model", "sequence"
-AXES = (DATA, FSDP, MODEL, SEQUENCE)
-BATCH = (DATA, FSDP)
-
-Axes = tuple[Any, ...]
+from griffin_jax.devices import BATCH, FSDP, MODEL, SEQUENCE, Axes
 
 # Layers whose outputs lie over `model`, and those that read such outputs and sum over them.
 _COLUMN = "(q_proj|gate_proj|up_proj|linear_x|linear_y)"
@@ -96,11 +89,3 @@ def without(axes: Axes, axis: str) -> Axes:
         return None if names == axis else names
 
     return tuple(map(leave_out, axes))
-
-
-def partition_spec(axes: Axes) -> PartitionSpec:
-    """As JAX writes it, without the tail of dimensions that are whole."""
-    axes = list(axes)
-    while axes and axes[-1] is None:
-        axes.pop()
-    return PartitionSpec(*axes)

@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
-from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
+from griffin_jax.devices import AXES, BATCH, MODEL, SEQUENCE, Axes, fit, partition_spec
 from griffin_jax.quantization.tensor import QuantizedTensor
 from griffin_jax.sharding import rules
-from griffin_jax.sharding.per_shard import fit, tree_path
-from griffin_jax.sharding.rules import AXES, BATCH, SEQUENCE, Axes
+from griffin_jax.sharding.layouts import tree_path
 
 
 class MeshError(ValueError):
@@ -57,48 +56,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """
     check_divides(tree, mesh)
     axes = tree_axes(tree)
-    return jax.tree.map(lambda _, axes: NamedSharding(mesh, rules.partition_spec(axes)), tree, axes)
-
-
-def param_shardings(params: GriffinConfig | Any, mesh: Mesh) -> Any:
-    """Where the parameters of a model lie.
-
-    Args:
-      params: The parameters, concrete or abstract, packed or not; or a config, for those of
-        `abstract_params`.
-      mesh: Of the four axes.
-
-    Returns:
-      The tree with a `NamedSharding` for every array.
-
-    Raises:
-      MeshError: the mesh does not divide a dimension.
-    """
-    if isinstance(params, GriffinConfig):
-        from griffin_jax.models import abstract_params  # the models themselves read this package
-
-        check_config(params, mesh)
-        params = abstract_params(params)
-    return tree_shardings(params, mesh)
-
-
-def state_shardings(
-    config: GriffinConfig,
-    mesh: Mesh,
-    batch_size: int,
-    dtype: DTypeLike = "float32",
-    capacity: int | None = None,
-) -> Any:
-    """Where the decoding state of `init_state` lies, its rows over "data" and "fsdp".
-
-    Raises:
-      MeshError: the mesh does not divide the batch or the recurrence width.
-    """
-    from griffin_jax.models import init_state  # the models themselves read this package
-
-    check_batch(batch_size, mesh)
-    state = jax.eval_shape(lambda: init_state(config, batch_size, dtype, capacity))
-    return tree_shardings(state, mesh)
+    return jax.tree.map(lambda _, axes: NamedSharding(mesh, partition_spec(axes)), tree, axes)
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSharding:
@@ -109,9 +67,7 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSha
       shape: Leaves out the axes that do not divide it, such as "sequence" for one token.
     """
     axes = (BATCH, SEQUENCE)
-    return NamedSharding(
-        mesh, rules.partition_spec(axes) if shape is None else fit(mesh, shape, axes)
-    )
+    return NamedSharding(mesh, partition_spec(axes) if shape is None else fit(mesh, shape, axes))
 
 
 def array_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -122,7 +78,7 @@ def array_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedShardi
     """
     axes = rules.axes_of(path, len(shape))
     _check_divides([(path, shape, axes)], mesh)
-    return NamedSharding(mesh, rules.partition_spec(axes))
+    return NamedSharding(mesh, partition_spec(axes))
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
@@ -142,7 +98,7 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
 
 def check_config(config: GriffinConfig, mesh: Mesh | AbstractMesh) -> None:
     """Raises MeshError when heads do not divide over `model`."""
-    size = mesh.shape[rules.MODEL]
+    size = mesh.shape[MODEL]
     if config.num_heads % size:
         raise MeshError(
             f"mesh axis model={size} does not divide num_heads {config.num_heads}; it may be "

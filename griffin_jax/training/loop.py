@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.models import Griffin, init_params
-from griffin_jax.sharding import make_mesh, param_shardings, row_group, tree_shardings
+from griffin_jax.sharding import make_mesh, row_group, tree_shardings
 from griffin_jax.training.checkpointing import RunCheckpoints
 from griffin_jax.training.config import TrainConfig
 from griffin_jax.training.data import Rows, Windows, evaluation_batches, training_batches
@@ -92,7 +92,7 @@ class _Run:
         config.check_mesh(self.mesh)
         self.rows_here = row_group(self.mesh)
         if base is not None:
-            base = jax.device_put(base, param_shardings(base, self.mesh))
+            base = jax.device_put(base, tree_shardings(base, self.mesh))
         if config.lora:
             if base is None:
                 raise ValueError("lora needs the parameters of a base model to adapt")

@@ -16,8 +16,8 @@ from griffin_jax.checkpoints import CheckpointError
 from griffin_jax.checkpoints.files import read_json, staged_folder
 from griffin_jax.checkpoints.huggingface import tensor_name
 from griffin_jax.fields import check_fields, field
+from griffin_jax.models.lora_weight import LoRAWeight
 from griffin_jax.quantization import dequantize
-from griffin_jax.quantization.lora_weight import LoRAWeight
 from griffin_jax.quantization.tensor import QuantizedTensor
 from griffin_jax.sharding import is_first, to_host
 

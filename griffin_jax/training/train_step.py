@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from griffin_jax.devices import constrain, replicate
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import (
     AXES,
@@ -21,7 +22,6 @@ from griffin_jax.sharding import (
     row_group,
     tree_shardings,
 )
-from griffin_jax.sharding.per_shard import constrain, replicate
 from griffin_jax.training.cross_entropy import cross_entropy
 
 Params = Any

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from griffin_jax.benchmarks import counting, memory
-from griffin_jax.benchmarks.random_weights import abstract_weights, random_params
 from griffin_jax.benchmarks.subject import Subject, count_parameters
+from griffin_jax.checkpoints.random_weights import abstract_weights, random_params
 from griffin_jax.config import GEMMA_7B, RECURRENTGEMMA_9B, TINY
 from griffin_jax.models import abstract_params, init_state
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, dequantize

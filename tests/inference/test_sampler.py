@@ -9,7 +9,7 @@ import pytest
 from griffin_jax.inference import Generation, Sampler, SamplingConfig
 from griffin_jax.inference import sampler as sampler_module
 from griffin_jax.inference.decode import draw_burst
-from griffin_jax.sharding import per_shard
+from griffin_jax.sharding import mesh_function
 from tests.inference.tiny_model import (
     CONFIG,
     EOS,
@@ -253,7 +253,7 @@ def test_bursts_of_any_length_run_in_one_program(sampler):
 def test_compiled_as_for_a_gpu_a_burst_draws_the_same(sampler, monkeypatch):
     options = {"max_new_tokens": 20, "sampling": WARM, "seed": 3}
     expected = sampler.generate(PROMPTS, **options).samples()
-    monkeypatch.setattr(per_shard, "platform", lambda: "gpu")
+    monkeypatch.setattr(mesh_function, "platform", lambda: "gpu")
     assert_same_samples(sampler.generate(PROMPTS, **options).samples(), expected)
     assert draw_burst._jitted_for_one_gpu._cache_size() > 0
 

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from griffin_jax import devices
 from griffin_jax.kernels import choice
 from griffin_jax.sharding import make_mesh
 
@@ -31,7 +32,7 @@ def test_nothing_is_said_where_nobody_asks(capsys):
 
 def test_a_program_is_for_the_platform_of_the_mesh_that_is_set(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert choice.platform() == "tpu"
+    assert devices.platform() == "tpu"
     assert choice.choose("product", SERVES) == "fast_tpu"
     with jax.set_mesh(make_mesh(devices=jax.devices("cpu")[:1])):
-        assert choice.platform() == "cpu"
+        assert devices.platform() == "cpu"

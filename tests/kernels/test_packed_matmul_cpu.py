@@ -7,8 +7,8 @@ import pytest
 
 from griffin_jax.kernels import packed_matmul_cpu as cpu
 from griffin_jax.kernels.packed_matmul import packed_matmul
+from griffin_jax.models.lora_weight import LoRAWeight
 from griffin_jax.quantization import dequantize, quantize
-from griffin_jax.quantization.lora_weight import LoRAWeight
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="these need a CPU")
 

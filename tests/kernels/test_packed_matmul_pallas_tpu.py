@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from griffin_jax.kernels import packed_matmul_pallas_tpu as kernel
-from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.kernels.packed_matmul import packed_matmul
+from griffin_jax.layer_of import LayerOf
 from griffin_jax.quantization import abstract, quantize
 from griffin_jax.quantization.tensor import decode
 

@@ -11,9 +11,9 @@ import pytest
 from griffin_jax.config import ATTENTION, RECURRENT
 from griffin_jax.inference import Sampler
 from griffin_jax.models import Griffin, init_state, is_stacked, stack_params, unstack_params
+from griffin_jax.models.lora_weight import LoRAWeight
 from griffin_jax.models.stack import StackedState, stack_state, unstack_state
 from griffin_jax.quantization import QuantizedTensor, quantize
-from griffin_jax.quantization.lora_weight import LoRAWeight
 from tests.tiny import GRIFFIN, assert_same_state, forward, params_of, random_tokens, relative_error
 
 DEEP = GRIFFIN.replace(num_layers=5)

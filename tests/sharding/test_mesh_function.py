@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from griffin_jax.sharding import jit_on_mesh, make_mesh, per_shard
+from griffin_jax.sharding import jit_on_mesh, make_mesh, mesh_function
 
 REFUSED = {"xla_gpu_enable_command_buffer": "NO_SUCH_COMMAND"}
 
@@ -15,7 +15,7 @@ def double(gpu_options):
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    monkeypatch.setattr(per_shard, "platform", lambda: "gpu")
+    monkeypatch.setattr(mesh_function, "platform", lambda: "gpu")
 
 
 def test_options_for_a_gpu_reach_the_compiler_there(on_a_gpu):
@@ -29,7 +29,7 @@ def test_options_for_a_gpu_reach_the_compiler_there(on_a_gpu):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_elsewhere_nobody_asks_for_them(platform, monkeypatch):
-    monkeypatch.setattr(per_shard, "platform", lambda: platform)
+    monkeypatch.setattr(mesh_function, "platform", lambda: platform)
     assert double(REFUSED)(np.float32(1)) == 2
     assert double(REFUSED).lower(np.float32(1)).compile()(np.float32(1)) == 2
 

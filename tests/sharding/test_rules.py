@@ -13,10 +13,9 @@ from griffin_jax.sharding import (
     MeshError,
     MeshShape,
     array_sharding,
-    check_divides,
+    check_batch,
+    check_config,
     make_mesh,
-    param_shardings,
-    state_shardings,
     tree_shardings,
 )
 from griffin_jax.sharding.rules import axes_of, split_of
@@ -32,19 +31,20 @@ def mesh(**sizes):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_parameter_and_state_of_every_preset_has_a_rule(name):
     config = PRESETS[name]
-    shardings = param_shardings(config, mesh(fsdp=2, model=2))
     params = abstract_params(config)
+    shardings = tree_shardings(params, mesh(fsdp=2, model=2))
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
     ):
         parts = sharding.shard_shape(leaf.shape)
         small = len(leaf.shape) == 1 or "conv_1d" in str(path)
         assert small or parts != leaf.shape, path
-    state_shardings(config, mesh(data=2, model=2), 4, capacity=64)
+    state = jax.eval_shape(lambda: init_state(config, 4, capacity=64))
+    tree_shardings(state, mesh(data=2, model=2))
 
 
 def test_each_leaf_of_the_nine_billion_lies_as_the_page_says():
-    found = param_shardings(RECURRENTGEMMA_9B, mesh(fsdp=4, model=8))
+    found = tree_shardings(abstract_params(RECURRENTGEMMA_9B), mesh(fsdp=4, model=8))
     block, attention = found["blocks_0"]["recurrent_block"], found["blocks_2"]["attention_block"]
     specs = {
         "embedding": found["embedder"]["embedding"],
@@ -113,7 +113,7 @@ def test_stacks_and_optimizer_state_lie_as_the_parameters():
     config = CONFIGS["griffin"].replace(num_layers=4)
     params = abstract_params(config)
     stacked = jax.eval_shape(lambda p: stack_params(config, p), params)
-    one = param_shardings(params, mesh(model=2))["blocks_0"]["mlp_block"]["up_proj"]["weight"].spec
+    one = tree_shardings(params, mesh(model=2))["blocks_0"]["mlp_block"]["up_proj"]["weight"].spec
     several = tree_shardings(stacked, mesh(model=2))["groups"]["blocks_0"]["mlp_block"]["up_proj"]
     assert several["weight"].spec == PartitionSpec(None, *one)
     state = jax.eval_shape(adamw(OptimizerConfig(), 1000).init, params)
@@ -146,13 +146,14 @@ def test_an_array_without_a_rule_and_one_of_the_wrong_rank_are_named():
 )
 def test_a_mesh_that_does_not_divide_says_which_would(sizes, message):
     with pytest.raises(MeshError, match=message) as error:
-        param_shardings(RECURRENTGEMMA_2B, mesh(**sizes))
+        check_config(RECURRENTGEMMA_2B, mesh(**sizes))
+        tree_shardings(abstract_params(RECURRENTGEMMA_2B), mesh(**sizes))
     assert "\n" not in str(error.value)
 
 
 def test_a_batch_that_does_not_divide_says_which_would():
     with pytest.raises(MeshError, match=r"batch of 6 .* data=2 x fsdp=2; the next that does is 8"):
-        state_shardings(RECURRENTGEMMA_2B, mesh(data=2, fsdp=2), 6)
+        check_batch(6, mesh(data=2, fsdp=2))
 
 
 def test_one_array_is_checked_too():
@@ -184,7 +185,6 @@ def test_the_sizes_of_a_mesh_make_up_the_devices():
 def test_a_state_has_the_same_rule_stacked_or_not():
     config = CONFIGS["griffin"]
     state = jax.eval_shape(lambda: init_state(config, 4, jnp.float32))
-    check_divides(state, mesh(data=4, model=4))
-    assert state_shardings(config, mesh(data=4), 4).blocks[1].keys.spec == PartitionSpec(
-        ("data", "fsdp")
-    )
+    tree_shardings(state, mesh(data=4, model=4))
+    rings = tree_shardings(state, mesh(data=4)).blocks[1]
+    assert rings.keys.spec == PartitionSpec(("data", "fsdp"))

@@ -11,7 +11,7 @@ import griffin_jax
 from griffin_jax.checkpoints import placement
 from griffin_jax.config import ATTENTION, RECURRENT
 from griffin_jax.language_model import LanguageModel
-from griffin_jax.sharding import MeshError, make_mesh, param_shardings
+from griffin_jax.sharding import MeshError, make_mesh, tree_shardings
 from tests.checkpoints.test_deepmind import BLOCKS, nested, published_shapes
 from tests.checkpoints.tiny_model import assert_same_tree
 from tests.sharding.eight_devices.meshes import CONFIG, mesh_called, on_mesh
@@ -43,7 +43,7 @@ def packed(plain):
 
 
 def lies_as_the_table_says(lm, mesh):
-    wanted = param_shardings(lm.params, mesh)
+    wanted = tree_shardings(lm.params, mesh)
     same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), lm.params, wanted)
     return all(jax.tree.leaves(same))
 

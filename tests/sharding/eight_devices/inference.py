@@ -9,7 +9,7 @@ import pytest
 from griffin_jax.inference import prefill
 from griffin_jax.inference.decode import draw_burst
 from griffin_jax.language_model import LanguageModel
-from griffin_jax.sharding import MeshError, jit_on_mesh, per_shard
+from griffin_jax.sharding import MeshError, jit_on_mesh, mesh_function
 from tests.sharding.eight_devices.meshes import (
     CONFIG,
     MESHES,
@@ -97,7 +97,7 @@ def test_the_sampler_adds_one_gather_of_five_numbers_a_row_and_part(way, more):
 
 
 def test_what_is_asked_of_xla_for_one_gpu_is_not_asked_for_several(monkeypatch):
-    monkeypatch.setattr(per_shard, "platform", lambda: "gpu")
+    monkeypatch.setattr(mesh_function, "platform", lambda: "gpu")
     function = jit_on_mesh(lambda x: 2 * x, gpu_options={"no_such_option": "1"})
     assert function.on(mesh_called("model 8"), np.float32(1)) == 2
     with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):

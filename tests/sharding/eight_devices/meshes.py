@@ -6,7 +6,7 @@ import re
 import jax
 
 from griffin_jax.config import ATTENTION, RECURRENT, GriffinConfig
-from griffin_jax.sharding import make_mesh, param_shardings
+from griffin_jax.sharding import make_mesh, tree_shardings
 
 CONFIG = GriffinConfig(
     vocab_size=128,
@@ -43,7 +43,7 @@ def mesh_called(name: str) -> jax.sharding.Mesh:
 
 
 def on_mesh(params: dict, mesh: jax.sharding.Mesh) -> dict:
-    return jax.device_put(params, param_shardings(params, mesh))
+    return jax.device_put(params, tree_shardings(params, mesh))
 
 
 def collectives(program: jax.stages.Compiled) -> dict[str, int]:

@@ -8,7 +8,7 @@ import pytest
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import Griffin, init_state, stack_params
 from griffin_jax.quantization import QuantizationConfig
-from griffin_jax.sharding import batch_sharding, jit_on_mesh, state_shardings
+from griffin_jax.sharding import batch_sharding, jit_on_mesh, tree_shardings
 from tests.sharding.eight_devices.meshes import (
     CONFIG,
     MESHES,
@@ -44,8 +44,7 @@ def read_and_decode(config, params, mesh=None, dtype=jnp.float32, lengths=LENGTH
         params = on_mesh(params, mesh)
         first, second = (jax.device_put(x, batch_sharding(mesh, x.shape)) for x in (first, second))
         if state is not None:
-            shardings = state_shardings(config, mesh, 8, dtype, capacity=64)
-            state = jax.device_put(state, shardings)
+            state = jax.device_put(state, tree_shardings(state, mesh))
     run = apply(config, dtype)
     logits, state = run(params, first, state, lengths)
     program = run.lower(params, second, state).compile()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from griffin_jax.evaluation import forking_report
+from griffin_jax.benchmarks import forking_report
 
 
 def content(**changes):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from griffin_jax.config import ATTENTION, RECURRENT, preset
-from griffin_jax.kernels import residual_step
 from griffin_jax.kernels.step_gpu import attention, block, recurrent
-from griffin_jax.models import abstract_params, init_params, init_state
+from griffin_jax.models import abstract_params, init_params, init_state, residual_step
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization import QuantizedTensor, dequantize, quantize

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import jax
 
+from griffin_jax.devices import MODEL, current_mesh, per_shard
 from griffin_jax.kernels.dense_matmul import dense_matmul
-from griffin_jax.kernels.layer_of import LayerOf
 from griffin_jax.kernels.packed_matmul import packed_matmul
-from griffin_jax.quantization.lora_weight import LoRAWeight
+from griffin_jax.layer_of import LayerOf
+from griffin_jax.models.lora_weight import LoRAWeight
 from griffin_jax.quantization.tensor import QuantizedTensor, decode_scales
-from griffin_jax.sharding.per_shard import current_mesh, per_shard
-from griffin_jax.sharding.rules import MODEL
 
 Weight = jax.Array | QuantizedTensor | LayerOf | LoRAWeight
 _PACKED = (QuantizedTensor, LayerOf)

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from griffin_jax.quantization import dequantize, matmul, quantize
+from griffin_jax.models.linear import matmul
+from griffin_jax.quantization import dequantize, quantize
 
 
 def operands(shape, batch, dtype="float32"):

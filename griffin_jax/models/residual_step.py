@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.config import ATTENTION, GriffinConfig
-from griffin_jax.kernels.layer_of import LayerOf
+from griffin_jax.devices import current_mesh
 from griffin_jax.kernels.rotary import rotary_angles
 from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.attention import SLOTS, attention_step
 from griffin_jax.kernels.step_gpu.recurrent import recurrent_step
+from griffin_jax.layer_of import LayerOf
 from griffin_jax.quantization.tensor import QuantizedTensor
-from griffin_jax.sharding.per_shard import current_mesh
 
 _LINEAR = ("linear_y", "linear_x", "linear_out", "q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")

@@ -1,0 +1,144 @@
+"""The platform that a program is traced for, and the mesh that it runs under, if there is one.
+
+A program runs under a mesh inside of `jax.set_mesh(mesh)`. Without a mesh the layouts that are asked
+for here change nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+PLATFORMS = ("gpu", "tpu", "cpu")
+DATA, FSDP, MODEL, SEQUENCE = "data", "fsdp", "model", "sequence"
+AXES = (DATA, FSDP, MODEL, SEQUENCE)
+BATCH = (DATA, FSDP)
+
+Axes = tuple[Any, ...]
+
+# What a dimension of an activation is, and the mesh axes that it lies over.
+ACTIVATIONS = {
+    "batch": BATCH,
+    "copies": DATA,
+    "width": FSDP,
+    "time": SEQUENCE,
+    "heads": MODEL,
+    "recurrence": MODEL,
+    "features": MODEL,
+    "vocabulary": MODEL,
+    None: None,
+}
+
+
+def platform() -> str:
+    """What the program being traced is for: "gpu", "tpu" or "cpu".
+
+    That is the platform of the mesh which `jax.set_mesh` set, be it of this machine or of one that
+    is compiled for ahead of time, and without one the default backend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return name if name in PLATFORMS else "gpu"  # which some call cuda or rocm
+
+
+def current_mesh() -> AbstractMesh | None:
+    """The mesh that the compiler is to partition over here; None inside of `shard_map`, too."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.axis_names != AXES or mesh.size == 1:
+        return None
+    return mesh if set(mesh.axis_types) == {AxisType.Auto} else None
+
+
+def partition_spec(axes: Axes) -> PartitionSpec:
+    """As JAX writes it, without the tail of dimensions that are whole."""
+    axes = list(axes)
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+def fit(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes) -> PartitionSpec:
+    """The layout of an array over these mesh axes, but for those that do not divide it.
+
+    So is a batch that is smaller than its axes, or the one token of a decoding step over
+    "sequence": whole on each of their devices.
+    """
+
+    def divided(size, names):
+        if names is None:
+            return None
+        count = math.prod(mesh.shape[n] for n in (names if isinstance(names, tuple) else (names,)))
+        return None if size % count else names
+
+    return partition_spec(tuple(map(divided, shape, axes)))
+
+
+def activation_spec(
+    mesh: Mesh | AbstractMesh, shape: tuple[int, ...], names: tuple[str | None, ...]
+) -> PartitionSpec:
+    """The layout of an activation whose dimensions have these names in `ACTIVATIONS`; see `fit`."""
+    return fit(mesh, shape, tuple(ACTIVATIONS[name] for name in names))
+
+
+def time_shards(time: int) -> int:
+    """Into how many parts a sequence of this length is cut here."""
+    mesh = current_mesh()
+    return 1 if mesh is None or time % mesh.shape[SEQUENCE] else mesh.shape[SEQUENCE]
+
+
+def model_shards() -> int:
+    """Into how many parts heads and widths are cut here."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape[MODEL]
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """`x` in the layout that `ACTIVATIONS` gives dimensions of these names."""
+    mesh = current_mesh()
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(mesh, x.shape, names))
+
+
+def replicate(tree: Any) -> Any:
+    """Arrays whole on every device, as a host that reads them needs them."""
+    if current_mesh() is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: PartitionSpec(), tree))
+
+
+def per_shard(
+    function: Callable,
+    arguments: Sequence[jax.Array],
+    names: Sequence[tuple[str | None, ...]],
+    results: Sequence[tuple[tuple[int, ...], tuple[str | None, ...]]],
+) -> Any:
+    """function(*arguments), on every device of a mesh for its own part of them.
+
+    The compiler cannot partition hand-written kernels, and scans over time only badly.
+
+    Args:
+      function: From arrays to an array, or to a tuple where there are several results. Under a mesh
+        it sees parts, and may use collectives over "model" and "sequence".
+      arguments: Whole arrays.
+      names: For each argument, what its dimensions are; see `ACTIVATIONS`.
+      results: The shape of each whole result, and what its dimensions are.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return function(*arguments)
+    in_specs = tuple(
+        activation_spec(mesh, argument.shape, dimensions)
+        for argument, dimensions in zip(arguments, names, strict=True)
+    )
+    out_specs = tuple(activation_spec(mesh, *result) for result in results)
+    mapped = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs if len(results) > 1 else out_specs[0],
+        check_vma=False,
+    )
+    return mapped(*arguments)

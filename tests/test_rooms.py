@@ -1,0 +1,97 @@
+"""Which part of the package may import which, and that no module leans on an order of imports."""
+
+import ast
+import functools
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import griffin_jax
+
+ROOT = Path(griffin_jax.__file__).parent
+# From the ground up: a room imports itself and rooms before it.
+ROOMS = (
+    *("fields", "config", "errors", "paths", "locks", "text_files", "files", "compilation_cache"),
+    *("devices", "layer_of"),
+    *("quantization", "kernels", "sharding", "models", "tokenizer", "checkpoints"),
+    *("inference", "tracing", "language_model"),
+    *("training", "evaluation", "serving", "benchmarks", "ahead_of_time"),
+)
+# One of each room that has been part of a circle, as the first of the package to be imported.
+FIRST = ("kernels.packed_matmul", "quantization.bitsandbytes", "sharding.trees", "models.linear")
+ALONE = """
+import importlib, sys, types
+for name in sys.argv[2:]:
+    for loaded in [x for x in sys.modules if x.partition(".")[0] == "griffin_jax"]:
+        del sys.modules[loaded]
+    sys.modules["griffin_jax"] = types.ModuleType("griffin_jax")  # whose own __init__ imports all
+    sys.modules["griffin_jax"].__path__ = [sys.argv[1]]
+    importlib.import_module(f"griffin_jax.{name}")
+"""
+
+
+@functools.cache
+def modules():
+    """The file of each module of the package, by its name without the package's."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@functools.cache
+def imports(name):
+    """What a module imports of the package: (module, line), wherever in the file it does."""
+    found = []
+    for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}:{node.lineno} is relative"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for target in names:
+            package, _, inner = target.partition(".")
+            if package == "griffin_jax" and inner:
+                whole = inner in modules()
+                found.append((inner if whole else inner.rpartition(".")[0], node.lineno))
+    return found
+
+
+def packages(name):
+    parts = name.split(".")
+    return {".".join(parts[:i]) for i in range(1, len(parts))}
+
+
+def test_no_import_runs_back_up():
+    rooms = {name: name.split(".")[0] for name in modules() if name}
+    unknown = set(rooms.values()) - set(ROOMS)
+    assert not unknown, f"give these a place in ROOMS: {unknown}"
+    found = [(name, target, line) for name in rooms for target, line in imports(name) if target]
+    assert len(found) > 400
+    up = [
+        f"{name}:{line} imports {target}"
+        for name, target, line in found
+        if ROOMS.index(target.split(".")[0]) > ROOMS.index(rooms[name])
+    ]
+    assert not up
+
+
+def test_imports_make_no_circle():
+    graph = {}
+    for name in filter(None, modules()):
+        targets = {target for target, _ in imports(name) if target}
+        # A package is entered before its modules; one that is entered already is not waited for.
+        entered = {name, *packages(name)}
+        graph[name] = targets | set().union(*map(packages, targets)) - entered
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_modules_import_alone():
+    run = subprocess.run(
+        [sys.executable, "-c", ALONE, str(ROOT), *FIRST], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr.splitlines()[-1]
