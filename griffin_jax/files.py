@@ -163,9 +163,7 @@ def _prefix(name: str) -> str:
 @contextlib.contextmanager
 def _alone(place: Path, name: str, given: Path, wait: float) -> Iterator[None]:
     """Holds the lock of a target, and removes what killed processes have left of it."""
-    lock = Lock(place / f"{_prefix(name)}lock", str(given))
-    lock.acquire(wait)
-    try:
+    with Lock(place / f"{_prefix(name)}lock", str(given)).waiting(wait):
         left = re.compile(re.escape(_prefix(name)) + r"(?:[0-9a-f]{8}|all)\.partial")
         for entry in list(os.scandir(place)):
             if left.fullmatch(entry.name):
@@ -174,8 +172,6 @@ def _alone(place: Path, name: str, given: Path, wait: float) -> Iterator[None]:
                 else:
                     os.unlink(entry.path)
         yield
-    finally:
-        lock.release()
 
 
 def _replaced(target: Path) -> Path:

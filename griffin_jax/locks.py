@@ -5,13 +5,16 @@ process ends, however that ends. Where the file system has no such locks, the fi
 lock, and one whose process is gone is taken over.
 """
 
+import contextlib
 import errno
 import json
+import math
 import os
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, err
 # Windows keeps others from reading the bytes that are locked, so they are far behind the text.
 _FAR = 2**30
 _PAUSE = 0.1
+_SILENT = 2.0
 
 _held: dict[tuple[int, str], "Lock"] = {}
 _guard = threading.Lock()
@@ -58,7 +62,7 @@ class Lock:
           OSError: the file cannot be made.
         """
         self._key = os.path.realpath(self._file)
-        end, told = time.monotonic() + wait, False
+        begin, told = time.monotonic(), False
         while True:
             with _guard:
                 holder = _held.get((os.getpid(), self._key))
@@ -71,9 +75,10 @@ class Lock:
                     self._taken += 1
                     _held[os.getpid(), self._key] = self
                     return
-            if time.monotonic() >= end:
+            waited = time.monotonic() - begin
+            if waited >= wait:
                 raise InUseError(self._in_use())
-            if not told and end - time.monotonic() < wait - 2:
+            if not told and waited > _SILENT:
                 print(f"[waiting: {self._in_use()}]", file=sys.stderr, flush=True)
                 told = True
             time.sleep(_PAUSE)
@@ -89,6 +94,15 @@ class Lock:
             if holder._count == 0:
                 del _held[os.getpid(), self._key]
                 holder._drop()
+
+    @contextlib.contextmanager
+    def waiting(self, wait: float = math.inf) -> Iterator[None]:
+        """Holds the lock for a block, once it is free; see `acquire`."""
+        self.acquire(wait)
+        try:
+            yield
+        finally:
+            self.release()
 
     def __enter__(self) -> "Lock":
         self.acquire()

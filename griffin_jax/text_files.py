@@ -235,6 +235,29 @@ class TextFile:
         return _read_standard_input(sys.stdin) if self._path is None else self._path.read_bytes()
 
 
+def find_json_lines(
+    folder: Path, stem: str, error: Callable[[str], Exception] = TextFileError
+) -> Path:
+    """The file of JSON lines of that stem in a folder, packed or not; STEM.jsonl if there is none.
+
+    Raises:
+      TextFileError: (or the error that was given) there are several.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        entries = []
+    wanted = {f"{kind}{packed}" for kind in _JSON_LINES for packed in ("", *_COMPRESSED)}
+    found = [
+        entry
+        for entry in entries
+        if entry.name.startswith(f"{stem}.") and entry.name[len(stem) :].lower() in wanted
+    ]
+    if len(found) > 1:
+        raise error(f"{found[0]} and {found[1].name} are there: keep one of them")
+    return found[0] if found else folder / f"{stem}{_JSON_LINES[0]}"
+
+
 def _is_standard_input(path: AnyPath) -> bool:
     return isinstance(path, str) and path == STANDARD_INPUT
 

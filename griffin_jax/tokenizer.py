@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import sentencepiece
 
 from griffin_jax.config import GriffinConfig
+from griffin_jax.files import new_file
+from griffin_jax.paths import resolve
 
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
@@ -149,12 +151,11 @@ class Tokenizer(abc.ABC):
 
     def save(self, folder: str | os.PathLike) -> None:
         """Copies the files that this tokenizer was loaded from into an existing `folder`."""
-        folder = pathlib.Path(folder)
+        folder = resolve(folder, "folder")
         for name in _FILES:
             if (self._folder / name).exists():
-                partial = folder / (name + ".partial")
-                shutil.copyfile(self._folder / name, partial)
-                os.replace(partial, folder / name)
+                with (self._folder / name).open("rb") as source, new_file(folder / name) as file:
+                    shutil.copyfileobj(source, file)
 
     def _join(self, token_ids: Iterable[int]) -> bytes:
         return b"".join(self._piece_bytes(int(token_id)) for token_id in token_ids)
@@ -283,7 +284,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
       ImportError: only `tokenizer.json` is there and the `[hf]` extra is not installed.
       ValueError: the file is truncated, lacks BOS or EOS, or is not SentencePiece-style.
     """
-    folder = pathlib.Path(folder)
+    folder = resolve(folder, "folder")
     if (folder / "tokenizer.model").is_file():
         return _SentencePieceTokenizer(folder)
     if (folder / "tokenizer.json").is_file():

@@ -44,10 +44,8 @@ def test_a_second_thread_is_told_who_holds_it_and_waits_if_it_wants(tmp_path, ki
             Lock(file, "the run").acquire()
         except InUseError as error:
             found.append(str(error))
-        lock = Lock(file, "the run")
-        lock.acquire(wait=20)
-        found.append("taken")
-        lock.release()
+        with Lock(file, "the run").waiting():
+            found.append("taken")
 
     with Lock(file, "the run"):
         thread = threading.Thread(target=second)

@@ -14,7 +14,9 @@ from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import V5E, Machine, Roofline
 from griffin_jax.benchmarks.counting import cache_bytes
 from griffin_jax.config import GriffinConfig
+from griffin_jax.files import new_file
 from griffin_jax.models import abstract_params
+from griffin_jax.paths import resolve
 from griffin_jax.sharding import MeshShape
 
 CHIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -132,9 +134,8 @@ def plot(found: list[Point], path: Path) -> None:
     axes.set_ylabel("tokens per second and chip (roofline)")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
 
 
@@ -171,6 +172,7 @@ def measured_figures(folder: Path) -> list[Measured]:
     Args:
       folder: With JSON files of `experiments.benchmark`.
     """
+    folder = resolve(folder, "folder")
     found = {"decode": [], "training": []}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         results = json.loads(path.read_text(encoding="utf-8"))

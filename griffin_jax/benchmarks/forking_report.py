@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from griffin_jax.benchmarks.report import table
+from griffin_jax.files import write_text
+from griffin_jax.paths import resolve
 
 KIND = "forking"
 
@@ -31,10 +33,8 @@ def write(documents: Sequence[tuple[str, dict]], folder: Path) -> list[Path]:
             sections.append(markdown(content))
         except KeyError as error:
             raise ValueError(f"{name} has no field {error}") from None
-    page = folder / "forking.md"
-    partial = page.with_name(page.name + ".partial")
-    partial.write_text("# Forked states on 5-shot MMLU\n\n" + "\n".join(sections), encoding="utf-8")
-    partial.replace(page)
+    page = resolve(folder, "folder") / "forking.md"
+    write_text(page, "# Forked states on 5-shot MMLU\n\n" + "\n".join(sections))
     return [page]
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from griffin_jax.benchmarks import card, counting
 from griffin_jax.benchmarks.results import name
 from griffin_jax.config import preset
+from griffin_jax.files import new_file
+from griffin_jax.paths import resolve
 
 Results = dict[str, Any]
 
@@ -30,15 +32,14 @@ def draw(results: Results, folder: Path, suffix: str = "") -> list[Path]:
       ImportError: matplotlib is not installed.
     """
     plt = _pyplot()
-    paths = []
+    folder, paths = resolve(folder, "folder"), []
     for title, plot in _PLOTS.get(results["kind"], {}).items():
         figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
         plot(axis, results)
         axis.grid(alpha=0.3, which="both")
         path = folder / f"{title}{suffix}.png"
-        partial = path.with_name(path.name + ".partial")
-        figure.savefig(partial, dpi=110, format="png")
-        partial.replace(path)
+        with new_file(path) as file:
+            figure.savefig(file, dpi=110, format="png")
         plt.close(figure)
         paths.append(path)
     return paths

@@ -7,6 +7,8 @@ from typing import Any
 
 from griffin_jax.benchmarks import card, plots
 from griffin_jax.benchmarks.results import name, variant
+from griffin_jax.files import write_text
+from griffin_jax.paths import resolve
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -25,6 +27,7 @@ def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
     Raises:
       ImportError: matplotlib is not installed.
     """
+    folder = resolve(folder, "folder")
     kind = documents[0][1]["kind"]
     sections, pictures = [], []
     runs = joined([results for _, results in documents])
@@ -36,9 +39,7 @@ def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
         sections += [setting(results), *_TABLES[kind](results), *shown, failures(results)]
     text = f"# {_TITLES[kind]}\n\n" + "\n\n".join(filter(None, sections)) + "\n"
     page = folder / f"{kind}.md"
-    partial = page.with_name(page.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(page)
+    write_text(page, text)
     return [page, *pictures]
 
 

@@ -1,19 +1,17 @@
 """All figures of one run, on disk and in one line each."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from griffin_jax.files import write_json
 
 Row = dict[str, Any]
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes the results as JSON, to a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Writes the results as JSON; see `files.new_file`."""
+    write_json(path, results, indent=1)
 
 
 def name(row: Row) -> str:

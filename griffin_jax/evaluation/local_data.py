@@ -9,7 +9,6 @@ prompts; only what would come from the Hub is read from `NAME/[CONFIG/]SPLIT.jso
 before anything runs.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +23,8 @@ from lm_eval.tasks import TaskManager
 
 from griffin_jax.evaluation.local_sources import SPLITS, Source, first_problem, source_of
 from griffin_jax.evaluation.tasks import TASKS_PATH
+from griffin_jax.paths import resolve
+from griffin_jax.text_files import TextFile, find_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def local_tasks(
     missing file (these two as `MissingDataError`), a missing field (by file, line and field) or too
     few rows to draw examples from.
     """
-    data_dir = Path(data_dir)
+    data_dir = resolve(data_dir, "data_dir")
     if not data_dir.is_dir():
         raise LocalDataError(f"data_dir {data_dir}: no such folder")
     manager = task_manager or card_task_manager(metadata)
@@ -149,7 +150,7 @@ def _check_examples(task: Task, wanted: int | None, data_dir: Path) -> None:
     if found < count + spare:
         source = source_of(task.config.dataset_path, task.config.dataset_name)
         split = task.fewshot_cfg.split or source.pool
-        file = _folder(source, task.config.dataset_name, data_dir) / f"{split}.jsonl"
+        file = _file(_folder(source, task.config.dataset_name, data_dir), split)
         state = f"has {found} of them" if file.is_file() else "is missing"
         error = LocalDataError if file.is_file() else MissingDataError
         raise error(
@@ -159,6 +160,10 @@ def _check_examples(task: Task, wanted: int | None, data_dir: Path) -> None:
 
 def _folder(source: Source, name: str | None, data_dir: Path) -> Path:
     return data_dir / source.folder.format(name=name)
+
+
+def _file(folder: Path, split: str) -> Path:
+    return find_json_lines(folder, split, LocalDataError)
 
 
 class _Reader:
@@ -173,12 +178,12 @@ class _Reader:
             title = f"{path} ({name})" if name else path
             raise MissingDataError(f"no local files are known for the data set {title}")
         folder = _folder(source, name, self.data_dir)
-        main = folder / f"{source.evaluated}.jsonl"
+        main = _file(folder, source.evaluated)
         if not main.is_file():
             raise MissingDataError(f"{main}: no such file; it stands for the data set {path}")
         splits = {}
         for split in SPLITS:
-            if (file := folder / f"{split}.jsonl").is_file():
+            if (file := _file(folder, split)).is_file():
                 rows = _rows(file, source)
                 keep = self.limit if split == source.evaluated != source.pool else None
                 splits[split] = _dataset(file, rows[:keep])
@@ -189,22 +194,12 @@ class _Reader:
 
 def _rows(file: Path, source: Source) -> list[dict]:
     rows = []
-    with file.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{file}, line {number}"
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise LocalDataError(f"{where}: not JSON: {error.msg}") from None
-                if problem := first_problem(row, source.fields):
-                    raise LocalDataError(f"{where}: {problem}")
-                if all(row[key] == value for key, value in source.only.items()):
-                    rows.append(row)
-        except UnicodeDecodeError as error:
-            raise LocalDataError(f"{file}: not UTF-8: {error.reason}") from None
+    lines = TextFile(file, error=LocalDataError)
+    for number, row in lines.records():
+        if problem := first_problem(row, source.fields):
+            raise lines.fault(problem, number)
+        if all(row[key] == value for key, value in source.only.items()):
+            rows.append(row)
     if not rows:
         raise LocalDataError(f"{file}: no rows")
     return rows

@@ -1,7 +1,8 @@
 """Which local file stands for which data set of the Hub, and the fields that the tasks read.
 
 Layout of a data folder: `NAME/[CONFIG/]SPLIT.jsonl`, UTF-8, one object a line, with the fields of
-the data set that the harness's task of that name loads from the Hub.
+the data set that the harness's task of that name loads from the Hub. A file may be packed, as
+SPLIT.jsonl.gz, or be called SPLIT.ndjson.
 """
 
 import fnmatch

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from griffin_jax.evaluation.suites import Row
+from griffin_jax.files import new_file, write_text
+from griffin_jax.paths import resolve
 
 KIND = "evaluation"
 
@@ -97,6 +99,7 @@ def write(documents: Sequence[tuple[str, dict]], folder: Path) -> list[Path]:
     Raises:
       ValueError: a document lacks a field.
     """
+    folder = resolve(folder, "folder")
     suites: dict[str, list[dict]] = {}
     for name, content in documents:
         try:
@@ -107,11 +110,9 @@ def write(documents: Sequence[tuple[str, dict]], folder: Path) -> list[Path]:
     for suite, contents in suites.items():
         plot(contents, folder / f"{suite}.png")
         page = folder / f"{suite}.md"
-        partial = page.with_name(page.name + ".partial")
         title = f"# The model card's {suite} rows\n\n"
         image = f"\n![published and measured]({suite}.png)\n"
-        partial.write_text(title + markdown(contents) + image, encoding="utf-8")
-        partial.replace(page)
+        write_text(page, title + markdown(contents) + image)
         written += [page, folder / f"{suite}.png"]
     return written
 
@@ -300,7 +301,6 @@ def plot(documents: Sequence[Mapping], path: Path) -> None:
     axis.set_ylabel("per cent")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize="small")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
+    with new_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
-    partial.replace(path)

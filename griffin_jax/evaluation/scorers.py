@@ -17,12 +17,14 @@ every task also writes `TASK.jsonl` there, one object per generation: doc_id, pr
 import importlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
+
+from griffin_jax.files import new_file
+from griffin_jax.text_files import TextFile
 
 Scorer = Callable[[Sequence[str]], list[float | None]]
 
@@ -146,35 +148,23 @@ _SCORERS = {"perspective": ("toxicity", perspective), "vader": ("sentiment", vad
 
 
 def write_generations(path: Path, rows: Iterable[dict]) -> None:
-    """JSON lines, under a temporary name until they are complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    """Writes JSON lines; the file appears when they are complete."""
+    with new_file(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def score_file(path: str | Path, scorer: str) -> dict[str, float | int]:
     """Mean score of a file of generations: {"mean", "scored", "unscored"}.
+
+    path: JSON lines, packed or not; "-" is standard input.
 
     Raises `ScorerError` if the scorer can't be had or the file isn't one of generations.
     """
     score = make_scorer(scorer)
     if score is None:
         raise ScorerError('scorer "none" scores nothing: name another one')
-    texts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            texts.append(json.loads(line)["generation"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ScorerError(
-                f'{path}, line {number}: an object with a field "generation" was expected'
-            ) from None
+    texts = [text for _, text in TextFile(path, error=ScorerError).strings("generation")]
     scores = [one for one in score(texts) if one is not None]
     mean = sum(scores) / len(scores) if scores else float("nan")
     return {"mean": mean, "scored": len(scores), "unscored": len(texts) - len(scores)}

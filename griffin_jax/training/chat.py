@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from griffin_jax.training.corpus import CorpusError, read_records
+from griffin_jax.paths import AnyPath
+from griffin_jax.text_files import TextFile
+from griffin_jax.training.corpus import CorpusError
 from griffin_jax.training.data import Batch
 
 _END_OF_TURN = "<end_of_turn>"
@@ -69,8 +70,8 @@ def tokenize_chat(
     return Conversation(tokens, learnt, line)
 
 
-def load_chat(path: str | Path, tokenizer: ChatTokenizer) -> list[Conversation]:
-    """Reads JSON lines (.jsonl, or .xz of it) with an object {"messages": [{"role", "content"}]} each.
+def load_chat(path: AnyPath, tokenizer: ChatTokenizer) -> list[Conversation]:
+    """Reads JSON lines with an object {"messages": [{"role", "content"}]} each; see `text_files`.
 
     What follows the model's last turn is left out.
 
@@ -78,23 +79,21 @@ def load_chat(path: str | Path, tokenizer: ChatTokenizer) -> list[Conversation]:
       FileNotFoundError: there is no such file.
       CorpusError: the file is damaged, or a line is no chat with a turn of the model's.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"chat {path}: there is no such file")
+    file = TextFile(path, "chat", CorpusError)
     conversations = []
-    for line, record in read_records(path):
+    for line, record in file.records():
         messages = record.get("messages") if isinstance(record, dict) else None
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise CorpusError(f'chat {path}, line {line}: no "messages" list of objects in it')
+            raise file.fault('no "messages" list of objects in it', line)
         try:
             conversation = tokenize_chat(messages, tokenizer, line)
         except ValueError as error:
-            raise CorpusError(f"chat {path}, line {line}: {error}") from error
+            raise file.fault(str(error), line) from error
         if not any(conversation.learnt):
-            raise CorpusError(f"chat {path}, line {line}: the model has no turn in it")
+            raise file.fault("the model has no turn in it", line)
         conversations.append(conversation)
     if not conversations:
-        raise CorpusError(f"chat {path}: the file is empty")
+        raise file.fault("the file is empty")
     return conversations
 
 

@@ -2,22 +2,24 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
-import lzma
 import multiprocessing
 import os
 import pickle
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from tqdm import tqdm
+
+from griffin_jax.files import new_file, write_json
+from griffin_jax.locks import Lock
+from griffin_jax.paths import AnyPath, make_folder, resolve
+from griffin_jax.text_files import TextFile
 
 _TOKEN_FILES = (".npy", ".bin")
 
@@ -62,97 +64,73 @@ class Corpus:
         return max(int(np.count_nonzero(self.tokens[: offset + 1] == self.bos_id)) - 1, 0)
 
 
-def load_corpus(paths: Sequence[str | Path], tokenizer: CorpusTokenizer, cache: Path) -> Corpus:
+def load_corpus(paths: Sequence[AnyPath], tokenizer: CorpusTokenizer, cache: AnyPath) -> Corpus:
     """Opens a corpus, tokenising text on the first call and mapping the cached file after that.
 
     Args:
       paths: Either one file of tokens, .npy (integers) or .bin (little-endian uint16), in which
         `tokenizer.bos_id` begins each document; or files of text: .jsonl has an object with a
-        "text" string a line, any other name is one document; both also as .xz.
+        "text" string a line, any other name is one document; see `text_files` for what either may
+        be called and packed in.
       tokenizer: Encodes the text and gives the ids of BOS and EOS.
       cache: Folder of tokenised corpora; a file there is named by the text and the tokenizer.
 
     Raises:
       FileNotFoundError: a file is missing.
       CorpusError: a file is empty, truncated, not UTF-8 or not what its name says.
+      OutputError: (an OSError) the cache cannot be written, or the disk is full.
     """
-    paths = [Path(path) for path in paths]
     if not paths:
         raise CorpusError("corpus: no file given")
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"corpus {path}: there is no such file")
-        if not path.stat().st_size:
-            raise CorpusError(f"corpus {path}: the file is empty")
-    if any(path.suffix in _TOKEN_FILES for path in paths):
+    token_files = [path for path in paths if _is_token_file(path)]
+    if token_files:
+        path = resolve(token_files[0], "corpus")
         if len(paths) > 1:
-            raise CorpusError(f"corpus {paths[0]}: a token file must be the only file, got {paths}")
-        return Corpus(str(paths[0]), _open_tokens(paths[0], tokenizer), tokenizer.bos_id)
+            raise CorpusError(f"corpus {path}: a token file must be the only file, got {paths}")
+        return Corpus(str(path), _open_tokens(path, tokenizer), tokenizer.bos_id)
 
-    target = Path(cache) / f"{_fingerprint(paths, tokenizer)}.npy"
+    files = [_text_file(path) for path in paths]
+    for file in files:
+        if file.is_empty():
+            raise file.fault("the file is empty")
+    cache = make_folder(cache, "cache")
+    target = cache / f"{_fingerprint(files, tokenizer)}.npy"
     facts = target.with_suffix(".json")
-    if not (target.exists() and facts.exists()):
-        _tokenize(paths, tokenizer, target)
-    name = ", ".join(map(str, paths))
-    num_bytes = json.loads(facts.read_text())["bytes"]
+    # Several runs over one corpus tokenise it once.
+    with Lock(target.with_suffix(".lock"), f"the corpus {files[0]} in {cache}").waiting():
+        if not (target.exists() and facts.exists()):
+            _tokenize(files, tokenizer, target)
+    name = ", ".join(map(str, files))
+    num_bytes = json.loads(facts.read_text(encoding="utf-8"))["bytes"]
     return Corpus(name, np.load(target, mmap_mode="r"), tokenizer.bos_id, num_bytes)
 
 
-def read_documents(path: Path) -> Iterator[str]:
+def read_documents(path: AnyPath) -> Iterator[str]:
     """The texts of one file; see `load_corpus` for kinds of files and errors."""
-    path = Path(path)
-    if not _is_json_lines(path):
-        with _open(path) as file:
-            yield _text(path, file.read())
-        return
-    for line, record in read_records(path):
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise CorpusError(f'corpus {path}, line {line}: no "text" string in it')
-        yield record["text"]
+    return _documents(_text_file(path))
 
 
-def read_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number, from 1, and JSON value of every line that is not blank of a .jsonl or .jsonl.xz file.
-
-    Raises:
-      CorpusError: the file is truncated, not UTF-8 or not JSON lines.
-    """
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            text = _text(path, line, number)
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
-                fault = "not JSON" if line.endswith(b"\n") else "the file ends amid it: truncated"
-                raise CorpusError(f"corpus {path}, line {number}: {fault}") from error
-            yield number, record
+def _is_token_file(path: AnyPath) -> bool:
+    return Path(os.fsdecode(path)).suffix.lower() in _TOKEN_FILES
 
 
-def _is_json_lines(path: Path) -> bool:
-    return path.name.removesuffix(".xz").endswith(".jsonl")
+def _text_file(path: AnyPath) -> TextFile:
+    return TextFile(path, "corpus", CorpusError)
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
-            yield file
-    except (lzma.LZMAError, EOFError) as error:
-        raise CorpusError(f"corpus {path}: truncated or damaged .xz file ({error})") from error
-
-
-def _text(path: Path, data: bytes, line: int | None = None) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = f"line {line}, byte {error.start}" if line else f"byte {error.start}"
-        raise CorpusError(f"corpus {path}: not UTF-8 at {place}") from error
+def _documents(file: TextFile) -> Iterator[str]:
+    if file.json_lines:
+        yield from (text for _, text in file.strings("text"))
+    else:
+        yield file.text()
 
 
 def _open_tokens(path: Path, tokenizer: CorpusTokenizer) -> np.ndarray:
-    if path.suffix == ".bin":
+    if not path.is_file():
+        raise FileNotFoundError(f"corpus {path}: there is no such file")
+    if not path.stat().st_size:
+        raise CorpusError(f"corpus {path}: the file is empty")
+    if path.suffix.lower() == ".bin":
         if path.stat().st_size % 2:
             raise CorpusError(
                 f"corpus {path}: {path.stat().st_size} bytes do not divide into uint16 tokens: "
@@ -176,36 +154,29 @@ def _open_tokens(path: Path, tokenizer: CorpusTokenizer) -> np.ndarray:
     return tokens
 
 
-def _fingerprint(paths: Sequence[Path], tokenizer: CorpusTokenizer) -> str:
+def _fingerprint(files: Sequence[TextFile], tokenizer: CorpusTokenizer) -> str:
     digest = hashlib.sha256(pickle.dumps(tokenizer))
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for file in files:
+        # The same bytes are other documents under another kind of name.
+        digest.update(file.digest() + (b"lines" if file.json_lines else b"text"))
     return digest.hexdigest()[:16]
 
 
-def _tokenize(paths: Sequence[Path], tokenizer: CorpusTokenizer, target: Path) -> None:
+def _tokenize(files: Sequence[TextFile], tokenizer: CorpusTokenizer, target: Path) -> None:
     """Writes `target` (.npy) and, last, its .json with the number of bytes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    documents = itertools.chain.from_iterable(read_documents(path) for path in paths)
+    documents = itertools.chain.from_iterable(map(_documents, files))
     count = num_bytes = 0
-    try:
-        with temporary.open("wb") as file:
-            _write_header(file, dtype, 0)
-            for tokens, size in _encode_all(documents, tokenizer):
-                file.write(tokens.astype(dtype).tobytes())
-                count += len(tokens)
-                num_bytes += size
-            if not num_bytes:
-                raise CorpusError(f"corpus {', '.join(map(str, paths))}: holds no text")
-            _write_header(file, dtype, count)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    temporary.write_text(json.dumps({"bytes": num_bytes, "tokens": count}))
-    temporary.replace(target.with_suffix(".json"))
+    with new_file(target) as output:
+        _write_header(output, dtype, 0)
+        for tokens, size in _encode_all(documents, tokenizer):
+            output.write(tokens.astype(dtype).tobytes())
+            count += len(tokens)
+            num_bytes += size
+        if not num_bytes:
+            raise CorpusError(f"corpus {', '.join(map(str, files))}: holds no text")
+        _write_header(output, dtype, count)
+    write_json(target.with_suffix(".json"), {"bytes": num_bytes, "tokens": count})
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> None:

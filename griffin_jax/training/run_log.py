@@ -8,6 +8,9 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from griffin_jax.files import new_file, write_text
+from griffin_jax.paths import make_folder
+
 
 class Throughput:
     """Tokens per second over whole steps, without compilation and other pauses."""
@@ -56,13 +59,11 @@ class RunLog:
         """
         process = jax.process_index()
         folder = Path(folder) / f"process_{process}" if process else Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder, "run")
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
-        self._file = self._path.open("a")
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a", encoding="utf-8")
         self._board = None
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
@@ -103,9 +104,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics.jsonl; a last line that a killed run left unfinished is dropped."""
     if not path.exists():
         return []
-    return [
-        json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
-    ]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def plot_loss(lines: list[dict[str, float]], path: Path) -> None:
@@ -121,6 +120,5 @@ def plot_loss(lines: list[dict[str, float]], path: Path) -> None:
     axes.set(xlabel="step", ylabel="nats per token")
     if axes.lines:
         axes.legend()
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    with new_file(path) as file:
+        figure.savefig(file, dpi=150, format="png")
