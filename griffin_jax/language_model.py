@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -44,9 +45,18 @@ from griffin_jax.tokenizer import Tokenizer, find_tokenizer
 Prompt = str | Sequence[int]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params"],
+    meta_fields=["config", "tokenizer", "dtype", "quantization"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LanguageModel:
     """A Griffin language model.
+
+    It is a pytree whose leaves are those of `params`, so `jax.jit`, `jax.grad` and `jax.tree.map` take
+    it as an argument. Packed weights are integers, which have no gradient:
+    `jax.grad(..., allow_int=True)` gives that of the floating-point leaves beside them.
 
     Attributes:
       config: The model's shape.
@@ -72,10 +82,25 @@ class LanguageModel:
         """The Linen module."""
         return Griffin(self.config, dtype=self.dtype)
 
-    @property
+    @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh | None:
-        """The mesh that the parameters lie on; None on one device."""
+        """The mesh that the parameters lie on; None on one device, and while they are traced."""
         return mesh_of(self.params)
+
+    def __repr__(self) -> str:
+        leaves = [leaf for leaf in jax.tree.leaves(self.params) if hasattr(leaf, "dtype")]
+        nbytes = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+        tokenizer = self.tokenizer and f"{self.tokenizer.vocab_size:,} pieces"
+        lines = [
+            f"LanguageModel(config={self.config}",
+            f"params={len(leaves)} arrays, {nbytes:,} bytes",
+            f"tokenizer={tokenizer}",
+            f"dtype={jnp.dtype(self.dtype).name}",
+            f"quantization={self.quantization}",
+        ]
+        if self.mesh is not None:
+            lines.append(f"mesh={dict(self.mesh.shape)}")
+        return ",\n  ".join(lines) + ")"
 
     def apply(
         self,

@@ -49,8 +49,48 @@ def test_apply_in_two_calls_equals_one():
 
 
 def test_apply_can_be_traced():
-    shape = jax.eval_shape(lambda tokens: language_model().apply(tokens)[0], jnp.zeros((2, 3), int))
+    lm = language_model()
+    shape = jax.eval_shape(lambda tokens: lm.apply(tokens)[0], jnp.zeros((2, 3), int))
     assert shape.shape == (2, 3, CONFIG.vocab_size)
+
+
+def test_a_model_is_a_pytree_that_jit_takes():
+    lm = language_model()
+    tokens = np.array([TOKENIZER.encode("a pytree")])
+    logits = jax.jit(lambda lm, tokens: lm.apply(tokens)[0])(lm, tokens)
+    np.testing.assert_allclose(logits, lm.apply(tokens)[0], atol=1e-5)
+    halved = jax.tree.map(lambda x: x / 2, lm)
+    assert halved.tokenizer is lm.tokenizer and halved.config == lm.config
+    first, again = jax.tree.leaves(lm)[0], jax.tree.leaves(halved)[0]
+    np.testing.assert_array_equal(again, first / 2)
+    assert jax.tree.structure(lm) == jax.tree.structure(halved)
+
+
+def test_gradients_reach_the_float_leaves_beside_packed_weights():
+    lm = griffin_jax.quantize(language_model(), QuantizationConfig(bnb_4bit_quant_type="nf4"))
+    tokens = np.array([TOKENIZER.encode("gradient")])
+
+    def loss(lm):
+        return jnp.mean(lm.apply(tokens)[0] ** 2)
+
+    found = jax.grad(loss, allow_int=True)(lm)
+    norm = found.params["final_norm"]["scale"]
+    assert norm.dtype == jnp.float32 and np.abs(norm).max() > 0
+    # The loss changes along the gradient as the gradient says.
+    scale, step = lm.params["final_norm"]["scale"], norm / jnp.sum(norm**2)
+
+    def moved(by):
+        params = lm.params | {"final_norm": {"scale": scale + by * step}}
+        return float(loss(dataclasses.replace(lm, params=params)))
+
+    np.testing.assert_allclose((moved(1) - moved(-1)) / 2, 1.0, rtol=1e-2)
+
+
+def test_a_model_is_shown_on_one_screen():
+    text = repr(language_model())
+    assert len(text) < 2000 and len(text.splitlines()) < 24
+    assert "arrays" in text and "float32" in text
+    jax.make_jaxpr(lambda lm: (repr(lm), lm.params)[1])(language_model())  # while traced, too
 
 
 def test_scores_of_texts_are_those_of_their_tokens():
