@@ -1,5 +1,6 @@
 """Installation of griffin_jax; pyproject.toml holds the settings of the tools."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -16,7 +17,7 @@ TRANSFORMERS = [
 
 setup(
     name="griffin_jax",
-    version="0.1.0",
+    version=re.search('__version__ = "(.+)"', Path("griffin_jax/__init__.py").read_text())[1],
     description="Run, pack, evaluate, train and study Griffin models (RecurrentGemma) in JAX",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -1,9 +1,12 @@
 """Griffin models (RecurrentGemma, Griffin, Hawk) in JAX."""
 
+from griffin_jax.compilation_cache import enable_compilation_cache
 from griffin_jax.config import GriffinConfig, preset
 from griffin_jax.inference import Chat, Sample, SamplingConfig
-from griffin_jax.language_model import LanguageModel, load, quantize, save
+from griffin_jax.language_model import LanguageModel, dequantize, load, quantize, save
 from griffin_jax.quantization import QuantizationConfig
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Chat",
@@ -12,6 +15,9 @@ __all__ = [
     "QuantizationConfig",
     "Sample",
     "SamplingConfig",
+    "__version__",
+    "dequantize",
+    "enable_compilation_cache",
     "load",
     "preset",
     "quantize",

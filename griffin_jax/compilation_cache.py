@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache, which commands switch on and the library leaves alone."""
+"""JAX's persistent compilation cache, which commands switch on and a program of one's own may."""
 
 import os
 from pathlib import Path

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax import checkpoints, inference
+from griffin_jax import checkpoints, inference, inputs
 from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.config import GriffinConfig, check_dtype
+from griffin_jax.fields import check_value
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.kernels.dense_matmul import has_bfloat16
@@ -30,7 +31,8 @@ from griffin_jax.models import (
     unstack_params,
 )
 from griffin_jax.models.stack import stacks_by_default
-from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.quantization import QuantizationConfig, QuantizedTensor
+from griffin_jax.quantization import dequantize as unpack
 from griffin_jax.sharding import (
     array_sharding,
     check_batch,
@@ -43,6 +45,8 @@ from griffin_jax.sharding import (
 from griffin_jax.tokenizer import Tokenizer, find_tokenizer
 
 Prompt = str | Sequence[int]
+
+_QUANTIZATION = "a QuantizationConfig, such as griffin_jax.QuantizationConfig()"
 
 
 @functools.partial(
@@ -121,27 +125,15 @@ class LanguageModel:
 
         Raises:
           ValueError: `tokens` is not [B, T] or holds an id outside the vocabulary, `lengths` is not
-            [B] or outside of 0 to T, or the rows do not divide over the mesh.
+            [B] or outside of 0 to T, `state` is of another model or of other rows, or the rows do
+            not divide over the mesh.
         """
         if not isinstance(tokens, jax.core.Tracer):
-            tokens = np.asarray(tokens)
-            if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
-                raise ValueError(
-                    f"tokens must be integers [batch, time], got {tokens.dtype}{list(tokens.shape)}"
-                )
-            if not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
-                raise ValueError(
-                    f"tokens range over {tokens.min()} to {tokens.max()}; "
-                    f"ids are 0 to {self.config.vocab_size - 1}"
-                )
+            tokens = inputs.check_token_rows(tokens, self.config.vocab_size)
         if not (lengths is None or isinstance(lengths, jax.core.Tracer)):
-            lengths = np.asarray(lengths)
-            batch, time = tokens.shape
-            if lengths.shape != (batch,) or not ((lengths >= 0) & (lengths <= time)).all():
-                raise ValueError(
-                    f"lengths must be {batch} numbers of 0 to {time}, one for each row of tokens, "
-                    f"got {lengths.tolist()}"
-                )
+            lengths = inputs.check_lengths(lengths, *tokens.shape)
+        if state is not None:
+            inputs.check_state(state, self.config, len(tokens))
         if self.mesh is not None:
             check_batch(len(tokens), self.mesh)
         tokens = jnp.asarray(tokens, jnp.int32)
@@ -165,7 +157,7 @@ class LanguageModel:
 
     def sample(
         self,
-        prompts: Sequence[Prompt],
+        prompts: str | Sequence[Prompt],
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -175,8 +167,8 @@ class LanguageModel:
         seed: int | Sequence[int] = 0,
         stop: str | Sequence[str] = (),
         batch_size: int = 32,
-    ) -> list[Sample]:
-        """Continues each prompt.
+    ) -> list[Sample] | Sample:
+        """Continues each prompt, or the one text that stands in place of a list.
 
         Args:
           prompts: Texts, which begin with BOS, or lists of token ids, taken as they are.
@@ -195,11 +187,27 @@ class LanguageModel:
             out of its range.
         """
         if isinstance(prompts, str):
-            raise ValueError("prompts must be a list; put the one prompt into a list")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            (sample,) = self.sample(
+                [prompts],
+                max_new_tokens,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                seed,
+                stop,
+                batch_size,
+            )
+            return sample
+        prompts = inputs.check_prompts(prompts)
+        batch_size = check_value("batch_size", batch_size, int, at_least=1)
         sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
         encoded = [self._encode(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+        inputs.check_seeds(seed, len(prompts))
+        stop = inputs.check_stop(stop)
+        if not inputs.check_max_new_tokens(max_new_tokens):
+            return [Sample("", [], [], "length") for _ in prompts]  # which compiles nothing
         keys = row_keys(seed, len(prompts))
         sampler = self.sampler()
         samples = []
@@ -231,12 +239,13 @@ class LanguageModel:
 
         No piece splits a character or shows part of a stop string.
         """
+        sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+        encoded, stop = self._encode(prompt, "prompt"), inputs.check_stop(stop)
+        inputs.check_seeds(seed, 1)
+        if not inputs.check_max_new_tokens(max_new_tokens):
+            return iter(())
         return self.sampler().stream(
-            self._encode(prompt, "prompt"),
-            sampling=SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty),
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            stop=stop,
+            encoded, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, stop=stop
         )
 
     def chat(self, system: str | None = None) -> Chat:
@@ -250,9 +259,11 @@ class LanguageModel:
         """How likely each continuation is after its context.
 
         Args:
-          pairs: (context, continuation), both text or both token ids. Of texts, the tokens are
-            those of context + continuation behind one BOS; the continuation's are the ones beyond
-            as many as the context alone has. An empty text as context is BOS alone.
+          pairs: (context, continuation), both text or both token ids. Texts are cut as
+            lm-evaluation-harness cuts them: blanks at a context's end belong to the continuation,
+            whose first word they are one piece with; the context's tokens are those of the context
+            alone, behind BOS, and the continuation's are those of both together beyond as many. An
+            empty text as context is BOS alone.
           batch_size: Pairs that run together.
 
         Returns:
@@ -263,9 +274,8 @@ class LanguageModel:
           ValueError: a continuation has no token or a list of ids as context is empty, or an id is
             outside the vocabulary.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        encoded = [self._encode_pair(i, *pair) for i, pair in enumerate(pairs)]
+        batch_size = check_value("batch_size", batch_size, int, at_least=1)
+        encoded = [self._encode_pair(i, *pair) for i, pair in enumerate(inputs.check_pairs(pairs))]
         return inference.score(self.model, self.params, encoded, batch_size)
 
     def _tokenizer(self):
@@ -274,25 +284,25 @@ class LanguageModel:
         return self.tokenizer
 
     def _encode(self, prompt, name):
-        if not hasattr(prompt, "__len__"):
-            raise ValueError(f"{name} must be text or a list of token ids, got {prompt!r}")
-        if not len(prompt):
-            raise ValueError(f"{name} is empty; give some text, or a list with the BOS id")
-        return self._tokenizer().encode(prompt, bos=True) if isinstance(prompt, str) else prompt
+        inputs.check_prompt(prompt, name)
+        if isinstance(prompt, str):
+            return self._tokenizer().encode(prompt, bos=True)
+        inputs.check_tokens(prompt, self.config.vocab_size, name)
+        return prompt
 
     def _encode_pair(self, index, context, continuation):
-        if isinstance(context, str) != isinstance(continuation, str):
-            raise ValueError(f"pair {index} must be two texts or two lists of token ids")
         if not isinstance(context, str):
             return context, continuation
         encode = self._tokenizer().encode
+        words = context.rstrip()
+        context, continuation = words, context[len(words) :] + continuation
         before = encode(context, bos=True)
         whole = encode(context + continuation, bos=True)
         if len(whole) <= len(before):
             raise ValueError(
                 f"continuation {index} adds no token of its own to its context; give a longer one"
             )
-        return whole[: len(before)], whole[len(before) :]
+        return before, whole[len(before) :]
 
 
 @functools.partial(jit_on_mesh, static_argnames="model")
@@ -338,6 +348,12 @@ def load(
         the model, `dtype` is none that a model runs in, or a weight to be packed holds NaN or
         infinity.
     """
+    if quantization is not None:
+        inputs.check_type("quantization", quantization, QuantizationConfig, _QUANTIZATION)
+    if mesh is not None:
+        inputs.check_type("mesh", mesh, jax.sharding.Mesh, "of griffin_jax.sharding.make_mesh")
+    if dtype is not None:
+        check_dtype(dtype)
     folder = checkpoints.find_folder(path)
     source = checkpoints.open_checkpoint(folder)
     shardings = None
@@ -391,6 +407,8 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
       ValueError: a weight to be packed holds NaN or infinity.
       CheckpointError: (a ValueError) a weight is in 4 bits already, otherwise than asked for.
     """
+    inputs.check_type("lm", lm, LanguageModel, "a LanguageModel")
+    inputs.check_type("quantization", quantization, QuantizationConfig, _QUANTIZATION)
     params = unstack_params(lm.config, lm.params)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     architecture = model_type(lm.config)
@@ -404,6 +422,31 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
     if lm.mesh is not None:
         params = jax.device_put(params, tree_shardings(params, lm.mesh))
     return dataclasses.replace(lm, params=lay_out(params), quantization=quantization)
+
+
+def dequantize(lm: LanguageModel, dtype: DTypeLike | None = None) -> LanguageModel:
+    """The model with its 4-bit weights unpacked, as gradients and other libraries want them.
+
+    Args:
+      lm: The model, which is not changed.
+      dtype: Of the unpacked weights; that of the model's activations by default.
+
+    Raises:
+      ValueError: `dtype` is none that a model runs in.
+    """
+    inputs.check_type("lm", lm, LanguageModel, "a LanguageModel")
+    dtype = check_dtype(lm.dtype if dtype is None else dtype)
+    params = unstack_params(lm.config, lm.params)
+    params = jax.tree.map(
+        lambda leaf: unpack(leaf, dtype) if isinstance(leaf, QuantizedTensor) else leaf,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
+    )
+    if is_stacked(lm.params):
+        params = stack_params(lm.config, params, consume=True)
+    if lm.mesh is not None:
+        params = jax.device_put(params, param_shardings(params, lm.mesh))
+    return dataclasses.replace(lm, params=params, quantization=None)
 
 
 def save(
@@ -420,6 +463,8 @@ def save(
       CheckpointError: (a ValueError) the folder holds something, or the format cannot express the
         model.
     """
+    inputs.check_type("lm", lm, LanguageModel, "a LanguageModel")
+    check_value("format", format, str, one_of=("orbax", "huggingface"))
     params = lm.params
     if is_stacked(params):  # on the host, where layers are views of their stack
         params = unstack_params(lm.config, to_host(params))

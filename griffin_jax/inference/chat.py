@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from griffin_jax.fields import check_value
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.inference.sampler import Context, Generation, Sample, Sampler
 from griffin_jax.inference.sampling import SamplingConfig
@@ -68,8 +69,7 @@ class Chat:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Generation:
-        if not message:
-            raise ValueError("message is empty; give some text")
+        check_value("message", message, str, filled=True)
         tokenizer = self._sampler.tokenizer
         turn = {"role": "user", "content": message}
         if self.context is None:

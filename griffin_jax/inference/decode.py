@@ -10,6 +10,7 @@ from jax import lax
 
 from griffin_jax.devices import constrain, replicate
 from griffin_jax.inference.sampling import choose
+from griffin_jax.inputs import check_seeds
 from griffin_jax.sharding import jit_on_mesh
 from griffin_jax.sharding.layouts import constrain_state
 
@@ -107,13 +108,8 @@ def row_keys(seed: int | Sequence[int], rows: int) -> np.ndarray:
     Raises:
       ValueError: a seed is not in 0 ... 2**32 - 1, or there is not one per row.
     """
+    seeds = check_seeds(seed, rows)
     single = np.ndim(seed) == 0
-    seeds = [seed] if single else list(seed)
-    for value in seeds:
-        if value != int(value) or not 0 <= value < 2**32:
-            raise ValueError(f"seed must be a whole number in 0 ... 2**32 - 1, got {value}")
-    if not single and len(seeds) != rows:
-        raise ValueError(f"{len(seeds)} seeds for {rows} prompts; give one int, or one per prompt")
     keys = np.zeros((rows, 2), np.uint32)
     keys[:, 1] = seeds
     streams = np.arange(rows) if single else np.zeros(rows, np.int32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from griffin_jax import inputs
 from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import activation_spec
 from griffin_jax.models import AttentionState, Griffin, init_state
@@ -46,12 +47,8 @@ def chunk_lengths(total: int, batch_size: int, chunks: Sequence[int] | None = No
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:
-    """Raises ValueError when there is no token, or one outside the vocabulary."""
-    if not len(tokens):
-        raise ValueError(f"{name} is empty; give at least one token")
-    for token in tokens:
-        if not 0 <= token < vocab_size or token != int(token):
-            raise ValueError(f"{name} holds token {token}; ids are 0 to {vocab_size - 1}")
+    """See `griffin_jax.inputs`."""
+    inputs.check_tokens(tokens, vocab_size, name)
 
 
 def pad(rows: Sequence[Sequence[int]], batch_size: int, begin: int, length: int):

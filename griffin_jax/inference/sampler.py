@@ -18,6 +18,7 @@ from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.rows import Row, Sample, decoder_after
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.inference.text import StoppedText
+from griffin_jax.inputs import check_max_new_tokens, check_stop
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
@@ -156,14 +157,7 @@ class Generation:
         keys: np.ndarray,
         stop: str | Sequence[str],
     ):
-        if max_new_tokens != int(max_new_tokens) or max_new_tokens < 0:
-            raise ValueError(
-                f"max_new_tokens must be a whole number of at least 0, got {max_new_tokens}"
-            )
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        for string in stop:
-            if not isinstance(string, str) or not string:
-                raise ValueError(f"stop must hold strings, none of them empty, got {string!r}")
+        max_new_tokens, stop = check_max_new_tokens(max_new_tokens), check_stop(stop)
         tokenizer = sampler.tokenizer
         if stop and tokenizer is None:
             raise ValueError("stop strings need a tokenizer; this model has none")

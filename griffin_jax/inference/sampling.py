@@ -47,6 +47,8 @@ class SamplingConfig:
 
     def __post_init__(self):
         check_fields(self)
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
 
     def active(self) -> dict[str, np.ndarray]:
         """The values that have an effect, as scalars by name.
@@ -57,7 +59,7 @@ class SamplingConfig:
         values = {}
         if self.repetition_penalty not in (None, 1):
             values["repetition_penalty"] = np.float32(self.repetition_penalty)
-        if self.temperature < COLDEST:
+        if not self.temperature:
             return values
         values["temperature"] = np.float32(self.temperature)
         if self.top_k is not None:

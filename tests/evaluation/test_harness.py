@@ -9,8 +9,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 
+from griffin_jax import LanguageModel
+from griffin_jax.checkpoints import BUNDLED, find_folder
+from griffin_jax.config import TINY
 from griffin_jax.evaluation.harness import GriffinLM
 from griffin_jax.inference import prefill
+from griffin_jax.tokenizer import load_tokenizer
 from tests.inference.test_scoring import expected_score
 from tests.inference.tiny_model import BOS, language_model
 
@@ -64,6 +68,29 @@ def test_log_likelihoods_are_those_of_the_plain_model_behind_one_bos():
 def test_a_context_that_begins_with_bos_gets_no_second_one():
     lm = adapter()
     assert choose(lm, [("<bos>The sea", " A")]) == choose(lm, [("The sea", " A")])
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation"),
+    [
+        ("The cat ", "sat on the mat."),
+        ("The cat ", "sat"),  # one piece with the blank
+        ("The cat", " sat"),
+        ("two blanks  ", "then words"),
+        ("Is it?\n", "Yes"),
+        ("Is it?\n\n ", " Yes"),
+        ("a tab\t", "and more"),
+        ("under", "stand it"),  # the words join, and the context's last piece is another one
+        ("  ", "all blank before"),
+        ("quite", "quiet "),
+    ],
+)
+def test_texts_are_cut_as_the_harness_cuts_them(context, continuation):
+    tokenizer = load_tokenizer(find_folder(BUNDLED))
+    lm = LanguageModel(TINY.replace(vocab_size=tokenizer.vocab_size), {}, tokenizer)
+    expected = GriffinLM(lm=lm)._encode_pair(context, continuation)
+    assert lm._encode_pair(0, context, continuation) == expected
+    assert expected[1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
