@@ -34,8 +34,12 @@ def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:
         raise ValueError(f"{name} is empty; give at least one token")
     ids = _as_array(tokens)
     if ids is None or ids.ndim != 1 or ids.dtype.kind not in "iu":
-        odd = next((x for x in tokens if not _is_id(x)), tokens)
-        raise ValueError(f"{name} must be a list of token ids, got {shown(odd)} among them")
+        odd = (
+            [x for x in tokens if not _is_id(x, vocab_size)] if ids is None or ids.ndim == 1 else []
+        )
+        if odd:
+            raise ValueError(f"{name} holds token {shown(odd[0])}; ids are 0 to {vocab_size - 1}")
+        raise ValueError(f"{name} must be a list of token ids, got {_told(tokens)}")
     if outside := ids[(ids < 0) | (ids >= vocab_size)][:1].tolist():
         raise ValueError(f"{name} holds token {outside[0]}; ids are 0 to {vocab_size - 1}")
 
@@ -226,8 +230,9 @@ def _as_array(values):
     return None if array.dtype.kind == "O" else array
 
 
-def _is_id(value):
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+def _is_id(value, vocab_size):
+    number = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return number and 0 <= value < vocab_size
 
 
 def _is_block(block, kind, config, lead):

@@ -445,7 +445,7 @@ def dequantize(lm: LanguageModel, dtype: DTypeLike | None = None) -> LanguageMod
     if is_stacked(lm.params):
         params = stack_params(lm.config, params, consume=True)
     if lm.mesh is not None:
-        params = jax.device_put(params, param_shardings(params, lm.mesh))
+        params = jax.device_put(params, tree_shardings(params, lm.mesh))
     return dataclasses.replace(lm, params=params, quantization=None)
 
 

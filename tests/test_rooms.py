@@ -14,7 +14,7 @@ ROOT = Path(griffin_jax.__file__).parent
 ROOMS = (
     *("fields", "config", "errors", "paths", "locks", "text_files", "files", "compilation_cache"),
     *("devices", "layer_of"),
-    *("quantization", "kernels", "sharding", "models", "tokenizer", "checkpoints"),
+    *("quantization", "kernels", "sharding", "models", "inputs", "tokenizer", "checkpoints"),
     *("inference", "tracing", "language_model"),
     *("training", "evaluation", "serving", "benchmarks", "ahead_of_time"),
 )

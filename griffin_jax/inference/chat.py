@@ -69,7 +69,9 @@ class Chat:
         stop: str | Sequence[str] = (),
         **sampling: Any,
     ) -> Generation:
-        check_value("message", message, str, filled=True)
+        check_value("message", message, str)
+        if not message:
+            raise ValueError("message is empty; give some text")
         tokenizer = self._sampler.tokenizer
         turn = {"role": "user", "content": message}
         if self.context is None:
