@@ -56,7 +56,7 @@ def export(
     run, params = Path(_RUN.value), result.params
     if config.lora:
         with _replaced(run / "adapter") as folder:
-            lora.save_adapter(folder, config.lora, params, _CONFIG.value.init_from)
+            lora.save_adapter(folder, config.lora, params, _CONFIG.value.init_from, config.model)
         print(f"{run / 'adapter'}: the adapter after {result.step} steps")
         if not _MERGE.value:
             return

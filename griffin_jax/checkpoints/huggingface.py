@@ -55,6 +55,7 @@ _RENAMES = {
         (r"/", r"."),
     ),
 }
+ARCHITECTURES = tuple(_RENAMES)
 
 
 def is_linear(path: str) -> bool:

@@ -114,12 +114,16 @@ class TensorReader:
 
     def read(self, name: str) -> np.ndarray:
         """The tensor called `name`, mapped read-only from disk for as long as it is referenced."""
-        info = self._tensors[name]
-        if not info.nbytes:
-            return np.empty(info.shape, info.dtype)
-        # A mapping of its own for each tensor: dropping the array gives its memory back.
-        raw = np.memmap(info.file, np.uint8, mode="r", offset=info.offset, shape=(info.nbytes,))
-        return raw.view(np.ndarray).view(info.dtype).reshape(info.shape)
+        return read_tensor(self._tensors[name])
+
+
+def read_tensor(info: TensorInfo) -> np.ndarray:
+    """A tensor, mapped read-only from disk for as long as it is referenced."""
+    if not info.nbytes:
+        return np.empty(info.shape, info.dtype)
+    # A mapping of its own for each tensor: dropping the array gives its memory back.
+    raw = np.memmap(info.file, np.uint8, mode="r", offset=info.offset, shape=(info.nbytes,))
+    return raw.view(np.ndarray).view(info.dtype).reshape(info.shape)
 
 
 def _read_index(path: Path) -> dict[str, str]:

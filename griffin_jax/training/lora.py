@@ -1,20 +1,19 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685; over 4-bit weights QLoRA, arXiv:2305.14314)."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 from jax.typing import DTypeLike
 
-from griffin_jax.checkpoints import CheckpointError
-from griffin_jax.checkpoints.files import read_json, staged_folder
-from griffin_jax.checkpoints.huggingface import tensor_name
+from griffin_jax import paths
+from griffin_jax.checkpoints import BUNDLED, CheckpointError, open_checkpoint, peft
+from griffin_jax.checkpoints.files import staged_folder
+from griffin_jax.checkpoints.huggingface_config import RECURRENT_GEMMA, model_type
+from griffin_jax.config import GriffinConfig
 from griffin_jax.fields import check_fields, field
 from griffin_jax.models.lora_weight import LoRAWeight
 from griffin_jax.quantization import dequantize
@@ -23,8 +22,6 @@ from griffin_jax.sharding import is_first, to_host
 
 Params = Any
 
-_CONFIG_FILE, _WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _RECURRENT = ("linear_x", "linear_y", "linear_out")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -37,7 +34,8 @@ class LoRAConfig:
     Attributes:
       rank: Rows of a, columns of b.
       alpha: b a is multiplied by alpha / rank.
-      targets: Names of the linear layers that get one, by default all.
+      targets: The linear layers that get one, by default all: names ("q_proj"), or paths for some
+        of a name only ("blocks_2/attention_block/q_proj").
     """
 
     rank: int = field(16, at_least=1, at_most=2**16)
@@ -47,7 +45,7 @@ class LoRAConfig:
     def __post_init__(self):
         check_fields(self, "lora.")
         known = _RECURRENT + _ATTENTION + _MLP
-        if not self.targets or set(self.targets) - set(known):
+        if not self.targets or {target.rpartition("/")[2] for target in self.targets} - set(known):
             raise ValueError(f"lora.targets are some of {known}, got {self.targets}")
 
     @property
@@ -64,7 +62,7 @@ def init_adapter(config: LoRAConfig, base: Params, key: jax.Array) -> Params:
     """
     adapter = {}
     for path, weight in _flat(base).items():
-        if path[-1] == "weight" and path[-2] in config.targets:
+        if path[-1] == "weight" and {path[-2], "/".join(path[:-1])} & set(config.targets):
             key, draw = jax.random.split(key)
             features, inputs = weight.shape
             bound = inputs**-0.5
@@ -112,40 +110,39 @@ def merge(
     return jax.tree.map(merged, tree, is_leaf=lambda leaf: isinstance(leaf, LoRAWeight))
 
 
-def save_adapter(folder: str | Path, config: LoRAConfig, adapter: Params, base: str = "") -> None:
-    """Saves an adapter alone into a new folder, as PEFT reads it for transformers' RecurrentGemma.
+def save_adapter(
+    folder: str | Path,
+    config: LoRAConfig,
+    adapter: Params,
+    base: str = "",
+    model: GriffinConfig | None = None,
+) -> None:
+    """Saves an adapter alone into a new folder, as PEFT reads it for transformers' model.
 
     Args:
       folder: What to make; must not exist, or be empty.
       config: Of the adapter.
       adapter: As `init_adapter` makes it.
       base: Name or folder of the base model, for PEFT to find it.
+      model: The base's config: RecurrentGemma and Gemma call their layers by other names. None
+        takes it from recurrent layers of the adapter or from the folder `base`.
 
     Raises:
-      CheckpointError: the folder holds something.
+      CheckpointError: the folder holds something, or nothing tells what the base is.
     """
-    tensors = {
-        _tensor_name(path): np.ascontiguousarray(leaf)
-        for path, leaf in _flat(to_host(adapter)).items()
-    }
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "target_modules": list(config.targets),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
+    leaves = _flat(to_host(adapter), sep="/")
+    architecture = _architecture(leaves, base, model)
     with staged_folder(folder) as partial:
-        if not is_first():
-            return
-        data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-        (partial / _WEIGHTS_FILE).write_bytes(data)
-        (partial / _CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        if is_first():
+            peft.write_adapter(
+                partial,
+                config.rank,
+                config.alpha,
+                config.targets,
+                leaves,
+                architecture=architecture,
+                base=base,
+            )
 
 
 def load_adapter(folder: str | Path, base: Params) -> tuple[LoRAConfig, Params]:
@@ -157,46 +154,34 @@ def load_adapter(folder: str | Path, base: Params) -> tuple[LoRAConfig, Params]:
 
     Raises:
       CheckpointError: a file is missing or damaged, the adapter is not a plain LoRA, or it does
-        not fit the base.
+        not fit the base; see `griffin_jax.checkpoints.peft`.
+
+    Returns:
+      A config and an adapter that mean the same: a rank or scale of its own that a layer has, and
+      rank-stabilised scales (arXiv:2312.03732), are in the adapter's leaves.
     """
-    folder = Path(folder)
-    settings = read_json(folder / _CONFIG_FILE)
-    unusual = [
-        name
-        for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
-        if settings.get(name)
-    ]
-    if settings.get("peft_type") != "LORA" or unusual:
-        raise CheckpointError(
-            f"{folder}: expected a plain LoRA adapter, got {settings.get('peft_type')} {unusual}"
-        )
+    rank, alpha, targets, leaves = peft.read_adapter(paths.resolve(folder), _flat(base, sep="/"))
+    adapter = {path: jnp.asarray(leaf) for path, leaf in leaves.items()}
     try:
-        config = LoRAConfig(settings["r"], settings["lora_alpha"], settings["target_modules"])
-        tensors = safetensors.numpy.load_file(folder / _WEIGHTS_FILE)
-    except (KeyError, ValueError, OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder}: damaged or unfitting adapter: {error}") from error
-    expected = _flat(jax.eval_shape(lambda: init_adapter(config, base, jax.random.key(0))))
-    names = {_tensor_name(path): path for path in expected}
-    odd = sorted(names.keys() ^ tensors.keys())
-    if odd:
-        side = "lacks" if odd[0] in names else "has, and the base does not,"
-        raise CheckpointError(f"{folder}: the adapter {side} tensor {odd[0]} ({len(odd)} in all)")
-    adapter = {}
-    for name, path in names.items():
-        if tensors[name].shape != expected[path].shape:
-            raise CheckpointError(
-                f"{folder}: tensor {name} has shape {tensors[name].shape}, the base needs "
-                f"{expected[path].shape}"
-            )
-        adapter[path] = jnp.asarray(tensors[name], jnp.float32)
-    return config, flax.traverse_util.unflatten_dict(adapter)
+        config = LoRAConfig(rank, alpha, targets)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    return config, flax.traverse_util.unflatten_dict(adapter, sep="/")
 
 
-def _flat(tree: Params) -> dict[tuple[str, ...], Any]:
-    return flax.traverse_util.flatten_dict(tree)
+def _architecture(leaves: dict[str, Any], base: str, model: GriffinConfig | None) -> str:
+    """Whose names the layers of an adapter have in transformers."""
+    if model is not None:
+        return model_type(model)
+    if any("/recurrent_block/" in path for path in leaves):
+        return RECURRENT_GEMMA
+    if base and (base == BUNDLED or paths.resolve(base).is_dir()):
+        return model_type(open_checkpoint(base).config)
+    raise CheckpointError(
+        f"the adapter's layers have other names in each architecture, and there is no folder "
+        f"{base!r} that tells which: give model=, the base's config"
+    )
 
 
-def _tensor_name(path: tuple[str, ...]) -> str:
-    """blocks_0/mlp_block/up_proj/lora_a is base_model.model.model.layers.0.mlp_block.up_proj.lora_A.weight."""
-    name = tensor_name("/".join(path))
-    return f"{_PREFIX}{name[:-1]}{name[-1].upper()}.weight"
+def _flat(tree: Params, sep: str | None = None) -> dict[Any, Any]:
+    return flax.traverse_util.flatten_dict(tree, sep=sep)

@@ -128,7 +128,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
         json.dumps(settings | {"use_dora": True})
     )
     with pytest.raises(
-        CheckpointError, match=r"expected a plain LoRA adapter, got LORA \['use_dora'\]"
+        CheckpointError, match=r"expected a plain LoRA adapter: adapter_config.json: use_dora=True"
     ):
         load_adapter(tmp_path / "adapter", BASE)
 
