@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from griffin_jax.checkpoints.errors import CheckpointError
 from griffin_jax.checkpoints.files import read_json
 from griffin_jax.checkpoints.huggingface import ARCHITECTURES, is_linear, tensor_name
 from griffin_jax.checkpoints.shards import TensorInfo, read_header, read_tensor
+from griffin_jax.errors import CheckpointError
 from griffin_jax.foreign_settings import Rule, is_off, obeyed, only, read_settings, without_effect
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
