@@ -40,7 +40,8 @@ def read_rows(files: str, kind: str, seq_len: int, seed: int, tokenizer: Tokeniz
         rows = chat.ChatRows(conversations, seq_len, tokenizer.pad_id, files)
         print(
             f"{files}: {len(conversations):,} conversations in {len(rows):,} rows, "
-            f"{len(rows.shortened)} cut to {seq_len} tokens"
+            f"{len(rows.shortened)} cut to {seq_len} tokens, {len(rows.left_out)} left out, whose "
+            "answers begin later"
         )
         return rows
     corpus = training.load_corpus(files.split(","), tokenizer, Path(_CACHE.value))

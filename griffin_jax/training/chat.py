@@ -102,14 +102,30 @@ class ChatRows:
 
     Attributes:
       shortened: Lines of conversations longer than a row, whose ends are cut off.
+      left_out: Lines of those that have nothing to learn within a row: the model's first turn begins
+        behind its end.
     """
 
     def __init__(self, conversations: Sequence[Conversation], seq_len: int, pad_id: int, name: str):
+        """Packs the conversations.
+
+        Raises:
+          CorpusError: none of them has a token to learn within a row.
+        """
         self.name, self._seq_len, self._pad_id = name, seq_len, pad_id
+        # The first token is nobody's target.
+        taught = [c for c in conversations if any(c.learnt[1 : seq_len + 1])]
+        self.left_out = [c.line for c in conversations if not any(c.learnt[1 : seq_len + 1])]
+        if not taught:
+            lines = ", ".join(map(str, self.left_out[:5])) + ", ..." * (len(self.left_out) > 5)
+            raise CorpusError(
+                f"chat {name}, line {lines}: no answer begins within {seq_len} tokens, so there is "
+                "nothing to learn; give a larger seq_len, or shorter questions"
+            )
         self.shortened = [c.line for c in conversations if len(c.tokens) > seq_len + 1]
         self._rows: list[list[Conversation]] = []
         room = 0
-        for conversation in conversations:
+        for conversation in taught:
             size = min(len(conversation.tokens) - 1, seq_len)
             if size > room:
                 self._rows.append([])

@@ -1,12 +1,9 @@
 """Text on disk to one flat array of tokens, kept in a memory-mapped file."""
 
-import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -14,12 +11,12 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from griffin_jax.files import new_file, write_json
 from griffin_jax.locks import Lock
 from griffin_jax.paths import AnyPath, make_folder, resolve
 from griffin_jax.text_files import TextFile
+from griffin_jax.training.encoding import encode_all
 
 _TOKEN_FILES = (".npy", ".bin")
 
@@ -65,15 +62,16 @@ class Corpus:
 
 
 def load_corpus(paths: Sequence[AnyPath], tokenizer: CorpusTokenizer, cache: AnyPath) -> Corpus:
-    """Opens a corpus, tokenising text on the first call and mapping the cached file after that.
+    """Opens a corpus, tokenizing text on the first call and mapping the cached file after that.
 
     Args:
-      paths: Either one file of tokens, .npy (integers) or .bin (little-endian uint16), in which
+      paths: Either one file of tokens, .npy (integers of a width that holds the whole vocabulary)
+        or .bin (little-endian uint16, for vocabularies of up to 65,536), in which
         `tokenizer.bos_id` begins each document; or files of text: .jsonl has an object with a
         "text" string a line, any other name is one document; see `text_files` for what either may
         be called and packed in.
       tokenizer: Encodes the text and gives the ids of BOS and EOS.
-      cache: Folder of tokenised corpora; a file there is named by the text and the tokenizer.
+      cache: Folder of tokenized corpora; a file there is named by the text and the tokenizer.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -96,7 +94,7 @@ def load_corpus(paths: Sequence[AnyPath], tokenizer: CorpusTokenizer, cache: Any
     cache = make_folder(cache, "cache")
     target = cache / f"{_fingerprint(files, tokenizer)}.npy"
     facts = target.with_suffix(".json")
-    # Several runs over one corpus tokenise it once.
+    # Several runs over one corpus tokenize it once.
     with Lock(target.with_suffix(".lock"), f"the corpus {files[0]} in {cache}").waiting():
         if not (target.exists() and facts.exists()):
             _tokenize(files, tokenizer, target)
@@ -137,6 +135,11 @@ def _open_tokens(path: Path, tokenizer: CorpusTokenizer) -> np.ndarray:
                 "truncated"
             )
         tokens = np.memmap(path, dtype="<u2", mode="r")
+        if len(tokens) > 3 and not tokens[1::2].any():
+            raise CorpusError(
+                f"corpus {path}: every second uint16 is 0, as of 32-bit tokens; a .bin holds 16-bit "
+                "ones, so write a .npy of uint32"
+            )
     else:
         try:
             tokens = np.load(path, mmap_mode="r")
@@ -146,12 +149,24 @@ def _open_tokens(path: Path, tokenizer: CorpusTokenizer) -> np.ndarray:
         raise CorpusError(
             f"corpus {path}: expected integers [n], got {tokens.dtype}{list(tokens.shape)}"
         )
-    if tokens.max() >= tokenizer.vocab_size:
+    most = np.iinfo(tokens.dtype).max
+    if most < tokenizer.vocab_size - 1:
         raise CorpusError(
-            f"corpus {path}: token {tokens.max()} is outside the vocabulary of "
-            f"{tokenizer.vocab_size}"
+            f"corpus {path}: {tokens.dtype} holds ids up to {most}, and the vocabulary has "
+            f"{tokenizer.vocab_size}: these tokens are another vocabulary's, or were cut; write a "
+            ".npy of uint32"
         )
+    _check_ids(str(path), tokens, tokenizer.vocab_size)
     return tokens
+
+
+def _check_ids(name: str, tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises CorpusError where a token is below 0 or beyond the vocabulary."""
+    for token in (tokens.min(), tokens.max()):
+        if not 0 <= token < vocab_size:
+            raise CorpusError(
+                f"corpus {name}: token {token} is outside the vocabulary of {vocab_size}"
+            )
 
 
 def _fingerprint(files: Sequence[TextFile], tokenizer: CorpusTokenizer) -> str:
@@ -169,7 +184,8 @@ def _tokenize(files: Sequence[TextFile], tokenizer: CorpusTokenizer, target: Pat
     count = num_bytes = 0
     with new_file(target) as output:
         _write_header(output, dtype, 0)
-        for tokens, size in _encode_all(documents, tokenizer):
+        for tokens, size in encode_all(documents, tokenizer):
+            _check_ids(target.name, tokens, tokenizer.vocab_size)
             output.write(tokens.astype(dtype).tobytes())
             count += len(tokens)
             num_bytes += size
@@ -186,41 +202,3 @@ def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
     np.lib.format.write_array_header_1_0(
         file, {"descr": descr, "fortran_order": False, "shape": (count,)}
     )
-
-
-def _encode_all(
-    documents: Iterator[str], tokenizer: CorpusTokenizer
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Tokens and UTF-8 bytes of each document, in order, encoded on all cores."""
-    workers = len(os.sched_getaffinity(0))
-    # A forked child of a process with threads can hang; a spawned one cannot.
-    context = multiprocessing.get_context("spawn")
-    with (
-        concurrent.futures.ProcessPoolExecutor(
-            workers, context, _set_tokenizer, (tokenizer,)
-        ) as pool,
-        tqdm(desc="tokenising", unit="B", unit_scale=True) as progress,
-    ):
-        pending = collections.deque()
-
-        def finished():
-            tokens, size = pending.popleft().result()
-            progress.update(size)
-            return tokens, size
-
-        for document in documents:
-            pending.append(pool.submit(_encode, document))
-            if len(pending) > 4 * workers:
-                yield finished()
-        while pending:
-            yield finished()
-
-
-def _set_tokenizer(tokenizer: CorpusTokenizer) -> None:
-    global _tokenizer
-    _tokenizer = tokenizer
-
-
-def _encode(text: str) -> tuple[np.ndarray, int]:
-    tokens = [*_tokenizer.encode(text, bos=True), _tokenizer.eos_id]
-    return np.asarray(tokens), len(text.encode())

@@ -10,6 +10,8 @@ from griffin_jax.training.corpus import Corpus, CorpusError
 
 Batch = dict[str, np.ndarray]
 
+_MOST_ROWS = 2**52
+
 
 class Rows(Protocol):
     """A source of training rows.
@@ -101,7 +103,9 @@ def training_batches(
     def read(batch):
         return _stack([rows.row(int(epoch), int(index)) for epoch, index in batch[places]])
 
-    dataset = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+    # As good as endless; Grain counts batches in floating point, and sys.maxsize rows are too many.
+    epochs = max(_MOST_ROWS // count, 1)
+    dataset = grain.MapDataset.range(count).shuffle(seed=seed).repeat(epochs)
     dataset = dataset.map_with_index(lambda i, row: np.array([i // count, row]))
     dataset = dataset.batch(batch_size).map(read)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)))

@@ -15,7 +15,8 @@ from griffin_jax.models import Griffin, init_params
 from griffin_jax.sharding import make_mesh, row_group, tree_shardings
 from griffin_jax.training.checkpointing import RunCheckpoints
 from griffin_jax.training.config import TrainConfig
-from griffin_jax.training.data import Rows, Windows, evaluation_batches, training_batches
+from griffin_jax.training.corpus import CorpusError
+from griffin_jax.training.data import Batch, Rows, Windows, evaluation_batches, training_batches
 from griffin_jax.training.flops import peak_flops, train_flops_per_token
 from griffin_jax.training.lora import adapt, init_adapter
 from griffin_jax.training.optimizer import adamw, learning_rate_schedule
@@ -120,6 +121,12 @@ class _Run:
         )
         self.eval_step = make_eval_step(model, self.mesh, assemble, loss_chunks=config.loss_chunks)
         self.checkpoints = RunCheckpoints(folder, config)
+        reached = self.checkpoints.latest_step or 0
+        if reached > config.steps:
+            raise ValueError(
+                f"the run in {folder} is at step {reached} already, beyond steps={config.steps}; give "
+                f"at least {reached}, or another run folder"
+            )
         self.batches = training_batches(
             rows, config.batch_size, config.seed, self.rows_here.places(config.batch_size)
         )
@@ -202,6 +209,7 @@ class _Run:
 
     def _one_step(self, stop: bool) -> None:
         batch = next(self.batches)
+        self._check_batch(self.rows, batch)
         arrays = put_batch(batch, self.mesh)
         if jax.process_count() > 1:
             # A signal may reach one process alone, and all must stop after the same step.
@@ -211,6 +219,19 @@ class _Run:
         self._read_metrics()
         self.step += 1
         self.unread = self.step, metrics, batch["start"]
+
+    def _check_batch(self, rows: Rows, batch: Batch, needs_targets: bool = True) -> None:
+        """Raises CorpusError for ids that the model has not, or for a batch that teaches nothing."""
+        size = self.config.model.vocab_size
+        for name in ("inputs", "targets"):
+            low, high = batch[name].min(), batch[name].max()
+            if low < 0 or high >= size:
+                raise CorpusError(
+                    f"token {low if low < 0 else high} is outside the model's vocabulary of {size}, "
+                    f"in {rows.describe(batch['start'])}"
+                )
+        if needs_targets and jax.process_count() == 1 and not batch["mask"].any():
+            raise CorpusError(f"there is no token to learn in {rows.describe(batch['start'])}")
 
     def _read_metrics(self) -> None:
         if self.unread is None:
@@ -265,9 +286,12 @@ class _Run:
         rows = config.batch_size // config.microbatches
         places = self.rows_here.places(rows)
         for batch in evaluation_batches(self.heldout, rows, config.eval_batches, places):
+            self._check_batch(self.heldout, batch, needs_targets=False)
             arrays = put_batch(batch, self.mesh)
             sums.append(self.eval_step(self.state.evaluated, self.frozen, arrays))
         nll, count = np.sum(jax.device_get(sums), axis=0)
+        if not count:
+            return None  # the loss of nothing is no number
         loss = float(nll / count)
         size = self.heldout.corpus.bytes_per_token if isinstance(self.heldout, Windows) else None
         self.log.write(

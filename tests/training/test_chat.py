@@ -69,6 +69,24 @@ def test_conversations_longer_than_a_row_are_cut_and_listed(tmp_path):
     assert rows.row(0, 1)["inputs"].shape == (24,)
 
 
+LONG = [{"role": "user", "content": "a long question " * 30}, CHAT[1]]
+
+
+def test_conversations_whose_answers_are_cut_off_are_left_out(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": LONG}, {"messages": CHAT[:2]}])
+    rows = ChatRows(load_chat(path, TOKENIZER), 24, TOKENIZER.pad_id, "a.jsonl")
+    assert rows.left_out == [1] and len(rows) == 1
+    assert rows.row(0, 0)["mask"].any()
+    assert not ChatRows(load_chat(path, TOKENIZER), 500, TOKENIZER.pad_id, "a.jsonl").left_out
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_chats_with_nothing_to_learn_are_refused_by_line(tmp_path, count):
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": LONG}] * count)
+    with pytest.raises(CorpusError, match=r"line 1.*no answer begins within 24 tokens"):
+        ChatRows(load_chat(path, TOKENIZER), 24, TOKENIZER.pad_id, "a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -78,6 +78,18 @@ def npy(tokens):
         ("a.npy", npy(np.arange(100))[:-8], "truncated or not a .npy file"),
         ("a.npy", npy(np.ones((2, 2), int)), r"expected integers \[n\]"),
         ("a.npy", npy(np.array([2, 260])), "token 260 is outside the vocabulary of 260"),
+        ("a.npy", npy(np.array([2, -100, 5])), "token -100 is outside the vocabulary of 260"),
+        ("a.npy", npy(np.array([2, 2**40])), "is outside the vocabulary of 260"),
+        ("a.npy", npy(np.array([2, 5], np.uint8)), "uint8 holds ids up to 255, and the vocabulary"),
+        ("a.npy", npy(np.array([2, 5], np.int8)), "int8 holds ids up to 127"),
+        ("a.npy", npy(np.array([2.0, 5.0])), r"expected integers \[n\], got float64"),
+        ("a.npy", npy(np.array([True, False])), r"expected integers \[n\], got bool"),
+        (
+            "a.bin",
+            np.array([2, 5, 6, 1], "<u4").tobytes(),
+            "every second uint16 is 0, as of 32-bit",
+        ),
+        ("a.bin", np.array([2, 300], "<u2").tobytes(), "token 300 is outside"),
         ("a.bin", b"\1\0\2", "3 bytes do not divide into uint16 tokens: truncated"),
     ],
 )
@@ -90,6 +102,37 @@ def test_a_damaged_file_is_named_in_one_line(name, data, message, tmp_path):
         else:
             list(read_documents(path))
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_sixteen_bits_hold_no_large_vocabulary(tmp_path):
+    ids = np.array([2, 120_000, 7, 200_001, 1] * 20)
+    ids.astype("<u4").tofile(tmp_path / "a.bin")
+    np.save(tmp_path / "narrow.npy", ids.astype(np.uint16))
+    for name in ("a.bin", "narrow.npy"):
+        with pytest.raises(
+            CorpusError, match="uint16 holds ids up to 65535, and the vocabulary has"
+        ):
+            load_corpus([tmp_path / name], ByteTokenizer(vocab_size=256_000), tmp_path)
+    for dtype in (np.uint32, np.int64, ">u4"):
+        np.save(tmp_path / "a.npy", ids.astype(dtype))
+        np.testing.assert_array_equal(
+            load_corpus([tmp_path / "a.npy"], ByteTokenizer(vocab_size=256_000), tmp_path).tokens,
+            ids,
+        )
+
+
+def test_ids_that_a_tokenizer_should_not_make_are_not_cut_to_fit(tmp_path):
+    class Wild(ByteTokenizer):
+        def encode(self, text, bos=True):
+            return [2, 70_000]
+
+        def __reduce__(self):
+            return ByteTokenizer, ()
+
+    write(tmp_path / "a.txt", b"x")
+    with pytest.raises(CorpusError, match="token 70000 is outside the vocabulary of 260"):
+        load_corpus([tmp_path / "a.txt"], Wild(), tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy"))
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -85,3 +85,17 @@ def test_a_corpus_shorter_than_a_sequence_is_refused():
 
 def test_rows_are_described_by_their_documents():
     assert "documents [0, 1] of letters" in Windows(CORPUS, 4).describe(np.array([0]))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("seq_len", [4, 16])
+def test_any_batch_size_goes_round_and_round(size, seq_len):
+    rows = Windows(CORPUS, seq_len)
+    iterator = training_batches(rows, size, seed=5)
+    seen = [int(start) for _ in range(3 * len(rows)) for start in next(iterator)["start"]]
+    assert len(seen) == 3 * len(rows) * size
+    # Every row of the first epoch comes once before any comes again.
+    assert sorted(seen[: len(rows)]) == [i * seq_len for i in range(len(rows))]
+    again = training_batches(rows, size, seed=5)
+    again.set_state(iterator.get_state())
+    np.testing.assert_array_equal(next(again)["inputs"], next(iterator)["inputs"])

@@ -128,3 +128,53 @@ def test_a_run_of_another_config_is_refused(changes, message, uninterrupted):
     with pytest.raises(ValueError, match=message):
         train(make_config(**changes), folder, make_rows())
     assert json.loads((folder / "run.json").read_text()) == before
+
+
+class Odd:
+    """Rows like those of a corpus, with something wrong."""
+
+    def __init__(self, rows, **changes):
+        self._rows, self._changes = rows, changes
+
+    def __len__(self):
+        return len(self._rows)
+
+    def row(self, epoch, index):
+        return self._rows.row(epoch, index) | {
+            name: np.full_like(self._rows.row(epoch, index)[name], value)
+            for name, value in self._changes.items()
+        }
+
+    def describe(self, starts):
+        return self._rows.describe(starts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"inputs": -100}, r"token -100 is outside the model's vocabulary of 64, in documents \["),
+        ({"targets": 64}, "token 64 is outside the model's vocabulary of 64"),
+        ({"mask": 0}, r"there is no token to learn in documents \["),
+    ],
+)
+def test_rows_that_cannot_be_learnt_from_end_the_run_before_a_step(tmp_path, changes, line):
+    with pytest.raises(ValueError, match=line) as caught:
+        train(make_config(dropout=0.0), tmp_path / "run", Odd(make_rows(), **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_heldout_rows_without_a_target_have_no_loss_and_no_nan_in_the_metrics(tmp_path):
+    rows = make_rows()
+    config = make_config(steps=6, eval_every=2, checkpoint_every=4, dropout=0.0)
+    result = train(config, tmp_path / "run", rows, Odd(rows, mask=0))
+    assert result.finished and result.heldout_loss is None
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "heldout_loss" not in text
+
+
+def test_a_run_beyond_its_last_step_is_told_and_kept(tmp_path, uninterrupted):
+    folder, _ = uninterrupted
+    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    with pytest.raises(ValueError, match=r"the run in .* is at step 60 already, beyond steps=20"):
+        train(make_config(steps=20), folder, make_rows(), make_rows())
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
