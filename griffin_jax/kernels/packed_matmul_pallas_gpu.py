@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
+from griffin_jax.kernels import triton
 from griffin_jax.quantization import codes
 from griffin_jax.quantization.tensor import QuantizedTensor, decode
 
@@ -33,6 +33,8 @@ LEAVES = ("packed", "absmax", *_NESTED)
 
 def serves(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
     """None, or why the kernels do not serve so many rows of inputs under these weights."""
+    if reason := triton.missing():
+        return reason
     if not 1 <= rows <= MAX_ROWS:
         return f"{rows} rows of inputs are more than {MAX_ROWS}"
     for weight in weights:
@@ -94,7 +96,7 @@ def lookup(packed, quant_type, interpret):
             for half in (packed >> 4, packed & 15)
         )
     return tuple(
-        plgpu.elementwise_inline_asm(
+        triton.elementwise_inline_asm(
             _lookup_asm(quant_type, first_bit),
             args=[packed],
             constraints="=&f,=&f,=&f,=&f,r",
@@ -247,7 +249,7 @@ def _tile_kernel(even_ref, odd_ref, *refs, weights, names, interpret):
             for x_ref, half in zip((even_ref, odd_ref), halves, strict=True):
                 x = x_ref[:, columns]
                 values = (half.reshape(tile) * scale).reshape(_OUT_TILE, -1).astype(x.dtype)
-                sums += plgpu.dot(x, values, trans_b=True, precision=precision)
+                sums += triton.dot(x, values, trans_b=True, precision=precision)
             return sums
 
         turns = weight.shape[1] // (2 * _BYTES_TILE)
@@ -281,7 +283,7 @@ def _call(kernel, halves, weights, outputs, out_shapes, num_warps, num_stages, i
         functools.partial(kernel, weights=weights, names=names, interpret=interpret),
         grid=(sum(weight.shape[0] for weight in weights) // outputs,),
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in out_shapes],
-        compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
+        compiler_params=triton.CompilerParams(num_warps=num_warps, num_stages=num_stages),
         name=kernel.__name__.strip("_"),
         interpret=interpret,
     )(*halves, *leaves)

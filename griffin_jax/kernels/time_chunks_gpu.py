@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
+
+from griffin_jax.kernels import triton
 
 CHANNELS = 32  # of one program, one for each lane
 _FEW = 16  # programs leave most of a GPU idle
@@ -29,6 +30,8 @@ _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt
 
 def serves(shape: tuple[int, int, int], steps: int) -> str | None:
     """None, or the reason why chunks do not serve inputs [B, T, R]; `steps` are the fewest."""
+    if reason := triton.missing():
+        return reason
     batch, time, width = shape
     if width % CHANNELS:
         return f"recurrence width {width} is not a multiple of {CHANNELS}"
@@ -134,7 +137,7 @@ class Chunks:
                 jax.ShapeDtypeStruct(states.shape, states.dtype),
             ],
             input_output_aliases={len(inputs): len(outputs)},
-            compiler_params=plgpu.CompilerParams(num_warps=self.groups, num_stages=1),
+            compiler_params=triton.CompilerParams(num_warps=self.groups, num_stages=1),
             interpret=self.interpret,
         )(*(array for _, array in inputs), states)
         return results, lax.bitcast_convert_type(states[:, -1], jnp.float32)
@@ -247,7 +250,7 @@ class Chunk:
         """
 
         def read():
-            return plgpu.load(self._states.at[self._turn, self.lanes], volatile=True)
+            return triton.load(self._states.at[self._turn, self.lanes], volatile=True)
 
         def missing(bits):
             return jnp.max((bits == _EMPTY).astype(jnp.int32)) > 0
@@ -265,7 +268,7 @@ class Chunk:
 
 
 def _assembly(code, constraints, *arguments):
-    return plgpu.elementwise_inline_asm(
+    return triton.elementwise_inline_asm(
         code,
         args=arguments,
         constraints=constraints,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from griffin_jax.config import ATTENTION, GriffinConfig
 from griffin_jax.devices import current_mesh
+from griffin_jax.kernels import triton
 from griffin_jax.kernels.rotary import rotary_angles
 from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.attention import SLOTS, attention_step
@@ -21,6 +22,8 @@ _MAX_CHUNKS = 128  # of a ring
 
 def serves(config: GriffinConfig, kind: str, params: dict, x: jax.Array, state) -> str | None:
     """None, or why the kernels of a step do not serve these arrays."""
+    if reason := triton.missing():
+        return reason
     if x.shape[:2] != (1, 1):
         return f"{x.shape[0]} rows of {x.shape[1]} tokens are more than one token"
     if isinstance(state, LayerOf):

@@ -55,22 +55,22 @@ def quantize_flat(weight: jax.Array, quant_type: str, block_size: int):
       packed uint8[ceil(size / 2)] and absmax float32[ceil(size / block_size)]. A block with NaN
       or infinity has the absmax infinity.
     """
-    flat = weight.reshape(-1)
+    form = _FORMATS[weight.dtype.name]
+    # Integers before anything else: XLA pads bfloat16 on a CPU by way of float32, and flushes.
+    flat = jax.lax.bitcast_convert_type(weight, form.integer).reshape(-1)
     whole = flat.size - flat.size % block_size
-    packed, absmax = _quantize_blocks(flat[:whole].reshape(-1, block_size), quant_type)
+    packed, absmax = _quantize_blocks(flat[:whole].reshape(-1, block_size), form, quant_type)
     packed = packed.reshape(-1)
     if whole < flat.size:
         last = jnp.pad(flat[whole:], (0, (flat.size - whole) % 2))
-        last_packed, last_absmax = _quantize_blocks(last[None], quant_type, divide=True)
+        last_packed, last_absmax = _quantize_blocks(last[None], form, quant_type, divide=True)
         packed = jnp.concatenate([packed, last_packed[0]])
         absmax = jnp.concatenate([absmax, jnp.maximum(last_absmax, _SMALLEST_DIVISOR)])
     return packed, jax.lax.bitcast_convert_type(absmax, jnp.float32)
 
 
-def _quantize_blocks(blocks: jax.Array, quant_type: str, divide: bool = False):
-    """[n, block] weights to packed uint8[n, block / 2] and the bits of absmax int32[n]."""
-    form = _FORMATS[blocks.dtype.name]
-    bits = jax.lax.bitcast_convert_type(blocks, form.integer)
+def _quantize_blocks(bits: jax.Array, form: _Format, quant_type: str, divide: bool = False):
+    """The bits of [n, block] weights to packed uint8[n, block / 2] and the bits of absmax int32[n]."""
     largest = jnp.iinfo(form.integer).max
     absmax = jnp.max(bits & largest, axis=1).astype(jnp.int32)
     finite = absmax < form.infinity
@@ -80,7 +80,7 @@ def _quantize_blocks(blocks: jax.Array, quant_type: str, divide: bool = False):
 
     keys = jnp.where(bits < 0, bits ^ largest, bits)
     order = codes.ordered_codes(quant_type)
-    code = jnp.full(blocks.shape, order[0], jnp.uint8)
+    code = jnp.full(bits.shape, order[0], jnp.uint8)
     for index, step in enumerate(np.diff(order).astype(np.uint8)):
         code += jnp.where(keys > limits[:, index, None], step, jnp.uint8(0))
     return (code[:, ::2] << 4) | code[:, 1::2], absmax

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from griffin_jax.devices import BATCH
@@ -21,7 +21,7 @@ def is_first() -> bool:
 def wait_for_all(what: str) -> None:
     """Returns when every process has come to this point; `what` names it in errors."""
     if jax.process_count() > 1:
-        ocp.multihost.sync_global_processes(what)
+        multihost_utils.sync_global_devices(what)
 
 
 def to_host(tree: Any) -> Any:

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
+from griffin_jax.kernels import triton
 from griffin_jax.kernels.step_gpu.block import run_block
 from griffin_jax.kernels.step_gpu.launch import Phase, divide
 from griffin_jax.kernels.step_gpu.products import (
@@ -75,7 +75,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
             if head.ndim:
                 places = head[:, None] * size + places[None]
                 mask = jnp.broadcast_to((head < heads)[:, None], places.shape)
-                return plgpu.load(refs["q"].at[places], mask=mask, other=0.0)
+                return triton.load(refs["q"].at[places], mask=mask, other=0.0)
             return refs["q"][head * size + places]
 
         return rotate(refs, load)
@@ -91,7 +91,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
         scores = jnp.zeros((rows, SLOTS), f32)
         for first, count, q in rotated_query(refs, jnp.arange(rows)):
             keys = refs["keys"][own, pl.ds(first, count)].astype(dtype)
-            scores += plgpu.dot(q, keys, trans_b=True)
+            scores += triton.dot(q, keys, trans_b=True)
         scores *= size**-0.5
         slot = i * SLOTS + jnp.arange(SLOTS, dtype=jnp.int32)
         # How long ago a slot was written, 1 for the newest. A number below zero: never.
@@ -104,7 +104,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
         values = refs["values"][own, :].astype(dtype)
         refs["largest"][i, :] = largest
         refs["sums"][i, :] = weights.sum(axis=1)
-        refs["mixed"][i, :, :] = plgpu.dot(weights.astype(dtype), values)
+        refs["mixed"][i, :, :] = triton.dot(weights.astype(dtype), values)
 
     def mix(refs, i, wait):
         wait()
@@ -113,7 +113,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
         head, column = divide(i * _COLUMNS, size)
 
         def of_chunks(name, other):
-            return plgpu.load(refs[name].at[chunk, head], mask=chunk < chunks, other=other)
+            return triton.load(refs[name].at[chunk, head], mask=chunk < chunks, other=other)
 
         # The token itself, which the ring does not hold yet.
         pairs = zip(rotated_query(refs, head), rotated_key(refs), strict=True)
@@ -125,7 +125,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
         own = jnp.exp(score - most)
         total = (shares * of_chunks("sums", 0.0)).sum() + own
         columns = column + jnp.arange(_COLUMNS, dtype=jnp.int32)
-        mixed = plgpu.load(
+        mixed = triton.load(
             refs["mixed"].at[chunk[:, None], head, columns[None]],
             mask=jnp.broadcast_to((chunk < chunks)[:, None], (some, _COLUMNS)),
             other=0.0,
@@ -142,7 +142,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
         for name, parts in ("keys", rotated_key(refs)), ("values", [value]):
             for first, count, new in parts:
                 places = first + jnp.arange(count, dtype=jnp.int32)
-                plgpu.store(
+                triton.store(
                     refs[name].at[slot, places],
                     new.astype(refs[name].dtype),
                     mask=jnp.broadcast_to(taken, (count,)),

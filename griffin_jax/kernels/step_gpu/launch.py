@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
+
+from griffin_jax.kernels import triton
 
 Body = Callable[[dict[str, Any], jax.Array, Callable[[], None]], None]
 
@@ -131,7 +132,7 @@ def _launch(phases, turns, arrays, *, name, num_warps, first, interpret):
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in updates.values()),
         ],
         input_output_aliases={len(leaves) + i: len(outputs) + i for i in range(len(updates))},
-        compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=num_warps, num_stages=1),
         name=name,
         interpret=interpret,
     )(*leaves, *updates.values())
@@ -143,8 +144,8 @@ def _count(counts, phase, interpret):
     if interpret:
         counts[phase] += 1
         return
-    plgpu.debug_barrier()  # all threads of this program have written
-    plgpu.atomic_add(counts, (phase,), 1)  # releases what they wrote
+    triton.debug_barrier()  # all threads of this program have written
+    triton.atomic_add(counts, (phase,), 1)  # releases what they wrote
 
 
 def _wait(counts, phase, programs):
@@ -155,7 +156,7 @@ def _wait(counts, phase, programs):
     """
 
     def poll():
-        return plgpu.atomic_add(counts, (phase,), 0)
+        return triton.atomic_add(counts, (phase,), 0)
 
     lax.while_loop(lambda seen: seen < programs, lambda _: poll(), poll())
 

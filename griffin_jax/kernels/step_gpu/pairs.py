@@ -16,8 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.pallas import triton as plgpu
 
+from griffin_jax.kernels import triton
 from griffin_jax.kernels.packed_matmul_pallas_gpu import LEAVES, lane_codes_asm, lookup, scales_at
 
 WARPS = 8  # of a program, which has a thread for each pair of codes
@@ -134,7 +134,7 @@ def ask(
         """
         first, column = places(piece, _BYTES)
         return [
-            plgpu.load(weights[which].packed.at[first + offset, column], volatile=True)
+            triton.load(weights[which].packed.at[first + offset, column], volatile=True)
             for offset, which in rows
         ]
 
@@ -210,7 +210,7 @@ def _asm(text, arguments, result=jnp.int16):
     for argument in arguments:
         kind = "f" if argument.dtype == jnp.float32 else "r"
         kinds += [kind] * (2 * argument.dtype.itemsize)
-    return plgpu.elementwise_inline_asm(
+    return triton.elementwise_inline_asm(
         text,
         args=arguments,
         constraints=",".join(kinds),

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
+from griffin_jax.kernels import triton
 from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.launch import Body
 from griffin_jax.quantization.tensor import QuantizedTensor
@@ -172,7 +172,7 @@ def _whole(ref, interpret):
     if interpret:
         return ref[...]
     place = jnp.arange(1 << (ref.size - 1).bit_length(), dtype=jnp.int32)
-    return plgpu.load(ref.at[place], mask=place < ref.size, other=0.0)
+    return triton.load(ref.at[place], mask=place < ref.size, other=0.0)
 
 
 def _add(total, size, part):
