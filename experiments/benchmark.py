@@ -12,15 +12,15 @@ machine described; `experiments.tables` makes tables and plots of it. --profile=
 time per kernel of a decoding burst.
 """
 
+import functools
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _CONFIG = command.define_config("bench_decode.py")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
@@ -35,7 +35,9 @@ def main() -> None:
     config = json.loads(_CONFIG.value.to_json_best_effort())
     config["profile"] = _PROFILE.value is not None
     config["verbosity"] = flags.FLAGS.verbosity
-    save = (lambda found: results.write(Path(_OUTPUT.value), found)) if _OUTPUT.value else None
+    output = outputs.file(_OUTPUT)
+    outputs.folder(_PROFILE)
+    save = None if output is None else functools.partial(results.write, output)
     run.measure(config, begin=show_machine, report=show, **({"save": save} if save else {}))
 
 
@@ -52,15 +54,15 @@ def show_machine(found: dict[str, Any]) -> None:
 
 def show(row: dict[str, Any]) -> None:
     from griffin_jax.benchmarks import kernel_profile, results
+    from griffin_jax.files import write_text
 
     print(results.line(row), flush=True)
     if kernels := row.pop("kernels", None):
-        folder = Path(_PROFILE.value)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = outputs.folder(_PROFILE)
         times = [kernel_profile.KernelTime(**kernel) for kernel in kernels]
         text = kernel_profile.format_profile(times, per=row["burst"])
         file = folder / (re.sub("[^A-Za-z0-9.-]", "_", results.name(row)) + ".txt")
-        file.write_text(text + "\n", encoding="utf-8")
+        write_text(file, text + "\n")
         print(text, flush=True)
 
 

@@ -13,7 +13,6 @@ DIR/mmlu/SUBJECT/{dev,test}.jsonl.
   --checkpoint=random:recurrentgemma-9b --quantization=nf4   a published shape with random weights
 """
 
-import json
 import logging
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "The model; or random:PRESET.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "benchmarks", "Folder of the questions.")
@@ -49,6 +48,7 @@ def main() -> None:
     except ImportError as error:
         raise ImportError(f"{error}: pip install 'griffin_jax[eval]'") from None
 
+    output = outputs.file(_OUTPUT)
     requests = mmlu_requests(_DATA_DIR.value, _SUBJECTS.value, _LIMIT.value)
     questions = len({id(request.doc) for request in requests})
     print(f"{questions} questions, {len(requests)} choices", file=sys.stderr)
@@ -75,7 +75,11 @@ def main() -> None:
     if _HF.value:
         seconds, first, answers["hf"] = ask_hf(model, requests)
         rows.append(row("transformers by the harness's hf", questions, seconds, first))
-    report(rows, answers, model, count(lm, requests))
+    content = report(rows, answers, model, count(lm, requests))
+    if output is not None:
+        from griffin_jax.files import write_json
+
+        write_json(output, content)
 
 
 def mmlu_requests(data_dir: str, subjects: int, limit: int) -> list:
@@ -170,8 +174,8 @@ def row(name, questions, seconds, first, tokens=None, padded=None, calls=None) -
     }
 
 
-def report(rows, answers, lm, counts) -> None:
-    """Prints the table, and writes the results where the user wants them."""
+def report(rows, answers, lm, counts) -> dict:
+    """Prints the table; returns the results, ready for JSON."""
     import numpy as np
 
     from griffin_jax.benchmarks import forking_report
@@ -197,12 +201,7 @@ def report(rows, answers, lm, counts) -> None:
         "differences": differences,
     }
     print(forking_report.markdown(content))
-    if _OUTPUT.value:
-        path = Path(_OUTPUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+    return content
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ model.
 
 import dataclasses
 import json
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _CONFIG = command.define_config("compare_tiny.py")
 _OUTPUT = flags.DEFINE_string("output", "runs/comparison", "Folder for the report.")
@@ -68,9 +66,9 @@ class Run:
 
 def main() -> None:
     _import_pyplot()
-    config = _CONFIG.value
+    config, folder = _CONFIG.value, outputs.folder(_OUTPUT)
     runs = [open_run(text, config) for text in config.runs]
-    write_report(Path(_OUTPUT.value), runs, config)
+    write_report(folder, runs, config)
 
 
 def open_run(text: str, config: Any) -> Run:
@@ -80,16 +78,18 @@ def open_run(text: str, config: Any) -> Run:
       ValueError: the text is not of that form.
       FileNotFoundError: there is no such run, or it has trained nothing yet.
     """
+    from griffin_jax.files import write_json
+    from griffin_jax.paths import resolve
     from griffin_jax.training.run_log import read_metrics
 
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise ValueError(f"run {text!r} must be NAME=FOLDER, such as 'Griffin=runs/griffin-tiny'")
-    folder = Path(folder)
+    folder = resolve(folder, f"run {name}")
     metrics = read_metrics(folder / "metrics.jsonl")
     if not any("heldout_loss" in line for line in metrics):
         raise FileNotFoundError(f"{folder}: no run with held-out loss there; train {name} first")
-    identity = json.loads((folder / "run.json").read_text())
+    identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     # Tuples are lists in JSON.
     settings = json.loads(
         json.dumps(
@@ -98,11 +98,11 @@ def open_run(text: str, config: Any) -> Run:
         )
     )
     path = folder / "evaluation.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if known.get("settings") != settings:
         print(f"[measuring {name}]", file=sys.stderr, flush=True)
         known = {"settings": settings, "found": _measure(folder / "model", config)}
-        _write(path, lambda partial: partial.write_text(json.dumps(known, indent=2)))
+        write_json(path, known)
     return Run(name, folder, identity, metrics, known["found"])
 
 
@@ -139,6 +139,8 @@ def curves_by_position(runs: list[Run]) -> dict[str, list[dict[str, float]]]:
 
 def write_report(folder: Path, runs: list[Run], config: Any) -> None:
     """Prints the tables and writes the report's files."""
+    from griffin_jax.files import new_file, write_json, write_text
+
     summaries = {run.name: run.summary() for run in runs}
     rows = [
         [
@@ -193,19 +195,19 @@ Made by `python -m experiments.compare_training`; results.json holds all figures
 what each run logged.
 """
     print(quality, positions, sep="\n\n")
-    folder.mkdir(parents=True, exist_ok=True)
-    results = json.dumps(summaries, indent=2)
-    _write(folder / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
-    _write(folder / "results.json", lambda path: path.write_text(results))
-    _write(folder / "loss.png", lambda path: plot_losses(path, runs))
-    _write(folder / "position.png", lambda path: plot_positions(path, curves, seq_len))
+    write_text(folder / "README.md", page)
+    write_json(folder / "results.json", summaries)
+    with new_file(folder / "loss.png") as file:
+        plot_losses(file, runs)
+    with new_file(folder / "position.png") as file:
+        plot_positions(file, curves, seq_len)
     for run in runs:
-        copy = folder / f"{run.name.lower()}.jsonl"
-        _write(copy, lambda path, run=run: shutil.copyfile(run.folder / "metrics.jsonl", path))
+        metrics = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+        write_text(folder / f"{run.name.lower()}.jsonl", metrics)
     print(f"{folder}: the report")
 
 
-def plot_losses(path: Path, runs: list[Run]) -> None:
+def plot_losses(file: BinaryIO, runs: list[Run]) -> None:
     """Training loss, faint, and held-out loss of every run over tokens."""
     figure, axis = _import_pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     for index, run in enumerate(runs):
@@ -225,10 +227,10 @@ def plot_losses(path: Path, runs: list[Run]) -> None:
     axis.set_ylabel("nats per token (faint: training)")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(file, dpi=110, format="png")
 
 
-def plot_positions(path: Path, curves: dict[str, list[dict[str, float]]], seq_len: int) -> None:
+def plot_positions(file: BinaryIO, curves: dict[str, list[dict[str, float]]], seq_len: int) -> None:
     """Loss by position; beyond the dotted line no position was ever trained."""
     figure, axis = _import_pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     for name, curve in curves.items():
@@ -244,7 +246,7 @@ def plot_positions(path: Path, curves: dict[str, list[dict[str, float]]], seq_le
     axis.set_ylabel("nats per token")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(file, dpi=110, format="png")
 
 
 def _import_pyplot():
@@ -254,12 +256,6 @@ def _import_pyplot():
         raise ImportError("the plots need matplotlib: pip install griffin_jax[bench]") from None
     plt.switch_backend("Agg")
     return plt
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from experiments import command
+from experiments import command, outputs
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU here may be in use
 
@@ -37,8 +37,17 @@ def main() -> None:
     if not _SWEEP.value:
         _print(_compile(config))
         return
-    folder = Path(_OUTPUT.value)
-    folder.mkdir(parents=True, exist_ok=True)
+    from griffin_jax.locks import Lock
+    from griffin_jax.paths import make_folder
+
+    folder = make_folder(outputs.folder(_OUTPUT))
+    with Lock(folder / ".lock", str(folder)):
+        _sweep(folder, config)
+
+
+def _sweep(folder: Path, config: dict[str, Any]) -> None:
+    from griffin_jax.files import write_json
+
     file = folder / "compiled.json"
     done = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     known = {json.dumps(entry["row"], sort_keys=True): entry for entry in done}
@@ -51,8 +60,8 @@ def main() -> None:
         kept.append(known[key])
         # What a row that is yet to come would find is not lost.
         rest = [entry for other, entry in known.items() if entry not in kept]
-        _write(file, json.dumps([*kept, *rest], indent=1) + "\n")
-    _write(file, json.dumps(kept, indent=1) + "\n")
+        write_json(file, [*kept, *rest], indent=1)
+    write_json(file, kept, indent=1)
     _write_page(folder, [entry["result"] for entry in kept])
 
 
@@ -129,10 +138,11 @@ def _size(num_bytes):
 
 def _write_page(folder: Path, results: list[dict[str, Any]]) -> None:
     from griffin_jax.ahead_of_time import scaling
+    from griffin_jax.files import write_json, write_text
 
-    measured = scaling.measured_figures(Path(_CONFIG.value.benchmarks))
+    measured = scaling.measured_figures(_CONFIG.value.benchmarks)
     points = scaling.points()
-    _write(folder / "scaling.json", json.dumps([dataclasses.asdict(p) for p in points], indent=1))
+    write_json(folder / "scaling.json", [dataclasses.asdict(p) for p in points], indent=1)
     scaling.plot(points, folder / "scaling.png")
     head = [
         "program",
@@ -151,7 +161,7 @@ def _write_page(folder: Path, results: list[dict[str, Any]]) -> None:
     page = page.replace("{machine}", command.machine())
     page = page.replace("{scaling}", command.table(*scaling.table(points)))
     page = page.replace("{errors}", command.table(*scaling.errors_table(measured)))
-    _write(folder / "README.md", page)
+    write_text(folder / "README.md", page)
 
 
 def _cells(result):
@@ -175,12 +185,6 @@ def _cells(result):
         f"{result['estimate']['seconds'] * 1e3:.2f}" if "estimate" in result else "",
         f"{floor['tokens_per_second_per_chip']:,.0f}",
     ]
-
-
-def _write(path, text):
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _CONFIG = command.define_config("convert.py")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
@@ -27,20 +27,20 @@ def main() -> None:
     from griffin_jax.config import check_dtype
     from griffin_jax.tokenizer import find_tokenizer
 
-    config = _CONFIG.value
+    config, output = _CONFIG.value, outputs.new_folder(_OUTPUT)
     if config.dtype is not None:
         check_dtype(config.dtype)
     folder = checkpoints.find_folder(_CHECKPOINT.value)
     source = checkpoints.open_checkpoint(folder)
     checkpoints.save_leaves(
-        _OUTPUT.value,
+        output,
         source.config,
         converted(source, config.dtype, config.dequantize),
         format=config.format,
         tokenizer=find_tokenizer(folder, source.config),
         quantization=source.quantization,
     )
-    print(f"{_OUTPUT.value}: the converted model")
+    print(f"{output}: the converted model")
 
 
 def converted(source: Any, dtype: str | None, dequantize: bool) -> Iterator[tuple[str, Any]]:

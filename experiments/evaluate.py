@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _CONFIG = command.define_config("eval_quality.py")
 _OUTPUT = flags.DEFINE_string("output", "runs/evaluation", "Folder for results and kept answers.")
@@ -36,13 +36,14 @@ def main() -> None:
     import jax
 
     from griffin_jax.evaluation import harness, model, report, run, suites
+    from griffin_jax.files import write_json
     from griffin_jax.sharding import is_first
 
     # After the imports: huggingface_hub sets its own level.
     for name in ("lm_eval", "datasets", "huggingface_hub", "griffin_jax", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    config, folder = _CONFIG.value, Path(_OUTPUT.value)
+    config, folder = _CONFIG.value, outputs.folder(_OUTPUT)
     rows = suites.select(config.rows, config.tasks)
     name = file_name(config)
     options = run.Options(
@@ -57,7 +58,6 @@ def main() -> None:
         only_named=bool(config.tasks),
     )
     model.check_tokenizer(config.checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
     runs, reasons = run.prepare(rows, options)
     for reason in reasons.values():
         note(f"left out: {reason}")
@@ -92,7 +92,7 @@ def main() -> None:
         outcomes[key] = outcome = run.execute(lm, prepared, options, cache)
         if not is_first():
             continue
-        write_json(path, report.document(setting, rows, average, outcomes, reasons))
+        write_json(path, report.document(setting, rows, average, outcomes, reasons), default=str)
         if config.log_samples:
             write_samples(folder / f"{name}-samples", outcome)
         note(summary(prepared.task, outcome))
@@ -179,21 +179,11 @@ def write_samples(folder: Path, outcome) -> None:
     """A file of JSON lines for each task: every question, what was asked and what was answered."""
     from lm_eval.utils import handle_non_serializable
 
-    folder.mkdir(exist_ok=True)
+    from griffin_jax.files import write_text
+
     for task, samples in outcome.samples.items():
         lines = [json.dumps(sample, default=handle_non_serializable) for sample in samples]
-        replace(folder / f"{task}.jsonl", "\n".join(lines) + "\n")
-
-
-def write_json(path: Path, content: dict) -> None:
-    replace(path, json.dumps(content, indent=2, default=str) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+        write_text(folder / f"{task}.jsonl", "\n".join(lines) + "\n")
 
 
 def note(line: str) -> None:

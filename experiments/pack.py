@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _INTERPRETER = command.peak_memory()
 
@@ -102,13 +102,13 @@ def main() -> None:
     from griffin_jax import QuantizationConfig, checkpoints
     from griffin_jax.tokenizer import find_tokenizer
 
-    config = _CONFIG.value
+    config, output = _CONFIG.value, outputs.new_folder(_OUTPUT)
     settings = QuantizationConfig(**config.quantization)
     folder = checkpoints.find_folder(_CHECKPOINT.value)
     source = checkpoints.open_checkpoint(folder)
     packer = Packer(source, settings, config.block_size)
     checkpoints.save_leaves(
-        _OUTPUT.value,
+        output,
         source.config,
         packer.leaves(),
         format=config.format,
@@ -116,7 +116,7 @@ def main() -> None:
         quantization=settings.to_dict(),
     )
     print(packer.report())
-    print(f"{_OUTPUT.value}: the packed model")
+    print(f"{output}: the packed model")
     above = (command.peak_memory() - _INTERPRETER) / 1e9
     print(f"peak memory: {above:.2f} GB above the interpreter's {_INTERPRETER / 1e9:.2f}")
 

@@ -91,6 +91,13 @@ def several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def is_first() -> bool:
+    """Whether this process is alone or the first of several, which no backend is asked for."""
+    import jax
+
+    return not several() or jax.process_index() == 0
+
+
 def _arguments() -> dict | None:
     """For `jax.distributed.initialize`; None for a process alone."""
     named = {

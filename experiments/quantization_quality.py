@@ -12,15 +12,14 @@ all fields.
 """
 
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _ROOT = Path(__file__).parents[1]
 _CONFIG = command.define_config("quantization_quality.py")
@@ -57,13 +56,13 @@ def main() -> None:
     from griffin_jax.training import corpus
 
     _import_pyplot()
-    config = _CONFIG.value
+    config, folder = _CONFIG.value, outputs.folder(_OUTPUT)
     lm = griffin_jax.load(_CHECKPOINT.value, dtype=config.dtype)
     if lm.tokenizer is None:
         raise ValueError(f"{_CHECKPOINT.value} has no tokenizer; put its tokenizer.model there")
     texts = [_beginning(text, config.max_bytes) for text in corpus.read_documents(_TEXT.value)]
     rows = measure(lm, stored_weights(_CHECKPOINT.value), texts, config)
-    write_report(Path(_OUTPUT.value), rows, texts)
+    write_report(folder, rows, texts)
 
 
 def stored_weights(checkpoint: str) -> dict[str, Any]:
@@ -151,6 +150,8 @@ def _beginning(text, max_bytes):
 
 def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
     """Prints the table and writes README.md, results.json and quality.png."""
+    from griffin_jax.files import new_file, write_json, write_text
+
     base = rows[0]
     cells = [
         [
@@ -181,14 +182,14 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
         f"--config.max_bytes={_CONFIG.value.max_bytes}`.\n"
     )
     results = {"setting": setting, "rows": [dataclasses.asdict(row) for row in rows]}
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "README.md", lambda path: path.write_text(page, encoding="utf-8"))
-    _write(folder / "results.json", lambda path: path.write_text(json.dumps(results, indent=2)))
-    _write(folder / "quality.png", lambda path: plot(path, rows))
+    write_text(folder / "README.md", page)
+    write_json(folder / "results.json", results)
+    with new_file(folder / "quality.png") as file:
+        plot(file, rows)
     print(f"{folder}: the report")
 
 
-def plot(path: Path, rows: list[Row]) -> None:
+def plot(file: BinaryIO, rows: list[Row]) -> None:
     """Bits per byte, and divergence, over stored bits per linear weight."""
     figure, axes = _import_pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     base, packed = rows[0], sorted(rows[1:], key=lambda row: row.bits_per_weight)
@@ -209,7 +210,7 @@ def plot(path: Path, rows: list[Row]) -> None:
     axes[0].set_ylabel("bits per byte")
     axes[1].set_ylabel("KL, nats per token")
     axes[0].legend()
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(file, dpi=110, format="png")
 
 
 def _import_pyplot():
@@ -219,12 +220,6 @@ def _import_pyplot():
         raise ImportError("the plot needs matplotlib: pip install griffin_jax[bench]") from None
     plt.switch_backend("Agg")
     return plt
-
-
-def _write(path: Path, write) -> None:
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _PRESET = flags.DEFINE_string("preset", "tiny", "Shape: recurrentgemma-2b, recurrentgemma-9b, ...")
 _OUTPUT = flags.DEFINE_string("output", "runs/random", "Folder to make.")
@@ -26,10 +26,11 @@ def main() -> None:
     import griffin_jax
     from griffin_jax import checkpoints
 
+    output = outputs.new_folder(_OUTPUT)
     config = griffin_jax.preset(_PRESET.value)
     leaves = random_leaves(config, np.dtype(_DTYPE.value), _SEED.value)
-    checkpoints.save_leaves(_OUTPUT.value, config, leaves)
-    print(f"{_OUTPUT.value}: {_PRESET.value} with random weights")
+    checkpoints.save_leaves(output, config, leaves)
+    print(f"{output}: {_PRESET.value} with random weights")
 
 
 def random_leaves(config, dtype: np.dtype, seed: int) -> Iterator[tuple[str, np.ndarray]]:

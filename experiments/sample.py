@@ -14,12 +14,12 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from absl import flags
 
-from experiments import command, processes
+from experiments import command, outputs, processes
 
 _BEGIN = time.monotonic()
 _DEFAULT_PROMPT = "It was a dark night, and"
@@ -27,7 +27,9 @@ _DEFAULT_PROMPT = "It was a dark night, and"
 _CONFIG = command.define_config("sample.py")
 _PROMPT = flags.DEFINE_string("prompt", None, f"Text to continue; {_DEFAULT_PROMPT!r} if none.")
 _PROMPTS = flags.DEFINE_string(
-    "prompts", None, "File with a prompt per line; if .jsonl, a string or {'prompt': ...} per line."
+    "prompts",
+    None,
+    "File with a prompt per line, - for standard input; if .jsonl, a string or {'prompt': ...} each.",
 )
 _INTERACTIVE = flags.DEFINE_bool("interactive", False, "Chat at the keyboard.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the JSON lines; standard output if none.")
@@ -41,19 +43,24 @@ def main() -> None:
     drawing = SamplingConfig(**sampling(config))
     if sum([_PROMPT.value is not None, _PROMPTS.value is not None, _INTERACTIVE.value]) > 1:
         raise ValueError("give one of --prompt, --prompts and --interactive")
-    if _OUTPUT.value and not _PROMPTS.value:
+    if _OUTPUT.value is not None and _PROMPTS.value is None:
         raise ValueError("--output goes with --prompts")
-    if _OUTPUT.value and not Path(_OUTPUT.value).parent.is_dir():
-        raise ValueError(f"--output={_OUTPUT.value}: its folder does not exist; make it first")
     if _INTERACTIVE.value and processes.several():
         raise ValueError("--interactive is for one process; give --prompt or --prompts")
     if _PROMPT.value == "":
         raise ValueError("--prompt is empty; give some text")
-    prompts = None if _PROMPTS.value is None else read_prompts(Path(_PROMPTS.value))
+    if _INTERACTIVE.value and sys.stdin is None:
+        raise ValueError("--interactive reads standard input, which is closed")
+    prompts, output = None, None
+    if _PROMPTS.value is not None:
+        output = outputs.file(_OUTPUT, inputs=[_PROMPTS.value])
+        if output is not None and not output.parent.is_dir():
+            raise ValueError(f"--output={output}: its folder does not exist; make it first")
+        prompts = read_prompts(_PROMPTS.value)
 
     lm = load_model(config)
     if prompts is not None:
-        write_samples(lm, config, prompts)
+        write_samples(lm, config, prompts, output)
     elif _INTERACTIVE.value:
         chat(lm, config)
     else:
@@ -91,24 +98,58 @@ def stream(lm, config, drawing, prompt: str) -> None:
 
 
 def chat(lm, config) -> None:
-    """Answers lines from standard input until it ends."""
+    """Answers lines from standard input until it ends.
+
+    A line that cannot be read and an answer that Ctrl-C stops have not taken place, and the next
+    line is asked for. Ctrl-C twice at the prompt ends the command.
+    """
     conversation = lm.chat()
+    for message in read_messages():
+        try:
+            show(conversation.stream(message, **sampling(config), **limits(config)))
+        except KeyboardInterrupt:
+            print(flush=True)
+            note("stopped; this turn has not taken place")
+
+
+def read_messages() -> Iterator[str]:
+    """The lines of standard input that say something, until it ends."""
+    # Bytes that are no text come as lone surrogates, and a line ends at a newline alone.
+    sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
+    first = interrupted = True
     while True:
         try:
-            message = input("> ")
+            message = input("> ").removesuffix("\r")
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print(flush=True)
+            if interrupted and not first:
+                raise
+            note("Ctrl-D ends the conversation, and so does Ctrl-C once more")
+            first, interrupted = False, True
+            continue
+        if first:
+            message = message.removeprefix("\ufeff")
+        first = interrupted = False
+        try:
+            message.encode()
+        except UnicodeEncodeError as error:
+            encoding, place = sys.stdin.encoding.upper(), error.start + 1
+            note(f"that line is not {encoding} (character {place}); give it again")
+            continue
         if message.strip():
-            show(conversation.stream(message, **sampling(config), **limits(config)))
+            yield message
 
 
-def write_samples(lm, config, prompts: list[str]) -> None:
+def write_samples(lm, config, prompts: list[str], output: Path | None) -> None:
     """Writes a JSON object per prompt; with --output, the file appears when all are done."""
     begin = time.monotonic()
     texts = [as_read(lm, config, prompt) for prompt in prompts]
     command.check_batch(lm, config, texts)
     samples = lm.sample(texts, batch_size=config.batch_size, **sampling(config), **limits(config))
+    from griffin_jax.files import write_text
     from griffin_jax.sharding import is_first
 
     seconds = time.monotonic() - begin
@@ -118,13 +159,10 @@ def write_samples(lm, config, prompts: list[str]) -> None:
     )
     if not is_first():
         return
-    if _OUTPUT.value:
-        output = Path(_OUTPUT.value)
-        partial = output.with_name(output.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output)
-    else:
+    if output is None:
         sys.stdout.write(text)
+    else:
+        write_text(output, text)
     tokens = sum(len(sample.tokens) for sample in samples)
     note(f"{len(samples)} prompts, {tokens} tokens, {tokens / seconds:.1f} a second")
 
@@ -146,32 +184,27 @@ def as_read(lm, config, prompt: str) -> str:
     return lm.tokenizer.format_chat([{"role": "user", "content": prompt}])
 
 
-def read_prompts(path: Path) -> list[str]:
-    """One prompt a line.
+def read_prompts(path: str | Path) -> list[str]:
+    """One prompt a line; see `griffin_jax.text_files`.
 
     Raises:
-      ValueError: the file is not UTF-8, or a line is empty or, in a .jsonl file, neither a string nor has a "prompt".
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged or not UTF-8, or a line is empty or, in a file of JSON lines,
+        neither a string nor has a "prompt".
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        prompt = line
-        if path.suffix == ".jsonl":
-            try:
-                value = json.loads(line)
-                prompt = value["prompt"] if isinstance(value, dict) else value
-            except (ValueError, KeyError):
-                prompt = None
-            if not isinstance(prompt, str):
-                raise ValueError(f'{path} line {number}: give a JSON string or {{"prompt": "..."}}')
+    from griffin_jax.text_files import TextFile
+
+    file, prompts = TextFile(path, "prompts"), []
+    for number, prompt in file.records() if file.json_lines else file.lines():
+        if isinstance(prompt, dict):
+            prompt = prompt.get("prompt")
+        if not isinstance(prompt, str):
+            raise file.fault('give a JSON string or {"prompt": "..."}', number)
         if not prompt:
-            raise ValueError(f"{path} line {number} is empty; give a prompt")
-        prompts.append(prompt)
+            raise file.fault("it is empty; give a prompt", number)
+        prompts.append(file.check_text(prompt, number))
     if not prompts:
-        raise ValueError(f"{path} is empty; give a prompt per line")
+        raise file.fault("it is empty; give a prompt per line")
     return prompts
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 
 _RESULTS = flags.DEFINE_list("results", ["runs/evaluation"], "Files or folders, with commas.")
 _OUTPUT = flags.DEFINE_string("output", "runs/tables", "Folder for tables and plots.")
@@ -34,8 +34,7 @@ def main() -> None:
     for path in find_files(_RESULTS.value):
         content = read(path)
         kinds.setdefault(content["kind"], []).append((str(path), content))
-    folder = Path(_OUTPUT.value)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = outputs.folder(_OUTPUT)
     for kind, documents in kinds.items():
         report = importlib.import_module(REPORTS[kind])
         for written in report.write(documents, folder):
@@ -50,8 +49,10 @@ def find_files(names: list[str]) -> list[Path]:
     Raises:
       FileNotFoundError: a name is that of neither, or a folder holds no results.
     """
+    from griffin_jax.paths import resolve
+
     found = []
-    for path in map(Path, names):
+    for path in (resolve(name, "--results") for name in names):
         if path.is_dir():
             found += (files := sorted(path.glob("*.json")))
             if not files:

@@ -5,6 +5,7 @@ the target's name when it is complete. While it is made, a lock `.NAME.lock` say
 a killed process has left is known as such: the next one that makes the same target removes it.
 """
 
+import atexit
 import contextlib
 import errno
 import hashlib
@@ -78,6 +79,24 @@ def new_file(path: AnyPath, inputs: Sequence[AnyPath] = ()) -> Iterator[BinaryIO
                 partial.unlink(missing_ok=True)
                 raise
             _sync(target.parent)
+
+
+def claim(path: AnyPath) -> None:
+    """Holds the lock of a file until the process ends, while the work that fills it is under way.
+
+    This thread may write it with `new_file` meanwhile.
+
+    Raises:
+      InUseError: another process holds it.
+    """
+    given = paths.output_file(path)
+    target = Path(os.path.realpath(given))
+    written_into = paths.stream_number(given) is not None or paths.is_special(given)
+    if written_into or paths.stays(given) or not target.parent.is_dir():
+        return
+    lock = Lock(target.parent / f"{_prefix(target.name)}lock", str(given))
+    lock.acquire()
+    atexit.register(lock.release)
 
 
 def write_text(path: AnyPath, text: str, inputs: Sequence[AnyPath] = ()) -> None:

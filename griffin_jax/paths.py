@@ -134,8 +134,8 @@ def check_folder(path: AnyPath, name: str = "output") -> Path:
     return given
 
 
-def make_folder(path: AnyPath, name: str = "output") -> Path:
-    """Makes a folder to write files into, with those above it, unless it is there; the resolved path.
+def check_inside(path: AnyPath, name: str = "output") -> Path:
+    """Raises unless files can be written into a folder, or it can be made; returns the resolved path.
 
     Raises:
       OutputError: it cannot be made or written into.
@@ -143,6 +143,17 @@ def make_folder(path: AnyPath, name: str = "output") -> Path:
     """
     given = resolve(path, name)
     check_place(given, given)
+    return given
+
+
+def make_folder(path: AnyPath, name: str = "output") -> Path:
+    """Makes a folder to write files into, with those above it, unless it is there; the resolved path.
+
+    Raises:
+      OutputError: it cannot be made or written into.
+      ValueError: it is no path.
+    """
+    given = check_inside(path, name)
     try:
         given.mkdir(parents=True, exist_ok=True)
     except OSError as error:

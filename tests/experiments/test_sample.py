@@ -72,12 +72,17 @@ def test_lines_of_the_keyboard_are_answered_until_they_end(model):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--config.top_p=1.5"], "top_p must lie in (0, 1], got 1.5"),
+        (["--config.top_p=1.5"], "top_p must be a number above 0 and at most 1, or None, got 1.5"),
         (["--config.max_new_tokens=many"], "--config.max_new_tokens=many"),
         (["--config.dtype=float"], "dtype must be one of"),
-        (["--prompts={file}"], "line 2 is empty"),
-        (["--prompts={binary}"], "is not UTF-8 text"),
-        (["--prompts={file}", "--output={file}/none/out.jsonl"], "its folder does not exist"),
+        (["--prompts={file}"], "line 2: it is empty"),
+        (["--prompts={binary}"], "prompts.bin: not UTF-8 at line 1, byte 0"),
+        (["--prompts={file}", "--output={file}"], "is read as well, and would be overwritten"),
+        (
+            ["--prompts={file}", "--output={file}/none/out.jsonl"],
+            "prompts.txt is a file and no folder",
+        ),
+        (["--prompts={file}", "--output={file}.none/out.jsonl"], "its folder does not exist"),
         (["--prompt="], "--prompt is empty"),
         (["--config.nosuch=1"], "nosuch"),
         (["--config.model=/no/such/folder"], "/no/such/folder"),
@@ -87,7 +92,7 @@ def test_wrong_input_ends_in_one_line_without_a_traceback(model, tmp_path, argum
     file = tmp_path / "prompts.txt"
     file.write_text("one\n\nthree\n")
     binary = tmp_path / "prompts.bin"
-    binary.write_bytes(b"\xff\xfe")
+    binary.write_bytes(b"\xff\xfa")
     files = {"file": file, "binary": binary}
     done = sample(model, *(argument.format(**files) for argument in arguments))
     assert done.returncode == 1

@@ -1,0 +1,52 @@
+"""What commands write: checked before any work is done, and named by the flag in what is said."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import processes
+
+
+def file(flag: flags.FlagHolder, inputs: Sequence[str] = ()) -> Path | None:
+    """The file that a flag names, for `griffin_jax.files.new_file`; None where it names none.
+
+    It is held until the command ends, so that another one for the same file ends at once.
+
+    Raises:
+      OSError: it cannot be written, or another command is at it.
+      ValueError: it is no path, or one of the `inputs`.
+    """
+    from griffin_jax.files import claim
+    from griffin_jax.paths import check_file
+
+    if flag.value is None:
+        return None
+    path = check_file(flag.value, f"--{flag.name}", inputs)
+    if processes.is_first():
+        claim(path)
+    return path
+
+
+def folder(flag: flags.FlagHolder) -> Path | None:
+    """The folder to write files into that a flag names; None where it names none.
+
+    Raises:
+      OSError: it cannot be made or written into.
+      ValueError: it is no path.
+    """
+    from griffin_jax.paths import check_inside
+
+    return None if flag.value is None else check_inside(flag.value, f"--{flag.name}")
+
+
+def new_folder(flag: flags.FlagHolder) -> Path:
+    """The folder that a flag names, for `griffin_jax.files.new_folder`.
+
+    Raises:
+      OSError: it is there already, or cannot be made.
+      ValueError: it is no path.
+    """
+    from griffin_jax.paths import check_folder
+
+    return check_folder(flag.value, f"--{flag.name}")
