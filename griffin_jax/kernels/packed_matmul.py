@@ -9,6 +9,7 @@ import jax
 from griffin_jax.devices import platform
 from griffin_jax.kernels import (
     packed_matmul_cpu,
+    packed_matmul_mosaic_gpu,
     packed_matmul_pallas_gpu,
     packed_matmul_pallas_tpu,
 )
@@ -27,7 +28,8 @@ def packed_matmul(
       x: [..., in], a floating-point type.
       weights: 4-bit weights [out, in] of one block size, or one of a stack of them each; the
         widths may differ.
-      kernel: "pallas_gpu" reads packed bytes once, for up to 64 rows of x; "pallas_tpu" decodes
+      kernel: "mosaic_gpu" looks bytes up on the way to the tensor cores of a Hopper GPU, for any
+        number of rows of x; "pallas_gpu" reads packed bytes once, for up to 64 rows of x; "pallas_tpu" decodes
         tiles to bfloat16 as they are multiplied, for any number of rows; "table_cpu" looks up
         what a byte contributes, for up to 4 rows of x; "rows_cpu" decodes a few rows of the weight
         at a time; "reference" decodes a whole weight in x's dtype first. By default the fastest
@@ -42,6 +44,7 @@ def packed_matmul(
     rows = math.prod(x.shape[:-1])
     layers = [w.take() if isinstance(w, LayerOf) else w for w in weights]
     serves = {
+        "mosaic_gpu": packed_matmul_mosaic_gpu.serves(x, layers),
         "pallas_gpu": packed_matmul_pallas_gpu.serves(rows, layers),
         "pallas_tpu": _first_reason(lambda w: packed_matmul_pallas_tpu.serves(x, w), weights),
         "table_cpu": packed_matmul_cpu.table_serves(rows, layers),
@@ -49,6 +52,8 @@ def packed_matmul(
         "reference": None,
     }
     chosen = choose("packed_matmul", serves, kernel)
+    if chosen == "mosaic_gpu":
+        return packed_matmul_mosaic_gpu.packed_matmul(x, tuple(layers))
     if chosen == "pallas_gpu":
         return packed_matmul_pallas_gpu.packed_matmul(x, tuple(layers))
     if chosen == "pallas_tpu":

@@ -1,0 +1,129 @@
+"""How a product with 4-bit weights is shared out among a GPU's blocks and their warpgroups."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+TILE = 64  # rows of a weight, of one warpgroup's tensor cores
+PIECE = 256  # inputs that a warpgroup multiplies at a time
+MAX_COLUMNS = 128  # rows of x that a block takes
+_SMALLEST = 8  # rows of x that the tensor cores take
+_MULTIPROCESSORS = 132
+_SHARED_BYTES = 232448  # of a block
+_TABLE_BYTES = 32768
+_MAX_STAGES = 6
+# What a multiprocessor does in a nanosecond, on an H200: its share of the memory's bandwidth, what it
+# reads from the second-level cache, weights that it looks up, and what its tensor cores multiply.
+_MEMORY_BYTES = 30.0
+_CACHE_BYTES = 50.0
+_LOOKUPS = 60.0
+_PRODUCTS = 2500.0
+_WAVE = 2000.0  # nanoseconds of a block beside that
+_SUM_BYTES = 3000.0  # of sums that blocks add up apart, by the whole GPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A block has `tiles` x `parts` warpgroups that multiply and one that copies.
+
+    Attributes:
+      columns: Rows of x of a block.
+      tiles: Tiles of 64 rows of the weight.
+      parts: Of the inputs, added up inside of a block.
+      split: Of the inputs, each with blocks of its own, added up by whoever reads.
+      stages: Pieces of the inputs that are on their way or at work.
+      scales: Of a row and a piece.
+      ahead: Whether to look up a tile before the one before it goes to the tensor cores.
+    """
+
+    columns: int
+    tiles: int
+    parts: int
+    split: int
+    stages: int
+    scales: int
+    ahead: bool
+
+    @property
+    def consumers(self) -> int:
+        """Warpgroups that multiply."""
+        return self.tiles * self.parts
+
+
+def padded_rows(rows: int) -> int:
+    """To how many rows x is padded."""
+    if rows > MAX_COLUMNS:
+        return -(-rows // MAX_COLUMNS) * MAX_COLUMNS
+    return max(_SMALLEST, 1 << (rows - 1).bit_length())
+
+
+def serves(features: Sequence[int], width: int) -> str | None:
+    """None, or why no plan serves weights of so many outputs and inputs."""
+    if width % PIECE or any(out % TILE for out in features):
+        sizes = ", ".join(f"{out} x {width}" for out in features)
+        return f"weights of {sizes} (needs multiples of {TILE} x {PIECE})"
+    return None
+
+
+@functools.cache
+def plan(rows: int, features: tuple[int, ...], width: int, scales: int) -> Plan:
+    """The plan for x of so many rows, padded, and weights of so many outputs and inputs.
+
+    Blocks that run at once, one a multiprocessor, should end together: what counts is how many
+    weights a multiprocessor multiplies in all, with what its blocks cost beside them.
+    """
+    columns = min(rows, MAX_COLUMNS)
+    best = None
+    for tiles in (1, 2, 3):
+        if any(out % (TILE * tiles) for out in features):
+            continue
+        for split in (1, 2, 3, 4):
+            if width % (PIECE * split):
+                continue
+            blocks = sum(features) // (TILE * tiles) * split * (rows // columns)
+            waves = -(-blocks // _MULTIPROCESSORS)
+            cost = waves * (width // split * _input_cost(columns, tiles) + _WAVE)
+            if split > 1:
+                cost += 8 * split * rows * sum(features) / _SUM_BYTES
+            if best is None or cost < best[0]:
+                best = cost, tiles, split
+    _, tiles, split = best
+    return _with_stages(columns, tiles, split, width // split // PIECE, scales)
+
+
+def _input_cost(columns, tiles):
+    """Nanoseconds of a block for one of the inputs."""
+    weights = TILE * tiles
+    num_bytes = weights * 9 / 16
+    return max(
+        num_bytes / _MEMORY_BYTES,
+        (num_bytes + 2 * columns) / _CACHE_BYTES,
+        weights / _LOOKUPS,
+        weights * columns / _PRODUCTS,
+    )
+
+
+def _with_stages(columns, tiles, split, pieces, scales):
+    """Warpgroups for each of the inputs' parts as far as registers and shared memory go."""
+    most = 4 if columns <= 16 else 3 if columns <= 32 else 2 if columns <= 64 else 1
+    for parts in (4, 2, 1):
+        if parts * tiles > max(most, tiles) or pieces % parts:
+            continue
+        room = _SHARED_BYTES - _TABLE_BYTES - 1024 - sum_bytes(columns, tiles, parts)
+        stages = min(room // stage_bytes(columns, tiles, parts, scales), _MAX_STAGES)
+        if stages >= min(2, pieces // parts):
+            stages = max(1, min(stages, pieces // parts))
+            return Plan(columns, tiles, parts, split, stages, scales, ahead=columns >= 64 and columns * tiles < 384)
+    raise AssertionError((columns, tiles, split))
+
+
+def stage_bytes(columns: int, tiles: int, parts: int, scales: int) -> int:
+    """Of shared memory: weights, scales and x."""
+    rows = TILE * tiles
+    return parts * (rows * (PIECE // 2 + 4 * scales) + columns * PIECE * 2)
+
+
+def sum_bytes(columns: int, tiles: int, parts: int) -> int:
+    """Of shared memory, for the sums of all parts of the inputs but the first."""
+    return (parts - 1) * math.prod((TILE, tiles, columns, 4))
