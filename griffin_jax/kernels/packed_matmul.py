@@ -28,12 +28,12 @@ def packed_matmul(
       x: [..., in], a floating-point type.
       weights: 4-bit weights [out, in] of one block size, or one of a stack of them each; the
         widths may differ.
-      kernel: "mosaic_gpu" looks bytes up on the way to the tensor cores of a Hopper GPU, for any
-        number of rows of x; "pallas_gpu" reads packed bytes once, for up to 64 rows of x; "pallas_tpu" decodes
-        tiles to bfloat16 as they are multiplied, for any number of rows; "table_cpu" looks up
-        what a byte contributes, for up to 4 rows of x; "rows_cpu" decodes a few rows of the weight
-        at a time; "reference" decodes a whole weight in x's dtype first. By default the fastest
-        that serves platform and shape.
+      kernel: "mosaic_gpu" looks bytes up on their way to the tensor cores of a Hopper GPU, for any
+        number of rows of x; "pallas_gpu" reads packed bytes once, for up to 64 rows of x;
+        "pallas_tpu" decodes tiles to bfloat16 as they are multiplied, for any number of rows;
+        "table_cpu" looks up what a byte contributes, for up to 4 rows of x; "rows_cpu" decodes a few
+        rows of the weight at a time; "reference" decodes a whole weight in x's dtype first. By
+        default the fastest that serves platform and shape.
 
     Returns:
       [..., out] in x's dtype for each weight.

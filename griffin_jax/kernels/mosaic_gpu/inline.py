@@ -226,7 +226,8 @@ def _consume(plan, ctx, acc, w, s, x, table, tile, part):
         )
         acc = mgpu.wgmma(acc, operand, b, swizzle=128)
         nvvm.wgmma_commit_group_sync_aligned()
-        if plan.ahead or plan.consumers > 3:  # registers of few tiles at a time
+        # Where sums or warpgroups leave few registers, those of two tiles at a time.
+        if plan.ahead or plan.consumers > 3 or plan.columns > 64:
             nvvm.wgmma_wait_group_sync_aligned(1)
         if not plan.ahead and i + 1 < PIECE // 64:
             following = look_up(i + 1)

@@ -19,6 +19,7 @@ _MEMORY_BYTES = 30.0
 _CACHE_BYTES = 50.0
 _LOOKUPS = 60.0
 _PRODUCTS = 2500.0
+_PRODUCTS_UNAHEAD = 2300.0  # where a tile is looked up when the one before it is multiplied
 _WAVE = 2000.0  # nanoseconds of a block beside that
 _SUM_BYTES = 3000.0  # of sums that blocks add up apart, by the whole GPU
 
@@ -96,25 +97,32 @@ def _input_cost(columns, tiles):
     """Nanoseconds of a block for one of the inputs."""
     weights = TILE * tiles
     num_bytes = weights * 9 / 16
+    looks_ahead = columns < 64 or _looks_ahead(columns, tiles)
+    products = _PRODUCTS if looks_ahead else _PRODUCTS_UNAHEAD
     return max(
         num_bytes / _MEMORY_BYTES,
         (num_bytes + 2 * columns) / _CACHE_BYTES,
         weights / _LOOKUPS,
-        weights * columns / _PRODUCTS,
+        weights * columns / products,
     )
+
+
+def _looks_ahead(columns, tiles):
+    """Whether a thread has registers for it, and use: few columns are multiplied in no time."""
+    return columns >= 64 and columns * tiles < 384
 
 
 def _with_stages(columns, tiles, split, pieces, scales):
     """Warpgroups for each of the inputs' parts as far as registers and shared memory go."""
     most = 4 if columns <= 16 else 3 if columns <= 32 else 2 if columns <= 64 else 1
-    for parts in (4, 2, 1):
+    for parts in (4, 2, 1) if columns == _SMALLEST else (2, 1):
         if parts * tiles > max(most, tiles) or pieces % parts:
             continue
         room = _SHARED_BYTES - _TABLE_BYTES - 1024 - sum_bytes(columns, tiles, parts)
         stages = min(room // stage_bytes(columns, tiles, parts, scales), _MAX_STAGES)
         if stages >= min(2, pieces // parts):
             stages = max(1, min(stages, pieces // parts))
-            return Plan(columns, tiles, parts, split, stages, scales, ahead=columns >= 64 and columns * tiles < 384)
+            return Plan(columns, tiles, parts, split, stages, scales, _looks_ahead(columns, tiles))
     raise AssertionError((columns, tiles, split))
 
 
