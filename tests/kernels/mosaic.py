@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -72,7 +73,11 @@ def compiled_for_h200(source: str) -> list[dict]:
     }
     program = _BUILD.replace("TARGET", repr(H200)) + source
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     report = done.stdout + done.stderr
     assert done.returncode == 0, report[-3000:]
@@ -83,7 +88,7 @@ def compiled_for_h200(source: str) -> list[dict]:
             "spills": sum(map(int, re.findall(r"(\d+) bytes spill", text))),
             "serialized": "C75" in before.rsplit("Compile time", 1)[-1],
         }
-        for before, text in zip(kernels, kernels[1:], strict=False)
+        for before, text in itertools.pairwise(kernels)
     ]
 
 

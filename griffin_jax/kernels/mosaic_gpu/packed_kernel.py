@@ -163,7 +163,9 @@ def multiply(
                 if interpret:
                     acc = _plainly(plan, codes_gmem, acc, *arrays, tile, own_part)
                 else:
-                    acc = inline.consume(plan, x_layout, w_layout, acc, *arrays, table, tile, own_part)
+                    acc = inline.consume(
+                        plan, x_layout, w_layout, acc, *arrays, table, tile, own_part
+                    )
                 plgpu.commit_smem()  # what was read here may be overwritten by copies
                 plgpu.barrier_arrive(empty.at[slot])
                 return acc
