@@ -20,17 +20,15 @@ from griffin_jax.fields import check_value
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.kernels.dense_matmul import has_bfloat16
-from griffin_jax.kernels.packed_matmul import lay_out
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import (
     Griffin,
     State,
     abstract_params,
     is_stacked,
-    stack_params,
+    prepare_params,
     unstack_params,
 )
-from griffin_jax.models.stack import stacks_by_default
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor
 from griffin_jax.quantization import dequantize as unpack
 from griffin_jax.sharding import (
@@ -354,8 +352,7 @@ def load(
         inputs.check_type("mesh", mesh, jax.sharding.Mesh, "of griffin_jax.sharding.make_mesh")
     if dtype is not None:
         check_dtype(dtype)
-    folder = checkpoints.find_folder(path)
-    source = checkpoints.open_checkpoint(folder)
+    source = checkpoints.open_checkpoint(path)
     shardings = None
     if mesh is not None:
         check_config(source.config, mesh)
@@ -364,7 +361,7 @@ def load(
         def shardings(path, struct):
             return array_sharding(mesh, path, struct.shape)
 
-    tokenizer = find_tokenizer(folder, source.config)
+    tokenizer = find_tokenizer(source.folder, source.config)
     settings = quantization
     if settings is None and source.quantization:
         settings = QuantizationConfig.from_dict(source.quantization)
@@ -377,19 +374,16 @@ def load(
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     dtype = check_dtype(dtype)
     checkpoint = checkpoints.load_checkpoint(
-        folder,
+        source,
         dtype=dtype,
         keep=keep,
         quantization=quantization,
         shardings=shardings,
         allow_nan=allow_nan,
     )
-    params = checkpoint.params
-    if stacks_by_default(source.config) if stack_layers is None else stack_layers:
-        params = stack_params(source.config, params, consume=True)
-        if mesh is not None:
-            params = jax.device_put(params, tree_shardings(params, mesh))
-    params = lay_out(params, consume=True)
+    params = prepare_params(
+        source.config, checkpoint.params, mesh=mesh, stack_layers=stack_layers, consume=True
+    )
     return LanguageModel(source.config, params, tokenizer, dtype, settings)
 
 
@@ -416,12 +410,13 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
         path: checkpoints.pack_leaf(path, leaf, quantization, architecture=architecture)
         for path, leaf in flat.items()
     }
-    params = flax.traverse_util.unflatten_dict(packed, sep="/")
-    if is_stacked(lm.params):
-        params = stack_params(lm.config, params, consume=True)
-    if lm.mesh is not None:
-        params = jax.device_put(params, tree_shardings(params, lm.mesh))
-    return dataclasses.replace(lm, params=lay_out(params), quantization=quantization)
+    params = prepare_params(
+        lm.config,
+        flax.traverse_util.unflatten_dict(packed, sep="/"),
+        mesh=lm.mesh,
+        stack_layers=is_stacked(lm.params),
+    )
+    return dataclasses.replace(lm, params=params, quantization=quantization)
 
 
 def dequantize(lm: LanguageModel, dtype: DTypeLike | None = None) -> LanguageModel:
@@ -442,10 +437,9 @@ def dequantize(lm: LanguageModel, dtype: DTypeLike | None = None) -> LanguageMod
         params,
         is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
     )
-    if is_stacked(lm.params):
-        params = stack_params(lm.config, params, consume=True)
-    if lm.mesh is not None:
-        params = jax.device_put(params, tree_shardings(params, lm.mesh))
+    params = prepare_params(
+        lm.config, params, mesh=lm.mesh, stack_layers=is_stacked(lm.params), consume=True
+    )
     return dataclasses.replace(lm, params=params, quantization=None)
 
 

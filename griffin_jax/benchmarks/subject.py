@@ -16,8 +16,7 @@ from griffin_jax.benchmarks.timing import compilation
 from griffin_jax.checkpoints.random_weights import abstract_weights, random_params
 from griffin_jax.config import DTYPES, PRESETS, GriffinConfig, preset
 from griffin_jax.language_model import LanguageModel
-from griffin_jax.models import is_stacked, stack_params
-from griffin_jax.models.stack import stacks_by_default
+from griffin_jax.models import is_stacked, prepare_params
 from griffin_jax.quantization import QuantizationConfig
 
 PACKED = ("nf4", "fp4", "nf4-double", "fp4-double")
@@ -135,8 +134,7 @@ class Subject:
         with compilation() as compiled, memory.meeting_limits():
             if self.shape is not None:
                 params = random_params(self.shape, self.dtype, self.quantization, seed)
-                if stacks_by_default(self.shape) if stack_layers is None else stack_layers:
-                    params = stack_params(self.shape, params, consume=True)
+                params = prepare_params(self.shape, params, stack_layers=stack_layers, consume=True)
                 lm = LanguageModel(self.shape, params, dtype=jnp.dtype(self.dtype))
             else:
                 lm = griffin_jax.load(

@@ -1,7 +1,8 @@
 """Loading a checkpoint of any format, and saving one."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from griffin_jax.checkpoints.placement import (
     mapped_from_disk,
     progress_bar,
 )
+from griffin_jax.checkpoints.source import Source
 from griffin_jax.checkpoints.tree import model_order
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
@@ -34,7 +36,12 @@ _BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / BUNDLED
 _GENERATION_FILE = "generation_config.json"
 _GEMMA_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
-Source = huggingface.HuggingFaceSource | orbax.OrbaxSource | deepmind.DeepMindSource
+# Each opens a folder of its format, and returns None for one of another. The first that does has it.
+FORMATS: tuple[Callable[[Path], Source | None], ...] = (
+    orbax.open_folder,
+    huggingface.open_folder,
+    deepmind.open_folder,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +87,7 @@ def find_folder(path: str | Path) -> Path:
 
 
 def open_checkpoint(path: str | Path) -> Source:
-    """Recognises the format of a folder and opens it, without reading weights.
-
-    The source has `config`, `quantization`, `nbytes`, and `leaves()`, which streams paths and
-    values of host memory for `save_leaves` or for any other use; given shardings, each process reads
-    its part alone where the format is made of such parts.
+    """Recognizes the format of a folder and opens it, without reading weights.
 
     Args:
       path: A folder of Hugging Face's, of ours or with a published DeepMind tree, or one around
@@ -96,13 +99,9 @@ def open_checkpoint(path: str | Path) -> Source:
       CheckpointError: the folder has no weights, or damaged or unfitting ones.
     """
     folder = find_folder(path)
-    if (folder / orbax.CONFIG_FILE).is_file():
-        return orbax.OrbaxSource(folder)
-    if (folder / huggingface.CONFIG_FILE).is_file():
-        return huggingface.HuggingFaceSource(folder)
-    trees = [f for f in (folder, *sorted(folder.iterdir())) if orbax.is_orbax_tree(f)]
-    if trees and (trees[0] == folder or len(trees) == 1):
-        return deepmind.DeepMindSource(trees[0])
+    for open_folder in FORMATS:
+        if (source := open_folder(folder)) is not None:
+            return source
     raise CheckpointError(
         f"{folder} is no checkpoint: expected {huggingface.CONFIG_FILE} with safetensors (Hugging "
         f"Face), {orbax.CONFIG_FILE} (griffin_jax), or one Orbax tree (DeepMind)"
@@ -110,7 +109,7 @@ def open_checkpoint(path: str | Path) -> Source:
 
 
 def load_checkpoint(
-    path: str | Path,
+    path: str | Path | Source,
     *,
     dtype: DTypeLike | None = None,
     keep: DTypeLike | None = None,
@@ -122,7 +121,7 @@ def load_checkpoint(
     """Loads a model, leaf by leaf straight to the wanted dtype and devices.
 
     Args:
-      path: A folder or a name; see `open_checkpoint`.
+      path: A folder or a name, or what `open_checkpoint` has made of one.
       dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
       keep: A dtype that arrays keep which are stored in it, whatever `dtype` says.
       quantization: Pack linear weights on the way, see `pack_leaf`; None leaves all as stored.
@@ -136,8 +135,7 @@ def load_checkpoint(
       CheckpointError: the folder has no weights, or damaged or unfitting ones, or is quantised
         already, otherwise than asked for.
     """
-    folder = find_folder(path)
-    source = open_checkpoint(folder)
+    source = open_checkpoint(path) if isinstance(path, str | os.PathLike) else path
     placement = Placement(dtype, shardings, keep)
     params, finite = {}, {}
     with progress_bar("loading", source.nbytes, progress) as bar:
@@ -154,12 +152,12 @@ def load_checkpoint(
     bad = [source.stored_name(path) for path, checks in finite.items() if not all(checks)]
     if bad:
         raise CheckpointError(
-            f"{path}: {listed(bad)} not finite (NaN or infinity): a damaged checkpoint, or too "
+            f"{source.folder}: {listed(bad)} not finite (NaN or infinity): a damaged checkpoint, or too "
             "narrow a dtype; allow_nan=True loads it all the same"
         )
     params = flax.traverse_util.unflatten_dict(params, sep="/")
     settings = source.quantization if quantization is None else quantization.to_dict()
-    return Checkpoint(source.config, params, settings, folder)
+    return Checkpoint(source.config, params, settings, source.folder)
 
 
 def _pack(source, path, leaf, settings):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from griffin_jax.checkpoints.files import listed
-from griffin_jax.checkpoints.orbax import OrbaxTree
+from griffin_jax.checkpoints.orbax import OrbaxTree, is_orbax_tree
 from griffin_jax.checkpoints.placement import Shardings
 from griffin_jax.checkpoints.tree import block_of, check_shape, flat_abstract_params
 from griffin_jax.config import ATTENTION, PRESETS, RECURRENT, GriffinConfig
@@ -43,6 +43,17 @@ def array_name(path: str) -> str:
     return path
 
 
+def open_folder(folder: Path) -> "DeepMindSource | None":
+    """Opens a folder that is a published tree or has one in it, as Kaggle's archives do.
+
+    Returns None for a folder of another format, and where two folders could be the tree.
+    """
+    trees = [path for path in (folder, *sorted(folder.iterdir())) if is_orbax_tree(path)]
+    if trees and (trees[0] == folder or len(trees) == 1):
+        return DeepMindSource(trees[0], folder)
+    return None
+
+
 class DeepMindSource:
     """A published tree, opened: names are checked, no weight is read.
 
@@ -50,6 +61,7 @@ class DeepMindSource:
       config: The model's shape, see `infer_config`.
       quantization: None.
       nbytes: Of all weights as stored.
+      folder: The checkpoint's folder, in which a tokenizer lies.
 
     Raises:
       CheckpointError: the tree is no Griffin model, or incomplete.
@@ -57,14 +69,15 @@ class DeepMindSource:
 
     quantization = None
 
-    def __init__(self, folder: Path):
-        self._tree = OrbaxTree(folder)
+    def __init__(self, tree: Path, folder: Path | None = None):
+        self.folder = tree if folder is None else folder
+        self._tree = OrbaxTree(tree)
         self._keys = {
             ".".join(key).replace("/", ".").removeprefix("params."): key
             for key in self._tree.arrays
         }
         stored = {name: tuple(self._tree.arrays[key].shape) for name, key in self._keys.items()}
-        self.config = infer_config(stored, folder)
+        self.config = infer_config(stored, tree)
         self._shapes = flat_abstract_params(self.config)
         wanted = {array_name(path) for path in self._shapes}
         for problem, names in (
@@ -72,7 +85,7 @@ class DeepMindSource:
             ("unexpected", set(stored) - wanted),
         ):
             if names:
-                raise CheckpointError(f"{folder}: {listed(sorted(names))} {problem}")
+                raise CheckpointError(f"{tree}: {listed(sorted(names))} {problem}")
 
     @property
     def nbytes(self) -> int:

@@ -76,6 +76,11 @@ def tensor_name(path: str, architecture: str = RECURRENT_GEMMA) -> str:
     return path
 
 
+def open_folder(folder: Path) -> "HuggingFaceSource | None":
+    """Opens a folder of this format; returns None for one of another."""
+    return HuggingFaceSource(folder) if (folder / CONFIG_FILE).is_file() else None
+
+
 class HuggingFaceSource:
     """A folder of Hugging Face's, opened: names and shapes are checked, no weight is read.
 
@@ -83,12 +88,14 @@ class HuggingFaceSource:
       config: The model's shape.
       quantization: `quantization_config` of config.json, or None.
       nbytes: Of all weights as stored.
+      folder: The checkpoint's folder.
 
     Raises:
       CheckpointError: what the folder holds is no RecurrentGemma or Gemma, damaged or incomplete.
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         values = read_json(folder / CONFIG_FILE)
         try:
             self.config = config_from_json(values)

@@ -100,6 +100,11 @@ class OrbaxTree:
         return flax.traverse_util.flatten_dict(restored)
 
 
+def open_folder(folder: Path) -> "OrbaxSource | None":
+    """Opens a folder of this format; returns None for one of another."""
+    return OrbaxSource(folder) if (folder / CONFIG_FILE).is_file() else None
+
+
 class OrbaxSource:
     """A checkpoint of ours, opened: names and shapes are checked, no weight is read.
 
@@ -107,12 +112,14 @@ class OrbaxSource:
       config: The model's shape.
       quantization: The quantisation's settings, or None.
       nbytes: Of all weights as stored.
+      folder: The checkpoint's folder.
 
     Raises:
       CheckpointError: the folder is damaged or does not fit its config.
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         values = read_json(folder / CONFIG_FILE)
         if values.get("format_version") != _FORMAT_VERSION:
             raise CheckpointError(

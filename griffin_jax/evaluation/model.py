@@ -10,10 +10,8 @@ from griffin_jax import checkpoints, language_model
 from griffin_jax.checkpoints.random_weights import random_params
 from griffin_jax.config import check_dtype, preset
 from griffin_jax.language_model import LanguageModel
-from griffin_jax.models import stack_params
-from griffin_jax.models.stack import stacks_by_default
+from griffin_jax.models import prepare_params
 from griffin_jax.quantization import QuantizationConfig
-from griffin_jax.sharding import tree_shardings
 from griffin_jax.tokenizer import load_tokenizer
 
 RANDOM = "random:"
@@ -82,10 +80,7 @@ def _random(config, settings, dtype, stack_layers, mesh):
     if config.vocab_size < tokenizer.vocab_size:
         config = config.replace(vocab_size=tokenizer.vocab_size)
     params = random_params(config, dtype=dtype, quantization=settings)
-    if stacks_by_default(config) if stack_layers is None else stack_layers:
-        params = stack_params(config, params, consume=True)
-    if mesh is not None:
-        params = jax.device_put(params, tree_shardings(params, mesh))
+    params = prepare_params(config, params, mesh=mesh, stack_layers=stack_layers, consume=True)
     return LanguageModel(config, params, tokenizer, dtype, settings)
 
 

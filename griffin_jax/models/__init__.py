@@ -7,6 +7,7 @@ Shape letters:
 """
 
 from griffin_jax.models.griffin import Griffin, abstract_params, init_params
+from griffin_jax.models.prepare import prepare_params
 from griffin_jax.models.stack import is_stacked, stack_params, unstack_params
 from griffin_jax.models.state import AttentionState, RecurrentState, State, Timeline, init_state
 
@@ -20,6 +21,7 @@ __all__ = [
     "init_params",
     "init_state",
     "is_stacked",
+    "prepare_params",
     "stack_params",
     "unstack_params",
 ]

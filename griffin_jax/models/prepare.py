@@ -1,0 +1,42 @@
+"""Parameters as this machine runs them best."""
+
+from typing import Any
+
+import jax
+
+from griffin_jax.config import GriffinConfig
+from griffin_jax.kernels.packed_matmul import lay_out
+from griffin_jax.models.stack import is_stacked, stack_params, stacks_by_default
+from griffin_jax.sharding import tree_shardings
+
+
+def prepare_params(
+    config: GriffinConfig,
+    params: dict[str, Any],
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    stack_layers: bool | None = None,
+    consume: bool = False,
+) -> dict[str, Any]:
+    """Returns parameters ready to run here: their layers stacked, on the mesh, in the kernels' layout.
+
+    Whatever makes a model ends with this: loading, packing and drawing random weights.
+
+    Args:
+      config: The model's shape.
+      params: One tree per layer, or already stacked; arrays or packed weights.
+      mesh: Where to lay what is not there yet; None leaves arrays on the device that they are on.
+      stack_layers: Run the layers in a loop over groups; see `stack_params`. By default where that
+        runs as fast as layer by layer, as measured.
+      consume: Empty `params` and free its arrays on the way, so that no second copy comes to be.
+
+    Raises:
+      MeshError: the mesh does not divide the model.
+      ValueError: layers to be stacked are not of one kind.
+    """
+    stack = stacks_by_default(config) if stack_layers is None else stack_layers
+    if stack and not is_stacked(params):
+        params = stack_params(config, params, consume=consume)
+    if mesh is not None:
+        params = jax.device_put(params, tree_shardings(params, mesh))
+    return lay_out(params, consume=consume)
