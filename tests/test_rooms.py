@@ -12,7 +12,17 @@ import griffin_jax
 ROOT = Path(griffin_jax.__file__).parent
 # From the ground up: a room imports itself and rooms before it.
 ROOMS = (
-    *("fields", "config", "errors", "paths", "locks", "text_files", "files", "compilation_cache"),
+    *(
+        "fields",
+        "config",
+        "errors",
+        "foreign_settings",
+        "paths",
+        "locks",
+        "text_files",
+        "files",
+        "compilation_cache",
+    ),
     *("devices", "layer_of"),
     *("quantization", "kernels", "sharding", "models", "inputs", "tokenizer", "checkpoints"),
     *("inference", "tracing", "language_model"),
