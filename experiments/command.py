@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -155,12 +154,6 @@ def mesh_of(sizes: Mapping[str, int]) -> "jax.sharding.Mesh | None":
     if shape == MeshShape() and jax.process_count() == 1:
         return None
     return make_mesh(**shape.sizes())
-
-
-def peak_memory() -> int:
-    """Bytes of memory that this process has had at most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def machine() -> str:

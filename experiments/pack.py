@@ -20,8 +20,6 @@ from absl import flags
 
 from experiments import command, outputs
 
-_INTERPRETER = command.peak_memory()
-
 _CONFIG = command.define_config("pack_nf4.py")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
 _OUTPUT = flags.DEFINE_string("output", "runs/packed", "Folder to make.")
@@ -100,8 +98,10 @@ class Packer:
 
 def main() -> None:
     from griffin_jax import QuantizationConfig, checkpoints
+    from griffin_jax.benchmarks.memory import host_peak_bytes
     from griffin_jax.tokenizer import find_tokenizer
 
+    before = host_peak_bytes()
     config, output = _CONFIG.value, outputs.new_folder(_OUTPUT)
     settings = QuantizationConfig(**config.quantization)
     folder = checkpoints.find_folder(_CHECKPOINT.value)
@@ -117,8 +117,9 @@ def main() -> None:
     )
     print(packer.report())
     print(f"{output}: the packed model")
-    above = (command.peak_memory() - _INTERPRETER) / 1e9
-    print(f"peak memory: {above:.2f} GB above the interpreter's {_INTERPRETER / 1e9:.2f}")
+    if before is not None:
+        peak = host_peak_bytes() / 1e9
+        print(f"peak memory: {peak:.2f} GB, of which {before / 1e9:.2f} before anything was read")
 
 
 if __name__ == "__main__":

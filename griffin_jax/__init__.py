@@ -1,5 +1,9 @@
 """Griffin models (RecurrentGemma, Griffin, Hawk) in JAX."""
 
+from griffin_jax import versions
+
+versions.check()  # Before what would fail under a JAX that is too old.
+
 from griffin_jax.compilation_cache import enable_compilation_cache
 from griffin_jax.config import GriffinConfig, preset
 from griffin_jax.inference import Chat, Sample, SamplingConfig

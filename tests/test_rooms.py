@@ -13,6 +13,7 @@ ROOT = Path(griffin_jax.__file__).parent
 # From the ground up: a room imports itself and rooms before it.
 ROOMS = (
     *(
+        "versions",
         "fields",
         "config",
         "errors",

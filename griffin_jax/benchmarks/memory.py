@@ -3,26 +3,37 @@
 import contextlib
 import gc
 import os
-import resource
 import sys
 from collections.abc import Iterator
 
 import jax
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None
 
 
 class OutOfMemory(Exception):
     """The device, or its compiler, says that a program needs more memory than there is."""
 
 
-def peak_bytes() -> int:
+def peak_bytes() -> int | None:
     """The most bytes in use so far: on the device, or of this process where that is the host.
 
     It is the whole process's high-water mark and never falls, so a figure of one model needs a
-    process of its own.
+    process of its own. None where there is no telling.
     """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
+    return host_peak_bytes()
+
+
+def host_peak_bytes() -> int | None:
+    """The most bytes of memory that this process has had; None where there is no telling."""
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

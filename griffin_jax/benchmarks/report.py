@@ -121,7 +121,7 @@ def _share(value):
 
 
 def _gb(value):
-    return f"{value / 1e9:.2f}"
+    return "" if value is None else f"{value / 1e9:.2f}"
 
 
 def _compiled(row):

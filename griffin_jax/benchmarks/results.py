@@ -60,7 +60,7 @@ def _generation(row):
     return (
         f"prompt of {row['prompt']} to first token {first['median']:.4f} s {_spread(first)}, "
         f"{row['prefill_matmul_share']:.1%} of the matrix rate; then {_ms(step)} per token, "
-        f"{row['bandwidth_share']:.1%} of the bandwidth; peak {row['peak_bytes'] / 1e9:.2f} GB"
+        f"{row['bandwidth_share']:.1%} of the bandwidth; peak {_gigabytes(row['peak_bytes'])}"
         f"{_compiled(row)}"
     )
 
@@ -78,7 +78,7 @@ def _decode(row):
         f"at {row['position']}, batch {row['batch_size']}: {_ms(row['seconds_per_token'])} per step, "
         f"floor {1e3 * row['floor_seconds']:.3f}, {row['tokens_per_second']:,.0f} tokens/s, "
         f"{row['bandwidth_share']:.1%} of the bandwidth; state {row['state_bytes'] / 1e6:.1f} MB, "
-        f"peak {row['peak_bytes'] / 1e9:.2f} GB{_compiled(row)}"
+        f"peak {_gigabytes(row['peak_bytes'])}{_compiled(row)}"
     )
 
 
@@ -96,7 +96,7 @@ def _throughput(row):
     text = (
         f"batch {row['batch_size']}: {row['tokens_per_second']:,.0f} sampled tokens/s, "
         f"{_ms(row['seconds_per_token'])} per step, {row['bandwidth_share']:.1%} of the bandwidth, "
-        f"{row['matmul_share']:.1%} of the matrix rate, peak {row['peak_bytes'] / 1e9:.2f} GB"
+        f"{row['matmul_share']:.1%} of the matrix rate, peak {_gigabytes(row['peak_bytes'])}"
     )
     return text + (f", prefill {read:,.0f} tokens/s" if read else "") + _compiled(row)
 
@@ -106,14 +106,14 @@ def _latency(row):
         f"{row['tokens_sampled']} tokens after {row['prompt']}: {row['seconds']['median']:.2f} s "
         f"{_spread(row['seconds'])}, first token {row['first_token_seconds']['median']:.3f} s, "
         f"{_ms(row['seconds_per_token'])} per token, {row['bandwidth_share']:.1%} of the bandwidth, "
-        f"peak {row['peak_bytes'] / 1e9:.2f} GB"
+        f"peak {_gigabytes(row['peak_bytes'])}"
     )
 
 
 def _long_prompt(row):
     return (
         f"{row['tokens_read']} tokens read: {row['tokens_per_second']:,.0f} tokens/s, "
-        f"state {row['state_bytes'] / 1e6:.1f} MB, peak {row['peak_bytes'] / 1e9:.2f} GB"
+        f"state {row['state_bytes'] / 1e6:.1f} MB, peak {_gigabytes(row['peak_bytes'])}"
     )
 
 
@@ -125,6 +125,10 @@ def _kernel(row):
         f"{1e6 * row['floor_seconds']:.2f}, {row['bandwidth_share']:.1%} of the bandwidth, "
         f"{row['matmul_share']:.1%} of the matrix rate; first call {row['first_seconds']:.1f} s"
     )
+
+
+def _gigabytes(count):
+    return "unknown" if count is None else f"{count / 1e9:.2f} GB"
 
 
 def _training(row):

@@ -40,7 +40,7 @@ class Stack(Protocol):
         often as the stack can tell.
         """
 
-    def peak_bytes(self) -> int:
+    def peak_bytes(self) -> int | None:
         """The most memory in use so far; see `memory.peak_bytes`."""
 
 

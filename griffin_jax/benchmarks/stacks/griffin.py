@@ -85,7 +85,7 @@ class GriffinStack:
         sampler = self.lm.sampler(burst=burst or self.burst)
         return _Placed(sampler, position, batch_size, tokens, room or position + 1, most)
 
-    def peak_bytes(self) -> int:
+    def peak_bytes(self) -> int | None:
         """See `stacks.Stack`."""
         return memory.peak_bytes()
 

@@ -109,7 +109,7 @@ class Peer:
                 np.asarray(sampler.sample_fn(sampler.params, state, False).tokens_buffer)
                 mark(tokens)
 
-    def peak_bytes(self) -> int:
+    def peak_bytes(self) -> int | None:
         """See `stacks.Stack`."""
         return memory.peak_bytes()
 

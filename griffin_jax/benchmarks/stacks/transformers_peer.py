@@ -90,7 +90,7 @@ class Peer:
                 stopping_criteria=[tell],
             )
 
-    def peak_bytes(self) -> int:
+    def peak_bytes(self) -> int | None:
         """See `stacks.Stack`."""
         if self._device == "cuda":
             return self._torch.cuda.max_memory_allocated()
