@@ -10,14 +10,15 @@ def base(kind: str, size: str) -> ConfigDict:
     if size not in ("", "tiny"):
         raise ValueError(f"size {size!r}: there are '' (published shapes) and 'tiny'")
     config = ConfigDict()
+    # What is measured: decode, generation, latency, throughput, kernels or training.
     config.kind = kind
     # Refuse to run where JAX finds a CPU alone.
     config.accelerator = not size
     # Every model in a process of its own, so that memory and its peak are its own.
     config.isolate = not size
-    # Bytes of the array whose copy gives the bandwidth, and the size of the matrices whose product
-    # gives the matrix rate; 0 for what suits the device.
+    # Bytes of the array whose copy gives the bandwidth; 0 for what suits the device.
     config.copy_bytes = 2**22 if size else 0
+    # Size of the matrices whose product gives the matrix rate; 0 for what suits the device.
     config.matrix = 256 if size else 0
     # Of random weights.
     config.seed = 0
@@ -30,6 +31,7 @@ def models(config: ConfigDict, names: tuple[str, ...]) -> None:
     MODEL is a preset or a key of `shapes`, with random weights, or a folder. STACK is griffin_jax,
     or one of the peers "transformers" and "recurrentgemma".
     """
+    # MODEL:WEIGHTS[:DTYPE][@STACK] each.
     config.models = names
     # Shapes by name: fields of a GriffinConfig that differ from those of the preset under "preset".
     config.shapes = ConfigDict()

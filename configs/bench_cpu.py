@@ -34,8 +34,11 @@ def get_config(size: str = "") -> ConfigDict:
     # transformers allocates its convolution's state by the width, so both widths must be one.
     config.shapes["tiny-64"] = ConfigDict({"preset": "tiny", "recurrence_width": 64})
     config.burst = 16
+    # Tokens that are read.
     config.prompt = 512
+    # Tokens that are written.
     config.tokens = 33
+    # Times each figure is taken.
     config.repeats = 3
     if size:
         config.prompt, config.tokens, config.repeats = 48, 9, 2

@@ -22,6 +22,7 @@ def get_config(size: str = "") -> ConfigDict:
     bench_base.models(config, ("recurrentgemma-9b:bfloat16", "recurrentgemma-9b:nf4"))
     # Tokens that are read; 0 leaves prefill out.
     config.prompt = 4096
+    # Tokens that are written, all at one position.
     config.tokens = 256
     # Where decoding is timed again: tokens that the state has read.
     config.positions = (4096, 200_000)
@@ -29,6 +30,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.stream = False
     # Tokens of one prompt that is read in chunks, such as 1_000_000; 0 for none.
     config.long_prompt = 0
+    # Times each figure is taken.
     config.repeats = 5
     if size:
         config.models = bench_base.TINY

@@ -16,8 +16,10 @@ from configs import bench_base
 
 def get_config(size: str = "") -> ConfigDict:
     config = bench_base.base("kernels", size)
+    # A preset, whose shapes the operations have.
     config.model = "recurrentgemma-9b"
     config.shapes = ConfigDict()
+    # What is timed.
     config.operations = (
         "packed_matmul",
         "dense_matmul",
@@ -29,7 +31,9 @@ def get_config(size: str = "") -> ConfigDict:
         "residual_block",
         "head",
     )
+    # Of activations, and of weights that are whole.
     config.dtype = "bfloat16"
+    # Of 4-bit weights.
     config.quant_type = "nf4"
     # Rows of the products.
     config.rows = (1, 8, 64)
@@ -40,6 +44,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.spread_bytes = 2**27
     # Of a loop at a twentieth of the device's limit: it takes as long over what share it reaches.
     config.seconds = 0.2
+    # Times each figure is taken.
     config.repeats = 5
     if size:
         config.model, config.rows, config.time, config.chunk = "tiny", (1, 4), 64, 64

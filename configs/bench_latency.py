@@ -18,10 +18,13 @@ def get_config(size: str = "") -> ConfigDict:
     names = ("recurrentgemma-9b:bfloat16", "recurrentgemma-9b:nf4")
     bench_base.models(config, (*names, "gemma-7b:bfloat16", "gemma-7b:nf4"))
     config.burst = 128
+    # Tokens that are read.
     config.prompt = 4096
+    # After how many written tokens the clock is read.
     config.tokens = (128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
     # The most tokens that each model samples.
     config.most = (16_384, 16_384, 4096, 4096)
+    # Generations of each model: one long one, and short ones.
     config.repeats = 3
     # Tokens of the repetitions.
     config.repeat_most = 512

@@ -21,9 +21,13 @@ def get_config(size: str = "") -> ConfigDict:
     bench_base.models(config, (*names, "gemma-7b:bfloat16", "gemma-7b:nf4"))
     # Rounded up to powers of two, as the sampler does.
     config.batch_sizes = (1, 8, 32, 64, 256, 512, 1024, 2048)
+    # Tokens that each row has read.
     config.prompt = 2048
+    # Tokens that are written.
     config.tokens = 96
+    # Tokens of a batch in which prompts are read.
     config.prefill_tokens = 32_768
+    # Times each figure is taken.
     config.repeats = 3
     if size:
         config.models = (*bench_base.TINY, "tiny-gemma:bfloat16")

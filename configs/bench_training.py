@@ -28,15 +28,21 @@ def get_config(size: str = "1b") -> ConfigDict:
     if size not in MODELS:
         raise ValueError(f"config {size!r}: there are {', '.join(MODELS)}")
     config = ConfigDict()
+    # What is measured.
     config.kind = "training"
     # Refuse to run where JAX finds a CPU alone.
     config.accelerator = size != "tiny"
+    # The shape: fields of a GriffinConfig.
     config.model = MODELS[size].to_dict()
+    # Tokens of a sequence.
     config.lengths = (2048, 8192, 32_768)
+    # Tokens of a batch, the same at every length.
     config.tokens = 32_768
     # REMAT:LOSS_CHUNKS:MICROBATCHES.
     config.variants = ("none:8:1", "dots:8:1", "block:8:1")
+    # Of activations.
     config.dtype = "bfloat16"
+    # Steps that are timed.
     config.repeats = 6
     # Tokens of each document in a row whose sequences are packed; 0 for no such row.
     config.document = 512

@@ -20,9 +20,14 @@ def get_config() -> ConfigDict:
         "Hawk=runs/hawk-tiny",
         "Transformer=runs/transformer-tiny",
     )
+    # Held-out text, as a file.
     config.text = "heldout.jsonl.xz"
+    # Positions between which loss is averaged.
     config.edges = (0, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+    # Of activations.
     config.dtype = "bfloat16"
+    # Tokens in a call.
     config.chunk = 1024
+    # Of unbounded attention: keys kept, and tokens read before the oldest are dropped.
     config.cache = (768, 256)
     return config

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    # The slice: v5e:1x1 is one chip, v5e:4x4 are 16.
     config.topology = "v5e:1x1"
     # Chips along each axis; one may be -1, "all that remain".
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "model": 1, "sequence": 1})
@@ -24,22 +25,26 @@ def get_config() -> ConfigDict:
     config.weights = "nf4"
     # decode, prefill or train.
     config.job = "decode"
-    # Rows, over all chips; and tokens of each that a call of prefill or training reads.
+    # Rows, over all chips.
     config.batch_size = 1
+    # Tokens of each row that a call of prefill or training reads.
     config.tokens = 2048
     # A loop over groups of layers, which compiles one of them.
     config.stack_layers = True
-    # For training: what is computed again, parts of a sequence's logits, parts of a batch.
+    # For training: what is computed again, "none", "dots" or "block".
     config.remat = "block"
+    # For training: parts of a sequence's logits that exist at a time.
     config.loss_chunks = 8
+    # For training: parts of a batch, one after another.
     config.microbatches = 1
     # Ask the compiler for its schedule as well: two more compilations.
     config.static = True
-    # Of the sweep: what each row changes. Static estimates are for one chip.
+    # Static estimates are for one chip.
     one = {"topology": "v5e:1x1", "model": "recurrentgemma-9b", "weights": "nf4"}
     four = one | {"topology": "v5e:2x2", "mesh": {"model": 4}, "static": False}
     eight = four | {"topology": "v5e:2x4", "mesh": {"model": 8}}
     train = {"job": "train", "weights": "bf16", "mesh": {"fsdp": -1}, "static": False}
+    # Of --sweep: what each row of the table changes.
     config.rows = (
         *(one | {"job": "decode", "batch_size": rows} for rows in (1, 4, 16, 64)),
         one | {"job": "decode", "weights": "nf4-double"},

@@ -214,7 +214,9 @@ ROWS = (
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    # What the results are called.
     config.suite = "quality"
+    # The rows of the card, each with its tasks.
     config.rows = ROWS
     # The row that is the mean of the others, once all are measured, and its figure.
     config.average = row("Average", 56.1, "mean of the rows")
@@ -243,6 +245,7 @@ def get_config() -> ConfigDict:
     # Who judges written texts: "perspective" (toxicity; needs PERSPECTIVE_API_KEY), "vader"
     # (sentiment), "none" (texts are written down, and not judged) or "module:function".
     config.toxicity_scorer = "perspective"
+    # Who judges sentiment, in the same words.
     config.sentiment_scorer = "vader"
     # Run the layers in a loop, which compiles a shape sooner; None is the platform's default.
     config.stack_layers = config_dict.placeholder(bool)

@@ -17,8 +17,9 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"
     # Of each document, so many bytes from its beginning; 0 for all.
     config.max_bytes = 25_000
-    # Documents read at the same time, and tokens in a call.
+    # Documents read at the same time.
     config.rows = 8
+    # Tokens in a call.
     config.chunk = 256
     # Keys kept under unbounded attention.
     config.capacity = config_dict.placeholder(int)

@@ -22,17 +22,19 @@ def get_config() -> ConfigDict:
     config.allow_nan = False
     # Prompts are a user's turns, for models that follow instructions.
     config.chat = False
+    # Tokens after a prompt, at most.
     config.max_new_tokens = 128
     config.temperature = 0.8
     config.top_k = config_dict.placeholder(int)
     config.top_p = 0.95
     config.min_p = config_dict.placeholder(float)
     config.repetition_penalty = config_dict.placeholder(float)
+    # Of the draws; the same seed gives the same text.
     config.seed = 0
     # Strings that end a text, besides the stop tokens of the model.
     config.stop = ()
     # How devices share the model (griffin_jax.sharding.MeshShape); one of them may be -1, the rest.
     config.mesh = {"data": 1, "fsdp": 1, "model": 1, "sequence": 1}
-    # Prompts of a file that run together.
+    # Prompts of a file that run together; memory and speed depend on it, and no text.
     config.batch_size = 16
     return config

@@ -1,1 +1,5 @@
 """The commands: `python -m experiments.NAME --help`."""
+
+from experiments import guard
+
+guard.begin()

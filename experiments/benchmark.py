@@ -22,7 +22,7 @@ from absl import flags
 
 from experiments import command, outputs
 
-_CONFIG = command.define_config("bench_decode.py")
+_CONFIG = command.define_config("benchmark", "bench_decode.py")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for the time per kernel; decode only.")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
-from experiments import processes
+from experiments import command_help, config_files, guard, processes
 
 if TYPE_CHECKING:
     import jax
@@ -40,58 +40,114 @@ _LEAST = {"batch_size": 1, "remat": "block", "dtype": "bfloat16"}
 _NVIDIA = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/gpus"))
 # Where JAX looks for one: in a container, and in the Linux of Windows, there may be no other trace.
 _SEEN_BY_JAX = (Path("/dev/nvidia0"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
-# How JAX begins when it cannot have a platform that JAX_PLATFORMS names.
-_NO_BACKEND = "Unable to initialize backend"
+# How errors begin that are the machine's: JAX cannot have a platform that JAX_PLATFORMS names, or a
+# process that tokenizes was taken away.
+_ENDINGS = ("Unable to initialize backend", "a process that tokenizes has ended")
 flags.disclaim_key_flags()  # --help shows what is defined here with the command's own flags
 
 
-def define_config(default: str) -> flags.FlagHolder:
-    """The flag --config, a file in configs/ unless the user names another one."""
-    path = Path(__file__).parents[1] / "configs" / default
-    try:
-        holder = config_flags.DEFINE_config_file("config", str(path), "The experiment.")
-    except (AttributeError, KeyError) as error:  # a field of the default that is none
-        _end(f"--config: {path} has no field {error}")
-    flags.declare_key_flag("config")
-    return holder
+class Config:
+    """A command's config.
+
+    Attributes:
+      command: Name of the command, a key of `schemas.COMMANDS`.
+      default: Its own file in configs/.
+      value: The config, checked; there once the command line has been read.
+    """
+
+    def __init__(self, command: str, default: str):
+        self.command, self.default = command, default
+        self._values: ConfigDict | None = None
+
+    @property
+    def value(self) -> ConfigDict:
+        if self._values is None:
+            raise RuntimeError("the command line has not been read yet")
+        return self._values
+
+    def load(self, choice: config_files.Choice) -> None:
+        """Reads the file, and what the command line sets on top of it."""
+        from experiments import schemas
+
+        others = {k: v for k, v in schemas.COMMANDS.items() if k != self.command}
+        values = config_files.load(choice, self.default, schemas.COMMANDS[self.command], others)
+        self._values = ConfigDict(values)
+
+
+_config: Config | None = None
+
+
+def define_config(command: str, default: str) -> Config:
+    """The flag --config of a command, a file in configs/ unless the user names another one."""
+    global _config
+    _config = Config(command, default)
+    return _config
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags and runs `main`; bad input ends in one line on standard error and status 1.
 
-    So does memory that runs out. Programs that JAX compiles are kept for the next run.
-    `--verbosity=1` shows the traceback of an error. Where the command is one of several processes,
-    it joins the others first.
+    So do memory that runs out, a disk that is full and an output that is closed. Programs that JAX
+    compiles are kept for the next run. `--verbosity=1` shows the traceback of an error. Where the
+    command is one of several processes, it joins the others first.
     """
 
     def guarded(argv):
-        if len(argv) > 1:
-            _end(f"{argv[1]!r} is no flag; flags look like --name=value")
         from griffin_jax.compilation_cache import enable_compilation_cache
         from griffin_jax.kernels import choice
 
+        if sys.stdout is None:
+            raise ValueError("standard output is closed; send it to a file, or to /dev/null")
         choice.verbose = _VERBOSE.value
         enable_compilation_cache()
         if not logging.level_debug():
             logging.set_verbosity(logging.WARNING)
-        try:
-            processes.start()
-            if hint := missing_plugin():
-                print(f"[{hint}]", file=sys.stderr)
-            check_platform()
-            main() if logging.level_debug() else _within_memory(main)
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            if logging.level_debug():
-                raise
-            if processes.several():
-                processes.end_after(error, _tell)
-            if isinstance(error, RuntimeError) and not str(error).startswith(_NO_BACKEND):
-                raise
-            _end(error)
-        except KeyboardInterrupt:
-            sys.exit(130)
+        processes.start()
+        if hint := missing_plugin():
+            print(f"[{hint}]", file=sys.stderr)
+        check_platform()
+        guard.take_over()  # what is heavy has been imported
+        if logging.level_debug():
+            main()
+        else:
+            _within_memory(main)
+        sys.stdout.flush()  # a disk may be full
 
-    app.run(guarded, flags_parser=_parse_flags)
+    try:
+        app.run(lambda argv: _guard(lambda: guarded(argv)), flags_parser=_parse_flags)
+    except KeyboardInterrupt:  # before the command began
+        sys.exit(guard.INTERRUPTED)
+
+
+def _guard(work: Callable[[], None]) -> None:
+    """Runs `work`; what a user can mend ends in one line."""
+    try:
+        work()
+    except (ValueError, OSError, ImportError, RuntimeError, RecursionError) as error:
+        if logging.level_debug():
+            raise
+        if processes.several():
+            processes.end_after(error, guard.tell)
+        if type(error) is RuntimeError and not str(error).startswith(_ENDINGS):
+            raise
+        if isinstance(error, BrokenPipeError) or _is_closed(sys.stdout):
+            _let_go_of_output()
+        _end(guard.describe(error))
+    except KeyboardInterrupt:
+        _let_go_of_output()
+        sys.exit(guard.INTERRUPTED)
+
+
+def _is_closed(stream) -> bool:
+    return stream is None or stream.closed
+
+
+def _let_go_of_output() -> None:
+    """Keeps the interpreter from a second complaint when it flushes what nobody reads."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it lasts as long as the process
 
 
 def missing_plugin() -> str | None:
@@ -184,13 +240,28 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _parse_flags(argv):
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        text = str(error).strip()
-        _end(text.splitlines()[-1] if "Traceback" in text else text)  # raised in a config file
-    except (AttributeError, KeyError) as error:  # of ml_collections, not of flags
-        _end(f"--config: not a config file, or it has no such field: {error}")
+    rest = None
+
+    def parse():
+        nonlocal rest
+        choice, words = config_files.split_arguments(argv[1:])
+        if _config is None and (choice.file or choice.fields):
+            raise ValueError("this command has no --config; --help lists its flags")
+        if command_help.is_asked_for(words):
+            main_module = sys.modules["__main__"]
+            print(command_help.page(main_module, _config))
+            sys.exit(0)
+        try:
+            rest = flags.FLAGS([argv[0], *words])
+        except flags.Error as error:
+            raise ValueError(str(error).strip()) from None
+        if len(rest) > 1:
+            raise ValueError(f"{rest[1]!r} is no flag; flags look like --name=value")
+        if _config is not None:
+            _config.load(choice)
+
+    _guard(parse)
+    return rest
 
 
 def _within_memory(main):
@@ -204,7 +275,7 @@ def _within_memory(main):
 
 
 def _what_takes_less() -> str:
-    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    config = None if _config is None else _config.value
     fields = {
         field: value
         for field, value in dict(config or {}).items()
@@ -221,10 +292,6 @@ def _what_takes_less() -> str:
     return f"try {text} (--verbosity=1 shows where it ran out)"
 
 
-def _tell(message):
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-
-
 def _end(message):
-    _tell(message)
+    guard.tell(message)
     sys.exit(1)

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import command, outputs
 
-_CONFIG = command.define_config("compare_tiny.py")
+_CONFIG = command.define_config("compare_training", "compare_tiny.py")
 _OUTPUT = flags.DEFINE_string("output", "runs/comparison", "Folder for the report.")
 
 

@@ -21,7 +21,7 @@ from experiments import command, outputs
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, and a TPU here may be in use
 
-_CONFIG = command.define_config("compile_tpu.py")
+_CONFIG = command.define_config("compile_tpu", "compile_tpu.py")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Compile the config's table of programs.")
 _OUTPUT = flags.DEFINE_string("output", "docs/tpu", "Folder of the sweep's tables and plot.")
 _FIELDS = ("topology", "mesh", "model", "weights", "job", "batch_size", "tokens", "stack_layers")

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import command, outputs
 
-_CONFIG = command.define_config("convert.py")
+_CONFIG = command.define_config("convert", "convert.py")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
 _OUTPUT = flags.DEFINE_string("output", "runs/converted", "Folder to make.")
 

@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments import command, outputs
 
-_CONFIG = command.define_config("eval_quality.py")
+_CONFIG = command.define_config("evaluate", "eval_quality.py")
 _OUTPUT = flags.DEFINE_string("output", "runs/evaluation", "Folder for results and kept answers.")
 
 

@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import command, outputs
 
-_CONFIG = command.define_config("pack_nf4.py")
+_CONFIG = command.define_config("pack", "pack_nf4.py")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
 _OUTPUT = flags.DEFINE_string("output", "runs/packed", "Folder to make.")
 

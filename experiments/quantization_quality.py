@@ -22,7 +22,7 @@ from absl import flags
 from experiments import command, outputs
 
 _ROOT = Path(__file__).parents[1]
-_CONFIG = command.define_config("quantization_quality.py")
+_CONFIG = command.define_config("quantization_quality", "quantization_quality.py")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
 _TEXT = flags.DEFINE_string("text", str(_ROOT / "README.md"), "File to read.")
 _OUTPUT = flags.DEFINE_string("output", "runs/quantization_quality", "Folder for the report.")

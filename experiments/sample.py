@@ -24,7 +24,7 @@ from experiments import command, outputs, processes
 _BEGIN = time.monotonic()
 _DEFAULT_PROMPT = "It was a dark night, and"
 
-_CONFIG = command.define_config("sample.py")
+_CONFIG = command.define_config("sample", "sample.py")
 _PROMPT = flags.DEFINE_string("prompt", None, f"Text to continue; {_DEFAULT_PROMPT!r} if none.")
 _PROMPTS = flags.DEFINE_string(
     "prompts",

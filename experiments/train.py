@@ -24,7 +24,7 @@ from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from griffin_jax.training import chat, lora
 from griffin_jax.training.data import Rows
 
-_CONFIG = command.define_config("train_tiny.py")
+_CONFIG = command.define_config("train", "train_tiny.py")
 _RUN = flags.DEFINE_string("run", "runs/train", "Folder of the run.")
 _CACHE = flags.DEFINE_string("cache", "runs/cache", "Folder of tokenised corpora.")
 _MERGE = flags.DEFINE_bool("merge", False, "After LoRA, write model/ with the adapter merged in.")
@@ -87,21 +87,16 @@ def _replaced(folder: Path) -> Iterator[Path]:
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
     fields = _CONFIG.value.to_dict()
-    tokenizer_folder, init_from = fields.pop("tokenizer"), fields.pop("init_from", "")
-    files, kind = (
-        {name: fields.pop(name) for name in ("train", "heldout")},
-        fields.pop("data", "text"),
-    )
-    if kind not in ("text", "chat"):
-        raise ValueError(f"config.data is 'text' or 'chat', got {kind!r}")
+    tokenizer_folder, init_from, kind = map(fields.pop, ("tokenizer", "init_from", "data"))
+    files = {name: fields.pop(name) for name in ("train", "heldout")}
     base = None
-    mesh_shape = fields["mesh"] = MeshShape(**fields.pop("mesh", {"fsdp": -1}))
+    mesh_shape = fields["mesh"] = MeshShape(**fields["mesh"])
     fields["optimizer"] = training.OptimizerConfig(**fields["optimizer"])
-    if "lora" in fields:
+    if fields["lora"] is not None:
         fields["lora"] = lora.LoRAConfig(**fields["lora"])
     if init_from:
         # Under LoRA the base stays as it is stored; in full training it becomes master weights.
-        dtype = None if "lora" in fields else "float32"
+        dtype = "float32" if fields["lora"] is None else None
         mesh = make_mesh(**mesh_shape.sizes())
         checkpoint = checkpoints.load_checkpoint(
             init_from,
@@ -109,6 +104,8 @@ def main() -> None:
             shardings=lambda path, struct: array_sharding(mesh, path, struct.shape),
         )
         base, fields["model"] = checkpoint.params, checkpoint.config
+    elif fields["model"] is None:
+        raise ValueError("give config.init_from, a model to begin with, or config.model, a shape")
     else:
         fields["model"] = GriffinConfig.from_dict(fields["model"])
     config = training.TrainConfig(**fields)

@@ -14,6 +14,7 @@ flag or a caller meets the same check, and a value that fails it is one line: th
 right, what was given.
 """
 
+import ast
 import dataclasses
 import difflib
 import math
@@ -115,6 +116,68 @@ def check_fields(config: Any, prefix: str = "") -> None:
             entry.metadata.get(_BOUNDS, _NO_BOUNDS),
         )
         object.__setattr__(config, entry.name, value)
+
+
+def check_values(schema: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Checks plain values, of a config file for example, against the fields of a dataclass.
+
+    No instance is made, so what two fields say of each other is not looked at.
+
+    Args:
+      schema: The dataclass. Where a field of its own is one, its value may be a dict.
+      values: Values by the names of the fields.
+      prefix: What messages put before a name, such as "config.".
+
+    Returns:
+      A value for each field, defaults for those that were left out; dataclasses as dicts.
+
+    Raises:
+      ValueError: a name is unknown, a field without a default is missing, or a value is wrong.
+    """
+    entries = {entry.name: entry for entry in dataclasses.fields(schema)}
+    check_names(prefix.removesuffix(".") or schema.__name__, values, entries)
+    checked = {}
+    for name, entry in entries.items():
+        kind, _ = of_optional(entry.type)
+        if name in values:
+            value = values[name]
+        elif entry.default is not dataclasses.MISSING:
+            value = entry.default
+        elif entry.default_factory is not dataclasses.MISSING:
+            value = entry.default_factory()
+        else:
+            raise ValueError(f"{prefix}{name} is missing")
+        if _is_config(kind) and isinstance(value, kind):
+            value = {x.name: getattr(value, x.name) for x in dataclasses.fields(value)}
+        if _is_config(kind) and isinstance(value, Mapping):
+            checked[name] = check_values(kind, value, f"{prefix}{name}.")
+        else:
+            bounds = entry.metadata.get(_BOUNDS, _NO_BOUNDS)
+            checked[name] = _check(f"{prefix}{name}", value, entry.type, bounds)
+    return checked
+
+
+def parse_text(text: str, kind: Any) -> Any:
+    """What a text on the command line stands for, as a value of a field's type.
+
+    A text that is none is returned as it is, for `check_values` to refuse.
+    """
+    kind, optional = of_optional(kind)
+    if optional and text in ("None", "none", "null"):
+        return None
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    try:
+        if kind in (int, float):
+            return kind(text)
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    if kind is tuple or typing.get_origin(kind) is tuple:
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    return value
 
 
 def check_value(name: str, value: Any, kind: Any, **bounds: Any) -> Any:

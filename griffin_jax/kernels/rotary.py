@@ -17,4 +17,5 @@ def rotary_angles(positions: jax.Array, base: float, size: int) -> jax.Array:
     per_stride = np.remainder(_STRIDE * per_token, 2 * np.pi)
     strides, rest = jnp.divmod(positions[..., None], _STRIDE)
     per_token, per_stride = (x.astype(np.float32)[None, None] for x in (per_token, per_stride))
+    rest, strides = rest.astype(jnp.float32), strides.astype(jnp.float32)
     return rest * per_token + strides * per_stride

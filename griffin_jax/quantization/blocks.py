@@ -146,7 +146,7 @@ def _inverse(divisor: jax.Array, exponent: jax.Array) -> jax.Array:
     tail = quotient & (2 * half - 1)
     rounded = quotient >> spare
     up = (tail > half) | ((tail == half) & ((rest > 0) | (rounded % 2 == 1)))
-    return (rounded + up) << (spare - 2)
+    return (rounded + up.astype(jnp.uint32)) << (spare - 2)
 
 
 def _correct_quotient(quotient: jax.Array, dividend: jax.Array, divisor: jax.Array):

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from griffin_jax.config import GriffinConfig, check_dtype
+from griffin_jax.config import DTYPES, GriffinConfig, check_dtype
 from griffin_jax.fields import check_fields, field
 from griffin_jax.models.griffin import REMAT_POLICIES
 from griffin_jax.sharding import MeshShape, batch_shards, check_config
@@ -47,7 +47,7 @@ class TrainConfig:
     batch_size: int = field(at_least=1, at_most=2**24)
     seq_len: int = field(at_least=1, at_most=2**24)
     microbatches: int = field(1, at_least=1)
-    dtype: str = "bfloat16"
+    dtype: str = field("bfloat16", one_of=DTYPES)
     remat: str = field("none", one_of=tuple(REMAT_POLICIES))
     dropout: float = field(0.0, at_least=0, below=1)
     loss_chunks: int = field(1, at_least=1)

@@ -67,7 +67,10 @@ def test_a_sweep_keeps_the_rows_that_are_there_and_writes_tables_and_plot(tmp_pa
     [
         ("--config.topology=v5e:9x9", "error: no topology 'v5e:9x9'; there are v5e:1x1, "),
         ("--config.mesh.model=2", "error: there are 1 devices, mesh model=2 has 2: "),
-        ("--config.job=serve", "error: job is one of decode, prefill, train, not 'serve'"),
+        (
+            "--config.job=serve",
+            "error: config.job must be one of decode, prefill, train, got 'serve'",
+        ),
     ],
 )
 def test_bad_input_is_one_line(argument, message):

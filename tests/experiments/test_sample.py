@@ -73,7 +73,7 @@ def test_lines_of_the_keyboard_are_answered_until_they_end(model):
     "arguments, message",
     [
         (["--config.top_p=1.5"], "top_p must be a number above 0 and at most 1, or None, got 1.5"),
-        (["--config.max_new_tokens=many"], "--config.max_new_tokens=many"),
+        (["--config.max_new_tokens=many"], "config.max_new_tokens must be a whole number"),
         (["--config.dtype=float"], "dtype must be one of"),
         (["--prompts={file}"], "line 2: it is empty"),
         (["--prompts={binary}"], "prompts.bin: not UTF-8 at line 1, byte 0"),

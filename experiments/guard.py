@@ -1,0 +1,73 @@
+"""What stands around a command from its first import on; nothing heavy is imported here.
+
+`experiments/__init__.py` begins it where Python runs `-m experiments.NAME`: until the command itself
+has Ctrl-C in hand, Ctrl-C ends the process on the spot, and an import that fails is one line.
+"""
+
+import signal
+import sys
+from types import TracebackType
+
+# Of a shell's conventions: 128 and the signal's number.
+INTERRUPTED = 130
+
+
+def begin() -> None:
+    """Takes Ctrl-C and failing imports in hand, where a command is being started."""
+    if sys.argv[:1] != ["-m"]:  # what Python says while it looks for the module to run
+        return
+    sys.excepthook = _one_line
+    # Nothing has been written yet, and modules that are interrupted half-way print tracebacks.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def take_over() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt, as ever, for those who clean up."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def tell(message: object) -> None:
+    """Says on standard error, in one line, what went wrong."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+
+
+def describe(error: BaseException) -> str:
+    """What to say of an error: its message, which some of Python's own lack a subject for."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        extra = _EXTRAS.get(error.name.partition(".")[0])
+        if extra:
+            return f"{error}: pip install 'griffin_jax[{extra}]'"
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply: {error}"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+# The extra that brings a package.
+_EXTRAS = {
+    "grain": "train",
+    "tensorboardX": "train",
+    "matplotlib": "bench",
+    "lm_eval": "eval",
+    "datasets": "eval",
+    "huggingface_hub": "hf",
+    "tokenizers": "hf",
+    "libtpu": "tpu",
+    "torch": "parity",
+    "transformers": "parity",
+}
+
+
+def _one_line(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    verbose = any(x.startswith(("--verbosity=1", "-v=1", "--v=1")) for x in sys.argv)
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    if verbose or not issubclass(kind, ImportError | OSError | ValueError):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    tell(describe(error))

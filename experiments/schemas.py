@@ -1,0 +1,242 @@
+"""The fields of every command's config: types and bounds. What each is for, configs/ say beside it.
+
+The functions here give the dataclass of a config by its values, for only benchmarks have several.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from griffin_jax.config import DTYPES
+from griffin_jax.fields import field
+from griffin_jax.inference.sampling import SamplingConfig
+from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.sharding import MeshShape
+
+_SEED = {"at_least": 0, "below": 2**32}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(SamplingConfig):
+    """Of `experiments.sample`."""
+
+    model: str = field("griffin-tiny", filled=True)
+    dtype: str | None = field(None, one_of=DTYPES)
+    allow_nan: bool = False
+    chat: bool = False
+    max_new_tokens: int = field(128, at_least=0, at_most=2**31 - 1)
+    seed: int = field(0, **_SEED)
+    stop: tuple[str, ...] = ()
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+    batch_size: int = field(16, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Of `experiments.pack`."""
+
+    format: str = field("huggingface", one_of=("huggingface", "orbax"))
+    block_size: int = field(64, one_of=(32, 64, 128, 256, 512, 1024, 2048, 4096))
+    quantization: QuantizationConfig = dataclasses.field(default_factory=QuantizationConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Of `experiments.convert`."""
+
+    format: str = field("huggingface", one_of=("huggingface", "orbax"))
+    dtype: str | None = field(None, one_of=DTYPES)
+    dequantize: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationQuality:
+    """Of `experiments.quantization_quality`."""
+
+    dtype: str = field("float32", one_of=DTYPES)
+    max_bytes: int = field(0, at_least=0)
+    rows: int = field(8, at_least=1)
+    chunk: int = field(256, at_least=1)
+    capacity: int | None = field(None, at_least=1)
+    packings: tuple[Any, ...] = field((), filled=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareTraining:
+    """Of `experiments.compare_training`."""
+
+    runs: tuple[str, ...] = field((), filled=True)
+    text: str = field("", filled=True)
+    edges: tuple[int, ...] = field((), filled=True)
+    dtype: str = field("bfloat16", one_of=DTYPES)
+    chunk: int = field(1024, at_least=1)
+    cache: tuple[int, ...] = (768, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Of `experiments.evaluate`."""
+
+    suite: str = field("quality", filled=True)
+    rows: tuple[Any, ...] = field((), filled=True)
+    average: Any = None
+    checkpoint: str = field("griffin-tiny", filled=True)
+    quantization: str | None = field(None, one_of=("nf4", "fp4"))
+    dtype: str | None = field(None, one_of=DTYPES)
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+    tasks: str = ""
+    limit: int | None = field(None, at_least=1)
+    generation_limit: int | None = field(None, at_least=1)
+    data_dir: str | None = None
+    chat: bool = False
+    run_generated_code: bool = False
+    toxicity_scorer: str = field("perspective", filled=True)
+    sentiment_scorer: str = field("vader", filled=True)
+    stack_layers: bool | None = None
+    batch_size: int = field(32, at_least=1)
+    max_length: int | None = field(None, at_least=1)
+    max_gen_toks: int = field(1024, at_least=1)
+    gen_toks_cap: int | None = field(None, at_least=1)
+    fork: bool = True
+    seed: int = field(0, **_SEED)
+    log_samples: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileTPU:
+    """Of `experiments.compile_tpu`."""
+
+    topology: str = field("v5e:1x1", filled=True)
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+    model: str = field("recurrentgemma-9b", filled=True)
+    weights: str = field("nf4", one_of=("bf16", "nf4", "fp4", "nf4-double"))
+    job: str = field("decode", one_of=("decode", "prefill", "train"))
+    batch_size: int = field(1, at_least=1)
+    tokens: int = field(2048, at_least=1)
+    stack_layers: bool = True
+    remat: str = field("block", one_of=("none", "dots", "block"))
+    loss_chunks: int = field(8, at_least=1)
+    microbatches: int = field(1, at_least=1)
+    static: bool = True
+    rows: tuple[Any, ...] = ()
+    benchmarks: str = "docs/benchmarks"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What every benchmark's config has."""
+
+    kind: str = field(
+        one_of=("decode", "generation", "latency", "throughput", "kernels", "training")
+    )
+    accelerator: bool = True
+    isolate: bool = False
+    copy_bytes: int = field(0, at_least=0)
+    matrix: int = field(0, at_least=0)
+    seed: int = field(0, **_SEED)
+    repeats: int = field(5, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelsBenchmark(Benchmark):
+    """Of several models, one after another."""
+
+    models: tuple[str, ...] = field(filled=True)
+    shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    burst: int = field(32, at_least=1)
+    stack_layers: bool | None = None
+    prompt: int = field(at_least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decode(ModelsBenchmark):
+    tokens: int = field(at_least=2)
+    positions: tuple[int, ...] = ()
+    stream: bool = False
+    long_prompt: int = field(0, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation(ModelsBenchmark):
+    prompt: int = field(at_least=1)
+    tokens: int = field(at_least=2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latency(ModelsBenchmark):
+    prompt: int = field(at_least=1)
+    tokens: tuple[int, ...] = field(filled=True)
+    most: tuple[int, ...] = field(filled=True)
+    repeat_most: int = field(at_least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Throughput(ModelsBenchmark):
+    prompt: int = field(at_least=1)
+    tokens: int = field(at_least=1)
+    batch_sizes: tuple[int, ...] = field(filled=True)
+    prefill_tokens: int = field(at_least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernels(Benchmark):
+    model: str = field(filled=True)
+    shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    operations: tuple[str, ...] = field(filled=True)
+    dtype: str = field(one_of=DTYPES)
+    quant_type: str = field(one_of=("nf4", "fp4"))
+    rows: tuple[int, ...] = field(filled=True)
+    time: int = field(at_least=1)
+    chunk: int = field(at_least=1)
+    spread_bytes: int = field(at_least=1)
+    seconds: float = field(at_least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Benchmark):
+    model: dict[str, Any]
+    lengths: tuple[int, ...] = field(filled=True)
+    tokens: int = field(at_least=1)
+    variants: tuple[str, ...] = field(filled=True)
+    dtype: str = field(one_of=DTYPES)
+    document: int = field(0, at_least=0)
+
+
+_BENCHMARKS = {
+    "decode": Decode,
+    "generation": Generation,
+    "latency": Latency,
+    "throughput": Throughput,
+    "kernels": Kernels,
+    "training": Training,
+}
+
+
+def train(values: Mapping[str, Any]) -> type:
+    """Of `experiments.train`; its package needs the extra [train]."""
+    from experiments import train_schema
+
+    return train_schema.Train
+
+
+def benchmark(values: Mapping[str, Any]) -> type:
+    """Of `experiments.benchmark`, whose kind decides."""
+    kind = values.get("kind")
+    return _BENCHMARKS.get(kind, Benchmark) if isinstance(kind, str) else Benchmark
+
+
+def _always(schema: type) -> Callable[[Mapping[str, Any]], type]:
+    return lambda values: schema
+
+
+COMMANDS: dict[str, Callable[[Mapping[str, Any]], type]] = {
+    "sample": _always(Sample),
+    "train": train,
+    "pack": _always(Pack),
+    "convert": _always(Convert),
+    "evaluate": _always(Evaluate),
+    "benchmark": benchmark,
+    "quantization_quality": _always(QuantizationQuality),
+    "compare_training": _always(CompareTraining),
+    "compile_tpu": _always(CompileTPU),
+}
