@@ -115,7 +115,7 @@ def test_bits_per_byte_of_the_model_are_measured(trained):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.train=nowhere.txt", "error: corpus nowhere.txt: there is no such file"),
+        ("--config.train=nowhere.txt", "nowhere.txt: there is no such file"),
         ("--config.optimizer.warmup_steps=60", "warmup_steps 60 must be less than steps 60"),
         ("--config=configs/bench_training.py:huge", "config 'huge': there are 1b, 2b, tiny"),
     ],
