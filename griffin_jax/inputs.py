@@ -56,13 +56,44 @@ def check_token_rows(tokens: Any, vocab_size: int) -> np.ndarray:
             "tokens must be integers [batch, time], got rows that are none or differ in length; "
             "pad them and give lengths"
         )
-    if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"tokens must be integers [batch, time], got {array.dtype}{list(array.shape)}"
-        )
+    check_shape_of_rows(array)
     if not 0 <= array.min() <= array.max() < vocab_size:
         raise ValueError(
             f"tokens range over {array.min()} to {array.max()}; ids are 0 to {vocab_size - 1}"
+        )
+    return array
+
+
+def check_shape_of_rows(tokens: jax.Array | np.ndarray) -> None:
+    """Checks what can be known of tokens [B, T] without reading them, also while they are traced.
+
+    Raises:
+      ValueError: they have another number of axes or are no whole numbers, or there are none.
+    """
+    if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(
+            f"tokens must be integers [batch, time], got {tokens.dtype}{list(tokens.shape)}"
+        )
+
+
+def check_positions(positions: Any, shape: tuple[int, int]) -> np.ndarray:
+    """The positions [B, T] of a call's tokens in their documents, as an array.
+
+    Raises:
+      ValueError: they have another shape than the tokens, or one neither follows the one before it
+        in its row nor is 0.
+    """
+    array = _as_array(positions)
+    if array is None or array.shape != shape or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"positions must be whole numbers {list(shape)}, one for each token, got "
+            f"{shown(positions if array is None else array.tolist())}"
+        )
+    good = (array[:, 1:] == array[:, :-1] + 1) | (array[:, 1:] == 0)
+    if (array < 0).any() or not good.all():
+        raise ValueError(
+            "positions must go up by one along a row or start again at 0, got "
+            f"{shown(array.tolist())}"
         )
     return array
 

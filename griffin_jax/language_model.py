@@ -11,6 +11,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax import checkpoints, inference, inputs
@@ -109,35 +110,52 @@ class LanguageModel:
         tokens: jax.Array | np.ndarray | Sequence[Sequence[int]],
         state: State | None = None,
         lengths: jax.Array | np.ndarray | Sequence[int] | None = None,
+        positions: jax.Array | np.ndarray | Sequence[Sequence[int]] | None = None,
+        last_only: bool = False,
     ) -> tuple[jax.Array, State]:
-        """Logits after every token.
+        """Computes the logits after every token.
 
         Args:
-          tokens: int32[B, T].
+          tokens: int32[B, T]. Those in a `jax.Array` stay on their device, so that their ids are not
+            checked: the logits of a row with an id outside of the vocabulary mean nothing.
           state: Of an earlier call, to go on from; None for nothing. It is not changed.
           lengths: int32[B], how many of each row's tokens are real, the rest being padding at its
             right. Defaults to T.
+          positions: int32[B, T], each token's position in its document. They go up by one, or start
+            again at 0 where another document begins: nothing else is needed to pack several into a
+            row. Defaults to going on from the state.
+          last_only: Compute logits after each row's last real token alone, which spares the output
+            head's work on all others.
 
         Returns:
-          Logits float32[B, T, V], and the state after each row's last real token.
+          Logits float32[B, T, V], or float32[B, V] with `last_only`; and the state after each row's
+          last real token.
 
         Raises:
           ValueError: `tokens` is not [B, T] or holds an id outside the vocabulary, `lengths` is not
-            [B] or outside of 0 to T, `state` is of another model or of other rows, or the rows do
-            not divide over the mesh.
+            [B] or outside of 0 to T, `positions` is not [B, T] or takes other steps, `state` is of
+            another model or of other rows, or the rows do not divide over the mesh.
         """
-        if not isinstance(tokens, jax.core.Tracer):
+        if isinstance(tokens, jax.Array):
+            inputs.check_shape_of_rows(tokens)
+        else:
             tokens = inputs.check_token_rows(tokens, self.config.vocab_size)
-        if not (lengths is None or isinstance(lengths, jax.core.Tracer)):
+        if not (lengths is None or isinstance(lengths, jax.Array)):
             lengths = inputs.check_lengths(lengths, *tokens.shape)
+        if not (positions is None or isinstance(positions, jax.Array)):
+            positions = inputs.check_positions(positions, tokens.shape)
         if state is not None:
             inputs.check_state(state, self.config, len(tokens))
         if self.mesh is not None:
             check_batch(len(tokens), self.mesh)
-        tokens = jnp.asarray(tokens, jnp.int32)
-        if lengths is not None:
-            lengths = jnp.asarray(lengths, jnp.int32)
-        return _apply(self.model, self.params, tokens, state, lengths)
+
+        def whole(numbers):
+            return None if numbers is None else jnp.asarray(numbers, jnp.int32)
+
+        tokens, lengths, positions = map(whole, (tokens, lengths, positions))
+        arguments = (self.model, self.params, tokens, state, lengths, positions, last_only)
+        # Of traced parameters the mesh is the caller's affair, and of others it is known here.
+        return _apply(*arguments) if self.mesh is None else _apply.on(self.mesh, *arguments)
 
     def sampler(self, *, burst: int = 16, columns: bool | None = None) -> Sampler:
         """The sampler of token lists that `sample`, `stream` and `chat` use; see `Sampler`."""
@@ -303,9 +321,16 @@ class LanguageModel:
         return before, whole[len(before) :]
 
 
-@functools.partial(jit_on_mesh, static_argnames="model")
-def _apply(model, params, tokens, state, lengths):
-    return model.apply({"params": params}, tokens, state, lengths=lengths)
+@functools.partial(jit_on_mesh, static_argnums=(0, 6))
+def _apply(model, params, tokens, state, lengths, positions, last_only):
+    def run(model):
+        x, after = model.features(tokens, state, positions, lengths)
+        if not last_only:
+            return model.logits(x), after
+        last = jnp.full(len(x), x.shape[1] - 1) if lengths is None else jnp.maximum(lengths - 1, 0)
+        return model.logits(jnp.take_along_axis(x, last[:, None, None], axis=1))[:, 0], after
+
+    return nn.apply(run, model)({"params": params})
 
 
 def load(

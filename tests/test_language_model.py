@@ -48,6 +48,32 @@ def test_apply_in_two_calls_equals_one():
     np.testing.assert_allclose(both, plain_logits(tuple(tokens)), atol=1e-3)
 
 
+def test_the_last_logits_alone_are_those_among_all():
+    lm = language_model()
+    tokens, lengths = np.arange(10, 22).reshape(2, 6), [6, 3]
+    every, state = lm.apply(tokens, lengths=lengths)
+    last, after = lm.apply(tokens, lengths=lengths, last_only=True)
+    np.testing.assert_allclose(last, [every[0, 5], every[1, 2]], atol=1e-5)
+    np.testing.assert_array_equal(after.position, state.position)
+    np.testing.assert_allclose(
+        lm.apply(tokens, last_only=True)[0], lm.apply(tokens)[0][:, -1], atol=1e-5
+    )
+
+
+def test_positions_pack_documents_into_a_row():
+    lm = language_model()
+    one, other = TOKENIZER.encode("one"), TOKENIZER.encode("and another")
+    positions = [[*range(len(one)), *range(len(other))]]
+    packed, _ = lm.apply([one + other], positions=positions)
+    apart = np.concatenate([lm.apply([one])[0][0], lm.apply([other])[0][0]])
+    np.testing.assert_allclose(packed[0], apart, atol=1e-4)
+
+
+def test_the_ids_of_tokens_on_a_device_are_not_read():
+    logits, _ = language_model().apply(jnp.asarray([[5, CONFIG.vocab_size]]))
+    assert np.isfinite(logits[0, 0]).all()  # the row's other tokens are what they would be
+
+
 def test_apply_can_be_traced():
     lm = language_model()
     shape = jax.eval_shape(lambda tokens: lm.apply(tokens)[0], jnp.zeros((2, 3), int))
@@ -118,6 +144,13 @@ def test_scores_of_texts_are_those_of_their_tokens():
         (lambda lm: lm.apply(np.zeros((1, 0), int)), r"tokens must be integers .*\[1, 0\]"),
         (lambda lm: lm.apply([[5, 6]], lengths=[3]), r"lengths must be 1 numbers of 0 to 2.*\[3\]"),
         (lambda lm: lm.apply([[5, 6]], lengths=[1, 1]), "lengths must be 1 numbers of 0 to 2"),
+        (lambda lm: lm.apply(jnp.zeros((2, 3))), r"tokens must be integers .*float32\[2, 3\]"),
+        (
+            lambda lm: lm.apply([[5, 6]], positions=[0, 1]),
+            r"positions must be whole numbers \[1, 2",
+        ),
+        (lambda lm: lm.apply([[5, 6]], positions=[[0, 2]]), "positions must go up by one"),
+        (lambda lm: lm.apply([[5, 6]], positions=[[-1, 0]]), "positions must go up by one"),
         (lambda lm: lm.sample([5, 6]), "prompt 0 must be text or a list of token ids, got 5"),
         (lambda lm: lm.score([("a", "")]), "continuation 0 adds no token"),
         (lambda lm: lm.score([("a", [5])]), "pair 0 must be two texts or two lists"),
