@@ -4,7 +4,15 @@ from griffin_jax.training.config import TrainConfig
 from griffin_jax.training.corpus import Corpus, CorpusError, load_corpus
 from griffin_jax.training.data import Windows
 from griffin_jax.training.loop import NonFiniteLossError, TrainResult, train
-from griffin_jax.training.optimizer import OptimizerConfig
+from griffin_jax.training.optimizer import OptimizerConfig, adamw
+from griffin_jax.training.train_step import (
+    TrainState,
+    make_eval_step,
+    make_train_step,
+    put_batch,
+    shard_state,
+    token_losses,
+)
 
 __all__ = [
     "Corpus",
@@ -13,7 +21,14 @@ __all__ = [
     "OptimizerConfig",
     "TrainConfig",
     "TrainResult",
+    "TrainState",
     "Windows",
+    "adamw",
     "load_corpus",
+    "make_eval_step",
+    "make_train_step",
+    "put_batch",
+    "shard_state",
+    "token_losses",
     "train",
 ]
