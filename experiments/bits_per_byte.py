@@ -3,27 +3,32 @@
     python -m experiments.bits_per_byte --model=griffin_jax/assets/griffin-tiny --text=FILE
 
 Prints one JSON object: bits per UTF-8 byte of every document and of all together, with the state
-carried through each document, and the mean loss by position in pieces of 16,384 tokens. A model of
+carried through each document, and the mean loss by position in pieces of 16,384 tokens, or up to what
+the longest text has. A model of
 unbounded attention sees the last 768 to 1,023 tokens for the first figure (--capacity says so), which
 keeps it within the 1,024 tokens that it was trained on; its loss by position is told both ways, with
 everything in sight and with that sliding cache.
 """
 
 import json
+import sys
 
 from absl import flags
 
-from experiments import command
+from experiments import command, outputs
 from griffin_jax import checkpoints
-from griffin_jax.tokenizer import load_tokenizer
+from griffin_jax.files import write_json
+from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from griffin_jax.training import corpus, evaluate
 
-_MODEL = flags.DEFINE_string("model", None, "Folder of the model.", required=True)
+_MODEL = flags.DEFINE_string("model", None, "Folder or name of the model.", required=True)
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Folder of its tokenizer; the model's by default."
 )
-_TEXT = flags.DEFINE_string("text", None, "A text or JSON lines file, .xz or not.", required=True)
-_OUTPUT = flags.DEFINE_string("output", "", "Write the JSON object here, too.")
+_TEXT = flags.DEFINE_string(
+    "text", None, "A text or JSON lines file, packed or not.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Write the JSON object here, too.")
 _DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of activations.")
 _CHUNK = flags.DEFINE_integer("chunk", 1024, "Tokens per call; 256 where the cache slides.")
 _CAPACITY = flags.DEFINE_integer("capacity", 768, "Keys kept under unbounded attention.")
@@ -35,21 +40,49 @@ _EDGES = flags.DEFINE_list(
 
 
 def main() -> None:
-    model = checkpoints.load_checkpoint(_MODEL.value)
+    output = outputs.file(_OUTPUT, inputs=[_TEXT.value])
+    folder = checkpoints.find_folder(_MODEL.value)
+    config = checkpoints.open_checkpoint(folder).config
+    tokenizer = load_tokenizer(checkpoints.find_folder(_TOKENIZER.value or folder))
+    check_vocabulary(tokenizer, config)
+    texts = list(corpus.read_documents(_TEXT.value))
+    edges = positions(texts, tokenizer)
+    model = checkpoints.load_checkpoint(folder)
     result = evaluate.measure_texts(
         model.config,
         model.params,
-        load_tokenizer(_TOKENIZER.value or _MODEL.value),
-        list(corpus.read_documents(_TEXT.value)),
-        [int(edge) for edge in _EDGES.value],
+        tokenizer,
+        texts,
+        edges,
         dtype=_DTYPE.value,
         chunk=_CHUNK.value,
         cache=(_CAPACITY.value, 256),
     )
     print(json.dumps(result, indent=2))
-    if _OUTPUT.value:
-        with open(_OUTPUT.value, "w") as file:
-            json.dump(result, file, indent=2)
+    if output is not None:
+        write_json(output, result)
+
+
+def positions(texts: list[str], tokenizer: Tokenizer) -> list[int]:
+    """The flag's edges; of the default ones, those that a text reaches.
+
+    Raises:
+      ValueError: an edge is no number, they do not rise, or no text is so long.
+    """
+    if not all(str(edge).strip().isdecimal() for edge in _EDGES.value):
+        given = ",".join(map(str, _EDGES.value))
+        raise ValueError(f"--edges={given}: positions are whole numbers with commas, such as 0,64")
+    edges = [int(edge) for edge in _EDGES.value]
+    if not _EDGES.using_default_value:
+        evaluate.check_edges(edges, texts, tokenizer)
+        return edges
+    longest = evaluate.longest_text(texts, tokenizer)
+    reached = [edge for edge in edges if edge <= longest]
+    if len(reached) < 2:
+        reached = [0, longest]
+    if reached != edges:
+        print(f"[the longest text has {longest:,} tokens: no position beyond]", file=sys.stderr)
+    return reached
 
 
 if __name__ == "__main__":

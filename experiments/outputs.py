@@ -7,10 +7,13 @@ from absl import flags
 
 from experiments import processes
 
+_STANDARD_OUTPUT = "/dev/stdout"
+
 
 def file(flag: flags.FlagHolder, inputs: Sequence[str] = ()) -> Path | None:
     """The file that a flag names, for `griffin_jax.files.new_file`; None where it names none.
 
+    "-" is standard output.
     It is held until the command ends, so that another one for the same file ends at once.
 
     Raises:
@@ -22,7 +25,8 @@ def file(flag: flags.FlagHolder, inputs: Sequence[str] = ()) -> Path | None:
 
     if flag.value is None:
         return None
-    path = check_file(flag.value, f"--{flag.name}", inputs)
+    value = _STANDARD_OUTPUT if flag.value == "-" else flag.value
+    path = check_file(value, f"--{flag.name}", inputs)
     if processes.is_first():
         claim(path)
     return path

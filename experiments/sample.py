@@ -49,8 +49,8 @@ def main() -> None:
         raise ValueError("--interactive is for one process; give --prompt or --prompts")
     if _PROMPT.value == "":
         raise ValueError("--prompt is empty; give some text")
-    if _INTERACTIVE.value and sys.stdin is None:
-        raise ValueError("--interactive reads standard input, which is closed")
+    if _INTERACTIVE.value:
+        check_keyboard()
     prompts, output = None, None
     if _PROMPTS.value is not None:
         output = outputs.file(_OUTPUT, inputs=[_PROMPTS.value])
@@ -112,11 +112,18 @@ def chat(lm, config) -> None:
             note("stopped; this turn has not taken place")
 
 
+def check_keyboard() -> None:
+    """Raises ValueError where there is no standard input."""
+    if sys.stdin is None:
+        raise ValueError("--interactive reads standard input, which is closed")
+
+
 def read_messages() -> Iterator[str]:
     """The lines of standard input that say something, until it ends."""
+    check_keyboard()
     # Bytes that are no text come as lone surrogates, and a line ends at a newline alone.
     sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
-    first = interrupted = True
+    first, interrupted = True, False
     while True:
         try:
             message = input("> ").removesuffix("\r")
@@ -125,10 +132,10 @@ def read_messages() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print(flush=True)
-            if interrupted and not first:
+            if interrupted:
                 raise
             note("Ctrl-D ends the conversation, and so does Ctrl-C once more")
-            first, interrupted = False, True
+            interrupted = True
             continue
         if first:
             message = message.removeprefix("\ufeff")

@@ -6,10 +6,7 @@ loss.png into the run's folder, and when it ends, at the last step or before, mo
 Called again, it goes on where it stopped. Any field of the config is a flag: --config.steps=100
 """
 
-import contextlib
 import logging
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,8 @@ from absl import flags
 from experiments import command, processes
 from griffin_jax import checkpoints, training
 from griffin_jax.config import GriffinConfig
-from griffin_jax.sharding import MeshShape, array_sharding, is_first, make_mesh, wait_for_all
+from griffin_jax.paths import resolve
+from griffin_jax.sharding import MeshShape, array_sharding, make_mesh
 from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from griffin_jax.training import chat, lora
 from griffin_jax.training.data import Rows
@@ -44,48 +42,43 @@ def read_rows(files: str, kind: str, seq_len: int, seed: int, tokenizer: Tokeniz
             "answers begin later"
         )
         return rows
-    corpus = training.load_corpus(files.split(","), tokenizer, Path(_CACHE.value))
+    corpus = training.load_corpus(files.split(","), tokenizer, _CACHE.value)
     rows = training.Windows(corpus, seq_len, seed)
     print(f"{files}: {len(corpus.tokens):,} tokens, {len(rows):,} sequences an epoch")
     return rows
 
 
 def export(
-    config: training.TrainConfig, result: training.TrainResult, base: Any, tokenizer: Tokenizer
+    run: Path,
+    config: training.TrainConfig,
+    result: training.TrainResult,
+    base: Any,
+    tokenizer: Tokenizer,
 ) -> None:
     """Writes what was trained into the run's folder, in place of what an earlier call wrote."""
-    run, params = Path(_RUN.value), result.params
+    params = result.params
     if config.lora:
-        with _replaced(run / "adapter") as folder:
-            lora.save_adapter(folder, config.lora, params, _CONFIG.value.init_from, config.model)
+        base_name = _CONFIG.value.init_from
+        lora.save_adapter(
+            run / "adapter", config.lora, params, base_name, config.model, replace=True
+        )
         print(f"{run / 'adapter'}: the adapter after {result.step} steps")
         if not _MERGE.value:
             return
         params = lora.merge(config.lora, params, base)
-    with _replaced(run / "model") as folder:
-        checkpoints.save_checkpoint(folder, config.model, params, tokenizer=tokenizer)
+    checkpoints.save_checkpoint(
+        run / "model", config.model, params, tokenizer=tokenizer, replace=True
+    )
     print(f"{run / 'model'}: the model after {result.step} steps")
-
-
-@contextlib.contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A folder to make, which takes the place of `folder` when it is complete."""
-    new, old = (folder.with_name(f"{folder.name}.{age}") for age in ("new", "old"))
-    if is_first():
-        shutil.rmtree(new, ignore_errors=True)
-    wait_for_all(f"begin {new}")
-    yield new
-    if is_first():
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    wait_for_all(f"end {new}")
 
 
 def main() -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
+    with training.hold_run(resolve(_RUN.value, "--run")) as run:
+        _train(run)
+
+
+def _train(run: Path) -> None:
     fields = _CONFIG.value.to_dict()
     tokenizer_folder, init_from, kind = map(fields.pop, ("tokenizer", "init_from", "data"))
     files = {name: fields.pop(name) for name in ("train", "heldout")}
@@ -108,8 +101,10 @@ def main() -> None:
         raise ValueError("give config.init_from, a model to begin with, or config.model, a shape")
     else:
         fields["model"] = GriffinConfig.from_dict(fields["model"])
+    if not (tokenizer_folder or init_from):
+        raise ValueError("give config.tokenizer, a folder with a tokenizer")
     config = training.TrainConfig(**fields)
-    tokenizer = load_tokenizer(tokenizer_folder or init_from)
+    tokenizer = load_tokenizer(checkpoints.find_folder(tokenizer_folder or init_from))
     check_vocabulary(tokenizer, config.model)
     rows, heldout = (
         read_rows(files[name], kind, config.seq_len, config.seed, tokenizer)
@@ -118,10 +113,10 @@ def main() -> None:
     if rows is None:
         raise ValueError("config.train names no file to train on")
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}")
-    result = training.train(config, Path(_RUN.value), rows, heldout, base=base)
+    result = training.train(config, run, rows, heldout, base=base)
     if result.tokens_per_second:
         print(f"steady state: {result.tokens_per_second:,.0f} tokens/s")
-    export(config, result, base, tokenizer)
+    export(run, config, result, base, tokenizer)
     if not result.finished:
         print(f"stopped at step {result.step} of {config.steps}; the same command goes on")
 

@@ -10,17 +10,14 @@ the same bytes.
 """
 
 import io
-import json
-import lzma
-import os
-import pathlib
-import sys
 
 import sentencepiece
-from absl import app, flags
+from absl import flags
+
+from experiments import command, outputs
 
 CORPUS = flags.DEFINE_multi_string(
-    "corpus", None, "Text to learn from: .jsonl or .jsonl.xz with a `text` field, else plain text."
+    "corpus", None, "Text to learn from: .jsonl with a `text` field, else plain text; also packed."
 )
 HELDOUT = flags.DEFINE_string("heldout", None, "Like --corpus; bytes per token are measured on it.")
 OUTPUT = flags.DEFINE_string("output", "tokenizer.model", "Where to write the vocabulary.")
@@ -38,23 +35,24 @@ GEMMA_PIECES = [
     "\n",
     "\n\n",
 ]
+# Of what SentencePiece says of a corpus, which may quote much of it.
+_LONGEST = 300
 PRINTABLE_ASCII = "".join(map(chr, range(33, 127)))
 LATIN_AND_TYPOGRAPHIC = "‘’“”–—…£°àâäæçèéêëîïñôöùûüœÆÉ"  # noqa: RUF001
 
 
 def read_documents(path: str) -> list[str]:
-    """The documents of a .jsonl, .jsonl.xz or plain text file; a bad file ends the command."""
-    opener = lzma.open if path.endswith(".xz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            if ".jsonl" in pathlib.Path(path).suffixes:
-                documents = [json.loads(line)["text"] for line in file]
-            else:
-                documents = [file.read()]
-    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"{path}: not readable as text or as JSON lines with a `text` field: {error!r}")
+    """The documents of a file, see `griffin_jax.training.corpus`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, no text, or holds none.
+    """
+    from griffin_jax.training import corpus
+
+    documents = list(corpus.read_documents(path))
     if not any(document.strip() for document in documents):
-        sys.exit(f"{path}: holds no text")
+        raise ValueError(f"corpus {path}: it holds no text")
     return documents
 
 
@@ -88,21 +86,21 @@ def train(documents: list[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
+    read = [*CORPUS.value, *([HELDOUT.value] if HELDOUT.value else [])]
+    output = outputs.file(OUTPUT, inputs=read)
     documents = [document for path in CORPUS.value for document in read_documents(path)]
     heldout = read_documents(HELDOUT.value) if HELDOUT.value else []
     try:
         model = train(documents, VOCAB_SIZE.value)
     except RuntimeError as error:
-        sys.exit(f"--vocab_size={VOCAB_SIZE.value} with this corpus: {error}")
+        reason = " ".join(str(error).split())[:_LONGEST]
+        raise ValueError(f"--vocab_size={VOCAB_SIZE.value} with this corpus: {reason}") from error
 
-    output = pathlib.Path(OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_bytes(model)
-    os.replace(partial, output)
+    from griffin_jax.files import new_file
+
+    with new_file(output) as file:
+        file.write(model)
     print(f"{output}: {VOCAB_SIZE.value} pieces, {len(model)} bytes")
 
     if heldout:
@@ -114,4 +112,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("corpus")
-    app.run(main)
+    command.run(main)

@@ -36,6 +36,7 @@ _SPOOLED = 2**24
 # What is wrong with a file that is being written, where the error does not name one.
 _OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _OF_WRITING |= {errno.EPIPE, errno.EBADF, errno.ENXIO}
+_BINARY = getattr(os, "O_BINARY", 0)  # of Windows
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -68,7 +69,7 @@ def new_file(path: AnyPath, inputs: Sequence[AnyPath] = ()) -> Iterator[BinaryIO
         with _made(target.parent), _alone(target.parent, target.name, given, _WAIT):
             partial = target.parent / partial_name(target.name)
             try:
-                descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+                descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
                 with os.fdopen(descriptor, "w+b") as file:
                     yield file
                     file.flush()
@@ -97,6 +98,7 @@ def claim(path: AnyPath) -> None:
     lock = Lock(target.parent / f"{_prefix(target.name)}lock", str(given))
     lock.acquire()
     atexit.register(lock.release)
+    _end_in_order()  # which calls that
 
 
 def write_text(path: AnyPath, text: str, inputs: Sequence[AnyPath] = ()) -> None:
@@ -223,7 +225,7 @@ def _move_into(target: Path, partial: Path, besides: str) -> None:
 def _write_into(given: Path, number: int | None, source: Any) -> None:
     """Writes into an open file of this process, by its number, or into what cannot be replaced."""
     if number is None:
-        descriptor = os.open(given, os.O_WRONLY | os.O_TRUNC)
+        descriptor = os.open(given, os.O_WRONLY | os.O_TRUNC | _BINARY)
     else:
         if number == 1 and sys.stdout is None:  # another file may have its number by now
             raise OSError(errno.EBADF, "standard output is closed")
@@ -285,6 +287,17 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def naming_errors(path: AnyPath) -> Iterator[None]:
+    """Raises what goes wrong with files in a folder as an `OutputError` of it.
+
+    Other libraries name a temporary file, or nothing, where the disk is full.
+    """
+    given = paths.resolve(path)
+    with _naming(given, Path(os.path.realpath(given))):
+        yield
+
+
+@contextlib.contextmanager
 def _naming(given: Path, target: Path) -> Iterator[None]:
     """Raises what goes wrong with the target's own files as an `OutputError` of the user's path.
 
@@ -333,20 +346,24 @@ def _disk_full(error: BaseException | None) -> int | None:
 def _ending_in_order() -> Iterator[None]:
     """Lets SIGTERM and SIGHUP raise SystemExit where they would end the process on the spot."""
 
-    def end(number, frame):
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    changed = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
-    for number in changed:
-        signal.signal(number, end)
+    changed = _end_in_order()
     try:
         yield
     finally:
         for number in changed:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _end_in_order() -> list[int]:
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    changed = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, end)
+    return changed
 
 
 def _sync_tree(folder: Path) -> None:

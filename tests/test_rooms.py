@@ -21,6 +21,7 @@ ROOMS = (
         "paths",
         "locks",
         "text_files",
+        "progress",
         "files",
         "compilation_cache",
     ),

@@ -26,6 +26,7 @@ from griffin_jax.checkpoints.source import Source
 from griffin_jax.checkpoints.tree import model_order
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
+from griffin_jax.paths import AnyPath, resolve
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import is_first, to_host
 from griffin_jax.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ class Checkpoint:
     folder: Path
 
 
-def find_folder(path: str | Path) -> Path:
+def find_folder(path: AnyPath) -> Path:
     """The folder of a checkpoint: `path` itself, or where a model of that name is kept.
 
     A name is "griffin-tiny", the model that comes with the package, or one on the Hub.
@@ -70,16 +71,17 @@ def find_folder(path: str | Path) -> Path:
     Raises:
       FileNotFoundError: there is none.
       CheckpointError: the Hub does not give the model; see `hub.fetch`.
+      ValueError: it is no path.
     """
-    if str(path) == BUNDLED:
+    if path == BUNDLED or path == Path(BUNDLED):
         return _BUNDLED_FOLDER
-    folder = Path(path).expanduser()
+    folder = resolve(path, "checkpoint")
     if folder.is_dir():
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder} is a file: give the checkpoint's folder")
-    if hub.is_hub_name(str(path)):
-        return hub.fetch(str(path))
+    if hub.is_hub_name(name := os.fsdecode(path)):
+        return hub.fetch(name)
     raise FileNotFoundError(
         f"no folder {folder}: give a checkpoint's folder, or a Hub name such as "
         "google/recurrentgemma-2b-it"
@@ -181,6 +183,7 @@ def save_checkpoint(
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
     progress: bool = True,
+    replace: bool = False,
 ) -> None:
     """Saves a model into a new folder, which appears when it is complete.
 
@@ -194,9 +197,12 @@ def save_checkpoint(
       quantization: Settings of packed weights, as in Hugging Face's `quantization_config`.
       max_shard_size: Bytes of tensors in one safetensors file.
       progress: Show a bar on standard error if there is much to write.
+      replace: Take the place of a folder that is there, once the new one is complete.
 
     Raises:
       CheckpointError: the folder holds something, or the format cannot express the model.
+      OutputError: (an OSError) the folder cannot be written, or the disk is full.
+      InUseError: (an OSError) another process writes it.
     """
     _check_format(format)
     if format == "huggingface":
@@ -207,9 +213,10 @@ def save_checkpoint(
             tokenizer=tokenizer,
             quantization=quantization,
             max_shard_size=max_shard_size,
+            replace=replace,
         )
         return
-    with staged_folder(folder) as partial:
+    with staged_folder(folder, replace) as partial:
         if tokenizer is not None and is_first():
             tokenizer.save(partial)
         orbax.write_orbax(partial, config, params, quantization)
@@ -224,6 +231,7 @@ def save_leaves(
     tokenizer: Tokenizer | None = None,
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
+    replace: bool = False,
 ) -> None:
     """As `save_checkpoint`, of leaves that come one at a time.
 
@@ -239,13 +247,14 @@ def save_leaves(
       tokenizer: Goes along with the model.
       quantization: Settings of packed weights; None makes them from what is packed.
       max_shard_size: Bytes of tensors in one safetensors file.
+      replace: As for `save_checkpoint`.
 
     Raises:
       CheckpointError: the folder holds something, the format is unknown or cannot express the
         model, or `leaves` lack one.
     """
     _check_format(format)
-    with staged_folder(folder) as partial:
+    with staged_folder(folder, replace) as partial:
         if not is_first():
             for _ in leaves:  # which may take all processes to gather
                 pass

@@ -11,7 +11,7 @@ import jax
 
 from griffin_jax.errors import CheckpointError
 from griffin_jax.files import new_folder, staged_folder_of
-from griffin_jax.paths import OutputError, resolve
+from griffin_jax.paths import AnyPath, OutputError, resolve
 from griffin_jax.sharding import is_first, wait_for_all
 
 
@@ -40,14 +40,18 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def staged_folder(target: str | Path) -> Iterator[Path]:
+def staged_folder(target: AnyPath, replace: bool = False) -> Iterator[Path]:
     """A new folder beside `target` that takes its name when the block ends well.
 
     When the block raises, the new folder is removed. Several processes get the same folder, which
     takes its name when all have ended the block.
 
+    Args:
+      target: What to make.
+      replace: Take the place of a folder that is there.
+
     Raises:
-      CheckpointError: `target` exists and is not an empty folder.
+      CheckpointError: `target` exists and is not an empty folder, without `replace`.
       OutputError: (an OSError) it cannot be written, or the disk is full.
       InUseError: (an OSError) another process writes it.
     """
@@ -56,7 +60,7 @@ def staged_folder(target: str | Path) -> Iterator[Path]:
     wait_for_all(f"before {target}")
     with contextlib.ExitStack() as stack:
         if is_first():
-            partial = stack.enter_context(_new_folder(target, mark))
+            partial = stack.enter_context(_new_folder(target, replace, mark))
         else:
             partial = staged_folder_of(target, mark)
         wait_for_all(f"begin {target}")
@@ -66,9 +70,9 @@ def staged_folder(target: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _new_folder(target, mark):
+def _new_folder(target, replace, mark):
     try:
-        with new_folder(target, mark=mark) as partial:
+        with new_folder(target, replace=replace, mark=mark) as partial:
             yield partial
     except OutputError as error:
         if error.errno != errno.EEXIST:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from tqdm import tqdm
 
 from griffin_jax.checkpoints.tree import array_paths
+from griffin_jax.progress import Bar
 from griffin_jax.sharding import is_first
 
 Shardings = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
@@ -89,7 +89,7 @@ def mapped_from_disk(leaves: Iterable[tuple[str, Any]], folder: Path) -> Iterato
         def spill(path: str, array: np.ndarray) -> jax.Array:
             array = np.asarray(array)
             file = Path(files) / path.replace("/", ".")
-            np.ascontiguousarray(array).reshape(-1).view(np.uint8).tofile(file)
+            file.write_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
             mapped = np.memmap(file, np.uint8, mode="r").view(np.ndarray)
             # A file begins at a page, so JAX takes the memory as it is and copies nothing.
             return jax.device_put(mapped.view(array.dtype).reshape(array.shape), cpu)
@@ -103,11 +103,12 @@ def leaf_nbytes(leaf: Any) -> int:
     return sum(array.nbytes for array in jax.tree.leaves(leaf))
 
 
-def progress_bar(what: str, nbytes: int, progress: bool) -> tqdm:
+def progress_bar(what: str, nbytes: int, progress: bool) -> Bar:
     """A bar over bytes on standard error; silent for what takes no time."""
     shown = progress and nbytes >= _SHOWN_FROM_BYTES and is_first()
-    return tqdm(
-        total=nbytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=not shown
+    disable = None if shown else True
+    return Bar(
+        total=nbytes, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=disable
     )
 
 

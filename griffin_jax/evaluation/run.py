@@ -17,13 +17,13 @@ import numpy as np
 from lm_eval.api.model import CachingLM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
-from tqdm import tqdm
 
 from griffin_jax.evaluation import local_data
 from griffin_jax.evaluation.harness import GriffinLM, describe_cut
 from griffin_jax.evaluation.scorers import ScorerError
 from griffin_jax.evaluation.suites import GENERATED_CODE, UNGUARDED_CODE, Measure, Row
 from griffin_jax.evaluation.tasks import TASKS_PATH
+from griffin_jax.progress import Bar
 
 # The harness's own, which the published results of others have.
 SEEDS = {"random": 0, "numpy": 1234, "examples": 1234}
@@ -106,7 +106,7 @@ def prepare(rows: Sequence[Row], options: Options) -> tuple[dict, dict[tuple, st
     runs, reasons = {}, {}
     manager = _manager(options) if options.data_dir is None else None
     measures = {measure.run: measure for row in rows for measure in row.measures}
-    with tqdm(measures.values(), desc="data sets") as bar:
+    with Bar(measures.values(), desc="data sets") as bar:
         for measure in bar:
             bar.set_postfix_str(measure.task)
             try:

@@ -5,6 +5,7 @@ from griffin_jax.training.corpus import Corpus, CorpusError, load_corpus
 from griffin_jax.training.data import Windows
 from griffin_jax.training.loop import NonFiniteLossError, TrainResult, train
 from griffin_jax.training.optimizer import OptimizerConfig, adamw
+from griffin_jax.training.run_folder import hold_run
 from griffin_jax.training.train_step import (
     TrainState,
     make_eval_step,
@@ -24,6 +25,7 @@ __all__ = [
     "TrainState",
     "Windows",
     "adamw",
+    "hold_run",
     "load_corpus",
     "make_eval_step",
     "make_train_step",

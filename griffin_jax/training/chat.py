@@ -1,6 +1,8 @@
 """Supervised chat data: conversations packed whole into rows, with loss on the model's turns only."""
 
 import dataclasses
+import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -154,6 +156,14 @@ class ChatRows:
             "mask": join([learnt[1:] for _, learnt in parts], np.float32),
             "start": np.int64(index),
         }
+
+    def fingerprint(self) -> str:
+        """What tells these conversations from others."""
+        digest = hashlib.sha256()
+        for conversation in itertools.chain.from_iterable(self._rows):
+            digest.update(np.asarray(conversation.tokens, np.int64).tobytes())
+            digest.update(np.asarray(conversation.learnt, np.bool_).tobytes())
+        return digest.hexdigest()[:16]
 
     def describe(self, starts: np.ndarray) -> str:
         lines = sorted({c.line for start in starts for c in self._rows[int(start)]})

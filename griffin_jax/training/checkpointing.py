@@ -1,6 +1,8 @@
 """Checkpoints of a run: parameters, optimizer and place in the data, written in the background."""
 
-import json
+import contextlib
+import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,10 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from griffin_jax import files
+from griffin_jax.paths import AnyPath, OutputError, resolve
 from griffin_jax.training.config import TrainConfig
+from griffin_jax.training.run_folder import check_run, hold_run
 from griffin_jax.training.train_step import TrainState
 
 
@@ -19,10 +24,31 @@ class RunCheckpoints:
     any moment finds the last complete one.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig):
-        """Raises ValueError when `folder` holds a run of another config."""
-        folder = Path(folder).absolute()
-        _check_identity(folder / "run.json", config.identity())
+    def __init__(self, folder: AnyPath, config: TrainConfig, data: str | None = None):
+        """Opens the run of `folder`, which is held until `close`.
+
+        Args:
+          folder: Of the run; made where there is none.
+          config: Of the run.
+          data: What the rows are, as `Windows.fingerprint` has it; None where that is not known.
+
+        Raises:
+          ValueError: `folder` holds a run of another config, or one that other settings or data
+            began, without `config.resume_with_changes`.
+          InUseError: (an OSError) another process is at this run.
+          OutputError: (an OSError) the folder cannot be written.
+        """
+        folder = resolve(folder, "run")
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(hold_run(folder))
+        try:
+            self._open(folder, config, data)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _open(self, folder: Path, config: TrainConfig, data: str | None) -> None:
+        check_run(folder, config, data)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(1),
@@ -51,15 +77,21 @@ class RunCheckpoints:
     def save(
         self, step: int, state: TrainState, data: dict[str, Any], heldout_loss: float | None
     ) -> None:
-        """Begins to write a checkpoint; `state` may be donated as soon as this returns."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
-            ),
-            metrics=None if heldout_loss is None else {"heldout_loss": heldout_loss},
-            force=True,
-        )
+        """Begins to write a checkpoint; `state` may be donated as soon as this returns.
+
+        Raises:
+          OutputError: (an OSError) the disk is full.
+        """
+        self.check_room(state)
+        with files.naming_errors(self.folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
+                ),
+                metrics=None if heldout_loss is None else {"heldout_loss": heldout_loss},
+                force=True,
+            )
 
     def restore(self, state: TrainState, shardings: Any) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint, and its place in the data.
@@ -82,34 +114,28 @@ class RunCheckpoints:
         )
         return restored.state, restored.data
 
-    def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def check_room(self, state: TrainState) -> None:
+        """Checks that the disk takes another checkpoint of a state, or of its shapes.
 
-
-def _check_identity(path: Path, identity: dict[str, Any]) -> None:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(identity, indent=2))
-            temporary.replace(path)
-        return
-    here = _flat(json.loads(json.dumps(identity)))  # tuples are lists there
-    there = _flat(json.loads(path.read_text()))
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            raise ValueError(
-                f"{path.parent} holds a run with {name} = {there.get(name)}, this config says "
-                f"{here.get(name)}: use the same config or another folder"
+        Raises:
+          OutputError: (an OSError) it does not.
+        """
+        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OutputError(
+                self.folder,
+                f"a checkpoint takes {needed / 1e6:,.1f} MB, and the disk has {free / 1e6:,.1f} left",
+                errno.ENOSPC,
             )
 
+    def check(self) -> None:
+        """Raises what went wrong with a checkpoint that is written in the background."""
+        with files.naming_errors(self.folder):
+            self._manager.check_for_errors()
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return flat
+    def close(self) -> None:
+        """Waits until everything is on disk, and lets go of the run."""
+        with self._held, files.naming_errors(self.folder):
+            self._manager.wait_until_finished()
+            self._manager.close()

@@ -39,6 +39,7 @@ class TrainConfig:
       lora: Train an adapter of this kind in place of all parameters; None trains all.
       mesh: How the devices share the work; a run may go on under another mesh.
       max_seconds: Stop with a checkpoint when the run has lasted so long; None or 0 for no limit.
+      resume_with_changes: Go on with a run that other `settings` or other data began.
     """
 
     model: GriffinConfig
@@ -61,6 +62,7 @@ class TrainConfig:
     lora: LoRAConfig | None = None
     mesh: MeshShape = dataclasses.field(default_factory=lambda: MeshShape(fsdp=-1))
     max_seconds: float | None = field(None, at_least=0)
+    resume_with_changes: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", check_dtype(self.dtype).name)
@@ -100,4 +102,14 @@ class TrainConfig:
             "seed": self.seed,
             "lora": self.lora and dataclasses.asdict(self.lora),
             "average": self.ema > 0,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What a run may go on with otherwise, if that is meant; ready for JSON."""
+        return {
+            "optimizer": dataclasses.asdict(self.optimizer),
+            "steps": self.steps,
+            "dropout": self.dropout,
+            "z_loss": self.z_loss,
+            "ema": self.ema,
         }

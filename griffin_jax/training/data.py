@@ -1,5 +1,6 @@
 """Rows of training data, in an order that a seed fixes and a number resumes (Grain)."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -10,6 +11,9 @@ from griffin_jax.training.corpus import Corpus, CorpusError
 
 Batch = dict[str, np.ndarray]
 
+# Of a corpus, which may be too large to be read whole: pieces, and tokens in each.
+_SAMPLES, _SAMPLE = 64, 4096
+
 _MOST_ROWS = 2**52
 
 
@@ -19,6 +23,9 @@ class Rows(Protocol):
     A row is a dict of `inputs` and `targets` int32[T], `positions` int32[T] (each input's place in
     its document, 0 where one starts), `mask` float32[T] (1 where the target counts) and `start`
     int64[], which `describe` turns into words.
+
+    A source may have a method `fingerprint() -> str` that tells its data from other data; a run is
+    then not continued with other data unawares.
     """
 
     def __len__(self) -> int:
@@ -69,6 +76,15 @@ class Windows:
             "mask": (targets != self.corpus.bos_id).astype(np.float32),
             "start": np.int64(start),
         }
+
+    def fingerprint(self) -> str:
+        """What tells this data from other data: its length and a sample of its tokens."""
+        tokens = self.corpus.tokens
+        places = np.linspace(0, max(len(tokens) - _SAMPLE, 0), _SAMPLES).astype(np.int64)
+        digest = hashlib.sha256(str(len(tokens)).encode())
+        for place in places:
+            digest.update(np.asarray(tokens[place : place + _SAMPLE], np.int64).tobytes())
+        return digest.hexdigest()[:16]
 
     def describe(self, starts: np.ndarray) -> str:
         last = len(self.corpus.tokens) - 1

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
+
+from griffin_jax.progress import Bar
 
 # UTF-8 bytes that are encoded right here, in a few seconds; other processes take as long to start.
 _ALONE = 2**23
@@ -55,7 +56,7 @@ def encode_all(
       RuntimeError: another process that encodes has ended.
     """
     documents = iter(documents)
-    with tqdm(desc="tokenizing", unit="B", unit_scale=True) as progress:
+    with Bar(desc="tokenizing", unit="B", unit_scale=True) as progress:
         done = 0
         cores = available_cores()
         while cores == 1 or done < alone:

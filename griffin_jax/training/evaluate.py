@@ -217,6 +217,27 @@ def loss_by_position(
     return [float(mean[a:b].mean()) for a, b in itertools.pairwise(edges)]
 
 
+def longest_text(texts: Sequence[str], tokenizer: Encoder) -> int:
+    """Tokens of the longest text, without BOS."""
+    return max((len(tokenizer.encode(text, bos=True)) - 1 for text in texts), default=0)
+
+
+def check_edges(edges: Sequence[int], texts: Sequence[str], tokenizer: Encoder) -> None:
+    """Checks what `loss_by_position` needs, before anything is measured.
+
+    Raises:
+      ValueError: the edges do not rise from 0 or more, or no text reaches the last.
+    """
+    rising = all(a < b for a, b in itertools.pairwise(edges))
+    if len(edges) < 2 or edges[0] < 0 or not rising:
+        raise ValueError(f"edges must be two positions or more, rising from 0, got {list(edges)}")
+    if (longest := longest_text(texts, tokenizer)) < edges[-1]:
+        raise ValueError(
+            f"no text has {edges[-1]} tokens, the last edge (the longest has {longest}): give longer "
+            "texts or a smaller last edge"
+        )
+
+
 def measure_texts(
     config: GriffinConfig,
     params: Any,
@@ -246,7 +267,11 @@ def measure_texts(
       `loss_by_position`, one mean in nats per token between neighbouring `edges`. Under unbounded
       attention that is with every token before in sight, and `loss_by_position_sliding` is with the
       sliding cache.
+
+    Raises:
+      ValueError: as `check_edges`.
     """
+    check_edges(edges, texts, tokenizer)
     unbounded = config.attention_window is None and ATTENTION in config.block_types
     whole = {"dtype": dtype, "chunk": chunk}
     sliding = {"dtype": dtype, "capacity": cache[0], "chunk": cache[1]} if unbounded else whole

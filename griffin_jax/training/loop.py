@@ -20,6 +20,7 @@ from griffin_jax.training.data import Batch, Rows, Windows, evaluation_batches, 
 from griffin_jax.training.flops import peak_flops, train_flops_per_token
 from griffin_jax.training.lora import adapt, init_adapter
 from griffin_jax.training.optimizer import adamw, learning_rate_schedule
+from griffin_jax.training.run_folder import describe_run, hold_run
 from griffin_jax.training.run_log import RunLog, Throughput
 from griffin_jax.training.train_step import (
     Params,
@@ -80,9 +81,12 @@ def train(
     Raises:
       ValueError: the config contradicts itself, the devices, or the run in `folder`; or there is
         `config.lora` and no `base`.
+      InUseError: (an OSError) another process is at the run in `folder`.
+      OutputError: (an OSError) `folder` cannot be written, or the disk is full.
       NonFiniteLossError: the loss or the gradient is not finite. The last good checkpoint stays.
     """
-    return _Run(config, Path(folder), rows, heldout, base).run()
+    with hold_run(folder) as folder:
+        return _Run(config, folder, rows, heldout, base).run()
 
 
 class _Run:
@@ -120,7 +124,17 @@ class _Run:
             seed=config.seed,
         )
         self.eval_step = make_eval_step(model, self.mesh, assemble, loss_chunks=config.loss_chunks)
-        self.checkpoints = RunCheckpoints(folder, config)
+        fingerprint = rows.fingerprint() if hasattr(rows, "fingerprint") else None
+        self.checkpoints = RunCheckpoints(folder, config, fingerprint)
+        try:
+            self._begin(optimizer, base)
+            describe_run(folder, config, fingerprint)
+        except BaseException:
+            self.checkpoints.close()
+            raise
+
+    def _begin(self, optimizer, base):
+        config, rows, folder = self.config, self.rows, self.folder
         reached = self.checkpoints.latest_step or 0
         if reached > config.steps:
             raise ValueError(
@@ -133,6 +147,8 @@ class _Run:
         start = self._initial_state(optimizer)
         like = jax.eval_shape(start, base)
         shardings = tree_shardings(like, self.mesh)
+        if reached < config.steps:
+            self.checkpoints.check_room(like)
         if self.checkpoints.latest_step is None:
             self.state = jax.jit(start, out_shardings=shardings)(base)
         else:
@@ -215,6 +231,7 @@ class _Run:
             # A signal may reach one process alone, and all must stop after the same step.
             arrays["stop"] = put_flag(stop, self.mesh)
         self.state, metrics = self.train_step(self.state, self.frozen, arrays)
+        self.checkpoints.check()
         # The device works on this step while the host reads the one before.
         self._read_metrics()
         self.step += 1

@@ -116,6 +116,7 @@ def save_adapter(
     adapter: Params,
     base: str = "",
     model: GriffinConfig | None = None,
+    replace: bool = False,
 ) -> None:
     """Saves an adapter alone into a new folder, as PEFT reads it for transformers' model.
 
@@ -126,13 +127,14 @@ def save_adapter(
       base: Name or folder of the base model, for PEFT to find it.
       model: The base's config: RecurrentGemma and Gemma call their layers by other names. None
         takes it from recurrent layers of the adapter or from the folder `base`.
+      replace: Take the place of a folder that is there, once the new one is complete.
 
     Raises:
       CheckpointError: the folder holds something, or nothing tells what the base is.
     """
     leaves = _flat(to_host(adapter), sep="/")
     architecture = _architecture(leaves, base, model)
-    with staged_folder(folder) as partial:
+    with staged_folder(folder, replace) as partial:
         if is_first():
             peft.write_adapter(
                 partial,

@@ -42,11 +42,15 @@ def test_training_twice_gives_the_same_vocabulary_with_gemmas_ids(tmp_path):
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("missing.txt", None, "FileNotFoundError"),
+        ("missing.txt", None, "missing.txt: there is no such file"),
         ("empty.txt", b"", "holds no text"),
-        ("latin1.txt", "caf\xe9".encode("latin-1"), "UnicodeDecodeError"),
-        ("no_text.jsonl", b'{"title": "a"}\n', "KeyError"),
-        ("truncated.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 100)[:60], "EOFError"),
+        ("latin1.txt", "caf\xe9".encode("latin-1"), "latin1.txt: not UTF-8 at byte 3"),
+        ("no_text.jsonl", b'{"title": "a"}\n', 'no_text.jsonl, line 1: no "text" string'),
+        (
+            "truncated.jsonl.xz",
+            lzma.compress(b'{"text": "a"}\n' * 100)[:60],
+            "truncated or damaged .xz file",
+        ),
         ("short.txt", b"a few words\n", "Vocabulary size too high"),
     ],
 )
@@ -58,6 +62,6 @@ def test_a_bad_corpus_is_one_line_and_writes_nothing(tmp_path, name, contents, m
     )
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
-    assert message in last
+    assert last.startswith("error: ") and message in last
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
