@@ -118,7 +118,7 @@ class Griffin(nn.Module):
                 "init_state(config, batch_size, capacity=tokens)"
             )
         if positions is None:
-            positions = state.position[:, None] + jnp.arange(time)[None]
+            positions = state.position[:, None] + jnp.arange(time, dtype=jnp.int32)[None]
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
         timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)

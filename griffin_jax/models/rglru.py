@@ -60,7 +60,7 @@ def radius_init(
     """`a_param` such that a = exp(-softplus(a_param)) is uniform by area in a ring of radii."""
 
     def init(key, shape, dtype=jnp.float32):
-        uniform = jax.random.uniform(key, shape)
+        uniform = jax.random.uniform(key, shape, jnp.float32)
         log_radius = 0.5 * jnp.log(uniform * (maximum**2 - minimum**2) + minimum**2 + eps)
         return jnp.log(jnp.expm1(-log_radius)).astype(dtype)
 

@@ -217,7 +217,7 @@ def loss_by_position(
       **options: See `document_losses`.
 
     Raises:
-      ValueError: no text is as long as that, or the edges do not rise.
+      ValueError: no text is as long as that.
     """
     pieces = []
     for text in texts:
