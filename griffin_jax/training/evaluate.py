@@ -55,7 +55,8 @@ def document_losses(
       ValueError: the window is unbounded and no capacity is given, or a document has no token to
         predict or one outside of the vocabulary.
     """
-    dtype, rows = check_dtype(dtype), min(rows, max(len(documents), 1))
+    dtype, rows = check_dtype(dtype), check_value("rows", rows, int, at_least=1)
+    rows = min(rows, max(len(documents), 1))
     return _read_documents(
         documents,
         config.vocab_size,
@@ -97,7 +98,8 @@ def document_divergences(
       ValueError: the window is unbounded and no capacity is given, or a document has no token to
         predict or one outside of the vocabulary.
     """
-    dtype, rows = check_dtype(dtype), min(rows, max(len(documents), 1))
+    dtype, rows = check_dtype(dtype), check_value("rows", rows, int, at_least=1)
+    rows = min(rows, max(len(documents), 1))
     return _read_documents(
         documents,
         config.vocab_size,
@@ -122,7 +124,6 @@ def _read_documents(documents, vocab_size, fresh_state, measure, chunk, rows):
     """
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(documents)
     check_value("chunk", chunk, int, at_least=1)
-    check_value("rows", rows, int, at_least=1)
     for i, document in enumerate(documents):
         if len(document) < 2:
             raise ValueError(f"document {i} has no token to predict; it holds no text")
