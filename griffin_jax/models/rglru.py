@@ -8,8 +8,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.devices import per_shard, time_shards
+from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.kernels.time_shards import newest, preceding
+from griffin_jax.models import recurrent_rows
 from griffin_jax.models.layers import Linear, gated_gelu, parameter, project
 from griffin_jax.models.state import RecurrentState, Timeline
 
@@ -151,9 +153,24 @@ class RecurrentBlock(nn.Module):
             Linear(self.recurrence_width, name="linear_y", **linear),
             Linear(self.recurrence_width, name="linear_x", **linear),
         )
-        x, conv = Conv1D(self.conv_width, self.param_dtype, name="conv_1d")(x, state.conv, timeline)
-        x, hidden = RGLRU(self.num_blocks, name="rg_lru", **types)(x, state.hidden, timeline)
-        x = Linear(self.width, init_scale=self.out_init_scale, name="linear_out", **linear)(
-            gated_gelu(y, x)
-        )
-        return x, RecurrentState(hidden=hidden, conv=conv)
+        conv_1d = Conv1D(self.conv_width, self.param_dtype, name="conv_1d")
+        rg_lru = RGLRU(self.num_blocks, name="rg_lru", **types)
+        out = Linear(self.width, init_scale=self.out_init_scale, name="linear_out", **linear)
+        if not self.is_initializing():
+            params = {name: self.variables["params"][name] for name in ("conv_1d", "rg_lru")}
+            serves = {"mosaic_gpu": recurrent_rows.serves(params, x, state), "layers": None}
+            if choose("recurrent_step", serves) == "mosaic_gpu":
+                inner = conv_1d.clone(parent=None), rg_lru.clone(parent=None)
+                plain = functools.partial(_convolve_and_recur, *inner)
+                z, state = recurrent_rows.recurrent_rows(plain, params, y, x, state, timeline)
+                return out(z), state
+        x, conv = conv_1d(x, state.conv, timeline)
+        x, hidden = rg_lru(x, state.hidden, timeline)
+        return out(gated_gelu(y, x)), RecurrentState(hidden=hidden, conv=conv)
+
+
+def _convolve_and_recur(conv_1d, rg_lru, params, y, x, state, timeline):
+    """The middle of a recurrent block as a function of its parameters, for its gradient."""
+    x, conv = conv_1d.apply({"params": params["conv_1d"]}, x, state.conv, timeline)
+    x, hidden = rg_lru.apply({"params": params["rg_lru"]}, x, state.hidden, timeline)
+    return gated_gelu(y, x), RecurrentState(hidden=hidden, conv=conv)
