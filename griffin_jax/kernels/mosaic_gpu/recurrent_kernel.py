@@ -56,7 +56,8 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
     def body(
         u_gmem, y_gmem, conv_gmem, hidden_gmem, tap_gmem, bias_gmem, wx_gmem, bx_gmem, wa_gmem,
         ba_gmem, rate_gmem, position_gmem, z_gmem, hidden_out, conv_out,
-        u_smem, conv_smem, w_smem, y_smem, hidden_smem, first, second,
+        u_smem, conv_smem, w_smem, y_smem, hidden_smem, tap_smem, bias_smem, own_smem, rate_smem,
+        position_smem, first, second,
     ):  # fmt: skip
         chunk = lax.axis_index("chunk")
         head = lax.axis_index("head")
@@ -74,6 +75,12 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
                 columns = pl.ds(tap * width + head * size + j * CHANNELS, CHANNELS)
                 target = conv_smem.at[tap, j, pl.ds(0, rows)]
                 copy(conv_gmem.at[some, columns], target, first)
+        # Numbers of a channel or a row come this way, too: read one after another from memory, they
+        # would take longer than all the rest.
+        mine = pl.ds(head * size, size)
+        copy(tap_gmem.at[:, mine], tap_smem, first)
+        copy(bias_gmem.at[mine], bias_smem, first)
+        copy(position_gmem.at[pl.ds(row, ROWS)], position_smem, first)
         for gate, source in enumerate((wx_gmem, wa_gmem)):
             for j in range(chunks):
                 inputs = pl.ds(head * size + j * CHANNELS, CHANNELS)
@@ -81,37 +88,40 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
                 copy(source.at[inputs, outputs], w_smem.at[gate, j], second)
         copy(y_gmem.at[some, own], y_smem.at[pl.ds(0, rows)], second)
         copy(hidden_gmem.at[some, own], hidden_smem.at[pl.ds(0, rows)], second)
+        copy(bx_gmem.at[own], own_smem.at[0], second)
+        copy(ba_gmem.at[own], own_smem.at[1], second)
+        copy(rate_gmem.at[own], rate_smem, second)
 
         def across(vector):
             return lax.broadcast_in_dim(vector, (ROWS, CHANNELS), (1,))
 
-        def number(value):
-            return jnp.full((ROWS, CHANNELS), value, jnp.float32)
-
-        position = lax.broadcast_in_dim(
-            load(position_gmem.at[pl.ds(row, ROWS)], _ROW), (ROWS, CHANNELS), (0,)
-        )
         plgpu.barrier_wait(first)
+        position = lax.broadcast_in_dim(load(position_smem, _ROW), (ROWS, CHANNELS), (0,))
         entered = load(u_smem.at[chunk])
         before = [load(conv_smem.at[tap, chunk]) for tap in range(count - 1)]
-        for j in range(chunks):
-            columns = pl.ds(head * size + j * CHANNELS, CHANNELS)
-            total = across(load(bias_gmem.at[columns], _COLUMN).astype(jnp.float32))
+
+        # A loop, whose code is fetched once.
+        def convolve(j, carry):
+            columns = pl.ds(j * CHANNELS, CHANNELS)
+            total = across(load(bias_smem.at[columns], _COLUMN).astype(jnp.float32))
             for distance in range(count):
                 tap = count - 1 - distance
                 source = conv_smem.at[tap, j] if distance else u_smem.at[j]
                 x = load(source).astype(jnp.float32)
                 if distance:
                     x = jnp.where(position >= distance, x, 0.0)
-                total += x * across(load(tap_gmem.at[tap, columns], _COLUMN).astype(jnp.float32))
+                total += x * across(load(tap_smem.at[tap, columns], _COLUMN).astype(jnp.float32))
             u_smem[j] = total.astype(u.dtype)
+            return carry
+
+        lax.fori_loop(0, chunks, convolve, None)
         # The convolution's inputs move on by one token.
         for tap, after in enumerate([*before[1:], entered]):
             conv_smem[tap, chunk] = jnp.where(position >= 0, after, before[tap])
         plgpu.commit_smem()
         plgpu.barrier_wait(second)
 
-        def gate(index, bias_ref):
+        def gate(index):
             def multiply(sums):
                 for j in range(chunks):
                     plgpu.wgmma(sums, u_smem.at[j], w_smem.at[index, j])
@@ -119,11 +129,11 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
                 return sums[...]
 
             found = pl.run_scoped(multiply, plgpu.ACC((ROWS, CHANNELS)))
-            found = found.astype(u.dtype) + across(load(bias_ref.at[own], _COLUMN))
+            found = found.astype(u.dtype) + across(load(own_smem.at[index], _COLUMN))
             return 1.0 / (1.0 + jnp.exp(-found.astype(jnp.float32)))
 
-        input_gate, a_gate = gate(0, bx_gmem), gate(1, ba_gmem)
-        decay = across(load(rate_gmem.at[own], _COLUMN)) * a_gate  # -log a
+        input_gate, a_gate = gate(0), gate(1)
+        decay = across(load(rate_smem, _COLUMN)) * a_gate  # -log a
         a, double = jnp.exp(-decay), 2.0 * decay
         # 1 - a^2, also where a is nearly 1.
         near = double * (1.0 - double * (0.5 - double * (1.0 / 6.0)))
@@ -162,7 +172,9 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
         interpret=interpret,
         kernel_name="recurrent_step",
         compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=False
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            unsafe_no_auto_barriers=True,
+            approx_math=True,
         ),
         scratch_types=[
             plgpu.SMEM((chunks, ROWS, CHANNELS), u.dtype, transforms=half),
@@ -170,8 +182,13 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
             plgpu.SMEM((2, chunks, CHANNELS, CHANNELS), u.dtype, transforms=half),
             plgpu.SMEM((ROWS, CHANNELS), u.dtype, transforms=half),
             plgpu.SMEM((ROWS, CHANNELS), jnp.float32, transforms=single),
-            plgpu.Barrier(num_arrivals=chunks * count),
-            plgpu.Barrier(num_arrivals=2 * chunks + 2),
+            plgpu.SMEM((count, size), u.dtype),
+            plgpu.SMEM((size,), u.dtype),
+            plgpu.SMEM((2, CHANNELS), u.dtype),
+            plgpu.SMEM((CHANNELS,), jnp.float32),
+            plgpu.SMEM((ROWS,), jnp.int32),
+            plgpu.Barrier(num_arrivals=chunks * count + 3),
+            plgpu.Barrier(num_arrivals=2 * chunks + 5),
         ],
     )(
         u, y, flat, hidden, *taps,
