@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax.checkpoints import deepmind, hub, huggingface, huggingface_config, orbax
+from griffin_jax.checkpoints import deepmind, hub, huggingface, huggingface_config, orbax, peft
 from griffin_jax.checkpoints.files import listed, staged_folder, write_json
 from griffin_jax.checkpoints.packing import pack_leaf
 from griffin_jax.checkpoints.placement import (
@@ -34,6 +34,7 @@ from griffin_jax.tokenizer import Tokenizer
 BUNDLED = "griffin-tiny"
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / BUNDLED
 
+_RUN_FILE = "run.json"  # what training leaves in its folder
 _GENERATION_FILE = "generation_config.json"
 _GEMMA_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
@@ -104,9 +105,31 @@ def open_checkpoint(path: str | Path) -> Source:
     for open_folder in FORMATS:
         if (source := open_folder(folder)) is not None:
             return source
-    raise CheckpointError(
-        f"{folder} is no checkpoint: expected {huggingface.CONFIG_FILE} with safetensors (Hugging "
-        f"Face), {orbax.CONFIG_FILE} (griffin_jax), or one Orbax tree (DeepMind)"
+    raise CheckpointError(f"{folder} {_other_folder(folder)}")
+
+
+def _other_folder(folder: Path) -> str:
+    """What a folder is that is no checkpoint, and what to give in its place."""
+    if (folder / peft.CONFIG_FILE).is_file():
+        base = peft.base_of(folder)
+        return (
+            f"is a LoRA adapter{f' of {base}' if base else ''}, no model: give that one, or the "
+            "model/ that `python -m experiments.train --merge` writes beside the adapter"
+        )
+    if (folder / _RUN_FILE).is_file():
+        if (folder / "model").is_dir():
+            return f"is a training run: its model is {folder / 'model'}"
+        if (folder / "adapter").is_dir():
+            return (
+                f"is a training run of a LoRA adapter, {folder / 'adapter'}: the same command with "
+                "--merge writes model/, the base with the adapter in it"
+            )
+        return "is a training run that has not ended: the same command goes on and writes model/"
+    if (folder.parent / _RUN_FILE).is_file():
+        return f"belongs to a training run: give the run's model, {folder.parent / 'model'}"
+    return (
+        f"is no checkpoint: expected {huggingface.CONFIG_FILE} with safetensors (Hugging Face), "
+        f"{orbax.CONFIG_FILE} (griffin_jax), or one Orbax tree (DeepMind)"
     )
 
 
