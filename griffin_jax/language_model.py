@@ -20,6 +20,7 @@ from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.fields import check_value
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
+from griffin_jax.inference.generation_settings import check_generation_file
 from griffin_jax.kernels.dense_matmul import has_bfloat16
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import (
@@ -42,6 +43,7 @@ from griffin_jax.sharding import (
     tree_shardings,
 )
 from griffin_jax.tokenizer import Tokenizer, find_tokenizer
+from griffin_jax.tokenizer_files import GENERATION_FILE
 
 Prompt = str | Sequence[int]
 
@@ -302,7 +304,7 @@ class LanguageModel:
     def _encode(self, prompt, name):
         inputs.check_prompt(prompt, name)
         if isinstance(prompt, str):
-            return self._tokenizer().encode(prompt, bos=True)
+            return self._tokenizer().encode(prompt)
         inputs.check_tokens(prompt, self.config.vocab_size, name)
         return prompt
 
@@ -312,8 +314,10 @@ class LanguageModel:
         encode = self._tokenizer().encode
         words = context.rstrip()
         context, continuation = words, context[len(words) :] + continuation
-        before = encode(context, bos=True)
-        whole = encode(context + continuation, bos=True)
+        before = encode(context)
+        whole = encode(context + continuation)
+        if not before:  # the model's files say that texts begin without BOS
+            before, whole = ([self._tokenizer().bos_id, *ids] for ids in (before, whole))
         if len(whole) <= len(before):
             raise ValueError(
                 f"continuation {index} adds no token of its own to its context; give a longer one"
@@ -387,6 +391,7 @@ def load(
             return array_sharding(mesh, path, struct.shape)
 
     tokenizer = find_tokenizer(source.folder, source.config)
+    check_generation_file(source.folder / GENERATION_FILE)
     settings = quantization
     if settings is None and source.quantization:
         settings = QuantizationConfig.from_dict(source.quantization)

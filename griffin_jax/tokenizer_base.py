@@ -184,6 +184,41 @@ class Tokenizer(abc.ABC):
         self.check_turns()
         return gemmas_turns(messages, add_generation_prompt)
 
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        bos: bool | None = None,
+        special: Literal["token", "text"] = "token",
+    ) -> list[int]:
+        """Token ids of a conversation; under special="text" only its own marks are special.
+
+        A message that comes from others can then not end its turn or open another one.
+
+        Args:
+          messages: As for `format_chat`.
+          add_generation_prompt: As for `format_chat`.
+          bos: As for `encode`.
+          special: What special pieces in the messages are, as for `encode`.
+
+        Raises:
+          ImportError: as `format_chat`.
+          ValueError: as `format_chat` and `encode`.
+        """
+        if special != "text":
+            return self.encode(self.format_chat(messages, add_generation_prompt), bos, special)
+        told = "".join(str(message.get("content")) for message in messages)
+        cut = next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in told)
+
+        def taken_literally(content):
+            if not isinstance(content, str):
+                return content
+            return self._marks.sub(lambda mark: mark[0][0] + cut + mark[0][1:], content)
+
+        messages = [m | {"content": taken_literally(m.get("content"))} for m in map(dict, messages)]
+        first, *parts = self.format_chat(messages, add_generation_prompt).split(cut)
+        return self.encode(first, bos) + [i for part in parts for i in self._encode(part)]
+
     def save(self, folder: AnyPath) -> None:
         """Copies the files that this tokenizer was loaded from into an existing `folder`."""
         folder = resolve(folder, "folder")

@@ -30,12 +30,12 @@ from griffin_jax.paths import AnyPath, resolve
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import is_first, to_host
 from griffin_jax.tokenizer import Tokenizer
+from griffin_jax.tokenizer_files import GENERATION_FILE
 
 BUNDLED = "griffin-tiny"
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / BUNDLED
 
 _RUN_FILE = "run.json"  # what training leaves in its folder
-_GENERATION_FILE = "generation_config.json"
 _GEMMA_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
 # Each opens a folder of its format, and returns None for one of another. The first that does has it.
@@ -241,7 +241,7 @@ def save_checkpoint(
         return
     with staged_folder(folder, replace) as partial:
         if tokenizer is not None and is_first():
-            tokenizer.save(partial)
+            _save_small_files(partial, tokenizer)
         orbax.write_orbax(partial, config, params, quantization)
 
 
@@ -283,12 +283,13 @@ def save_leaves(
                 pass
             return
         if tokenizer is not None:
-            tokenizer.save(partial)
+            _save_small_files(partial, tokenizer)
         if format == "huggingface":
             huggingface.write_huggingface(
                 partial, config, leaves, quantization=quantization, max_shard_size=max_shard_size
             )
-            write_json(partial / _GENERATION_FILE, _special_ids(tokenizer))
+            if tokenizer is None:
+                write_json(partial / GENERATION_FILE, _GEMMA_IDS)
         else:
             # Orbax writes a whole tree at once, so the leaves wait on disk.
             with mapped_from_disk(leaves, partial) as tree:
@@ -300,14 +301,16 @@ def _check_format(format: str) -> None:
         raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
 
 
-def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int | list[int]]:
-    if tokenizer is None:
-        return _GEMMA_IDS
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
+def _save_small_files(folder: Path, tokenizer: Tokenizer) -> None:
+    """What lay beside the weights goes along as it is; where texts end is written down anyhow."""
+    tokenizer.save(folder)
+    if not (folder / GENERATION_FILE).exists():
+        special_ids = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": list(tokenizer.stop_ids),
+            "pad_token_id": tokenizer.pad_id,
+        }
+        write_json(folder / GENERATION_FILE, special_ids)
 
 
 def host_leaves(params: dict, progress: bool) -> Iterator[tuple[str, Any]]:

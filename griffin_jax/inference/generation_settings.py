@@ -1,6 +1,8 @@
 """Settings of transformers' `generate`: those that sampling obeys, and those that change nothing."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from griffin_jax.foreign_settings import Rule, is_off, obeyed, only, read_settings, without_effect
@@ -73,11 +75,44 @@ _RULES: dict[str, Rule] = {
     "transformers_version": without_effect,
     "_from_model_config": without_effect,
     "_commit_hash": without_effect,
-    # All others, such as bad_words_ids or forced_eos_token_id, are refused unless they are off.
+    "top_h": is_off,
+    "dola_layers": is_off,
     "bad_words_ids": is_off,
+    "constraints": is_off,
+    "force_words_ids": is_off,
+    "forced_bos_token_id": is_off,
+    "forced_eos_token_id": is_off,
+    "sequence_bias": is_off,
     "suppress_tokens": is_off,
+    "begin_suppress_tokens": is_off,
+    "exponential_decay_length_penalty": is_off,
+    "stop_strings": is_off,
+    "max_time": is_off,
     "token_healing": is_off,
+    "watermarking_config": is_off,
 }
+# In a model's own file; how long a text gets is for the caller to say.
+_OF_FILES: dict[str, Rule] = dict.fromkeys(
+    ("bos_token_id", "eos_token_id", "max_length", "max_new_tokens"), without_effect
+)
+
+
+def check_generation_file(path: Path) -> None:
+    """Checks a model's generation_config.json, if there is one, for what sampling cannot do.
+
+    Its `eos_token_id` ends texts, see `Tokenizer.stop_ids`. Temperature, `top_k` and the like are
+    defaults of transformers' `generate`; here the caller's arguments are what counts.
+
+    Raises:
+      ValueError: a setting changes texts in a way that is not supported, such as `num_beams` of 4.
+    """
+    if not path.is_file():
+        return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    read_settings(values, {**_RULES, **_OF_FILES}, str(path), unknown=without_effect)
 
 
 def read_generation_settings(

@@ -9,6 +9,7 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import constrain
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.layers import Embedder, RMSNorm, fan_in, head, parameter
+from griffin_jax.models.linear import matmul
 from griffin_jax.models.stack import (
     GROUPS,
     AnyState,
@@ -18,6 +19,7 @@ from griffin_jax.models.stack import (
     unstack_state,
 )
 from griffin_jax.models.state import AttentionState, State, Timeline, init_state
+from griffin_jax.quantization.tensor import QuantizedTensor
 from griffin_jax.sharding.layouts import constrain_state
 
 REMAT_POLICIES = {
@@ -187,7 +189,10 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.vocab_size, x.shape[-1])
-        return head(x, parameter(self, "weight", fan_in(), shape, self.param_dtype))
+        weight = parameter(self, "weight", fan_in(), shape, self.param_dtype)
+        if isinstance(weight, QuantizedTensor):  # as transformers packs it where nothing skips it
+            return matmul(x, weight).astype(jnp.float32)
+        return head(x, weight)
 
 
 def init_params(config: GriffinConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> dict:
