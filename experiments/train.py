@@ -17,7 +17,7 @@ from experiments import command, processes
 from griffin_jax import checkpoints, training
 from griffin_jax.config import GriffinConfig
 from griffin_jax.paths import resolve
-from griffin_jax.sharding import MeshShape, array_sharding, make_mesh
+from griffin_jax.sharding import MeshShape, make_mesh
 from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from griffin_jax.training import chat, lora
 from griffin_jax.training.data import Rows
@@ -90,11 +90,10 @@ def _train(run: Path) -> None:
     if init_from:
         # Under LoRA the base stays as it is stored; in full training it becomes master weights.
         dtype = "float32" if fields["lora"] is None else None
-        mesh = make_mesh(**mesh_shape.sizes())
         checkpoint = checkpoints.load_checkpoint(
             init_from,
             dtype=dtype,
-            shardings=lambda path, struct: array_sharding(mesh, path, struct.shape),
+            mesh=make_mesh(**mesh_shape.sizes()),
         )
         base, fields["model"] = checkpoint.params, checkpoint.config
     elif fields["model"] is None:

@@ -32,7 +32,8 @@ class GriffinConfig:
       mlp_width: Size of the MLP's hidden layer, F (gate and up projections each).
       num_layers: Number of residual blocks.
       num_heads: Query heads, N; also the number of diagonal blocks in the RG-LRU gates.
-      block_pattern: Kinds of temporal mixing ("recurrent", "attention"), cycled over the layers.
+      block_pattern: Kinds of temporal mixing, cycled over the layers: "recurrent", "attention" or
+        another key of `models.blocks.BLOCKS`.
       recurrence_width: Size of the RG-LRU, R. Defaults to `width`.
       head_size: Size of one attention head, H. Defaults to `width // num_heads`.
       num_kv_heads: Key and value heads; 1 is multi-query attention.
@@ -89,10 +90,6 @@ class GriffinConfig:
         self._check()
 
     def _check(self):
-        if set(self.block_pattern) - {RECURRENT, ATTENTION}:
-            raise ValueError(
-                f"block_pattern holds {RECURRENT!r} and {ATTENTION!r}, got {self.block_pattern}"
-            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads {self.num_kv_heads} must divide num_heads {self.num_heads}"
@@ -102,7 +99,7 @@ class GriffinConfig:
                 f"recurrence_width {self.recurrence_width} does not divide over the "
                 f"{self.num_heads} gate blocks (num_heads)"
             )
-        if int(self.head_size * self.rope_fraction) % 2:
+        if self.rotated_size % 2:
             raise ValueError(
                 f"rope_fraction {self.rope_fraction} of head_size {self.head_size} must be even"
             )
@@ -112,6 +109,17 @@ class GriffinConfig:
         """The kind of temporal mixing of every layer."""
         pattern = self.block_pattern
         return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+    @property
+    def attention_reach(self) -> int | None:
+        """How many tokens before its own a query sees; None for all."""
+        window = self.attention_window
+        return window and window - self.window_includes_query
+
+    @property
+    def rotated_size(self) -> int:
+        """How many of a head's columns, the first ones, turn with the position."""
+        return int(self.head_size * self.rope_fraction)
 
     def replace(self, **changes: Any) -> "GriffinConfig":
         """A copy with some fields changed.

@@ -18,13 +18,14 @@ BATCH = (DATA, FSDP)
 
 Axes = tuple[Any, ...]
 
-# What a dimension of an activation is, and the mesh axes that it lies over.
-ACTIVATIONS = {
+# What a dimension of an array is, and the mesh axes that it lies over.
+LOGICAL_AXES = {
     "batch": BATCH,
     "copies": DATA,
-    "width": FSDP,
     "time": SEQUENCE,
-    "heads": MODEL,
+    "width": FSDP,
+    "gate_inputs": FSDP,  # of one diagonal block
+    "heads": MODEL,  # and diagonal blocks of gates
     "recurrence": MODEL,
     "features": MODEL,
     "vocabulary": MODEL,
@@ -59,6 +60,11 @@ def partition_spec(axes: Axes) -> PartitionSpec:
     return PartitionSpec(*axes)
 
 
+def mesh_axes(names: tuple[str | None, ...]) -> Axes:
+    """The mesh axes of an array whose dimensions have these names in `LOGICAL_AXES`."""
+    return tuple(LOGICAL_AXES[name] for name in names)
+
+
 def fit(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes) -> PartitionSpec:
     """The layout of an array over these mesh axes, but for those that do not divide it.
 
@@ -78,8 +84,8 @@ def fit(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes) -> Partit
 def activation_spec(
     mesh: Mesh | AbstractMesh, shape: tuple[int, ...], names: tuple[str | None, ...]
 ) -> PartitionSpec:
-    """The layout of an activation whose dimensions have these names in `ACTIVATIONS`; see `fit`."""
-    return fit(mesh, shape, tuple(ACTIVATIONS[name] for name in names))
+    """The layout of an activation whose dimensions have these names in `LOGICAL_AXES`; see `fit`."""
+    return fit(mesh, shape, mesh_axes(names))
 
 
 def time_shards(time: int) -> int:
@@ -95,7 +101,7 @@ def model_shards() -> int:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """`x` in the layout that `ACTIVATIONS` gives dimensions of these names."""
+    """`x` in the layout that `LOGICAL_AXES` gives dimensions of these names."""
     mesh = current_mesh()
     if mesh is None:
         return x
@@ -123,7 +129,7 @@ def per_shard(
       function: From arrays to an array, or to a tuple where there are several results. Under a mesh
         it sees parts, and may use collectives over "model" and "sequence".
       arguments: Whole arrays.
-      names: For each argument, what its dimensions are; see `ACTIVATIONS`.
+      names: For each argument, what its dimensions are; see `LOGICAL_AXES`.
       results: The shape of each whole result, and what its dimensions are.
     """
     mesh = current_mesh()

@@ -4,16 +4,18 @@ Each check raises a ValueError of one line that names the argument, what was giv
 right. Numbers and ranges of configs are the business of `griffin_jax.fields`.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from griffin_jax.config import ATTENTION, GriffinConfig
+from griffin_jax.config import GriffinConfig
 from griffin_jax.fields import check_value, shown
+from griffin_jax.models.blocks import block_of
 from griffin_jax.models.stack import StackedState, num_groups
-from griffin_jax.models.state import AttentionState, RecurrentState, State
+from griffin_jax.models.state import BlockState, State
 
 
 def check_type(name: str, value: Any, kind: type | tuple[type, ...], right: str) -> None:
@@ -268,20 +270,20 @@ def _is_id(value, vocab_size):
 
 def _is_block(block, kind, config, lead):
     """Whether a block's state is of this kind and shape, rows and stack before it."""
-    if kind == ATTENTION:
-        if not isinstance(block, AttentionState):
-            return False
-        tail = (config.num_kv_heads, config.head_size)
-        return all(
-            x.ndim == len(lead) + 3 and x.shape[: len(lead)] == lead and x.shape[-2:] == tail
-            for x in (block.keys, block.values)
-        )
-    width = config.recurrence_width
-    return (
-        isinstance(block, RecurrentState)
-        and block.hidden.shape == (*lead, width)
-        and block.conv.shape == (*lead, config.conv_width - 1, width)
-    )
+    if not isinstance(block, BlockState):
+        return False
+    *stack, batch = lead
+    like = _abstract_state(kind, config, batch, block.slots())
+    if jax.tree.structure(block) != jax.tree.structure(like):
+        return False
+    pairs = zip(jax.tree.leaves(block), jax.tree.leaves(like), strict=True)
+    return all(x.shape == (*stack, *expected.shape) for x, expected in pairs)
+
+
+@functools.lru_cache(maxsize=64)  # it is traced
+def _abstract_state(kind, config, batch, slots):
+    init = functools.partial(block_of(kind).init_state, config, batch, "float32", slots)
+    return jax.eval_shape(init)
 
 
 def _told(value):

@@ -20,7 +20,6 @@ from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.fields import check_value
 from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
 from griffin_jax.inference.decode import row_keys
-from griffin_jax.inference.generation_settings import check_generation_file
 from griffin_jax.kernels.dense_matmul import has_bfloat16
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import (
@@ -28,22 +27,20 @@ from griffin_jax.models import (
     State,
     abstract_params,
     is_stacked,
+    param_shardings,
     prepare_params,
     unstack_params,
 )
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor
 from griffin_jax.quantization import dequantize as unpack
 from griffin_jax.sharding import (
-    array_sharding,
     check_batch,
     check_config,
     jit_on_mesh,
     mesh_of,
     to_host,
-    tree_shardings,
 )
 from griffin_jax.tokenizer import Tokenizer, find_tokenizer
-from griffin_jax.tokenizer_files import GENERATION_FILE
 
 Prompt = str | Sequence[int]
 
@@ -304,7 +301,7 @@ class LanguageModel:
     def _encode(self, prompt, name):
         inputs.check_prompt(prompt, name)
         if isinstance(prompt, str):
-            return self._tokenizer().encode(prompt)
+            return self._tokenizer().encode(prompt, bos=True)
         inputs.check_tokens(prompt, self.config.vocab_size, name)
         return prompt
 
@@ -314,10 +311,8 @@ class LanguageModel:
         encode = self._tokenizer().encode
         words = context.rstrip()
         context, continuation = words, context[len(words) :] + continuation
-        before = encode(context)
-        whole = encode(context + continuation)
-        if not before:  # the model's files say that texts begin without BOS
-            before, whole = ([self._tokenizer().bos_id, *ids] for ids in (before, whole))
+        before = encode(context, bos=True)
+        whole = encode(context + continuation, bos=True)
         if len(whole) <= len(before):
             raise ValueError(
                 f"continuation {index} adds no token of its own to its context; give a longer one"
@@ -382,16 +377,11 @@ def load(
     if dtype is not None:
         check_dtype(dtype)
     source = checkpoints.open_checkpoint(path)
-    shardings = None
     if mesh is not None:
         check_config(source.config, mesh)
-        tree_shardings(abstract_params(source.config), mesh)  # raises before anything is read
-
-        def shardings(path, struct):
-            return array_sharding(mesh, path, struct.shape)
-
+        # Which raises before anything is read.
+        param_shardings(source.config, abstract_params(source.config), mesh)
     tokenizer = find_tokenizer(source.folder, source.config)
-    check_generation_file(source.folder / GENERATION_FILE)
     settings = quantization
     if settings is None and source.quantization:
         settings = QuantizationConfig.from_dict(source.quantization)
@@ -408,7 +398,7 @@ def load(
         dtype=dtype,
         keep=keep,
         quantization=quantization,
-        shardings=shardings,
+        mesh=mesh,
         allow_nan=allow_nan,
     )
     params = prepare_params(

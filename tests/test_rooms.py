@@ -25,9 +25,8 @@ ROOMS = (
         "files",
         "compilation_cache",
     ),
-    *("devices", "layer_of"),
-    *("quantization", "kernels", "sharding", "models", "inputs"),
-    *("chat_templates", "tokenizer_files", "tokenizer_base", "tokenizer", "checkpoints"),
+    *("devices", "weight", "layer_of"),
+    *("quantization", "kernels", "sharding", "models", "inputs", "tokenizer", "checkpoints"),
     *("inference", "tracing", "language_model"),
     *("training", "evaluation", "serving", "benchmarks", "ahead_of_time"),
 )

@@ -14,7 +14,7 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import decode, prefill
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.kernels.packed_matmul import lay_out
-from griffin_jax.models import Griffin, abstract_params, init_state, stack_params
+from griffin_jax.models import Griffin, abstract_params, init_state, param_shardings, stack_params
 from griffin_jax.models.stack import num_groups, stack_state
 from griffin_jax.quantization.tensor import abstract
 from griffin_jax.sharding import (
@@ -24,7 +24,7 @@ from griffin_jax.sharding import (
     check_config,
     tree_shardings,
 )
-from griffin_jax.sharding.layouts import tree_path
+from griffin_jax.sharding.trees import tree_path
 from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import TrainState, make_train_step
 
@@ -107,7 +107,9 @@ def abstract_arguments(program: Program) -> dict[str, Any]:
 
 def _arguments(program, mesh):
     """Parameters and decoding state where they lie on a mesh."""
-    return lay_out(_place(abstract_arguments(program), mesh)), _place(_state(program), mesh)
+    params, state = abstract_arguments(program), _state(program)
+    params = _place(params, param_shardings(program.config, params, mesh))
+    return lay_out(params), _place(state, tree_shardings(state, mesh))
 
 
 def _inference_params(program):
@@ -140,8 +142,8 @@ def _state(program):
     return jax.eval_shape(build)
 
 
-def _place(tree, mesh):
-    return jax.tree.map(_struct, tree, tree_shardings(tree, mesh))
+def _place(tree, shardings):
+    return jax.tree.map(_struct, tree, shardings)
 
 
 def _struct(leaf, sharding):
@@ -210,4 +212,5 @@ def _lower_train(program, mesh):
         microbatches=program.microbatches,
         loss_chunks=program.loss_chunks,
     )
-    return step.lower(_place(state, mesh), {}, batch)
+    state = _place(state, param_shardings(program.config, state, mesh))
+    return step.lower(state, {}, batch)

@@ -5,8 +5,8 @@ import math
 
 import jax
 
-from griffin_jax.benchmarks.counting import decode_flops, prefill_flops
-from griffin_jax.config import ATTENTION, RECURRENT, GriffinConfig
+from griffin_jax.benchmarks.counting import decode_flops, prefill_flops, state_parts
+from griffin_jax.config import GriffinConfig
 from griffin_jax.sharding import MeshShape
 from griffin_jax.training.flops import train_flops_per_token
 
@@ -95,7 +95,7 @@ def decode_roofline(
     """
     copies = mesh.data * mesh.fsdp
     rows = batch_size / copies
-    attention, recurrent = _state_bytes(config, position)
+    attention, recurrent = state_parts(config, position, itemsize=2)
     memory = weight_bytes / mesh.model + rows * (attention + 2 * recurrent / mesh.model)
     flops = decode_flops(config, batch_size, position) / copies / mesh.model
     links = 0.0
@@ -171,15 +171,6 @@ def train_roofline(
     return Roofline(
         memory / machine.bytes_per_second, compute, max(0.0, links - compute), tokens, chips
     )
-
-
-def _state_bytes(config, position):
-    """Of one row: keys and values that are read, and the recurrent blocks' memory."""
-    keys = min(position, config.attention_window or position)
-    kinds = config.block_types
-    attention = 2 * keys * config.num_kv_heads * config.head_size * 2
-    recurrent = config.recurrence_width * (4 + (config.conv_width - 1) * 2)
-    return kinds.count(ATTENTION) * attention, kinds.count(RECURRENT) * recurrent
 
 
 def gather_seconds(num_bytes: float, chips: int, machine: Machine) -> float:

@@ -1,10 +1,14 @@
 """Bytes and FLOPs of a model's work, counted from its shapes."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from griffin_jax.config import ATTENTION, RECURRENT, GriffinConfig
-from griffin_jax.training.flops import matmul_params
+from griffin_jax.config import GriffinConfig
+from griffin_jax.models.blocks import block_of
+from griffin_jax.training.flops import matmul_params, pair_flops
 
 
 def weight_bytes_per_step(config: GriffinConfig, weight_bytes: int, dtype: DTypeLike) -> int:
@@ -24,13 +28,13 @@ def state_bytes_per_step(config: GriffinConfig, position: int, dtype: DTypeLike)
 
     Keys and values that are there are read; the recurrent blocks' part is read and written.
     """
-    attention, recurrent = _parts(config, position, jnp.dtype(dtype).itemsize)
-    return attention + 2 * recurrent
+    growing, whole = state_parts(config, position, jnp.dtype(dtype).itemsize)
+    return growing + 2 * whole
 
 
 def cache_bytes(config: GriffinConfig, tokens: int, itemsize: int = 2) -> int:
     """Bytes that one row's state holds after so many tokens, with keys of `itemsize` bytes."""
-    return sum(_parts(config, tokens, itemsize))
+    return sum(state_parts(config, tokens, itemsize))
 
 
 def decode_flops(config: GriffinConfig, batch_size: int, position: int) -> float:
@@ -48,22 +52,25 @@ def prefill_flops(config: GriffinConfig, batch_size: int, tokens: int) -> float:
     return batch_size * (2 * matmuls * tokens + _attention_flops(config, pairs))
 
 
-def _parts(config, tokens, itemsize):
-    """Bytes of keys and values, and of the recurrent blocks."""
-    keys = min(tokens, config.attention_window or tokens)
-    attention = 2 * keys * config.num_kv_heads * config.head_size * itemsize
-    recurrent = config.recurrence_width * (4 + (config.conv_width - 1) * itemsize)
-    kinds = config.block_types
-    return kinds.count(ATTENTION) * attention, kinds.count(RECURRENT) * recurrent
+def state_parts(config: GriffinConfig, tokens: int, itemsize: int) -> tuple[int, int]:
+    """Bytes of one row's state after so many tokens: of blocks whose state grows, and of others."""
+    filled = tokens if config.attention_window is None else min(tokens, config.attention_window)
+    one, dtype = config.replace(attention_window=1), f"uint{8 * itemsize}"
+    growing = whole = 0
+    for kind in config.block_types:
+        init = functools.partial(block_of(kind).init_state, one, 1, dtype, 1)
+        state = jax.eval_shape(init)
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        growing, whole = (growing + size, whole) if state.grows else (growing, whole + size)
+    return filled * growing, whole
 
 
 def _reach(config, tokens):
     if config.attention_window is None:
         return tokens
-    return min(tokens, config.attention_window - config.window_includes_query)
+    return min(tokens, config.attention_reach)
 
 
 def _attention_flops(config, pairs):
     """Of scores and weighted sums, for so many pairs of query and key in each layer."""
-    layers = config.block_types.count(ATTENTION)
-    return 4 * layers * config.num_heads * config.head_size * pairs
+    return pair_flops(config) * pairs

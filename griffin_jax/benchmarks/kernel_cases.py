@@ -12,7 +12,6 @@ from jax import lax
 
 from griffin_jax.benchmarks.memory import tree_bytes
 from griffin_jax.checkpoints.random_weights import random_params
-from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
@@ -20,7 +19,7 @@ from griffin_jax.kernels.local_attention import local_attention
 from griffin_jax.kernels.packed_matmul import packed_matmul
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.kernels.rg_lru import rg_lru
-from griffin_jax.models import init_state
+from griffin_jax.models import declarations, init_state
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.layers import head
 from griffin_jax.models.state import Timeline
@@ -201,13 +200,11 @@ def head_cases(config: GriffinConfig, rows: Sequence[int], dtype: str) -> Iterat
 def _products(config):
     """Shapes of the weights that are read together, by their layers' names."""
     products = {}
-    for path, leaf in flat_abstract_params(config).items():
-        layer = path.split("/")[-2]
-        if not path.endswith("weight") or len(leaf.shape) != 2 or layer == "conv_1d":
-            continue
-        group = next((g for g in _GROUPS if layer in g), (layer,))
-        products.setdefault(" + ".join(group), {})[layer] = leaf.shape
-    products.pop("lm_head", None)
+    for path, declaration in declarations(config).items():
+        if declaration.kind == "linear":
+            layer = path.split("/")[-2]
+            group = next((g for g in _GROUPS if layer in g), (layer,))
+            products.setdefault(" + ".join(group), {})[layer] = declaration.shape
     return {name: tuple(shapes.values()) for name, shapes in products.items()}
 
 

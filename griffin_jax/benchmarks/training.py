@@ -195,7 +195,7 @@ class Bench:
             return TrainState(jnp.int32(0), params, self._optimizer.init(params))
 
         # Of the generators, this one compiles fastest and needs no temporaries of its own.
-        return shard_state(start(jax.random.key(0, impl="rbg")), self._mesh)
+        return shard_state(self._config, start(jax.random.key(0, impl="rbg")), self._mesh)
 
     def _batch(self, batch_size, length, document):
         shape = batch_size, length

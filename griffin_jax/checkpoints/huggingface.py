@@ -3,6 +3,7 @@
 Linear weights may be in 4 bits, as bitsandbytes stores them (`quantization.bitsandbytes`).
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,12 +25,11 @@ from griffin_jax.checkpoints.shards import MAX_SHARD_SIZE, ShardWriter, TensorRe
 from griffin_jax.checkpoints.tree import check_paths, check_shape, flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
+from griffin_jax.models import kind_at
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_HEAD_MODULE = "lm_head"
 _CONV = "conv_1d/weight"
-_LINEAR = re.compile(r"(linear_(x|y|out)|[a-z]+_proj|lm_head)/weight$")
 _COMMON_RENAMES = (
     (r"^embedder/embedding$", _EMBEDDING),
     (r"^(blocks_|final_norm)", r"model.\1"),
@@ -63,10 +63,10 @@ def is_linear(path: str) -> bool:
 
     The embedding, the diagonal blocks of the gates and the convolution are none.
     """
-    return _LINEAR.search(path) is not None
+    return kind_at(path).packs
 
 
-def tensor_name(path: str, architecture: str) -> str:
+def tensor_name(path: str, architecture: str = RECURRENT_GEMMA) -> str:
     """The tensor of a leaf: model.layers.0.mlp_block.up_proj.bias is blocks_0/mlp_block/up_proj/bias.
 
     `architecture` is `model_type` of the model's config.
@@ -222,7 +222,7 @@ def write_huggingface(
     """
     values = config_to_json(config)
     architecture = model_type(config)
-    storage = (quantization or {}).get("bnb_4bit_quant_storage") or "uint8"
+    storage = (quantization or {}).get("bnb_4bit_quant_storage", "uint8")
     writer = ShardWriter(folder, max_shard_size)
     kinds = {}
     for path, leaf in leaves:
@@ -237,7 +237,7 @@ def write_huggingface(
     check_paths(config, kinds.keys())
     writer.finish()
     if any(kinds.values()):
-        values["quantization_config"] = describe_packing(kinds, architecture, quantization)
+        values["quantization_config"] = quantization or describe_packing(kinds, architecture)
     write_json(folder / CONFIG_FILE, values)
 
 
@@ -249,31 +249,21 @@ def packing_kind(leaf: Any) -> tuple[str, bool] | None:
 
 
 def describe_packing(
-    kinds: dict[str, tuple[str, bool] | None],
-    architecture: str,
-    settings: dict[str, Any] | None = None,
+    kinds: dict[str, tuple[str, bool] | None], architecture: str = RECURRENT_GEMMA
 ) -> dict[str, Any]:
     """The `quantization_config` of a model, from the `packing_kind` of its leaves by path.
 
-    Args:
-      kinds: Of all leaves.
-      architecture: `model_type` of the model's config.
-      settings: What the weights were packed under, which stays but for layers that are not packed:
-        a list of these replaces transformers' own, which is the head alone, so all are named.
+    `architecture` is `model_type` of the model's config.
     """
-    if settings is None:
-        quant_type, double_quant = next(filter(None, kinds.values()))
-        settings = QuantizationConfig(
-            bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
-        ).to_dict()
-    names = [tensor_name(p, architecture) for p, kind in kinds.items() if is_linear(p) and not kind]
+    quant_type, double_quant = next(filter(None, kinds.values()))
+    settings = QuantizationConfig(
+        bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
+    )
+    linear = [path for path in kinds if is_linear(path)]
+    names = [tensor_name(p, architecture) for p in linear if kinds[p] is None]
     whole = [name.removesuffix(".weight") for name in names]
-    if not any(path.startswith(f"{_HEAD_MODULE}/") for path in kinds):  # it is the embedding
-        whole.append(_HEAD_MODULE)
-    skips = QuantizationConfig.from_dict(settings).skips
-    unnamed = [module for module in whole if not skips(module)]
-    if not unnamed:
-        return settings
-    named = settings.get("llm_int8_skip_modules")
-    named = [_HEAD_MODULE] if named is None else named
-    return settings | {"llm_int8_skip_modules": [*named, *unnamed]}
+    if not all(map(settings.skips, whole)):
+        # The list replaces transformers' own, which is the head alone.
+        skipped = tuple(dict.fromkeys(("lm_head", *whole)))
+        settings = dataclasses.replace(settings, llm_int8_skip_modules=skipped)
+    return settings.to_dict()

@@ -56,12 +56,7 @@ class OrbaxTree:
             metadata = self._checkpointer.metadata(self.folder).item_metadata.tree
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{folder} is not a complete Orbax checkpoint") from error
-        # Trees of other programs hold lists, empty places and what is no array.
-        self.arrays: dict[tuple[str, ...], Any] = {
-            tuple(jax.tree_util.keystr((key,), simple=True) for key in keys): leaf
-            for keys, leaf in jax.tree_util.tree_flatten_with_path(metadata)[0]
-            if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-        }
+        self.arrays: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(metadata)
 
     @property
     def nbytes(self) -> int:
@@ -162,12 +157,10 @@ class OrbaxSource:
             paths = {path: array_paths(path, self._leaves[path]) for path in block}
             names = jax.tree.leaves(paths)
             keys = [tuple(name.split("/")) for name in names]
-            where = shardings and {
-                key: shardings(name, struct)
-                for key, name, struct in zip(
-                    keys, names, jax.tree.leaves({p: self._leaves[p] for p in paths}), strict=True
-                )
-            }
+            where = None
+            if shardings is not None:
+                laid = {path: shardings(path, self._leaves[path]) for path in paths}
+                where = dict(zip(keys, jax.tree.leaves(laid), strict=True))
             arrays = self._tree.read(keys, where)
             for path, names in paths.items():
                 leaves = [arrays[tuple(name.split("/"))] for name in jax.tree.leaves(names)]
@@ -222,7 +215,7 @@ def write_orbax(
     if packed:
         values["packed"] = {path: _packing(leaf) for path, leaf in packed.items()}
         kinds = {path: packing_kind(leaf) for path, leaf in leaves.items()}
-        values["quantization"] = describe_packing(kinds, model_type(config), quantization)
+        values["quantization"] = quantization or describe_packing(kinds, model_type(config))
     write_json(folder / CONFIG_FILE, values)
 
 

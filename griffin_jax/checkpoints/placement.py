@@ -18,7 +18,9 @@ from griffin_jax.checkpoints.tree import array_paths
 from griffin_jax.progress import Bar
 from griffin_jax.sharding import is_first
 
-Shardings = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
+# From the path of a leaf and the leaf, an array or a packed weight of arrays, abstract or not, to a
+# sharding in the place of each array.
+Shardings = Callable[[str, Any], Any]
 
 _SHOWN_FROM_BYTES = 2**28
 _CHUNK = 2**20
@@ -30,9 +32,8 @@ class Placement:
 
     Attributes:
       dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
-      shardings: Gives the sharding of an array from its path in the tree ("blocks_0/mlp_block/
-        up_proj/weight"; the field's name follows for a packed weight) and its shape and dtype.
-        None puts everything on the default device.
+      shardings: Gives the shardings of a leaf from its path in the tree ("blocks_0/mlp_block/
+        up_proj/weight") and the leaf. None puts everything on the default device.
       keep: A dtype that arrays keep which are stored in it, whatever `dtype` says.
     """
 
@@ -51,25 +52,27 @@ class Placement:
         if cast and self.keep is not None and leaf.dtype == self.keep:
             cast = False
 
-        def place_array(array, path):
-            return self._place_array(path, array, np.dtype(self.dtype) if cast else array.dtype)
-
-        return jax.tree.map(place_array, leaf, array_paths(path, leaf))
-
-    def _place_array(self, path: str, array: np.ndarray | jax.Array, dtype: np.dtype) -> jax.Array:
-        if isinstance(array, jax.Array):
-            sharding = self.shardings(path, jax.ShapeDtypeStruct(array.shape, dtype))
-            return _cast(dtype, sharding)(array)
-
-        # Copies: on a CPU, JAX may keep the memory it is given, and a mapped file may change.
-        def copy(index=...):
-            with np.errstate(over="ignore"):  # `all_finite` finds what became infinite
-                return np.array(array[index], dtype, order="C")
+        def place_array(array, sharding=None):
+            return _place_array(array, np.dtype(self.dtype) if cast else array.dtype, sharding)
 
         if self.shardings is None:
-            return jax.device_put(copy())
-        sharding = self.shardings(path, jax.ShapeDtypeStruct(array.shape, dtype))
-        return jax.make_array_from_callback(array.shape, sharding, copy)
+            return jax.tree.map(place_array, leaf)
+        like = jax.ShapeDtypeStruct(leaf.shape, self.dtype) if cast else leaf
+        return jax.tree.map(place_array, leaf, self.shardings(path, like))
+
+
+def _place_array(array, dtype, sharding):
+    if isinstance(array, jax.Array):
+        return _cast(dtype, sharding)(array)
+
+    # Copies: on a CPU, JAX may keep the memory it is given, and a mapped file may change.
+    def copy(index=...):
+        with np.errstate(over="ignore"):  # `all_finite` finds what became infinite
+            return np.array(array[index], dtype, order="C")
+
+    if sharding is None:
+        return jax.device_put(copy())
+    return jax.make_array_from_callback(array.shape, sharding, copy)
 
 
 @functools.lru_cache(maxsize=64)

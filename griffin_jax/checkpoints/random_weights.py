@@ -13,6 +13,7 @@ from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.checkpoints.packing import is_packed
 from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
+from griffin_jax.models import declarations
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, codes
 from griffin_jax.quantization.tensor import abstract
 
@@ -45,7 +46,7 @@ def random_params(
         if isinstance(leaf, QuantizedTensor):
             params[path] = _packed(key, leaf)
         else:
-            params[path] = _array(key, path, leaf.shape, leaf.dtype)
+            params[path] = _array(key, declarations(config)[path], leaf.dtype)
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -64,9 +65,10 @@ def abstract_weights(
     return weights
 
 
-def _array(key, path, shape, dtype):
-    if path.endswith("a_param"):  # decays from 0.9 to 0.999 and more
-        return _uniform(key, shape, dtype, -7.0, -2.0)
+def _array(key, declaration, dtype):
+    shape = declaration.shape
+    if declaration.follows.drawn:
+        return jax.jit(lambda key: declaration.init(key, shape, dtype))(key)
     return _normal(key, shape, dtype, shape[-1] ** -0.5 if len(shape) > 1 else 0.1)
 
 
@@ -91,11 +93,6 @@ def _packed(key, tensor):
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _normal(key, shape, dtype, scale):
     return (jax.random.normal(key, shape, dtype) * scale).astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _uniform(key, shape, dtype, low, high):
-    return jax.random.uniform(key, shape, jnp.float32, low, high).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnames="shape")

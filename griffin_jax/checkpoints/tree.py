@@ -1,31 +1,23 @@
 """The parameter tree as flat paths such as blocks_0/mlp_block/up_proj/weight."""
 
-import functools
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from typing import Any
 
-import flax.traverse_util
 import jax
+import jax.numpy as jnp
 
 from griffin_jax.checkpoints.files import listed
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
-from griffin_jax.models import abstract_params
+from griffin_jax.models import declarations
 
 
-@functools.lru_cache(maxsize=8)  # it traces the whole model
-def flat_abstract_params(config: GriffinConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
+def flat_abstract_params(config: GriffinConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Path and shape of every parameter of an unpacked model, in the model's order."""
-    flat = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
-    return {path: flat[path] for path in sorted(flat, key=model_order)}
-
-
-def model_order(path: str) -> tuple[int, int, str]:
-    """Sorts paths as the model runs: embedding, blocks by number, norm, head."""
-    block = block_of(path)
-    if block.startswith("blocks_"):
-        return 1, int(block.removeprefix("blocks_")), path
-    return {"embedder": 0, "final_norm": 2}.get(block, 3), 0, path
+    return {
+        path: jax.ShapeDtypeStruct(declaration.shape, jnp.float32)
+        for path, declaration in declarations(config).items()
+    }
 
 
 def block_of(path: str) -> str:

@@ -59,7 +59,7 @@ def draw_burst(
       dead, and what was drawn: tokens int32[B, burst], -1 where nothing was, and logprobs
       float32[B, burst].
     """
-    batch = jnp.arange(token.shape[0], dtype=jnp.int32)
+    batch = jnp.arange(token.shape[0])
     keys = jax.random.wrap_key_data(keys, impl=_PRNG)
     variables = {"params": params}
 

@@ -99,8 +99,7 @@ def choose(
         scores = scores - jnp.max(scores, axis=-1, keepdims=True)
         scores = _filter(scores / active["temperature"], active)
         # The largest of scores with this noise is a draw from their softmax.
-        draw = functools.partial(jax.random.gumbel, shape=scores.shape[1:], dtype=scores.dtype)
-        noise = jax.vmap(draw)(keys)
+        noise = jax.vmap(functools.partial(jax.random.gumbel, shape=scores.shape[1:]))(keys)
         scores = scores + constrain(noise, "batch", "vocabulary")
     cut = model_shards() > 1 and scores.shape[1] % model_shards() == 0
     whole, row = ("batch", "vocabulary"), ("batch",)

@@ -1,19 +1,47 @@
 """The local attention block: multi-query attention with rotary positions over a ring cache."""
 
 import functools
+from typing import ClassVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import SEQUENCE, per_shard, time_shards
 from griffin_jax.kernels.local_attention import local_attention
 from griffin_jax.kernels.rotary import rotary_angles
 from griffin_jax.kernels.time_shards import begin_of_shard
 from griffin_jax.layer_of import LayerOf
+from griffin_jax.models.attention_step import ATTENTION_STEP
 from griffin_jax.models.layers import Linear, project
-from griffin_jax.models.state import AttentionState, Timeline
+from griffin_jax.models.mixing import TemporalMixing
+from griffin_jax.models.state import BlockState, Timeline, array
+
+
+@flax.struct.dataclass
+class AttentionState(BlockState):
+    """Memory of one attention block: rings of rotated keys and of values.
+
+    Attributes:
+      keys: [B, S, K, H]. Slot s holds the newest position p of the current document with
+        p % S == s; `State.position` tells which slots are written.
+      values: [B, S, K, H].
+    """
+
+    keys: jax.Array = array("batch", None, None, None)
+    values: jax.Array = array("batch", None, None, None)
+    grows: ClassVar[bool] = True
+
+    def slots(self) -> int:
+        return self.keys.shape[-3]
+
+    def with_slots(self, slots: int) -> "AttentionState":
+        # A ring with room for everything has never wrapped: position p stands in slot p.
+        room = [(0, 0)] * (self.keys.ndim - 3) + [(0, slots - self.slots()), (0, 0), (0, 0)]
+        return jax.tree.map(lambda ring: jnp.pad(ring, room), self)
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float, fraction: float) -> jax.Array:
@@ -68,11 +96,11 @@ def _write(rings, k, v, timeline, layer=None):
 def _write_rings(cut, keys, values, k, v, positions, lengths, end, *layer):
     batch, time = positions.shape
     slots = keys.shape[-3]
-    t = jnp.arange(time, dtype=jnp.int32)[None] + (begin_of_shard(time) if cut else 0)
+    t = jnp.arange(time)[None] + (begin_of_shard(time) if cut else 0)
     begin = lengths - jnp.minimum(end, slots)
     keep = (t < lengths[:, None]) & (t >= begin[:, None])
     slot = jnp.where(keep, positions % slots, slots)  # one past the end: dropped
-    row = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    row = jnp.arange(batch)[:, None]
 
     def write(ring, new):
         new = new.astype(ring.dtype)
@@ -89,48 +117,45 @@ def _write_rings(cut, keys, values, k, v, positions, lengths, end, *layer):
     return write(keys, k), write(values, v)
 
 
-class AttentionBlock(nn.Module):
-    """Attention from each token to itself and the `reach` tokens before it in its document."""
+class AttentionBlock(TemporalMixing):
+    """Attention from each token to itself and the tokens within reach before it in its document."""
 
-    width: int
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    reach: int | None
-    rope_base: float
-    rope_fraction: float
-    qkv_bias: bool
-    use_bias: bool
-    out_init_scale: float
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
+    step = ATTENTION_STEP
 
     @nn.compact
     def __call__(
         self, x: jax.Array, state: AttentionState | LayerOf, timeline: Timeline
     ) -> tuple[jax.Array, AttentionState | LayerOf]:
-        cached = state.take() if isinstance(state, LayerOf) else state
+        config = self.config
+        cached = state.layer()
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-        def linear(name, heads):
-            return Linear(heads * self.head_size, use_bias=self.qkv_bias, name=name, **types)
+        def linear(name, heads, axis):
+            return Linear(
+                heads * config.head_size,
+                axes=(axis, "width"),
+                use_bias=config.attention_bias,
+                name=name,
+                **types,
+            )
 
         def split(y):
-            return y.reshape(*y.shape[:2], -1, self.head_size)
+            return y.reshape(*y.shape[:2], -1, config.head_size)
 
-        kv_heads = self.num_kv_heads
+        # The few heads of keys and values are on every device.
+        kv_heads = config.num_kv_heads
         q, k, v = map(
             split,
             project(
                 x,
-                linear("q_proj", self.num_heads),
-                linear("k_proj", kv_heads),
-                linear("v_proj", kv_heads),
+                linear("q_proj", config.num_heads, "heads"),
+                linear("k_proj", kv_heads, None),
+                linear("v_proj", kv_heads, None),
             ),
         )
         positions = timeline.positions
-        q = rotate(q, positions, self.rope_base, self.rope_fraction)
-        k = rotate(k, positions, self.rope_base, self.rope_fraction)
+        q = rotate(q, positions, config.rope_base, config.rope_fraction)
+        k = rotate(k, positions, config.rope_base, config.rope_fraction)
         out = local_attention(
             q,
             k,
@@ -139,14 +164,32 @@ class AttentionBlock(nn.Module):
             cached.values.astype(self.dtype),
             timeline.start,
             positions,
-            reach=self.reach,
+            reach=config.attention_reach,
             fresh=timeline.fresh,
         )
         out = Linear(
-            self.width,
-            use_bias=self.use_bias,
+            config.width,
+            axes=("width", "heads"),
+            use_bias=config.projection_bias,
             init_scale=self.out_init_scale,
             name="o_proj",
             **types,
         )(out.reshape(*x.shape[:2], -1))
         return out, write_ring(state, k, v, timeline)
+
+    @classmethod
+    def init_state(
+        cls, config: GriffinConfig, batch_size: int, dtype: DTypeLike, capacity: int | None
+    ) -> AttentionState:
+        if config.attention_window is not None:
+            capacity = config.attention_window
+        if capacity is None:
+            raise ValueError(
+                "attention_window is None (unbounded): give the state's capacity in tokens"
+            )
+        shape = (batch_size, capacity, config.num_kv_heads, config.head_size)
+        return AttentionState(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
+
+    @classmethod
+    def pair_flops(cls, config: GriffinConfig) -> int:
+        return 4 * config.num_heads * config.head_size

@@ -5,14 +5,66 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from griffin_jax.config import ATTENTION, GriffinConfig
+from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.choice import choose
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models import residual_step
 from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
+from griffin_jax.models.mixing import TemporalMixing
 from griffin_jax.models.rglru import RecurrentBlock
-from griffin_jax.models.state import AttentionState, RecurrentState, Timeline
+from griffin_jax.models.state import BlockState, State, Timeline
+
+# A row for each kind of temporal mixing that `GriffinConfig.block_pattern` may name.
+BLOCKS: dict[str, type[TemporalMixing]] = {
+    "recurrent": RecurrentBlock,
+    "attention": AttentionBlock,
+}
+
+
+def block_of(kind: str) -> type[TemporalMixing]:
+    """The temporal mixing of a kind.
+
+    Raises:
+      ValueError: there is no such kind; the message lists those there are.
+    """
+    if kind not in BLOCKS:
+        raise ValueError(
+            f"block_pattern names {kind!r}, which is no kind of block; there are "
+            f"{', '.join(BLOCKS)} (griffin_jax.models.blocks.BLOCKS)"
+        )
+    return BLOCKS[kind]
+
+
+def check_blocks(config: GriffinConfig) -> None:
+    """Raises ValueError where a model has blocks of no known kind, or of sizes they do not take."""
+    for kind in dict.fromkeys(config.block_types):
+        block_of(kind).check(config)
+
+
+def init_state(
+    config: GriffinConfig,
+    batch_size: int,
+    dtype: DTypeLike = jnp.float32,
+    capacity: int | None = None,
+) -> State:
+    """The state before the first token.
+
+    Args:
+      config: The model's shape.
+      batch_size: Number of rows, B.
+      dtype: The dtype of keys, values and convolution inputs; the RG-LRU's state is always float32.
+      capacity: Slots of the attention rings, S. Defaults to the attention window. Must be given
+        when the window is unbounded; keys beyond it are then forgotten, oldest first.
+
+    Raises:
+      ValueError: the window is unbounded and no capacity is given.
+    """
+    blocks = (
+        block_of(kind).init_state(config, batch_size, dtype, capacity)
+        for kind in config.block_types
+    )
+    return State(position=jnp.zeros(batch_size, jnp.int32), blocks=tuple(blocks))
 
 
 class MLPBlock(nn.Module):
@@ -33,12 +85,19 @@ class MLPBlock(nn.Module):
             "param_dtype": self.param_dtype,
         }
         # The published code draws gate and up as one [2, D, F] array and counts a fan-in of 2 D.
+        expand = {"axes": ("features", "width"), "init_scale": 0.5}
         gate, up = project(
             x,
-            Linear(self.expanded_width, init_scale=0.5, name="gate_proj", **linear),
-            Linear(self.expanded_width, init_scale=0.5, name="up_proj", **linear),
+            Linear(self.expanded_width, name="gate_proj", **expand, **linear),
+            Linear(self.expanded_width, name="up_proj", **expand, **linear),
         )
-        down = Linear(self.width, init_scale=self.out_init_scale, name="down_proj", **linear)
+        down = Linear(
+            self.width,
+            axes=("width", "features"),
+            init_scale=self.out_init_scale,
+            name="down_proj",
+            **linear,
+        )
         return down(gated_gelu(gate, up))
 
 
@@ -67,47 +126,28 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, state: RecurrentState | AttentionState | LayerOf, timeline: Timeline
-    ) -> tuple[jax.Array, RecurrentState | AttentionState | LayerOf]:
+        self, x: jax.Array, state: BlockState | LayerOf, timeline: Timeline
+    ) -> tuple[jax.Array, BlockState | LayerOf]:
         config = self.config
         drops = self.dropout and self.has_rng("dropout")
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        block, name = block_of(self.kind), f"{self.kind}_block"
         if not self.is_initializing() and not drops:
             params = self.variables["params"]
-            serves = {"step_gpu": residual_step.serves(config, self.kind, params, x, state)}
+            arguments = config, block.step, name
+            serves = {"step_gpu": residual_step.serves(*arguments, params, x, state)}
             if choose("residual_block", serves | {"layers": None}, self.kernel) == "step_gpu":
                 plain = self.clone(parent=None, kernel="layers").apply
-                return residual_step.residual_step(
-                    config, self.kind, plain, params, x, state, timeline
-                )
-        common = {
-            "width": config.width,
-            "use_bias": config.projection_bias,
-            "out_init_scale": 2.0 / config.num_layers,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
-        if self.kind == ATTENTION:
-            window = config.attention_window
-            mixing = AttentionBlock(
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                head_size=config.head_size,
-                reach=window and window - config.window_includes_query,
-                rope_base=config.rope_base,
-                rope_fraction=config.rope_fraction,
-                qkv_bias=config.attention_bias,
-                name="attention_block",
-                **common,
-            )
-        else:
-            mixing = RecurrentBlock(
-                recurrence_width=config.recurrence_width,
-                num_blocks=config.num_heads,
-                conv_width=config.conv_width,
-                name="recurrent_block",
-                **common,
-            )
-        mlp = MLPBlock(expanded_width=config.mlp_width, name="mlp_block", **common)
+                return residual_step.residual_step(*arguments, plain, params, x, state, timeline)
+        mixing = block(config, name=name, **types)
+        mlp = MLPBlock(
+            config.width,
+            config.mlp_width,
+            use_bias=config.projection_bias,
+            out_init_scale=2.0 / config.num_layers,
+            name="mlp_block",
+            **types,
+        )
         norm = {"eps": config.norm_eps, "param_dtype": self.param_dtype}
 
         def drop(x):

@@ -7,9 +7,9 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import constrain
-from griffin_jax.models.blocks import ResidualBlock
-from griffin_jax.models.layers import Embedder, RMSNorm, fan_in, head, parameter
-from griffin_jax.models.linear import matmul
+from griffin_jax.models.blocks import ResidualBlock, check_blocks, init_state
+from griffin_jax.models.layers import Embedder, RMSNorm, head
+from griffin_jax.models.parameters import fan_in, parameter
 from griffin_jax.models.stack import (
     GROUPS,
     AnyState,
@@ -18,8 +18,7 @@ from griffin_jax.models.stack import (
     stack_state,
     unstack_state,
 )
-from griffin_jax.models.state import AttentionState, State, Timeline, init_state
-from griffin_jax.quantization.tensor import QuantizedTensor
+from griffin_jax.models.state import State, Timeline
 from griffin_jax.sharding.layouts import constrain_state
 
 REMAT_POLICIES = {
@@ -53,6 +52,7 @@ class Griffin(nn.Module):
 
     def setup(self):
         config = self.config
+        check_blocks(config)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embedder = Embedder(
             config.vocab_size,
@@ -120,7 +120,7 @@ class Griffin(nn.Module):
                 "init_state(config, batch_size, capacity=tokens)"
             )
         if positions is None:
-            positions = state.position[:, None] + jnp.arange(time, dtype=jnp.int32)[None]
+            positions = state.position[:, None] + jnp.arange(time)[None]
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
         timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)
@@ -177,7 +177,7 @@ class Griffin(nn.Module):
 
 
 def _has_empty_rings(state):
-    return any(isinstance(b, AttentionState) and not b.keys.shape[1] for b in state.blocks)
+    return any(block.slots() == 0 for block in state.blocks)
 
 
 class Head(nn.Module):
@@ -188,10 +188,15 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.vocab_size, x.shape[-1])
-        weight = parameter(self, "weight", fan_in(), shape, self.param_dtype)
-        if isinstance(weight, QuantizedTensor):  # as transformers packs it where nothing skips it
-            return matmul(x, weight).astype(jnp.float32)
+        weight = parameter(
+            self,
+            "weight",
+            fan_in(),
+            (self.vocab_size, x.shape[-1]),
+            self.param_dtype,
+            axes=("vocabulary", "width"),
+            kind="head",
+        )
         return head(x, weight)
 
 
@@ -199,8 +204,3 @@ def init_params(config: GriffinConfig, key: jax.Array, dtype: DTypeLike = jnp.fl
     """Random parameters, drawn as published; a nested dict of arrays of `dtype`."""
     model = Griffin(config, dtype=dtype, param_dtype=dtype)
     return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-
-
-def abstract_params(config: GriffinConfig, dtype: DTypeLike = jnp.float32) -> dict:
-    """The tree of `init_params` as `jax.ShapeDtypeStruct`, without making any array."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))

@@ -9,39 +9,24 @@ from griffin_jax.devices import constrain
 from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.rms_norm import rms_norm
 from griffin_jax.models.linear import matmuls
-from griffin_jax.sharding.layouts import gather_fsdp, split_here
-
-Initializer = nn.initializers.Initializer
-
-
-def parameter(
-    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], dtype: DTypeLike
-):
-    """Declares a parameter that may also be a packed pytree, which `Module.param` refuses.
-
-    Raises:
-      ValueError: the parameter that is there has another shape.
-    """
-    if not module.has_variable("params", name):
-        return module.param(name, init, shape, dtype)
-    value = module.get_variable("params", name)
-    if tuple(value.shape) != tuple(shape):
-        path = "/".join((*module.path, name))
-        raise ValueError(
-            f"parameter {path} has shape {tuple(value.shape)}, the config says {shape}"
-        )
-    return gather_fsdp("/".join((*module.path, name)), value)
-
-
-def fan_in(scale: float = 1.0) -> Initializer:
-    """Normal weights [out, in] of variance scale / in."""
-    return nn.initializers.variance_scaling(scale, "fan_in", "normal", in_axis=-1, out_axis=-2)
+from griffin_jax.models.parameters import fan_in, parameter
+from griffin_jax.sharding.layouts import split_here
 
 
 class Linear(nn.Module):
-    """y = x W^T + b, with W [out, in] an array or a packed 4-bit tensor."""
+    """y = x W^T + b, with W [out, in] an array or a `Weight`.
+
+    Attributes:
+      features: Outputs.
+      axes: What the two dimensions of W are, see `devices.LOGICAL_AXES`.
+      use_bias: There is a b.
+      init_scale: The variance of W's entries times the number of inputs.
+      dtype: The dtype of the product.
+      param_dtype: The dtype of parameters that `init` makes.
+    """
 
     features: int
+    axes: tuple[str | None, str | None] = (None, None)
     use_bias: bool = True
     init_scale: float = 1.0
     dtype: DTypeLike = jnp.float32
@@ -54,19 +39,35 @@ class Linear(nn.Module):
     def parameters(self, width: int) -> tuple:
         """The weight for inputs of this width, and the bias or None."""
         weight = parameter(
-            self, "weight", fan_in(self.init_scale), (self.features, width), self.param_dtype
+            self,
+            "weight",
+            fan_in(self.init_scale),
+            (self.features, width),
+            self.param_dtype,
+            axes=self.axes,
+            kind="linear",
         )
         if not self.use_bias:
             return weight, None
-        zeros = nn.initializers.zeros
-        return weight, parameter(self, "bias", zeros, (self.features,), self.param_dtype)
+        # A vector of the residual stream's width is whole on every device.
+        axis = None if self.axes[0] == "width" else self.axes[0]
+        bias = parameter(
+            self,
+            "bias",
+            nn.initializers.zeros,
+            (self.features,),
+            self.param_dtype,
+            axes=(axis,),
+            kind="bias",
+        )
+        return weight, bias
 
 
 def project(x: jax.Array, *layers: Linear) -> tuple[jax.Array, ...]:
     """What each layer makes of x, [..., features]; they share a dtype and read x together."""
     dtype = layers[0].dtype
     weights, biases = zip(*(layer.parameters(x.shape[-1]) for layer in layers), strict=True)
-    splits = [split_here("/".join(layer.path)) for layer in layers]
+    splits = [split_here(layer.axes) for layer in layers]
 
     def add(y, bias):
         return y if bias is None else y + jax.lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
@@ -88,7 +89,15 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = parameter(self, "scale", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        scale = parameter(
+            self,
+            "scale",
+            nn.initializers.zeros,
+            x.shape[-1:],
+            self.param_dtype,
+            axes=(None,),
+            kind="norm",
+        )
         return rms_norm(x, scale, self.eps)
 
 
@@ -104,7 +113,13 @@ class Embedder(nn.Module):
 
     def setup(self):
         self.embedding = parameter(
-            self, "embedding", fan_in(), (self.vocab_size, self.width), self.param_dtype
+            self,
+            "embedding",
+            fan_in(),
+            (self.vocab_size, self.width),
+            self.param_dtype,
+            axes=("vocabulary", "width"),
+            kind="embedding",
         )
 
     def encode(self, tokens: jax.Array) -> jax.Array:

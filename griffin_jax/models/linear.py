@@ -1,106 +1,107 @@
-"""The matrix products of the linear layers, whatever kind their weights are of."""
+"""The matrix products of the linear layers, whatever format their weights are in."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 
 from griffin_jax.devices import MODEL, current_mesh, per_shard
 from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.packed_matmul import packed_matmul
-from griffin_jax.layer_of import LayerOf
 from griffin_jax.models.lora_weight import LoRAWeight
-from griffin_jax.quantization.tensor import QuantizedTensor, decode_scales
+from griffin_jax.quantization.tensor import QuantizedTensor
+from griffin_jax.weight import Weight, format_of
 
-Weight = jax.Array | QuantizedTensor | LayerOf | LoRAWeight
-_PACKED = (QuantizedTensor, LayerOf)
+AnyWeight = jax.Array | Weight
 
 
-def matmul(x: jax.Array, weight: Weight, split: str | None = None) -> jax.Array:
+def matmul(x: jax.Array, weight: AnyWeight, split: str | None = None) -> jax.Array:
     """x @ weight.T, accumulated in float32.
 
     Args:
       x: [..., in], a floating-point type.
-      weight: [out, in], an array, a 4-bit weight, one of a stack of these, or any with a low-rank
-        addition; used in x's dtype (4-bit ones by some kernels in float32, which rounds less).
-      split: The side, "out" or "in", on which a mesh has cut a 4-bit weight over "model".
+      weight: [out, in], an array or a `Weight`; used in x's dtype (packed ones by some kernels in
+        float32, which rounds less).
+      split: The side, "out" or "in", on which a mesh has cut a packed weight over "model".
 
     Returns:
       [..., out] in x's dtype.
     """
-    if isinstance(weight, LoRAWeight):
-        # For its gradient a 4-bit base is decoded again, not kept decoded.
-        product = jax.checkpoint(matmul, static_argnums=2)(x, weight.base, split)
-        return product + weight.scale * matmul(matmul(x, weight.a), weight.b)
-    if isinstance(weight, _PACKED):
-        return _packed(x, [weight], [split])[0]
-    return dense_matmul(x, weight)
+    return matmuls(x, [weight], [split])[0]
 
 
 def matmuls(
-    x: jax.Array, weights: Sequence[Weight], splits: Sequence[str | None]
+    x: jax.Array, weights: Sequence[AnyWeight], splits: Sequence[str | None]
 ) -> tuple[jax.Array, ...]:
-    """`matmul` of one input with several weights; 4-bit ones are read in one product."""
-    if all(isinstance(weight, _PACKED) for weight in weights):
-        return _packed(x, weights, splits)
+    """`matmul` of one input with several weights; those of one packed format are read together."""
+    formats = {format_of(weight) for weight in weights}
+    if len(formats) == 1:
+        return PRODUCTS[formats.pop()](x, weights, splits)
     return tuple(map(matmul, [x] * len(weights), weights, splits))
 
 
-def _packed(x, weights, splits):
-    """`packed_matmul` by every device of a mesh, of its part of the weights."""
-    if current_mesh() is None or x.ndim != 3:
-        return packed_matmul(x, weights)
-    weights = list(map(_with_plain_scales, weights))
-    # A flat weight has no sides to cut.
-    flat = [_one(w).shape[1] % _one(w).block_size != 0 for w in weights]
-    splits = [None if f else split for f, split in zip(flat, splits, strict=True)]
-    sums = splits == ["in"]
-    arrays, treedef = jax.tree.flatten(weights)
-    names = jax.tree.leaves(
-        [_part_names(w, *how) for w, *how in zip(weights, splits, flat, strict=True)],
-        is_leaf=lambda leaf: isinstance(leaf, tuple),
-    )
-
-    def product(x, *arrays):
-        products = packed_matmul(x, list(map(_fitted, treedef.unflatten(arrays), flat)))
-        products = jax.lax.psum(products, MODEL) if sums else products
-        return products if len(products) > 1 else products[0]
-
-    results = [
-        ((*x.shape[:-1], w.shape[0]), ("batch", "time", "features" if s == "out" else None))
-        for w, s in zip(weights, splits, strict=True)
-    ]
-    inputs = ("batch", "time", "features" if sums else None)
-    products = per_shard(product, [x, *arrays], [inputs, *names], results)
-    return products if len(weights) > 1 else (products,)
+def _dense(x, weights, splits):
+    """Products with plain arrays, which the compiler partitions."""
+    del splits
+    return tuple(dense_matmul(x, weight) for weight in weights)
 
 
-def _one(weight):
-    return weight.stack if isinstance(weight, LayerOf) else weight
+def _low_rank(x, weights, splits):
+    def multiply(weight, split):
+        # For its gradient a packed base is decoded again, not kept decoded.
+        product = jax.checkpoint(matmul, static_argnums=2)(x, weight.base, split)
+        return product + weight.scale * matmul(matmul(x, weight.a), weight.b)
+
+    return tuple(map(multiply, weights, splits))
 
 
-def _with_plain_scales(weight):
-    """The second level of scales counts through the whole weight, so it is decoded before a cut."""
-    if not _one(weight).double_quantized:
-        return weight
-    weight = weight.take() if isinstance(weight, LayerOf) else weight
-    scales = decode_scales(weight)
-    return weight.replace(absmax=scales, nested_absmax=None, nested_code=None, nested_offset=None)
+def in_parts(kernel: Callable) -> Callable:
+    """A product by every device of a mesh, of its part of the weights.
+
+    Args:
+      kernel: From x and weights of one format to a product for each, on one device.
+    """
+
+    def product(x, weights, splits):
+        if current_mesh() is None or x.ndim != 3:
+            return kernel(x, weights)
+        weights = [weight.divisible() for weight in weights]
+        arrays, treedef = jax.tree.flatten(weights)
+        axes = [
+            weight.axes(tuple("features" if split == side else None for side in ("out", "in")))
+            for weight, split in zip(weights, splits, strict=True)
+        ]
+        names = [jax.tree.leaves(weight, is_leaf=_is_axes) for weight in axes]
+        # A format may store a weight so that it has no sides to cut.
+        splits = [
+            split if any("features" in dimensions for dimensions in arrays) else None
+            for split, arrays in zip(splits, names, strict=True)
+        ]
+        sums = splits == ["in"]
+
+        def by_part(x, *arrays):
+            products = kernel(x, [weight.part() for weight in treedef.unflatten(arrays)])
+            products = jax.lax.psum(products, MODEL) if sums else products
+            return products if len(products) > 1 else products[0]
+
+        results = [
+            ((*x.shape[:-1], w.shape[0]), ("batch", "time", "features" if s == "out" else None))
+            for w, s in zip(weights, splits, strict=True)
+        ]
+        inputs = ("batch", "time", "features" if sums else None)
+        products = per_shard(by_part, [x, *arrays], [inputs, *itertools.chain(*names)], results)
+        return products if len(weights) > 1 else (products,)
+
+    return product
 
 
-def _part_names(weight, split, flat):
-    """What the dimensions of the arrays of a weight are, in its own structure."""
-    sides = tuple("features" if split == side else None for side in ("out", "in"))
-    sides = (None,) if flat else sides
-    if isinstance(weight, LayerOf):
-        stack = weight.stack.replace(packed=(None, *sides), absmax=(None, *sides), code=(None,) * 2)
-        return weight.replace(stack=stack, index=())
-    return weight.replace(packed=sides, absmax=sides, code=(None,))
+def _is_axes(leaf):
+    return isinstance(leaf, tuple)
 
 
-def _fitted(weight, flat):
-    """A part of a weight says its own shape."""
-    if flat:
-        return weight
-    one = _one(weight)
-    one = one.replace(shape=(one.packed.shape[-2], 2 * one.packed.shape[-1]))
-    return weight.replace(stack=one) if isinstance(weight, LayerOf) else one
+# A row for each format: (x, weights, splits) -> a product for each weight.
+PRODUCTS: dict[type, Callable] = {
+    jax.Array: _dense,
+    QuantizedTensor: in_parts(packed_matmul),
+    LoRAWeight: _low_rank,
+}

@@ -6,8 +6,8 @@ import jax
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.packed_matmul import lay_out
+from griffin_jax.models.declarations import put_on_mesh
 from griffin_jax.models.stack import is_stacked, stack_params, stacks_by_default
-from griffin_jax.sharding import tree_shardings
 
 
 def prepare_params(
@@ -38,5 +38,5 @@ def prepare_params(
     if stack and not is_stacked(params):
         params = stack_params(config, params, consume=consume)
     if mesh is not None:
-        params = jax.device_put(params, tree_shardings(params, mesh))
+        params = put_on_mesh(config, params, mesh)
     return lay_out(params, consume=consume)

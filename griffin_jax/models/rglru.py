@@ -1,19 +1,36 @@
 """The recurrent block of Griffin: convolution, gates and the RG-LRU."""
 
 import functools
+from typing import ClassVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import per_shard, time_shards
-from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.kernels.time_shards import newest, preceding
-from griffin_jax.models import recurrent_rows
-from griffin_jax.models.layers import Linear, gated_gelu, parameter, project
-from griffin_jax.models.state import RecurrentState, Timeline
+from griffin_jax.models.layers import Linear, gated_gelu, project
+from griffin_jax.models.mixing import TemporalMixing
+from griffin_jax.models.parameters import parameter
+from griffin_jax.models.recurrent_step import RECURRENT_STEP
+from griffin_jax.models.state import BlockState, Timeline, array
+
+
+@flax.struct.dataclass
+class RecurrentState(BlockState):
+    """Memory of one recurrent block.
+
+    Attributes:
+      hidden: float32[B, R], the RG-LRU's state.
+      conv: [B, 3, R], the last inputs of the convolution, newest last.
+    """
+
+    hidden: jax.Array = array("batch", "recurrence")
+    conv: jax.Array = array("batch", None, "recurrence")
 
 
 def causal_conv(
@@ -62,7 +79,7 @@ def radius_init(
     """`a_param` such that a = exp(-softplus(a_param)) is uniform by area in a ring of radii."""
 
     def init(key, shape, dtype=jnp.float32):
-        uniform = jax.random.uniform(key, shape, jnp.float32)
+        uniform = jax.random.uniform(key, shape)
         log_radius = 0.5 * jnp.log(uniform * (maximum**2 - minimum**2) + minimum**2 + eps)
         return jnp.log(jnp.expm1(-log_radius)).astype(dtype)
 
@@ -70,19 +87,44 @@ def radius_init(
 
 
 class BlockDiagonalLinear(nn.Module):
-    """A linear layer of `blocks` equal diagonal blocks, weight [N, R/N (in), R/N (out)]."""
+    """A linear layer of `blocks` equal diagonal blocks, weight [N, R/N (in), features/N (out)].
+
+    Attributes:
+      blocks: The number of blocks, N.
+      features: Outputs of all blocks; None for as many as inputs.
+      dtype: The dtype of the product.
+      param_dtype: The dtype of parameters that `init` makes.
+    """
 
     blocks: int
+    features: int | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         size = x.shape[-1] // self.blocks
+        out = (self.features or x.shape[-1]) // self.blocks
         # The published initialiser counts all blocks into the fan-in.
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-        weight = parameter(self, "weight", init, (self.blocks, size, size), self.param_dtype)
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.blocks, size), self.param_dtype)
+        weight = parameter(
+            self,
+            "weight",
+            init,
+            (self.blocks, size, out),
+            self.param_dtype,
+            axes=("heads", "gate_inputs", None),
+            kind="gate",
+        )
+        bias = parameter(
+            self,
+            "bias",
+            nn.initializers.zeros,
+            (self.blocks, out),
+            self.param_dtype,
+            axes=("heads", None),
+            kind="bias",
+        )
         x = x.reshape(*x.shape[:-1], self.blocks, size).astype(self.dtype)
         y = jnp.einsum(
             "btni,nij->btnj",
@@ -108,7 +150,15 @@ class RGLRU(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         gate_x = BlockDiagonalLinear(self.num_blocks, name="input_gate", **types)(x)
         gate_a = BlockDiagonalLinear(self.num_blocks, name="a_gate", **types)(x)
-        a_param = parameter(self, "a_param", radius_init(), x.shape[-1:], self.param_dtype)
+        a_param = parameter(
+            self,
+            "a_param",
+            radius_init(),
+            x.shape[-1:],
+            self.param_dtype,
+            axes=("recurrence",),
+            kind="recurrence",
+        )
         return rg_lru(x, gate_x, gate_a, a_param, hidden, timeline.positions, timeline.lengths)
 
 
@@ -124,53 +174,79 @@ class Conv1D(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         width = x.shape[-1]
         init = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
-        weight = parameter(self, "weight", init, (self.taps, width), self.param_dtype)
-        bias = parameter(self, "bias", nn.initializers.zeros, (width,), self.param_dtype)
+        weight = parameter(
+            self,
+            "weight",
+            init,
+            (self.taps, width),
+            self.param_dtype,
+            axes=(None, "recurrence"),
+            kind="conv",
+        )
+        bias = parameter(
+            self,
+            "bias",
+            nn.initializers.zeros,
+            (width,),
+            self.param_dtype,
+            axes=("recurrence",),
+            kind="bias",
+        )
         # The gradient keeps x alone, not a float32 copy of it for every tap.
         return jax.checkpoint(causal_conv)(x, weight, bias, previous, timeline)
 
 
-class RecurrentBlock(nn.Module):
-    """Two branches, gelu(y) and conv -> RG-LRU, multiplied and projected back to the width."""
+class RecurrentBlock(TemporalMixing):
+    """Two branches, gelu(y) and conv -> recurrence, multiplied and projected back to the width.
 
-    width: int
-    recurrence_width: int
-    num_blocks: int
-    conv_width: int
-    use_bias: bool
-    out_init_scale: float
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
+    Attributes:
+      recurrence: The name and the class of the recurrence; a subclass may have another. It is built
+        of num_heads, dtype and param_dtype, and takes and gives what `RGLRU` does.
+    """
+
+    recurrence: ClassVar[tuple[str, type[nn.Module]]] = ("rg_lru", RGLRU)
+    step = RECURRENT_STEP
 
     @nn.compact
     def __call__(
         self, x: jax.Array, state: RecurrentState, timeline: Timeline
     ) -> tuple[jax.Array, RecurrentState]:
+        config = self.config
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        linear = {"use_bias": self.use_bias, **types}
+        linear = {"use_bias": config.projection_bias, **types}
+        width = config.recurrence_width
         y, x = project(
             x,
-            Linear(self.recurrence_width, name="linear_y", **linear),
-            Linear(self.recurrence_width, name="linear_x", **linear),
+            Linear(width, axes=("recurrence", "width"), name="linear_y", **linear),
+            Linear(width, axes=("recurrence", "width"), name="linear_x", **linear),
         )
-        conv_1d = Conv1D(self.conv_width, self.param_dtype, name="conv_1d")
-        rg_lru = RGLRU(self.num_blocks, name="rg_lru", **types)
-        out = Linear(self.width, init_scale=self.out_init_scale, name="linear_out", **linear)
-        if not self.is_initializing():
-            params = {name: self.variables["params"][name] for name in ("conv_1d", "rg_lru")}
-            serves = {"mosaic_gpu": recurrent_rows.serves(params, x, state), "layers": None}
-            if choose("recurrent_step", serves) == "mosaic_gpu":
-                inner = conv_1d.clone(parent=None), rg_lru.clone(parent=None)
-                plain = functools.partial(_convolve_and_recur, *inner)
-                z, state = recurrent_rows.recurrent_rows(plain, params, y, x, state, timeline)
-                return out(z), state
+        conv_1d = Conv1D(config.conv_width, self.param_dtype, name="conv_1d")
         x, conv = conv_1d(x, state.conv, timeline)
-        x, hidden = rg_lru(x, state.hidden, timeline)
-        return out(gated_gelu(y, x)), RecurrentState(hidden=hidden, conv=conv)
+        name, recurrence = self.recurrence
+        x, hidden = recurrence(config.num_heads, name=name, **types)(x, state.hidden, timeline)
+        x = Linear(
+            config.width,
+            axes=("width", "recurrence"),
+            init_scale=self.out_init_scale,
+            name="linear_out",
+            **linear,
+        )(gated_gelu(y, x))
+        return x, state.replace(hidden=hidden, conv=conv)
 
+    @classmethod
+    def init_state(
+        cls, config: GriffinConfig, batch_size: int, dtype: DTypeLike, capacity: int | None
+    ) -> RecurrentState:
+        width = config.recurrence_width
+        return RecurrentState(
+            hidden=jnp.zeros((batch_size, width), jnp.float32),
+            conv=jnp.zeros((batch_size, config.conv_width - 1, width), dtype),
+        )
 
-def _convolve_and_recur(conv_1d, rg_lru, params, y, x, state, timeline):
-    """The middle of a recurrent block as a function of its parameters, for its gradient."""
-    x, conv = conv_1d.apply({"params": params["conv_1d"]}, x, state.conv, timeline)
-    x, hidden = rg_lru.apply({"params": params["rg_lru"]}, x, state.hidden, timeline)
-    return gated_gelu(y, x), RecurrentState(hidden=hidden, conv=conv)
+    @classmethod
+    def check(cls, config: GriffinConfig) -> None:
+        if config.recurrence_width % config.num_heads:
+            raise ValueError(
+                f"recurrence_width {config.recurrence_width} does not divide over the "
+                f"{config.num_heads} gate blocks (num_heads)"
+            )

@@ -16,8 +16,8 @@ from jax import lax
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.layer_of import LayerOf
-from griffin_jax.models.state import AttentionState, RecurrentState, State
-from griffin_jax.quantization.tensor import QuantizedTensor
+from griffin_jax.models.state import BlockState, State
+from griffin_jax.weight import is_weight
 
 GROUPS = "groups"
 # Where a loop over groups is the better choice, by measurement; see docs/kernels/tpu.md.
@@ -35,8 +35,13 @@ class StackedState:
     """
 
     position: jax.Array
-    groups: tuple[RecurrentState | AttentionState, ...]
-    rest: tuple[RecurrentState | AttentionState, ...]
+    groups: tuple[BlockState, ...]
+    rest: tuple[BlockState, ...]
+
+    def axes(self) -> "StackedState":
+        """What the dimensions of each array are; see `BlockState.axes`."""
+        groups, rest = (tuple(s.axes() for s in states) for states in (self.groups, self.rest))
+        return StackedState(position=("batch",), groups=groups, rest=rest)
 
 
 AnyState = State | StackedState
@@ -145,12 +150,12 @@ def scan_groups(
     blocks: list[Callable],
     params: dict[str, Any],
     x: jax.Array,
-    states: tuple[RecurrentState | AttentionState, ...],
-) -> tuple[jax.Array, tuple[RecurrentState | AttentionState, ...]]:
+    states: tuple[BlockState, ...],
+) -> tuple[jax.Array, tuple[BlockState, ...]]:
     """Runs all groups, one after another, in a loop that compiles one.
 
-    4-bit weights and the attention's rings reach the blocks as `LayerOf` views, which kernels read
-    and `write_ring` writes in place. Other parameters are sliced.
+    Weights that are read in their stack and states that grow reach the blocks as `LayerOf` views,
+    the latter to be written in place. Other arrays are sliced.
 
     Args:
       blocks: For each place of the pattern a function (params, x, state, group) -> x, state.
@@ -161,8 +166,8 @@ def scan_groups(
     Returns:
       x and the states after.
     """
-    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_packed)
-    sliced = [None if _is_packed(leaf) else leaf for leaf in leaves]
+    leaves, treedef = jax.tree.flatten(params, is_leaf=_stays)
+    sliced = [None if _stays(leaf) else leaf for leaf in leaves]
 
     def group(carry, inputs):
         x, states = carry
@@ -174,7 +179,7 @@ def scan_groups(
         after = []
         for block, name, stack in zip(blocks, params, states, strict=True):
             view = LayerOf(stack, index)
-            if isinstance(stack, AttentionState):
+            if stack.grows:
                 x, view = block(layer[name], x, view, index)
             else:
                 x, state = block(layer[name], x, view.take(), index)
@@ -187,5 +192,5 @@ def scan_groups(
     return carry
 
 
-def _is_packed(leaf):
-    return isinstance(leaf, QuantizedTensor)
+def _stays(leaf):
+    return is_weight(leaf) and leaf.read_in_stack

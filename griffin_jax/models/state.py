@@ -1,38 +1,57 @@
 """What a Griffin model remembers, and where the tokens of one call stand."""
 
+import dataclasses
+from typing import Any, ClassVar
+
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from griffin_jax.config import ATTENTION, GriffinConfig
-
-
-@flax.struct.dataclass
-class RecurrentState:
-    """Memory of one recurrent block.
-
-    Attributes:
-      hidden: float32[B, R], the RG-LRU's state.
-      conv: [B, 3, R], the last inputs of the convolution, newest last.
-    """
-
-    hidden: jax.Array
-    conv: jax.Array
+from griffin_jax.weight import behind
 
 
-@flax.struct.dataclass
-class AttentionState:
-    """Memory of one attention block: rings of rotated keys and of values.
+def array(*axes: str | None) -> Any:
+    """A field of a state that is an array, and what its dimensions are; the first is the batch."""
+    return flax.struct.field(metadata={"axes": axes})
+
+
+class BlockState:
+    """The memory of one block: a dataclass whose fields are made by `array`.
+
+    Its size must not depend on how much was read, but for one that `grows`.
 
     Attributes:
-      keys: [B, S, K, H]. Slot s holds the newest position p of the current document with
-        p % S == s; `State.position` tells which slots are written.
-      values: [B, S, K, H].
+      grows: It has a slot for every token within reach. A step then reads all slots that are
+        written and writes one; it is handed a `LayerOf` where layers are stacked, and writes to its
+        place in the stack. Any other state is read and written whole.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    grows: ClassVar[bool] = False
+
+    def axes(self) -> Any:
+        """What the dimensions of each array are, in the state's structure.
+
+        Arrays of layers that are stacked have None in front.
+        """
+        return self.replace(
+            **{
+                field.name: behind(field.metadata["axes"], getattr(self, field.name).ndim)
+                for field in dataclasses.fields(self)
+            }
+        )
+
+    def layer(self) -> "BlockState":
+        """The state by itself, apart from a stack that a `LayerOf` reads it in."""
+        return self
+
+    def slots(self) -> int | None:
+        """How many tokens a state that grows has room for; None of any other."""
+        return None
+
+    def with_slots(self, slots: int) -> "BlockState":
+        """The state with room for so many tokens, of which none has been forgotten yet."""
+        del slots
+        return self
 
 
 @flax.struct.dataclass
@@ -44,11 +63,15 @@ class State:
 
     Attributes:
       position: int32[B], the position in its document of each row's next token.
-      blocks: A `RecurrentState` or `AttentionState` per layer.
+      blocks: The state of each layer's block.
     """
 
     position: jax.Array
-    blocks: tuple[RecurrentState | AttentionState, ...]
+    blocks: tuple[BlockState, ...]
+
+    def axes(self) -> "State":
+        """What the dimensions of each array are; see `BlockState.axes`."""
+        return State(position=("batch",), blocks=tuple(block.axes() for block in self.blocks))
 
 
 @flax.struct.dataclass
@@ -74,42 +97,3 @@ class Timeline:
             self.positions, jnp.maximum(self.lengths - 1, 0)[:, None], axis=1
         )[:, 0]
         return jnp.where(self.lengths > 0, last + 1, self.start)
-
-
-def init_state(
-    config: GriffinConfig,
-    batch_size: int,
-    dtype: DTypeLike = jnp.float32,
-    capacity: int | None = None,
-) -> State:
-    """The state before the first token.
-
-    Args:
-      config: The model's shape.
-      batch_size: Number of rows, B.
-      dtype: Of keys, values and convolution inputs; the RG-LRU's state is always float32.
-      capacity: Slots of the attention rings, S. Defaults to the attention window. Must be given
-        when the window is unbounded; keys beyond it are then forgotten, oldest first.
-
-    Raises:
-      ValueError: the window is unbounded and no capacity is given.
-    """
-    capacity = capacity if config.attention_window is None else config.attention_window
-    if capacity is None and ATTENTION in config.block_types:
-        raise ValueError(
-            "attention_window is None (unbounded): give the state's capacity in tokens"
-        )
-
-    def block(kind):
-        if kind == ATTENTION:
-            shape = (batch_size, capacity, config.num_kv_heads, config.head_size)
-            return AttentionState(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
-        width = config.recurrence_width
-        return RecurrentState(
-            hidden=jnp.zeros((batch_size, width), jnp.float32),
-            conv=jnp.zeros((batch_size, config.conv_width - 1, width), dtype),
-        )
-
-    return State(
-        position=jnp.zeros(batch_size, jnp.int32), blocks=tuple(map(block, config.block_types))
-    )

@@ -2,13 +2,16 @@
 
 import functools
 import math
+from typing import ClassVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from griffin_jax.quantization import blocks, codes, scales
+from griffin_jax.weight import Weight, behind
 
 # Bits of float32 numbers: all but the sign, and those of 2**-126.
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -29,7 +32,7 @@ class Columns:
 
 
 @flax.struct.dataclass
-class QuantizedTensor:
+class QuantizedTensor(Weight):
     """A weight in NF4 or FP4, in the bytes bitsandbytes stores.
 
     The weight is taken flat, last axis fastest. Element 2 i has the high four bits of byte i and
@@ -79,6 +82,7 @@ class QuantizedTensor:
     nested_block_size: int = flax.struct.field(
         pytree_node=False, kw_only=True, default=codes.NESTED_BLOCK_SIZE
     )
+    read_in_stack: ClassVar[bool] = True
 
     @property
     def ndim(self) -> int:
@@ -97,6 +101,41 @@ class QuantizedTensor:
     @property
     def double_quantized(self) -> bool:
         return self.nested_absmax is not None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows end with a block, so that bytes and scales keep the weight's axes."""
+        return self.shape[-1] % self.block_size == 0
+
+    @property
+    def divides(self) -> bool:
+        # The second level of scales counts through the whole weight.
+        return not self.double_quantized
+
+    def axes(self, axes: tuple) -> "QuantizedTensor":
+        """See `Weight`; a weight that is stored flat has no rows to cut, and code books are small."""
+        cut = {"packed", "absmax"} if self.has_rows else set()
+
+        def of(path, leaf):
+            name = path[0].name if len(path) == 1 else None
+            return behind(axes if name in cut else (), leaf.ndim)
+
+        return jax.tree_util.tree_map_with_path(of, self)
+
+    def dequantize(self, dtype: DTypeLike | None = None) -> jax.Array:
+        return dequantize(self, dtype)
+
+    def divisible(self) -> "QuantizedTensor":
+        if self.divides:
+            return self
+        return self.replace(
+            absmax=decode_scales(self), nested_absmax=None, nested_code=None, nested_offset=None
+        )
+
+    def part(self) -> "QuantizedTensor":
+        if not self.has_rows:
+            return self
+        return self.replace(shape=(self.packed.shape[-2], 2 * self.packed.shape[-1]))
 
 
 def leaf_shapes(shape: tuple[int, ...], block_size: int):

@@ -6,7 +6,6 @@ from griffin_jax.sharding.mesh_function import jit_on_mesh, mesh_of
 from griffin_jax.sharding.processes import RowGroup, is_first, row_group, to_host, wait_for_all
 from griffin_jax.sharding.trees import (
     MeshError,
-    array_sharding,
     batch_sharding,
     batch_shards,
     check_batch,
@@ -19,7 +18,6 @@ __all__ = [
     "MeshError",
     "MeshShape",
     "RowGroup",
-    "array_sharding",
     "batch_sharding",
     "batch_shards",
     "check_batch",

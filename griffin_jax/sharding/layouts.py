@@ -1,41 +1,48 @@
-"""Layouts that code inside of the model asks for by the names of its arrays."""
+"""Layouts that code inside of the model asks for."""
 
 import functools
 from typing import Any
 
 import jax
 
-from griffin_jax.devices import FSDP, current_mesh, fit, model_shards, partition_spec
-from griffin_jax.layer_of import LayerOf
-from griffin_jax.sharding import rules
+from griffin_jax.devices import (
+    FSDP,
+    MODEL,
+    Axes,
+    activation_spec,
+    current_mesh,
+    mesh_axes,
+    model_shards,
+    partition_spec,
+)
+from griffin_jax.weight import axes_of, is_weight
 
 
-def tree_path(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
-    """The names on the way to a leaf, joined by slashes; places in sequences are left out."""
-    names = (getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
-    return "/".join(name for name in names if isinstance(name, str))
+def split_here(axes: tuple[str | None, str | None]) -> str | None:
+    """The side of a linear layer's weight [out, in] of these axes that is cut over "model" here.
 
-
-def split_here(path: str) -> str | None:
-    """`rules.split_of` the linear layer at `path`; None where nothing is cut over "model"."""
-    return rules.split_of(path) if model_shards() > 1 else None
+    That is "out", "in", or None where nothing is cut.
+    """
+    if model_shards() == 1:
+        return None
+    out, inner = mesh_axes(axes)
+    return "out" if out == MODEL else "in" if inner == MODEL else None
 
 
 def constrain_state(state: Any) -> Any:
-    """A decoding state in the layout of the table, so that programs hand it on without moving it."""
+    """A decoding state in the layout of its axes, so that programs hand it on without moving it."""
     mesh = current_mesh()
     if mesh is None:
         return state
 
-    def place(path, leaf):
-        axes = rules.axes_of(tree_path(path), leaf.ndim)
-        return jax.lax.with_sharding_constraint(leaf, fit(mesh, leaf.shape, axes))
+    def place(leaf, axes):
+        return jax.lax.with_sharding_constraint(leaf, activation_spec(mesh, leaf.shape, axes))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree.map(place, state, state.axes())
 
 
-def gather_fsdp(path: str, value: Any) -> Any:
-    """A parameter as the model reads it, gathered over `fsdp`.
+def gather_fsdp(value: Any, axes: tuple[str | None, ...]) -> Any:
+    """A parameter of these axes as the model reads it, gathered over `fsdp`.
 
     Called where the parameter is used, so that a block that is computed again for its gradient
     gathers it again, and only few are whole at a time. Of a stack of layers only one is gathered.
@@ -44,15 +51,25 @@ def gather_fsdp(path: str, value: Any) -> Any:
     mesh = current_mesh()
     if mesh is None or mesh.shape[FSDP] == 1:
         return value
-    if isinstance(value, LayerOf):
-        value = value.take()
+    if is_weight(value):
+        value = value.layer()
 
-    def gather(key, leaf):
-        axes = rules.axes_of("/".join(filter(None, (path, tree_path(key)))), leaf.ndim)
-        whole = partition_spec(rules.without(axes, FSDP))
-        return _relaid(leaf, partition_spec(axes), whole)
+    def gather(leaf, axes):
+        before = mesh_axes(axes)
+        return _relaid(leaf, partition_spec(before), partition_spec(_without(before, FSDP)))
 
-    return jax.tree_util.tree_map_with_path(gather, value)
+    return jax.tree.map(gather, value, axes_of(value, axes))
+
+
+def _without(axes: Axes, axis: str) -> Axes:
+    """The same with one mesh axis left out: its devices hold the whole."""
+
+    def leave_out(names):
+        if isinstance(names, tuple):
+            return tuple(name for name in names if name != axis) or None
+        return None if names == axis else names
+
+    return tuple(map(leave_out, axes))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -1,62 +1,55 @@
 """Shardings of whole trees, and whether a mesh divides them."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.devices import AXES, BATCH, MODEL, SEQUENCE, Axes, fit, partition_spec
-from griffin_jax.quantization.tensor import QuantizedTensor
-from griffin_jax.sharding import rules
-from griffin_jax.sharding.layouts import tree_path
+from griffin_jax.devices import (
+    AXES,
+    BATCH,
+    MODEL,
+    SEQUENCE,
+    Axes,
+    fit,
+    mesh_axes,
+    partition_spec,
+)
 
 
 class MeshError(ValueError):
     """A mesh does not fit a model or a batch; the message says which would."""
 
 
-def tree_axes(tree: Any) -> Any:
-    """The tree with the mesh axes of each array in its place; see `rules.axes_of`.
-
-    Args:
-      tree: Parameters, optimizer state, adapters or decoding state, concrete or abstract.
-    """
-
-    def axes(path, leaf):
-        name = tree_path(path)
-        if isinstance(leaf, QuantizedTensor):
-            return _packed_axes(name, leaf)
-        return rules.axes_of(name, leaf.ndim)
-
-    return jax.tree_util.tree_map_with_path(axes, tree, is_leaf=_is_packed)
-
-
-def _is_packed(leaf):
-    return isinstance(leaf, QuantizedTensor)
-
-
-def _packed_axes(path: str, tensor: QuantizedTensor) -> QuantizedTensor:
-    flat = tensor.shape[-1] % tensor.block_size != 0
-
-    def axes(key, leaf):
-        # A weight whose rows end within blocks is one run of bytes, which has no rows to cut.
-        return (None,) * leaf.ndim if flat else rules.axes_of(f"{path}/{tree_path(key)}", leaf.ndim)
-
-    return jax.tree_util.tree_map_with_path(axes, tensor)
-
-
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh, axes: Any = None) -> Any:
     """The tree with a `NamedSharding` in the place of each array.
 
+    Args:
+      tree: Arrays, concrete or abstract.
+      mesh: Of the four axes.
+      axes: What each array's dimensions are, a tuple of names of `LOGICAL_AXES` in its place; of
+        parameters, `models.param_axes`. By default what the tree itself says, as a state does.
+
     Raises:
-      MeshError: the mesh does not divide a dimension.
+      MeshError: the mesh does not divide a dimension; the message names the array and the sizes of
+        the axis that divide all that lies over it. The input width of a packed weight divides at
+        borders of blocks only.
     """
-    check_divides(tree, mesh)
-    axes = tree_axes(tree)
-    return jax.tree.map(lambda _, axes: NamedSharding(mesh, partition_spec(axes)), tree, axes)
+    structure = jax.tree.structure(tree)
+    axes = tree.axes() if axes is None else axes
+    found = [mesh_axes(names) for names in structure.flatten_up_to(axes)]
+    arrays = jax.tree_util.tree_leaves_with_path(tree)
+    _check_divides(
+        [
+            (tree_path(path), tuple(leaf.shape), names)
+            for (path, leaf), names in zip(arrays, found, strict=True)
+        ],
+        mesh,
+    )
+    return structure.unflatten(NamedSharding(mesh, partition_spec(names)) for names in found)
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSharding:
@@ -68,17 +61,6 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSha
     """
     axes = (BATCH, SEQUENCE)
     return NamedSharding(mesh, partition_spec(axes) if shape is None else fit(mesh, shape, axes))
-
-
-def array_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where one array of a parameter tree lies, by its path; see `rules.axes_of`.
-
-    Raises:
-      MeshError: the mesh does not divide a dimension.
-    """
-    axes = rules.axes_of(path, len(shape))
-    _check_divides([(path, shape, axes)], mesh)
-    return NamedSharding(mesh, partition_spec(axes))
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
@@ -106,15 +88,6 @@ def check_config(config: GriffinConfig, mesh: Mesh | AbstractMesh) -> None:
         )
 
 
-def check_divides(tree: Any, mesh: Mesh | AbstractMesh) -> None:
-    """Raises MeshError when a mesh does not divide the arrays of a tree.
-
-    The message names the array and the sizes of the axis that divide all that lies over it. The
-    input width of a 4-bit weight divides at borders of blocks only.
-    """
-    _check_divides(_arrays(tree), mesh)
-
-
 def _check_divides(arrays: Iterable[tuple[str, tuple[int, ...], Axes]], mesh) -> None:
     common = dict.fromkeys(AXES, 0)
     odd = {}
@@ -133,12 +106,10 @@ def _check_divides(arrays: Iterable[tuple[str, tuple[int, ...], Axes]], mesh) ->
         )
 
 
-def _arrays(tree: Any) -> Iterator[tuple[str, tuple[int, ...], Axes]]:
-    axes = tree_axes(tree)
-    shapes = jax.tree_util.tree_leaves_with_path(tree)
-    flat_axes = jax.tree.structure(tree).flatten_up_to(axes)
-    for (path, leaf), leaf_axes in zip(shapes, flat_axes, strict=True):
-        yield tree_path(path), tuple(leaf.shape), leaf_axes
+def tree_path(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
+    """The names on the way to a leaf, joined by slashes; places in sequences are left out."""
+    names = (getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
+    return "/".join(name for name in names if isinstance(name, str))
 
 
 def _divisors(number: int) -> str:

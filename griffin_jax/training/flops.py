@@ -1,11 +1,12 @@
 """Arithmetic of training, counted from shapes, against what a device can do."""
 
-import functools
+import math
 
 import jax
 
-from griffin_jax.config import ATTENTION, GriffinConfig
-from griffin_jax.models import abstract_params
+from griffin_jax.config import GriffinConfig
+from griffin_jax.models import declarations
+from griffin_jax.models.blocks import block_of
 
 # Dense bfloat16 FLOP/s by the makers' data sheets, by the beginning of `Device.device_kind`.
 PEAK_FLOPS = {
@@ -29,19 +30,17 @@ def peak_flops(device: jax.Device) -> float | None:
     return None
 
 
-@functools.lru_cache(maxsize=16)  # it traces the whole model
 def matmul_params(config: GriffinConfig) -> int:
     """Parameters that multiply every token in a matrix product; the output head is one of them.
 
     The look-up in the embedding, convolutions, norms and biases are left out.
     """
-    head = config.vocab_size * config.width
-    blocks = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
-        names = [entry.key for entry in path]
-        if names[0].startswith("blocks_") and names[-1] == "weight" and "conv_1d" not in names:
-            blocks += leaf.size
-    return blocks + head
+    count = sum(
+        math.prod(declaration.shape)
+        for declaration in declarations(config).values()
+        if declaration.follows.multiplies
+    )
+    return count + config.vocab_size * config.width if config.tie_embeddings else count
 
 
 def train_flops_per_token(config: GriffinConfig, seq_len: int, frozen: bool = False) -> float:
@@ -59,6 +58,9 @@ def train_flops_per_token(config: GriffinConfig, seq_len: int, frozen: bool = Fa
     reach = seq_len if config.attention_window is None else config.attention_window
     reach = min(reach, seq_len)
     keys = reach - reach * (reach - 1) / 2 / seq_len
-    layers = config.block_types.count(ATTENTION)
-    attention = 2 * 2 * 3 * layers * config.num_heads * config.head_size * keys
-    return (4 if frozen else 6) * matmul_params(config) + attention
+    return (4 if frozen else 6) * matmul_params(config) + 3 * pair_flops(config) * keys
+
+
+def pair_flops(config: GriffinConfig) -> int:
+    """FLOPs of all layers for each pair of a token and an earlier one within reach."""
+    return sum(block_of(kind).pair_flops(config) for kind in config.block_types)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from griffin_jax.models import Griffin, init_params
-from griffin_jax.sharding import make_mesh, row_group, tree_shardings
+from griffin_jax.models import Griffin, init_params, param_shardings, put_on_mesh
+from griffin_jax.sharding import make_mesh, row_group
 from griffin_jax.training.checkpointing import RunCheckpoints
 from griffin_jax.training.config import TrainConfig
 from griffin_jax.training.corpus import CorpusError
@@ -97,7 +97,7 @@ class _Run:
         config.check_mesh(self.mesh)
         self.rows_here = row_group(self.mesh)
         if base is not None:
-            base = jax.device_put(base, tree_shardings(base, self.mesh))
+            base = put_on_mesh(config.model, base, self.mesh)
         if config.lora:
             if base is None:
                 raise ValueError("lora needs the parameters of a base model to adapt")
@@ -146,7 +146,7 @@ class _Run:
         )
         start = self._initial_state(optimizer)
         like = jax.eval_shape(start, base)
-        shardings = tree_shardings(like, self.mesh)
+        shardings = param_shardings(config.model, like, self.mesh)
         if reached < config.steps:
             self.checkpoints.check_room(like)
         if self.checkpoints.latest_step is None:

@@ -15,16 +15,11 @@ from griffin_jax.checkpoints.files import staged_folder
 from griffin_jax.checkpoints.huggingface_config import RECURRENT_GEMMA, model_type
 from griffin_jax.config import GriffinConfig
 from griffin_jax.fields import check_fields, field
+from griffin_jax.models import adapted_layers
 from griffin_jax.models.lora_weight import LoRAWeight
-from griffin_jax.quantization import dequantize
-from griffin_jax.quantization.tensor import QuantizedTensor
 from griffin_jax.sharding import is_first, to_host
 
 Params = Any
-
-_RECURRENT = ("linear_x", "linear_y", "linear_out")
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +35,13 @@ class LoRAConfig:
 
     rank: int = field(16, at_least=1, at_most=2**16)
     alpha: float = field(32.0, above=0, at_most=1e6)
-    targets: tuple[str, ...] = _RECURRENT + _ATTENTION + _MLP
+    targets: tuple[str, ...] | None = None
 
     def __post_init__(self):
         check_fields(self, "lora.")
-        known = _RECURRENT + _ATTENTION + _MLP
+        known = adapted_layers()
+        if self.targets is None:
+            object.__setattr__(self, "targets", known)
         if not self.targets or {target.rpartition("/")[2] for target in self.targets} - set(known):
             raise ValueError(f"lora.targets are some of {known}, got {self.targets}")
 
@@ -68,9 +65,9 @@ def init_adapter(config: LoRAConfig, base: Params, key: jax.Array) -> Params:
             bound = inputs**-0.5
             shape = (config.rank, inputs)
             adapter[*path[:-1], "lora_a"] = jax.random.uniform(
-                draw, shape, jnp.float32, minval=-bound, maxval=bound
+                draw, shape, minval=-bound, maxval=bound
             )
-            adapter[*path[:-1], "lora_b"] = jnp.zeros((features, config.rank), jnp.float32)
+            adapter[*path[:-1], "lora_b"] = jnp.zeros((features, config.rank))
     return flax.traverse_util.unflatten_dict(adapter)
 
 
@@ -97,14 +94,7 @@ def merge(
     """
 
     def merged(leaf):
-        if not isinstance(leaf, LoRAWeight):
-            return leaf
-        weight = leaf.base
-        out_dtype = weight.dtype if dtype is None else dtype
-        if isinstance(weight, QuantizedTensor):
-            weight = dequantize(weight, jnp.float32)
-        added = jnp.matmul(leaf.b, leaf.a, precision="highest")
-        return (weight.astype(jnp.float32) + leaf.scale * added).astype(out_dtype)
+        return leaf.dequantize(dtype) if isinstance(leaf, LoRAWeight) else leaf
 
     tree = adapt(config, adapter, base)
     return jax.tree.map(merged, tree, is_leaf=lambda leaf: isinstance(leaf, LoRAWeight))

@@ -1,13 +1,13 @@
 """AdamW with warm-up and cosine decay, as Griffin models are trained."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import jax
 import optax
 
 from griffin_jax.fields import check_fields, field
+from griffin_jax.models import kind_at
+from griffin_jax.models.lora_weight import LOW_RANK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +48,12 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
         raise ValueError(
             f"optimizer.warmup_steps {config.warmup_steps} must be less than steps {steps}"
         )
-    return _promoting(
-        optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
-            peak_value=config.learning_rate,
-            warmup_steps=config.warmup_steps,
-            decay_steps=steps,
-            end_value=config.learning_rate * config.final_share,
-        )
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=steps,
+        end_value=config.learning_rate * config.final_share,
     )
 
 
@@ -63,11 +61,11 @@ def decays(path: tuple[jax.tree_util.KeyEntry, ...]) -> bool:
     """Whether weight decay acts on the parameter at `path` of a parameter tree.
 
     It acts on the matrices of linear layers, adapters and the embedding, and on nothing else: not
-    on the RG-LRU, whose parameters are rates and gates, nor on convolutions, norms and biases.
+    on the RG-LRU, whose parameters are rates and gates, nor on convolutions, norms and biases; see
+    `models.parameters.KINDS`.
     """
-    names = [entry.key for entry in path]
-    matrix = names[-1] in ("weight", "embedding", "lora_a", "lora_b")
-    return matrix and "rg_lru" not in names and "conv_1d" not in names
+    *layer, name = [entry.key for entry in path]
+    return kind_at("/".join([*layer, "weight" if name in LOW_RANK else name])).decays
 
 
 def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -76,7 +74,7 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     Raises:
       ValueError: the warm-up is not shorter than `steps`.
     """
-    chain = optax.chain(
+    return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate_schedule(config, steps),
@@ -87,15 +85,3 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
             mask=lambda params: jax.tree_util.tree_map_with_path(lambda p, _: decays(p), params),
         ),
     )
-    return optax.GradientTransformation(_promoting(chain.init), _promoting(chain.update))
-
-
-def _promoting(function: Callable) -> Callable:
-    """The function under JAX's usual promotion of dtypes, which Optax counts on."""
-
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-        with jax.numpy_dtype_promotion("standard"):
-            return function(*args, **kwargs)
-
-    return call

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import constrain, replicate
-from griffin_jax.models import Griffin
+from griffin_jax.models import Griffin, param_shardings, put_on_mesh
 from griffin_jax.sharding import (
     AXES,
     batch_sharding,
@@ -20,7 +21,6 @@ from griffin_jax.sharding import (
     jit_on_mesh,
     make_mesh,
     row_group,
-    tree_shardings,
 )
 from griffin_jax.training.cross_entropy import cross_entropy
 
@@ -140,9 +140,9 @@ def token_losses(
     return jax.lax.scan(add, (jnp.float32(0), jnp.float32(0)), parts)[0]
 
 
-def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """Places each array of `state` where the table of `griffin_jax.sharding` says."""
-    return jax.device_put(state, tree_shardings(state, mesh))
+def shard_state(config: GriffinConfig, state: TrainState, mesh: Mesh) -> TrainState:
+    """Places each array of `state` where its axes say that it lies on the mesh."""
+    return put_on_mesh(config, state, mesh)
 
 
 def make_train_step(
@@ -205,9 +205,7 @@ def make_train_step(
         else:
             zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(2)
             parts = jax.tree.map(split, batch)
-            (grads, sums), _ = jax.lax.scan(
-                accumulate, zero, (parts, jnp.arange(microbatches, dtype=jnp.int32))
-            )
+            (grads, sums), _ = jax.lax.scan(accumulate, zero, (parts, jnp.arange(microbatches)))
         return grads, sums, total
 
     def step(state, frozen, batch):
@@ -229,7 +227,7 @@ def make_train_step(
         }
         if stop is not None:
             metrics["stop"] = jnp.max(stop)
-        new = jax.lax.with_sharding_constraint(new, tree_shardings(new, mesh))
+        new = jax.lax.with_sharding_constraint(new, param_shardings(model.config, new, mesh))
         return new, replicate(metrics)
 
     return jit_on_mesh(step, mesh=mesh, donate_argnums=0)

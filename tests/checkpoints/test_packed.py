@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import griffin_jax
 from griffin_jax.checkpoints import load_checkpoint, open_checkpoint, save_checkpoint, save_leaves
 from griffin_jax.checkpoints.shards import INDEX_FILE, WEIGHTS_FILE
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, dequantize, quantize
@@ -93,9 +92,13 @@ def test_every_array_of_a_packed_weight_has_a_sharding(tmp_path, nf4, format):
     seen = set()
 
     def shardings(path, leaf):
-        seen.add(path)
-        spec = ("x",) if path.endswith("/packed") else ()
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        def of(field, _):
+            name = "/".join(filter(None, (path, jax.tree_util.keystr(field, simple=True))))
+            seen.add(name)
+            spec = ("x",) if name.endswith("/packed") else ()
+            return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+        return jax.tree_util.tree_map_with_path(of, leaf)
 
     params = load_checkpoint(tmp_path / "model", shardings=shardings).params
     assert_same_tree(params, nf4)
@@ -323,27 +326,3 @@ def test_transformers_reads_a_packed_folder_of_ours(tmp_path, quant_type, double
     )
     theirs = transformers_logits(open_with_transformers(tmp_path / "model"), TOKENS)
     assert_close(theirs, logits(WHOLE_BLOCKS, params, TOKENS), 1e-4)
-
-
-@pytest.mark.parametrize(
-    ("tied", "skipped", "written"),
-    [
-        (True, None, None),
-        (True, ("q_proj",), ["q_proj", "lm_head"]),
-        (True, (), ["lm_head"]),
-        (True, ("lm_head", "q_proj"), ["lm_head", "q_proj"]),
-        (False, None, None),
-        (False, ("q_proj",), ["q_proj"]),  # a head of its own is packed with the rest
-    ],
-)
-@pytest.mark.parametrize("format", FORMATS)
-def test_the_list_of_skipped_layers_names_every_layer_that_is_whole(
-    tmp_path, format, tied, skipped, written
-):
-    config = CONFIG.replace(tie_embeddings=tied)
-    settings = QuantizationConfig(bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped)
-    lm = griffin_jax.quantize(griffin_jax.LanguageModel(config, random_params(config)), settings)
-    griffin_jax.save(lm, tmp_path / "model", format=format)
-    loaded = load_checkpoint(tmp_path / "model")
-    assert loaded.quantization["llm_int8_skip_modules"] == written
-    assert_same_tree(loaded.params, lm.params)

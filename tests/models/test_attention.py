@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.models import AttentionState, Timeline
 from griffin_jax.models.attention import rotate, write_ring
-from griffin_jax.models.state import AttentionState, Timeline
 
 
 def heads(seed, time=1, size=8):

@@ -10,7 +10,7 @@ import pytest
 from griffin_jax.config import ATTENTION, RECURRENT, preset
 from griffin_jax.kernels.step_gpu import attention, block, recurrent
 from griffin_jax.models import abstract_params, init_params, init_state, residual_step
-from griffin_jax.models.blocks import ResidualBlock
+from griffin_jax.models.blocks import ResidualBlock, block_of
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization import QuantizedTensor, dequantize, quantize
 from griffin_jax.quantization.tensor import abstract
@@ -35,6 +35,11 @@ LAUNCHES = {
     (ATTENTION, True): 4,
 }
 ON_GPU = jax.default_backend() == "gpu"
+
+
+def way(kind):
+    """How the step of a kind of block goes, and the name of its mixing's parameters."""
+    return block_of(kind).step, f"{kind}_block"
 
 
 def is_packed(leaf):
@@ -95,7 +100,9 @@ def in_layers(kind, dtype, arguments, when):
 @functools.partial(jax.jit, static_argnames="kind")
 def step(kind, arguments, when):
     plain = plain_block(kind, BF16).apply
-    return residual_step.residual_step(CONFIG, kind, plain, *arguments, when, interpret=not ON_GPU)
+    return residual_step.residual_step(
+        CONFIG, *way(kind), plain, *arguments, when, interpret=not ON_GPU
+    )
 
 
 @pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
@@ -113,7 +120,7 @@ def step(kind, arguments, when):
 )
 def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
     arguments, wide = operands(kind, packed, int(when.start[0]))
-    assert residual_step.serves(CONFIG, kind, *arguments) is None
+    assert residual_step.serves(CONFIG, *way(kind), *arguments) is None
     found = step(kind, arguments, when)
     expected = in_layers(kind, jnp.float32, wide, when)
     if not int(when.lengths[0]):  # what padding makes of x means nothing
@@ -165,7 +172,9 @@ def test_the_gradient_is_that_of_the_layers():
 )
 def test_what_is_not_served_says_why(kind, change, reason):
     (params, x, state), _ = operands(kind, False, 0)
-    arguments = {"config": CONFIG, "kind": kind, "params": params, "x": x, "state": state}
+    fused, name = way(kind)
+    arguments = {"config": CONFIG, "step": fused, "name": name}
+    arguments |= {"params": params, "x": x, "state": state}
     assert residual_step.serves(**arguments) is None
     assert reason in residual_step.serves(**(arguments | change))
 
@@ -178,10 +187,10 @@ def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
     # Triton refuses sizes that the interpreter takes.
     config = CONFIG.replace(rope_fraction=rope_fraction)
     arguments, _ = operands(kind, packed, 40)
-    assert residual_step.serves(config, kind, *arguments) is None
+    assert residual_step.serves(config, *way(kind), *arguments) is None
 
     def run(arguments, when):
-        return residual_step.residual_step(config, kind, None, *arguments, when)
+        return residual_step.residual_step(config, *way(kind), None, *arguments, when)
 
     launches = LAUNCHES[kind, packed]
     text = for_gpu(run, arguments, timeline(40))
@@ -199,10 +208,10 @@ def test_published_sizes_lower_for_a_gpu(name, kind):
     )
     x = jax.ShapeDtypeStruct((1, 1, config.width), BF16)
     state = jax.eval_shape(lambda: init_state(config, 1, BF16)).blocks[index]
-    assert residual_step.serves(config, kind, params, x, state) is None
+    assert residual_step.serves(config, *way(kind), params, x, state) is None
 
     def run(arguments, when):
-        return residual_step.residual_step(config, kind, None, *arguments, when)
+        return residual_step.residual_step(config, *way(kind), None, *arguments, when)
 
     text = for_gpu(run, (params, x, state), timeline(40))
     assert text.count("custom_call @__gpu$xla.gpu.triton") == LAUNCHES[kind, True]

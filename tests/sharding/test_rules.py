@@ -6,21 +6,31 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from griffin_jax.config import PRESETS, RECURRENTGEMMA_2B, RECURRENTGEMMA_9B
-from griffin_jax.models import abstract_params, init_state, stack_params
+from griffin_jax.models import (
+    abstract_params,
+    declarations,
+    init_state,
+    kind_at,
+    leaf_shardings,
+    param_axes,
+    param_shardings,
+    stack_params,
+)
 from griffin_jax.quantization import abstract
 from griffin_jax.sharding import (
     AXES,
     MeshError,
     MeshShape,
-    array_sharding,
     check_batch,
     check_config,
     make_mesh,
     tree_shardings,
 )
-from griffin_jax.sharding.rules import axes_of, split_of
+from griffin_jax.sharding.layouts import split_here
 from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from tests.tiny import CONFIGS
+
+DOWN = "blocks_0/mlp_block/down_proj/weight"
 
 
 def mesh(**sizes):
@@ -32,7 +42,7 @@ def mesh(**sizes):
 def test_every_parameter_and_state_of_every_preset_has_a_rule(name):
     config = PRESETS[name]
     params = abstract_params(config)
-    shardings = tree_shardings(params, mesh(fsdp=2, model=2))
+    shardings = param_shardings(config, params, mesh(fsdp=2, model=2))
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
     ):
@@ -44,7 +54,8 @@ def test_every_parameter_and_state_of_every_preset_has_a_rule(name):
 
 
 def test_each_leaf_of_the_nine_billion_lies_as_the_page_says():
-    found = tree_shardings(abstract_params(RECURRENTGEMMA_9B), mesh(fsdp=4, model=8))
+    config = RECURRENTGEMMA_9B
+    found = param_shardings(config, abstract_params(config), mesh(fsdp=4, model=8))
     block, attention = found["blocks_0"]["recurrent_block"], found["blocks_2"]["attention_block"]
     specs = {
         "embedding": found["embedder"]["embedding"],
@@ -77,13 +88,9 @@ def test_each_leaf_of_the_nine_billion_lies_as_the_page_says():
 
 
 def test_four_bit_leaves_lie_as_their_weight_and_flat_ones_are_whole():
-    def layer(shape):
-        return {
-            "mlp_block": {"down_proj": {"weight": abstract(shape, "float32", double_quant=True)}}
-        }
-
     def specs(shape, **sizes):
-        weight = tree_shardings(layer(shape), mesh(**sizes))["mlp_block"]["down_proj"]["weight"]
+        weight = abstract(shape, "float32", double_quant=True)
+        weight = leaf_shardings(CONFIGS["griffin"], mesh(**sizes), DOWN, weight)
         return {name: getattr(weight, name).spec for name in ("packed", "absmax", "nested_absmax")}
 
     whole = PartitionSpec()
@@ -105,33 +112,42 @@ def test_four_bit_leaves_lie_as_their_weight_and_flat_ones_are_whole():
 def test_a_stacked_flat_weight_is_not_taken_for_one_with_rows():
     weight = abstract((32, 48), "float32")
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), weight)
-    found = tree_shardings({"up_proj": {"weight": stacked}}, mesh(model=2))
-    assert found["up_proj"]["weight"].packed.spec == PartitionSpec()
+    tree = {"groups": {"blocks_0": {"mlp_block": {"up_proj": {"weight": stacked}}}}}
+    found = param_shardings(CONFIGS["griffin"], tree, mesh(model=2))
+    assert jax.tree.leaves(found)[0].spec == PartitionSpec()
 
 
 def test_stacks_and_optimizer_state_lie_as_the_parameters():
     config = CONFIGS["griffin"].replace(num_layers=4)
     params = abstract_params(config)
     stacked = jax.eval_shape(lambda p: stack_params(config, p), params)
-    one = tree_shardings(params, mesh(model=2))["blocks_0"]["mlp_block"]["up_proj"]["weight"].spec
-    several = tree_shardings(stacked, mesh(model=2))["groups"]["blocks_0"]["mlp_block"]["up_proj"]
+    one = param_shardings(config, params, mesh(model=2))["blocks_0"]["mlp_block"]["up_proj"]
+    one = one["weight"].spec
+    several = param_shardings(config, stacked, mesh(model=2))
+    several = several["groups"]["blocks_0"]["mlp_block"]["up_proj"]
     assert several["weight"].spec == PartitionSpec(None, *one)
     state = jax.eval_shape(adamw(OptimizerConfig(), 1000).init, params)
-    moments = tree_shardings(state, mesh(model=2))[1][0]
+    moments = param_shardings(config, state, mesh(model=2))[1][0]
     assert moments.count.spec == PartitionSpec()
     assert moments.nu["blocks_0"]["mlp_block"]["up_proj"]["weight"].spec == one
 
 
 def test_a_linear_layer_says_on_which_side_it_is_cut():
-    sides = {name: split_of(f"blocks_0/x/{name}") for name in ("q_proj", "k_proj", "o_proj")}
+    known = declarations(RECURRENTGEMMA_2B)
+    with jax.sharding.use_abstract_mesh(mesh(model=2)):
+        sides = {
+            name: split_here(known[f"blocks_2/attention_block/{name}/weight"].axes)
+            for name in ("q_proj", "k_proj", "o_proj")
+        }
     assert sides == {"q_proj": "out", "k_proj": None, "o_proj": "in"}
 
 
-def test_an_array_without_a_rule_and_one_of_the_wrong_rank_are_named():
-    with pytest.raises(ValueError, match="no sharding rule for blocks_0/router/kernel"):
-        axes_of("blocks_0/router/kernel", 2)
-    with pytest.raises(ValueError, match="up_proj/weight has 1 dimensions, its sharding rule 2"):
-        axes_of("blocks_0/mlp_block/up_proj/weight", 1)
+def test_an_array_that_no_layer_declares_is_named():
+    config, array = CONFIGS["griffin"], jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    with pytest.raises(ValueError, match="no parameter blocks_0/router/kernel"):
+        param_axes(config, {"blocks_0": {"router": {"kernel": array}}})
+    with pytest.raises(ValueError, match="no layer of any model has a parameter blocks_0/router/k"):
+        kind_at("blocks_0/router/kernel")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +163,8 @@ def test_an_array_without_a_rule_and_one_of_the_wrong_rank_are_named():
 def test_a_mesh_that_does_not_divide_says_which_would(sizes, message):
     with pytest.raises(MeshError, match=message) as error:
         check_config(RECURRENTGEMMA_2B, mesh(**sizes))
-        tree_shardings(abstract_params(RECURRENTGEMMA_2B), mesh(**sizes))
+        params = abstract_params(RECURRENTGEMMA_2B)
+        param_shardings(RECURRENTGEMMA_2B, params, mesh(**sizes))
     assert "\n" not in str(error.value)
 
 
@@ -157,13 +174,13 @@ def test_a_batch_that_does_not_divide_says_which_would():
 
 
 def test_one_array_is_checked_too():
-    assert array_sharding(mesh(model=2), "x/conv_1d/weight", (4, 6)).spec == PartitionSpec(
-        None, "model"
-    )
-    with pytest.raises(
-        MeshError, match=r"model=4 .* x/conv_1d/weight \[4, 6\]; it may be 1, 2, 3, 6"
-    ):
-        array_sharding(mesh(model=4), "x/conv_1d/weight", (4, 6))
+    def lies(**sizes):
+        path, array = "blocks_0/recurrent_block/conv_1d/weight", jnp.zeros((4, 6))
+        return leaf_shardings(CONFIGS["griffin"], mesh(**sizes), path, array)
+
+    assert lies(model=2).spec == PartitionSpec(None, "model")
+    with pytest.raises(MeshError, match=r"model=4 .*_1d/weight \[4, 6\]; it may be 1, 2, 3, 6"):
+        lies(model=4)
 
 
 def test_the_sizes_of_a_mesh_make_up_the_devices():

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.config import GriffinConfig
+from griffin_jax.models import RecurrentState, Timeline
 from griffin_jax.models.rglru import RecurrentBlock
-from griffin_jax.models.state import RecurrentState, Timeline
 
 pytestmark = pytest.mark.parity
 modules = pytest.importorskip("recurrentgemma.jax.modules")
@@ -41,7 +42,17 @@ def to_theirs(params):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
 def test_gradients_equal_the_authors(dtype, tolerance):
-    ours = RecurrentBlock(WIDTH, RECURRENCE, HEADS, 4, True, 1.0, dtype=jnp.dtype(dtype))
+    # The output layer is drawn at 2 / num_layers.
+    config = GriffinConfig(
+        vocab_size=8,
+        width=WIDTH,
+        mlp_width=8,
+        num_layers=2,
+        num_heads=HEADS,
+        recurrence_width=RECURRENCE,
+        head_size=4,
+    )
+    ours = RecurrentBlock(config, dtype=jnp.dtype(dtype))
     theirs = modules.RecurrentBlock(WIDTH, HEADS, RECURRENCE, dtype=jnp.dtype(dtype))
     draw = functools.partial(jax.random.normal, shape=(BATCH, TIME, WIDTH))
     x, weights = draw(jax.random.key(0)), draw(jax.random.key(1))

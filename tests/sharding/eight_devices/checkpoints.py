@@ -11,7 +11,8 @@ import griffin_jax
 from griffin_jax.checkpoints import placement
 from griffin_jax.config import ATTENTION, RECURRENT
 from griffin_jax.language_model import LanguageModel
-from griffin_jax.sharding import MeshError, make_mesh, tree_shardings
+from griffin_jax.models import param_shardings
+from griffin_jax.sharding import MeshError, make_mesh
 from tests.checkpoints.test_deepmind import BLOCKS, nested, published_shapes
 from tests.checkpoints.tiny_model import assert_same_tree
 from tests.sharding.eight_devices.meshes import CONFIG, mesh_called, on_mesh
@@ -43,7 +44,7 @@ def packed(plain):
 
 
 def lies_as_the_table_says(lm, mesh):
-    wanted = tree_shardings(lm.params, mesh)
+    wanted = param_shardings(lm.config, lm.params, mesh)
     same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), lm.params, wanted)
     return all(jax.tree.leaves(same))
 
@@ -52,7 +53,9 @@ def lies_as_the_table_says(lm, mesh):
 @pytest.mark.parametrize("kind", ["plain", "packed"])
 def test_saved_from_one_mesh_loaded_onto_another(kind, format, tmp_path, request):
     lm = request.getfixturevalue(kind)
-    on_first = dataclasses.replace(lm, params=on_mesh(lm.params, make_mesh(data=4, model=2)))
+    on_first = dataclasses.replace(
+        lm, params=on_mesh(lm.params, make_mesh(data=4, model=2), lm.config)
+    )
     griffin_jax.save(on_first, tmp_path / "model", format=format)
     mesh = mesh_called(MESH)
     loaded = griffin_jax.load(tmp_path / "model", mesh=mesh, dtype="float32")
@@ -77,7 +80,7 @@ def test_a_model_is_packed_on_the_way_to_a_mesh_and_on_it(plain, packed, tmp_pat
         tmp_path / "model", mesh=mesh, quantization=packed.quantization, dtype="float32"
     )
     assert_same_tree(loaded.params, packed.params)
-    on_it = dataclasses.replace(plain, params=on_mesh(plain.params, mesh))
+    on_it = dataclasses.replace(plain, params=on_mesh(plain.params, mesh, plain.config))
     on_it = griffin_jax.quantize(on_it, packed.quantization)
     assert lies_as_the_table_says(loaded, mesh) and lies_as_the_table_says(on_it, mesh)
     assert_same_tree(on_it.params, packed.params)

@@ -42,7 +42,7 @@ def on_one_device():
 @pytest.mark.parametrize("name", SOME[:2])
 def test_a_mesh_answers_as_one_device(name, on_one_device, monkeypatch):
     monkeypatch.setattr(prefill, "CHUNKS", (8, 32))
-    choices, texts = answers(on_mesh(params_of(BYTES), mesh_called(name)))
+    choices, texts = answers(on_mesh(params_of(BYTES), mesh_called(name), BYTES))
     expected, expected_texts = on_one_device
     np.testing.assert_allclose([p for p, _ in choices], [p for p, _ in expected], rtol=1e-5)
     assert [greedy for _, greedy in choices] == [greedy for _, greedy in expected]

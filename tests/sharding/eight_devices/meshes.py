@@ -6,7 +6,8 @@ import re
 import jax
 
 from griffin_jax.config import ATTENTION, RECURRENT, GriffinConfig
-from griffin_jax.sharding import make_mesh, tree_shardings
+from griffin_jax.models import put_on_mesh
+from griffin_jax.sharding import make_mesh
 
 CONFIG = GriffinConfig(
     vocab_size=128,
@@ -42,8 +43,8 @@ def mesh_called(name: str) -> jax.sharding.Mesh:
     return make_mesh(**(ALL_BUT_FSDP if name == "all but fsdp" else MESHES[name]))
 
 
-def on_mesh(params: dict, mesh: jax.sharding.Mesh) -> dict:
-    return jax.device_put(params, tree_shardings(params, mesh))
+def on_mesh(params: dict, mesh: jax.sharding.Mesh, config: GriffinConfig = CONFIG) -> dict:
+    return put_on_mesh(config, params, mesh)
 
 
 def collectives(program: jax.stages.Compiled) -> dict[str, int]:

@@ -41,7 +41,7 @@ def read_and_decode(config, params, mesh=None, dtype=jnp.float32, lengths=LENGTH
     if config.attention_window is None:
         state = init_state(config, 8, dtype, capacity=64)
     if mesh is not None:
-        params = on_mesh(params, mesh)
+        params = on_mesh(params, mesh, config)
         first, second = (jax.device_put(x, batch_sharding(mesh, x.shape)) for x in (first, second))
         if state is not None:
             state = jax.device_put(state, tree_shardings(state, mesh))
@@ -114,7 +114,7 @@ def test_four_bit_weights_are_cut_on_either_side_and_multiplied_where_they_lie(
         assert sent.pop("all-gather") > 0
     # Of stacked layers the program has one group, and the layer that is left over.
     assert sent == {"all-reduce": 2 * (3 if stacked else 2) + 1}
-    parts = on_mesh(params, mesh)
+    parts = on_mesh(params, mesh, config)
     layer = parts["groups"]["blocks_0"] if stacked else parts["blocks_0"]
     packed_bytes = layer["mlp_block"]["down_proj"]["weight"].packed
     assert packed_bytes.sharding.shard_shape(packed_bytes.shape)[-1] == 256 // mesh.shape["model"]
@@ -142,7 +142,7 @@ def test_flat_four_bit_weights_are_whole_on_every_device():
     params, one = packed(config, False)
     mesh = mesh_called("data 2, model 4")
     assert_equal(read_and_decode(config, params, mesh), one)
-    weight = on_mesh(params, mesh)["blocks_0"]["mlp_block"]["up_proj"]["weight"]
+    weight = on_mesh(params, mesh, config)["blocks_0"]["mlp_block"]["up_proj"]["weight"]
     assert weight.packed.ndim == 1 and weight.packed.is_fully_replicated
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from griffin_jax.language_model import LanguageModel, quantize
-from griffin_jax.models import Griffin, abstract_params
+from griffin_jax.models import Griffin, put_on_mesh
 from griffin_jax.quantization import QuantizationConfig
-from griffin_jax.sharding import jit_on_mesh, make_mesh, tree_shardings
+from griffin_jax.sharding import jit_on_mesh, make_mesh
 from griffin_jax.training.lora import LoRAConfig, adapt, init_adapter
 from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import (
@@ -54,7 +54,7 @@ def gradient(mesh):
         nll, squares = token_losses(Griffin(CONFIG), params, batch)
         return nll + 1e-3 * squares
 
-    params = jax.device_put(params_of(CONFIG), tree_shardings(abstract_params(CONFIG), mesh))
+    params = put_on_mesh(CONFIG, params_of(CONFIG), mesh)
     batch = put_batch(BATCH, mesh)
     program = jit_on_mesh(jax.value_and_grad(loss)).lower(params, batch).compile()
     return *program(params, batch), program
@@ -85,12 +85,12 @@ def step_once(mesh, config=CONFIG, lora=None, base=None, **options):
     frozen, assemble = None, lambda trainable, _: trainable
     params = jax.tree.map(jnp.copy, params_of(config))
     if lora:
-        frozen = jax.device_put(base, tree_shardings(base, mesh))
+        frozen = put_on_mesh(config, base, mesh)
         params = init_adapter(lora, base, jax.random.key(0))
         assemble = lambda trainable, frozen: adapt(lora, trainable, frozen)  # noqa: E731
     # The learning rate is 0 at the first step.
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
-    state = shard_state(state, mesh)
+    state = shard_state(config, state, mesh)
     step = make_train_step(model, optimizer, mesh, assemble, z_loss=1e-3, **options)
     batch = put_batch(BATCH, mesh)
     for _ in range(2):

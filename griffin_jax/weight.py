@@ -1,0 +1,81 @@
+"""What a leaf of a parameter tree offers that is more than an array."""
+
+from typing import Any, ClassVar
+
+import jax
+from jax.typing import DTypeLike
+
+
+class Weight:
+    """A weight [out, in] in a format of its own, which linear layers multiply by.
+
+    A format is a pytree that derives from this class, with a row in `models.linear.PRODUCTS` for how
+    it multiplies.
+
+    Attributes:
+      shape: The shape of the weight as an array.
+      dtype: The dtype of the weight as an array.
+      divides: A mesh may cut each array as `axes` says, as things are; see `divisible`.
+      read_in_stack: A loop over layers hands its kernels the whole stack and a layer's number, as a
+        `LayerOf`, instead of a copy of the layer.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    divides: bool = True
+    read_in_stack: ClassVar[bool] = False
+
+    @property
+    def format(self) -> type:
+        """The format: what `models.linear.PRODUCTS` finds a product by."""
+        return type(self)
+
+    def axes(self, axes: tuple) -> Any:
+        """The axes of each array of the weight, in its own structure.
+
+        Args:
+          axes: What the weight's own dimensions are, such as ("features", "width"). Arrays with more
+            dimensions, of layers that are stacked, have None in front.
+        """
+        raise NotImplementedError
+
+    def dequantize(self, dtype: DTypeLike | None = None) -> jax.Array:
+        """The weight as an array, in its own dtype by default."""
+        raise NotImplementedError
+
+    def layer(self) -> "Weight":
+        """The weight by itself, apart from a stack that it may be read in."""
+        return self
+
+    def divisible(self) -> "Weight":
+        """The same weight in a form of which a mesh may cut each array as `axes` says."""
+        return self
+
+    def part(self) -> "Weight":
+        """What is left of the weight after a mesh cut its arrays, whose shape it says again."""
+        return self
+
+
+def is_weight(leaf: Any) -> bool:
+    """Whether a leaf of a parameter tree is a `Weight`, and no plain array."""
+    return isinstance(leaf, Weight)
+
+
+def format_of(weight: jax.Array | Weight) -> type:
+    """The format of a weight; `jax.Array` of a plain array."""
+    return weight.format if is_weight(weight) else jax.Array
+
+
+def dequantized(weight: jax.Array | Weight, dtype: DTypeLike) -> jax.Array:
+    """A weight of any format as an array."""
+    return weight.dequantize(dtype) if is_weight(weight) else weight.astype(dtype)
+
+
+def axes_of(leaf: Any, axes: tuple) -> Any:
+    """The axes of an array, or of each array of a `Weight`, whose own dimensions are `axes`."""
+    return leaf.axes(axes) if is_weight(leaf) else behind(axes, leaf.ndim)
+
+
+def behind(axes: tuple, ndim: int) -> tuple:
+    """The axes of an array of so many dimensions: None in front of those that `axes` names."""
+    return (None,) * (ndim - len(axes)) + tuple(axes)
