@@ -61,7 +61,9 @@ class Corpus:
         return max(int(np.count_nonzero(self.tokens[: offset + 1] == self.bos_id)) - 1, 0)
 
 
-def load_corpus(paths: Sequence[AnyPath], tokenizer: CorpusTokenizer, cache: AnyPath) -> Corpus:
+def load_corpus(
+    paths: Sequence[AnyPath] | AnyPath, tokenizer: CorpusTokenizer, cache: AnyPath
+) -> Corpus:
     """Opens a corpus, tokenizing text on the first call and mapping the cached file after that.
 
     Args:
@@ -78,6 +80,8 @@ def load_corpus(paths: Sequence[AnyPath], tokenizer: CorpusTokenizer, cache: Any
       CorpusError: a file is empty, truncated, not UTF-8 or not what its name says.
       OutputError: (an OSError) the cache cannot be written, or the disk is full.
     """
+    if isinstance(paths, AnyPath):
+        paths = [paths]
     if not paths:
         raise CorpusError("corpus: no file given")
     token_files = [path for path in paths if _is_token_file(path)]
@@ -109,7 +113,7 @@ def read_documents(path: AnyPath) -> Iterator[str]:
 
 
 def _is_token_file(path: AnyPath) -> bool:
-    return Path(os.fsdecode(path)).suffix.lower() in _TOKEN_FILES
+    return isinstance(path, AnyPath) and Path(os.fsdecode(path)).suffix.lower() in _TOKEN_FILES
 
 
 def _text_file(path: AnyPath) -> TextFile:

@@ -15,6 +15,7 @@ from lm_eval.api.metrics import mean
 
 from griffin_jax.evaluation import scorers
 from griffin_jax.evaluation.tasks.task import GriffinTask
+from griffin_jax.paths import resolve
 
 
 class GeneratedText(GriffinTask):
@@ -35,7 +36,8 @@ class GeneratedText(GriffinTask):
                 f'{config["task"]}: scorer "none" writes the generations to a folder: '
                 "name it as generations_dir"
             )
-        self.file = Path(folder) / f"{config['task']}.jsonl" if folder else None
+        name = f"{config['task']}.jsonl"
+        self.file = resolve(folder, "generations_dir") / name if folder else None
         super().__init__(config)
 
     def metrics_of(self, score: float) -> dict[str, float]:
