@@ -113,7 +113,14 @@ class Lock:
 
     def _take(self) -> bool:
         while True:
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+            except PermissionError:
+                if not self._file.exists():
+                    raise
+                raise InUseError(
+                    f"{self._what} is another user's, as {self._file} is; remove that if nobody is at it"
+                ) from None
             try:
                 locked = _lock(descriptor)
                 if locked is False:

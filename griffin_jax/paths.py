@@ -13,6 +13,7 @@ AnyPath = str | bytes | os.PathLike
 STANDARD_INPUT = "-"
 
 _STREAM = re.compile(r"/dev/(?:stdin|stdout|stderr)|/(?:dev|proc/(?:self|\d+))/fd/(\d+)")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _STREAM_NUMBERS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
@@ -36,8 +37,8 @@ def resolve(path: AnyPath, name: str = "path") -> Path:
       name: What messages call it, such as "--output".
 
     Raises:
-      ValueError: it is empty, holds a NUL character, is no path at all, or names the home folder of
-        nobody.
+      ValueError: it is empty, holds a NUL character, is an address or no path at all, or names the
+        home folder of nobody.
       FileNotFoundError: it is relative, and the working folder is gone.
     """
     if not isinstance(path, AnyPath):
@@ -47,6 +48,8 @@ def resolve(path: AnyPath, name: str = "path") -> Path:
         raise ValueError(f"{name} is empty; give a path")
     if "\0" in text:
         raise ValueError(f"{name} {text!r} holds a NUL character, which no path does")
+    if _ADDRESS.match(text):
+        raise ValueError(f"{name} {text} is an address; give a path of this machine")
     try:
         os.fsencode(text)
     except UnicodeEncodeError:

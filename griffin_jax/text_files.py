@@ -2,7 +2,7 @@
 
 Text is UTF-8, a byte order mark at its beginning being no part of it. Lines end at \\n or \\r\\n and
 nowhere else. A name that ends in .jsonl or .ndjson has a JSON value on each line that is not blank;
-.xz, .gz, .bz2 or .zst behind a name says how the file is compressed; capitals do not matter. "-" is
+.xz, .lzma, .gz, .bz2 or .zst behind a name says how the file is compressed; capitals do not matter. "-" is
 standard input. What is wrong is told with the file and the line.
 """
 
@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, TextIO
 from griffin_jax.paths import STANDARD_INPUT, AnyPath, resolve
 
 _JSON_LINES = (".jsonl", ".ndjson")
-_COMPRESSED = (".xz", ".gz", ".bz2", ".zst")
+_COMPRESSED = (".xz", ".lzma", ".gz", ".bz2", ".zst")
 # Decoders of text would take some of these for a text of odd characters.
 _ARCHIVES = (".zip", ".tar", ".tgz", ".txz", ".7z", ".rar", ".parquet", ".arrow", ".npy", ".npz")
 _MARKS = {
@@ -35,6 +35,7 @@ _MARKS = {
     b"BZh": "bzip2 data: let its name end in .bz2",
     b"\x28\xb5\x2f\xfd": "zstd data: let its name end in .zst",
     b"PK\3\4": "a zip archive: unpack it first",
+    codecs.BOM_UTF32_LE: "UTF-32: save it as UTF-8",
     codecs.BOM_UTF16_LE: "UTF-16: save it as UTF-8",
     codecs.BOM_UTF16_BE: "UTF-16: save it as UTF-8",
 }
@@ -205,7 +206,8 @@ class TextFile:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO]:
-        openers = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd_opener()}
+        openers = {".gz": gzip.open, ".bz2": bz2.open, ".zst": _zstd_opener()}
+        openers |= dict.fromkeys((".xz", ".lzma"), lzma.open)
         try:
             with self._stored() as stored:
                 if not self._compression:

@@ -59,6 +59,20 @@ def test_a_second_thread_is_told_who_holds_it_and_waits_if_it_wants(tmp_path, ki
     assert not file.exists()
 
 
+def test_a_lock_of_another_user_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "lock"
+    file.touch()
+
+    def refuse(path, *arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InUseError, match=f"the run is another user's, as {file} is"):
+        Lock(file, "the run").acquire()
+    with pytest.raises(PermissionError):
+        Lock(tmp_path / "none", "the run").acquire()
+
+
 def test_one_thread_may_take_it_again(tmp_path, kind):
     file = tmp_path / "lock"
     with Lock(file, "the run"):

@@ -47,6 +47,7 @@ def test_a_file_whose_name_begins_with_a_tilde_is_found(home):
         ("a\0b", "NUL"),
         ("\ud800", "a character that no path does"),
         ("~nobody-of-this-name/x", "there is no user 'nobody-of-this-name'"),
+        ("gs://bucket/model", "is an address; give a path of this machine"),
         (5, "must be a path, got 5"),
         (None, "must be a path, got None"),
     ],

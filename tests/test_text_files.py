@@ -59,6 +59,7 @@ def test_other_names_are_plain_text(tmp_path, name):
     [
         ("a.txt", b"ok\ncaf\xe9\n", "not UTF-8 at line 2, byte 3"),
         ("a.txt", "ok".encode("utf-16"), "it is UTF-16: save it as UTF-8"),
+        ("a.txt", "ok".encode("utf-32"), "it is UTF-32: save it as UTF-8"),
         ("a.txt", gzip.compress(b"ok"), "it is gzip data: let its name end in .gz"),
         ("a.jsonl", lzma.compress(b"1\n"), "it is xz data: let its name end in .xz"),
         ("a.txt", b"PK\3\4\x88", "it is a zip archive: unpack it first"),
