@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from griffin_jax.text_files import TextFile, TextFileError
+from griffin_jax.text_files import TextFile, TextFileError, find_json_lines
 from tests import ground_floor
 
 # Everything but \n at which str.splitlines cuts.
@@ -145,3 +145,19 @@ print(file, list(file.lines()), file.digest() == TextFile("-").digest(), file.is
     file = TextFile(tmp_path / "pipe.jsonl")
     assert [list(file.records()) for _ in range(2)] == [[(1, 1)]] * 2
     thread.join()
+
+
+def test_json_lines_of_a_stem_are_found_under_any_of_their_names(tmp_path):
+    assert find_json_lines(tmp_path, "test") == tmp_path / "test.jsonl"
+    assert find_json_lines(tmp_path / "none", "test") == tmp_path / "none/test.jsonl"
+    for name in ("test.txt", "test.b.jsonl", "test2.jsonl", "atest.jsonl", "test.jsonl.bak"):
+        (tmp_path / name).touch()
+    assert find_json_lines(tmp_path, "test") == tmp_path / "test.jsonl"
+    for name in ("test.JSONL", "test.ndjson.gz", "test.jsonl.xz"):
+        (tmp_path / name).touch()
+        assert find_json_lines(tmp_path, "test") == tmp_path / name
+        (tmp_path / name).unlink()
+    for name in ("test.jsonl", "test.ndjson"):
+        (tmp_path / name).touch()
+    with pytest.raises(KeyError, match=r"test\.jsonl and test\.ndjson are there: keep one"):
+        find_json_lines(tmp_path, "test", KeyError)

@@ -223,19 +223,19 @@ def write_huggingface(
     values = config_to_json(config)
     architecture = model_type(config)
     storage = (quantization or {}).get("bnb_4bit_quant_storage", "uint8")
-    writer = ShardWriter(folder, max_shard_size)
     kinds = {}
-    for path, leaf in leaves:
-        name, kinds[path] = tensor_name(path, architecture), packing_kind(leaf)
-        if kinds[path] is not None:
-            for part, array in bitsandbytes.to_arrays(leaf, name, storage).items():
-                writer.add(part, array)
-        else:
-            writer.add(name, leaf.T[:, None] if path.endswith(_CONV) else leaf)
-            if name == _EMBEDDING:
-                values["dtype"] = leaf.dtype.name
-    check_paths(config, kinds.keys())
-    writer.finish()
+    with ShardWriter(folder, max_shard_size) as writer:
+        for path, leaf in leaves:
+            name, kinds[path] = tensor_name(path, architecture), packing_kind(leaf)
+            if kinds[path] is not None:
+                for part, array in bitsandbytes.to_arrays(leaf, name, storage).items():
+                    writer.add(part, array)
+            else:
+                writer.add(name, leaf.T[:, None] if path.endswith(_CONV) else leaf)
+                if name == _EMBEDDING:
+                    values["dtype"] = leaf.dtype.name
+        check_paths(config, kinds.keys())
+        writer.finish()
     if any(kinds.values()):
         values["quantization_config"] = quantization or describe_packing(kinds, architecture)
     write_json(folder / CONFIG_FILE, values)

@@ -4,6 +4,7 @@ A file is eight bytes with the header's length, a JSON header of dtypes, shapes 
 tensors' bytes without gaps (https://github.com/huggingface/safetensors#format).
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -176,9 +177,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 class ShardWriter:
     """Writes `model.safetensors`, or shards and their index, into a folder.
 
-    `add` each tensor, then `finish`. Memory holds one tensor at a time, and those few whose size
-    is no multiple of eight bytes until their shard is full. Nothing carries a final name before
-    `finish`.
+    In a `with` block, `add` each tensor, then `finish`. Memory holds one tensor at a time, and those
+    few whose size is no multiple of eight bytes until their shard is full. Nothing carries a final
+    name before `finish`.
 
     Args:
       folder: Where to write; must exist.
@@ -190,6 +191,14 @@ class ShardWriter:
         self._max_shard_size = max_shard_size
         self._closed: list[_Shard] = []
         self._shard: _Shard | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        # What is on its way may have to be removed, and cannot be while it is open on Windows.
+        if kind is not None and self._shard is not None:
+            self._shard.leave()
 
     def add(self, name: str, array: np.ndarray) -> None:
         """Appends one tensor."""
@@ -264,6 +273,11 @@ class _Shard:
         self._file.seek(0)
         self._file.write(_HEADER_ROOM.to_bytes(_LENGTH_BYTES, "little") + header)
         self._file.close()
+
+    def leave(self) -> None:
+        """Closes the file, which is not complete."""
+        with contextlib.suppress(OSError):  # the disk may be full
+            self._file.close()
 
     def _write(self, name: str, array: np.ndarray) -> None:
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
