@@ -13,6 +13,7 @@ from griffin_jax.kernels.whole_rows import attend_whole_rows
 
 _MASKED = -2.3819763e38  # what the published model writes into masked scores
 _NEVER = 2**30  # a distance beyond every limit
+_FEWEST_SLOTS = 256  # of a ring whose unwritten part is worth leaving out
 
 
 def local_attention(
@@ -43,8 +44,8 @@ def local_attention(
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
       fresh: Nothing was read before: `start` is 0, and the ring is not looked at.
-      kernel: "cudnn_rows_gpu", "cudnn_gpu", "tiles_tpu" or "blocks"; by default the fastest that
-        serves platform and shape.
+      kernel: "cudnn_rows_gpu", "cudnn_gpu", "tiles_tpu", "written_cpu" or "blocks"; by default the
+        fastest that serves platform and shape.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; scores and softmax are float32. The cost is that of T * S
@@ -97,6 +98,7 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
         "cudnn_rows_gpu": rows,
         "cudnn_gpu": cudnn,
         "tiles_tpu": _tiles_serve(q, reach),
+        "written_cpu": _written_serves(q, cached_k, fresh),
         "blocks": None,
     }
     kernel = choose("local_attention", serves, kernel)
@@ -120,14 +122,10 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
     limit = positions if reach is None else jnp.minimum(positions, reach)
     if kernel == "tiles_tpu":
         return _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach)
-    # A slot's distance from the first token of this call: 1 for the newest one.
-    age = 1 + (start[:, None] - 1 - jnp.arange(slots)[None]) % max(slots, 1)
-    age = jnp.where(age <= start[:, None], age, _NEVER)
-
+    if kernel == "written_cpu":
+        return _over_written_slots(q, k, v, cached_k, cached_v, start, limit)
     if reach is None or slots == 0 or time <= slots:
-        t = jnp.arange(time)[None, :, None]
-        seen = (t + age[:, None, :], t - t.swapaxes(1, 2))
-        return _attend(q, (cached_k, k), (cached_v, v), _masks(seen, limit), kernel)
+        return _over_all_pairs(q, k, v, cached_k, cached_v, start, limit, kernel)
 
     # Blocks as long as the ring: a query reaches into its own block and the one before, which for
     # the first block is the ring. Blocks stand in the batch.
@@ -143,6 +141,7 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
         return jnp.concatenate([ring[:, None], x[:, :-1]], axis=1).reshape(-1, *ring.shape[1:])
 
     q, k, v, limit = split(q), split(k), split(v), split(limit)
+    age = _ages(start, slots)
     t = jnp.arange(slots)[None, :, None]
     ages = jnp.broadcast_to(slots - t.swapaxes(1, 2), (batch, blocks - 1, slots))
     ages = jnp.concatenate([age[:, None], ages], axis=1).reshape(-1, slots)
@@ -177,6 +176,46 @@ def _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach):
     return attend_in_tiles(q, k, v, cached_k, cached_v, start, limit, reach=reach, attend=attend)
 
 
+def _written_serves(q, cached_k, fresh):
+    time, slots = q.shape[1], cached_k.shape[1]
+    if fresh:
+        return "nothing is in the ring"
+    if time == 1 or time > slots or slots < _FEWEST_SLOTS:
+        return f"{time} tokens, {slots} slots (needs 2 tokens, as many slots, and {_FEWEST_SLOTS})"
+    return None
+
+
+def _over_written_slots(q, k, v, cached_k, cached_v, start, limit):
+    """`_over_all_pairs` without the slots that no row of the batch has written yet.
+
+    Until the end of a ring is reached, a position stands in the slot of its number, so the first
+    slots are a ring, too. How many of them are looked at, the device decides: none, a quarter, all.
+    """
+    slots = cached_k.shape[1]
+    sizes = (0, slots // 4, slots)
+
+    def over(size, q, k, v, cached_k, cached_v):
+        ring = cached_k[:, :size], cached_v[:, :size]
+        return _over_all_pairs(q, k, v, *ring, start, limit, "blocks")
+
+    size = jnp.searchsorted(jnp.asarray(sizes[:-1]), jnp.max(start))
+    branches = [functools.partial(over, size) for size in sizes]
+    return jax.lax.switch(size, branches, q, k, v, cached_k, cached_v)
+
+
+def _over_all_pairs(q, k, v, cached_k, cached_v, start, limit, kernel):
+    t = jnp.arange(q.shape[1])[None, :, None]
+    age = _ages(start, cached_k.shape[1])
+    seen = (t + age[:, None, :], t - t.swapaxes(1, 2))
+    return _attend(q, (cached_k, k), (cached_v, v), _masks(seen, limit), kernel)
+
+
+def _ages(start, slots):
+    """Distance of each slot [B, S] from the first token of this call: 1 for the newest one."""
+    age = 1 + (start[:, None] - 1 - jnp.arange(slots)[None]) % max(slots, 1)
+    return jnp.where(age <= start[:, None], age, _NEVER)
+
+
 def _masks(distances, limit):
     """Which keys [B or 1, T, S] at these distances are seen under limit [B, T]."""
     return [(distance >= 0) & (distance <= limit[:, :, None]) for distance in distances]
@@ -200,7 +239,7 @@ def _attend(q, keys, values, masks, kernel):
     groups = [group for group in zip(keys, values, masks, strict=True) if group[0].shape[1]]
     scores = [
         jnp.where(
-            mask[:, None, None],
+            mask[:, None, :, None],
             _scores(q, key),
             _MASKED,
         )
@@ -213,7 +252,7 @@ def _attend(q, keys, values, masks, kernel):
         _mixed(share.astype(q.dtype), value)
         for share, (_, value, _) in zip(shares, groups, strict=True)
     )
-    out = out / jnp.transpose(total, (0, 3, 1, 2))[..., None]
+    out = jnp.swapaxes(out / total[..., None], 1, 2)
     return out.astype(q.dtype).reshape(batch, time, heads, size)
 
 
@@ -227,20 +266,24 @@ def _one_query_of_many_heads(time, key):
 
 
 def _scores(q, key):
-    """float32[B, K, G, T, S] of q [B, T, K, G, H] and key [B, S, K, H]."""
+    """float32[B, K, T, G, S] of q [B, T, K, G, H] and key [B, S, K, H].
+
+    Queries and the heads of a group lie as in q, so that neither the scores nor what is mixed by
+    them is put into another order.
+    """
     if not _one_query_of_many_heads(q.shape[1], key):
-        return jnp.einsum("btkgh,bskh->bkgts", q, key, preferred_element_type=jnp.float32)
+        return jnp.einsum("btkgh,bskh->bktgs", q, key, preferred_element_type=jnp.float32)
     q, key = (x.astype(jnp.float32) for x in (q, key[:, :, :, None]))
-    return jnp.transpose((q * key).sum(axis=-1), (0, 2, 3, 1))[:, :, :, None]
+    return jnp.transpose((q * key).sum(axis=-1), (0, 2, 3, 1))[:, :, None]
 
 
 def _mixed(shares, value):
-    """float32[B, T, K, G, H] of shares [B, K, G, T, S] and value [B, S, K, H]."""
-    if not _one_query_of_many_heads(shares.shape[3], value):
-        return jnp.einsum("bkgts,bskh->btkgh", shares, value, preferred_element_type=jnp.float32)
-    shares = jnp.transpose(shares[:, :, :, 0], (0, 3, 1, 2))[..., None]
+    """float32[B, K, T, G, H] of shares [B, K, T, G, S] and value [B, S, K, H]."""
+    if not _one_query_of_many_heads(shares.shape[2], value):
+        return jnp.einsum("bktgs,bskh->bktgh", shares, value, preferred_element_type=jnp.float32)
+    shares = jnp.transpose(shares[:, :, 0], (0, 3, 1, 2))[..., None]
     shares, value = (x.astype(jnp.float32) for x in (shares, value[:, :, :, None]))
-    return (shares * value).sum(axis=1)[:, None]
+    return (shares * value).sum(axis=1)[:, :, None]
 
 
 def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, reach):

@@ -191,18 +191,19 @@ def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
 
     In bfloat16 if x is and the processor multiplies it, otherwise in float32, which is then faster
     and rounds less. Even and odd columns are multiplied apart: interleaving the halves of the bytes
-    is what decoding would otherwise spend its time on. Every turn takes rows from all over the
-    weight, so that each device of a mesh has its share of them.
+    is what decoding would otherwise spend its time on. Every turn takes rows that lie together and
+    puts what they give into its place: rows from all over the weight would have the whole result
+    put in order after the last turn.
     """
     short = x.size == x.shape[-1]
     dtype = (
         jnp.bfloat16 if x.dtype == jnp.bfloat16 and has_bfloat16() and not short else jnp.float32
     )
-    even, odd = x[..., ::2].astype(dtype), x[..., 1::2].astype(dtype)
-    count = _FEW if short or weight.shape[0] % _MANY else _MANY
-    turns = weight.shape[0] // count
-    packed = weight.packed.reshape(count, turns, -1)
-    scales = decode_scales(weight).reshape(count, turns, -1)
+    inputs = x.reshape(-1, x.shape[-1]).astype(dtype)
+    even, odd = inputs[:, ::2], inputs[:, 1::2]
+    out = weight.shape[0]
+    count = _FEW if short or out % _MANY else _MANY
+    scales = decode_scales(weight)
 
     def multiply(x, values):
         values = values.astype(dtype)
@@ -211,15 +212,20 @@ def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
         return dense_matmul(x, values)
 
     @jax.checkpoint
-    def rows(turn):
-        codes = jax.lax.dynamic_index_in_dim(packed, turn, axis=1, keepdims=False)
-        scale = jax.lax.dynamic_index_in_dim(scales, turn, axis=1, keepdims=False)
+    def rows(begin):
+        codes = jax.lax.dynamic_slice_in_dim(weight.packed, begin, count)
+        scale = jax.lax.dynamic_slice_in_dim(scales, begin, count)
         scale = jnp.repeat(scale, weight.block_size // 2, axis=1)
         high = multiply(even, weight.code[codes >> 4] * scale)
         return high + multiply(odd, weight.code[codes & 15] * scale)
 
-    product = jax.lax.map(rows, jnp.arange(turns))
-    return jnp.moveaxis(product, 0, -1).reshape(*x.shape[:-1], -1).astype(x.dtype)
+    def turn(index, y):
+        return jax.lax.dynamic_update_slice(y, rows(index * count), (0, index * count))
+
+    # In float32 to the end: XLA's CPU compiler updates a bfloat16 array by way of a float32 copy.
+    y = jnp.zeros((len(inputs), out), jnp.float32)
+    y = jax.lax.fori_loop(0, out // count, turn, y)
+    return y.reshape(*x.shape[:-1], out).astype(x.dtype)
 
 
 def _is_packed(leaf):

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import per_shard, time_shards
+from griffin_jax.kernels.dense_matmul import block_diagonal_matmul
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.kernels.time_shards import newest, preceding
 from griffin_jax.models.layers import Linear, gated_gelu, project
@@ -126,12 +127,7 @@ class BlockDiagonalLinear(nn.Module):
             kind="bias",
         )
         x = x.reshape(*x.shape[:-1], self.blocks, size).astype(self.dtype)
-        y = jnp.einsum(
-            "btni,nij->btnj",
-            x,
-            weight.astype(self.dtype),
-            precision="highest" if self.dtype == jnp.float32 else None,
-        )
+        y = block_diagonal_matmul(x, weight)
         y = y + jax.lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
         return y.reshape(*y.shape[:-2], -1)
 

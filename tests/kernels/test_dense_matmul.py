@@ -7,7 +7,12 @@ import pytest
 
 from griffin_jax.kernels import choice
 from griffin_jax.kernels import dense_matmul as module
-from griffin_jax.kernels.dense_matmul import bfloat16_matmul, dense_matmul, dense_matmul_reference
+from griffin_jax.kernels.dense_matmul import (
+    bfloat16_matmul,
+    block_diagonal_matmul,
+    dense_matmul,
+    dense_matmul_reference,
+)
 
 
 def operands(rows, dtype, out=48, width=320):
@@ -74,3 +79,35 @@ def test_a_forced_kernel_that_cannot_serve_says_why(monkeypatch):
     x, weight = operands((2,), "float32")
     with pytest.raises(ValueError, match=r"'bfloat16_cpu' cannot serve: .*not float32 by float32"):
         dense_matmul(x, weight.astype(jnp.float32), kernel="bfloat16_cpu")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it needs a CPU")
+@pytest.mark.parametrize("kernel", ["bfloat16_cpu", "einsum"])
+@pytest.mark.parametrize("rows", [(1, 2), (2, 3), (7,)])
+def test_each_block_is_multiplied_with_its_own_weight(monkeypatch, rows, kernel):
+    monkeypatch.setattr(module, "has_bfloat16", lambda: True)
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.standard_normal((*rows, 3, 32)), jnp.bfloat16)
+    weight = jnp.asarray(random.standard_normal((3, 32, 16)), jnp.bfloat16)
+    dy = jnp.asarray(random.standard_normal((*rows, 3, 16)), jnp.bfloat16)
+    y, pull_back = jax.vjp(lambda *args: block_diagonal_matmul(*args, kernel=kernel), x, weight)
+    x, weight, exact_dy = (np.asarray(a, np.float64) for a in (x, weight, dy))
+    exact = [
+        np.einsum("...ni,nij->...nj", x, weight),
+        np.einsum("...nj,nij->...ni", exact_dy, weight),
+        np.einsum("rni,rnj->nij", x.reshape(-1, 3, 32), exact_dy.reshape(-1, 3, 16)),
+    ]
+    for got, wanted in zip((y, *pull_back(dy)), exact, strict=True):
+        assert got.dtype == jnp.bfloat16
+        got = np.asarray(got, np.float64)
+        np.testing.assert_allclose(got, wanted, rtol=2**-7, atol=2e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it needs a CPU")
+def test_blocks_of_one_row_or_in_float32_are_left_to_xla(monkeypatch):
+    monkeypatch.setattr(module, "has_bfloat16", lambda: True)
+    weight = jnp.zeros((3, 8, 4), jnp.bfloat16)
+    for x in (jnp.zeros((1, 1, 3, 8), jnp.bfloat16), jnp.zeros((2, 3, 8))):
+        with pytest.raises(ValueError, match="two rows or more of bfloat16"):
+            block_diagonal_matmul(x, weight, kernel="bfloat16_cpu")
+        assert block_diagonal_matmul(x, weight).dtype == x.dtype

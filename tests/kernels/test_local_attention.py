@@ -81,3 +81,31 @@ def test_a_forced_kernel_that_cannot_serve_is_refused():
         local_attention(
             q, k, v, cached_k, cached_v, start, start[:, None], reach=4, kernel="cudnn_gpu"
         )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it needs a CPU")
+@pytest.mark.parametrize("reach", [20, None])
+def test_slots_that_no_row_has_written_are_left_out(reach):
+    *new, cached_k, cached_v = draw(6, 256)
+
+    @jax.jit
+    def value_and_gradients(arguments, start, positions):
+        def loss(*arguments):
+            out = local_attention(*arguments, start, positions, reach=reach, kernel="written_cpu")
+            return jnp.sum(out**2), out
+
+        return jax.value_and_grad(loss, argnums=range(5), has_aux=True)(*arguments)
+
+    def reference(*arguments):
+        return local_attention_reference(*arguments, start, positions, reach=reach)
+
+    for starts, read in [((0, 0, 0), 0), ((1, 64, 3), 64), ((65, 0, 9), 256), ((300, 255, 7), 256)]:
+        start = np.minimum(starts, 256 if reach is None else 300).astype(np.int32)
+        positions = positions_of(start, 6, restart=4)
+        written = np.arange(256)[None, :, None, None] < read
+        poisoned = [np.where(written, ring, np.nan) for ring in (cached_k, cached_v)]
+        (_, out), gradients = value_and_gradients((*new, *poisoned), start, positions)
+        expected, pull_back = jax.vjp(reference, *new, cached_k, cached_v)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+        for got, wanted in zip(gradients, pull_back(2 * expected), strict=True):
+            np.testing.assert_allclose(got, wanted, atol=2e-5)

@@ -69,6 +69,14 @@ def test_rows_decoded_in_bfloat16_are_those_of_the_reference(monkeypatch):
     np.testing.assert_allclose(y, exact, rtol=2**-8, atol=1e-5 * np.abs(exact).max())
 
 
+def test_the_gradient_of_rows_decoded_in_turns_is_that_of_the_whole_product():
+    x, weight = operands((2, 3), 320, 128)
+    dy = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 320), np.float32))
+    (dx,) = jax.vjp(lambda x: cpu.rows_matmul(x, weight), x)[1](dy)
+    exact = np.asarray(dy, np.float64) @ np.asarray(dequantize(weight), np.float64)
+    np.testing.assert_allclose(dx, exact, rtol=1e-5, atol=2e-6 * np.abs(exact).max())
+
+
 def test_columns_are_added_to_linear_weights_alone():
     _, weight = operands((), 64, 128, double_quant=True)
     _, odd = operands((), 8, 100)
