@@ -15,8 +15,10 @@ from griffin_jax.models.stack import AnyState, StackedState, is_stacked, stack_s
 from griffin_jax.sharding import batch_shards, check_batch, jit_on_mesh, mesh_of, tree_shardings
 from griffin_jax.sharding.layouts import constrain_state
 
-CHUNKS = (32, 256, 2048)
+CHUNKS = (32, 256, 512, 2048)
 _TOKENS_PER_CALL = 8192  # bounds the memory of a large batch's activations
+# A call reads, and decodes, every weight. On a CPU that takes the time of about as many tokens.
+_CALL_ON_CPU = 32
 
 
 def batch_size_for(rows: int, params: dict | None = None) -> int:
@@ -35,15 +37,30 @@ def chunk_lengths(total: int, batch_size: int, chunks: Sequence[int] | None = No
 
     All come from `chunks` (ascending; `CHUNKS` by default), so that a prompt of any length runs in
     programs compiled before. Less than half of any call is padding, but for calls of the shortest
-    length.
+    length. A CPU takes as long for padding as for tokens, so there more calls serve where they are
+    the faster way.
     """
     chunks = CHUNKS if chunks is None else chunks
     allowed = [c for c in chunks if c * batch_size <= _TOKENS_PER_CALL] or chunks[:1]
+    if jax.default_backend() == "cpu":
+        return _cover(total, allowed, _CALL_ON_CPU // batch_size)
     lengths = []
     while total > 0:
         lengths.append(max((c for c in allowed if c < 2 * total), default=allowed[0]))
         total -= lengths[-1]
     return lengths
+
+
+def _cover(total, allowed, call):
+    """Lengths whose sum covers `total`, of least cost: tokens, and for each call `call` more."""
+    *shorter, longest = allowed
+    if not shorter:
+        return [longest] * -(-total // longest)
+    count, rest = divmod(total, longest)
+    lengths = _cover(rest, shorter, call)
+    if longest < 2 * rest and longest + call < sum(lengths) + call * len(lengths):
+        lengths = [longest]
+    return [longest] * count + lengths
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:

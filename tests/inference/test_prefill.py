@@ -19,6 +19,34 @@ def test_chunks_cover_any_length_with_less_than_half_padding(batch_size):
         assert all(n == prefill.CHUNKS[0] or n * batch_size <= 8192 for n in lengths)
 
 
+@pytest.mark.parametrize(
+    ("total", "batch_size", "lengths"),
+    [
+        (0, 1, []),
+        (512, 1, [512]),
+        (300, 1, [256, 32, 32]),
+        (400, 1, [512]),
+        (128, 1, [32] * 4),
+        (129, 1, [256]),
+        (129, 32, [32] * 5),  # many rows share what a call costs
+        (1100, 1, [512, 512, 32, 32, 32]),
+        (4000, 1, [2048, 2048]),
+    ],
+)
+def test_a_cpu_reads_little_padding_in_few_calls(monkeypatch, total, batch_size, lengths):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    chunks = (32, 256, 512, 2048)
+    assert prefill.chunk_lengths(total, batch_size, chunks) == lengths
+
+
+def test_an_accelerator_reads_padding_sooner_than_it_makes_a_call(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    chunks = (32, 256, 512, 2048)
+    assert prefill.chunk_lengths(300, 1, chunks) == [512]
+    assert prefill.chunk_lengths(1100, 1, chunks) == [2048]
+    assert prefill.chunk_lengths(600, 1, chunks) == [512, 32, 32, 32]
+
+
 def test_the_batch_is_the_next_power_of_two():
     assert [prefill.batch_size_for(n) for n in (1, 2, 3, 4, 5, 33)] == [1, 2, 4, 4, 8, 64]
 
