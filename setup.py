@@ -5,9 +5,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-HUB = ["huggingface-hub>=1.0", "tokenizers>=0.22"]
+HUB = ["huggingface-hub>=1.31", "tokenizers>=0.22.1"]
 EVAL = ["lm-eval[math]==0.4.13", "vaderSentiment>=3.3.2"]
-TRAIN = ["grain>=0.2.16", "tensorboardX>=2.6", "matplotlib>=3.9"]
+TRAIN = ["grain>=0.2.16", "tensorboardX>=2.6.1", "matplotlib>=3.9"]
 TRANSFORMERS = [
     "torch>=2.9",
     "transformers>=5.17",
@@ -33,17 +33,18 @@ setup(
             "evaluation/tasks/*.jsonl",
         ]
     },
+    # The lowest versions here, and of [test], are those that .ci/run installs and tests with.
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "sentencepiece>=0.2.3",
-        "safetensors>=0.6",
+        "safetensors>=0.6.1",
         "absl-py>=2.1",
         "ml-collections>=1.1",
         "numpy>=2.0",
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
     ],
     # For lm-evaluation-harness with plugins for models (its pull request 4013), which 0.4.13 lacks.
     entry_points={
@@ -64,7 +65,7 @@ setup(
             *TRAIN,
             *EVAL,
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "hypothesis>=6.100",
             "chex>=0.1.90",
             "ruff>=0.8",

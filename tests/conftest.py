@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ.get("GRIFFIN_PARITY") != "1":
@@ -15,6 +16,18 @@ if os.environ.get("GRIFFIN_PARITY") != "1":
 import jax
 import pytest
 
+ROOT = Path(__file__).parent
+# Folders and files with more than a few seconds of tests.
+LONG = (
+    *("sharding/test_eight_devices.py", "sharding/test_processes.py", "models/test_stack.py"),
+    *("models/test_residual_step.py", "models/test_causality.py", "experiments/", "parity/"),
+    *("training/test_loop.py", "training/test_lora.py", "training/test_train_step.py"),
+    *("training/test_devices.py", "training/test_corpus.py", "training/test_evaluate.py"),
+    *("benchmarks/test_jobs.py", "kernels/test_packed_matmul_pallas_tpu.py"),
+    *("kernels/test_rg_lru", "inference/test_forking.py", "evaluation/test_harness.py"),
+    *("checkpoints/test_load_memory.py", "ahead_of_time/test_compile.py", "test_rooms.py"),
+    "test_platforms.py",
+)
 ORACLES = ("torch", "transformers", "accelerate", "bitsandbytes", "recurrentgemma")
 
 
@@ -27,6 +40,31 @@ def pytest_configure(config):
     absent = missing((*ORACLES, "peft"))
     if os.environ.get("GRIFFIN_PARITY") == "1" and absent:
         raise pytest.UsageError(f"GRIFFIN_PARITY=1, but {', '.join(absent)} is not installed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """No workers for the tests of one file, which would stay together anyway."""
+    files = {argument.partition("::")[0] for argument in config.args}
+    return 0 if len(files) == 1 and files.pop().endswith(".py") else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, and what is not among them is quick."""
+    items.sort(key=lambda item: not _takes_long(item))
+    for item in items:
+        if not _takes_long(item) and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.quick)
+        if jax.default_backend() == "gpu":  # where what JAX is about to remove still serves
+            item.add_marker(
+                pytest.mark.filterwarnings("ignore:The Pallas Triton:DeprecationWarning")
+            )
+
+
+def _takes_long(item):
+    path = item.path.relative_to(ROOT).as_posix()
+    return path.startswith(LONG)
 
 
 def pytest_runtest_setup(item):

@@ -87,7 +87,7 @@ class TestWindow:
         assert np.all(np.any(np.asarray(gradient)[:TIME] != 0, axis=-1))
 
 
-@pytest.mark.parametrize("remat", ["block", "dots"])
+@pytest.mark.parametrize("remat", ["block", pytest.param("dots", marks=pytest.mark.slow)])
 def test_recomputing_in_the_backward_pass_changes_no_gradient(remat):
     config = GRIFFIN.replace(num_layers=2)
     tokens = random_tokens(config, (2, 4))

@@ -131,7 +131,7 @@ def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
+@pytest.mark.parametrize("kind", [RECURRENT, pytest.param(ATTENTION, marks=pytest.mark.slow)])
 def test_phases_that_share_a_launch_are_those_that_have_their_own(kind, monkeypatch):
     arguments, _ = operands(kind, True, 1000)
     shared = step(kind, arguments, timeline(1000))

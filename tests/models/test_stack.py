@@ -91,6 +91,7 @@ def test_gradients_equal_those_of_layers_one_by_one():
         assert relative_error(actual, wanted) <= 2e-5, path
 
 
+@pytest.mark.slow
 def test_gradients_of_low_rank_additions_to_packed_layers_equal_those_one_by_one():
     tokens = random_tokens(DEEP, (2, 5))
     base = packed_params()
@@ -167,7 +168,7 @@ def test_layers_of_several_kinds_are_refused_by_name():
         stack_params(DEEP, params)
 
 
-@pytest.mark.parametrize("window", [8, None])
+@pytest.mark.parametrize("window", [8, pytest.param(None, marks=pytest.mark.slow)])
 def test_texts_of_stacked_layers_can_be_forked_and_go_on(window):
     config = DEEP.replace(attention_window=window)
     params = params_of(config)

@@ -9,10 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = ("models", "inference", "training", "checkpoints", "evaluation")
+# Those in which tests are marked as slow, which are a run of their own.
+SLOW = ("models", "training", "evaluation")
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_on_eight_devices(name):
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        *((name, "not slow") for name in FILES),
+        *(pytest.param(name, "slow", marks=pytest.mark.slow) for name in SLOW),
+    ],
+)
+def test_on_eight_devices(name, layer):
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
         "--xla_llvm_disable_expensive_passes=true"
@@ -25,7 +33,7 @@ def test_on_eight_devices(name):
     }
     file = f"tests/sharding/eight_devices/{name}.py"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", file],
+        [sys.executable, "-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider", "-m", layer, file],
         cwd=ROOT,
         env=os.environ | settings,
         capture_output=True,

@@ -99,6 +99,7 @@ def facts(ended):
     return [json.loads(line) for line in ended[1].splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_several_processes_draw_and_score_as_one_and_the_first_alone_prints(story):
     _, lm, two, _, four = story
     expected = sample(lm)
@@ -110,6 +111,7 @@ def test_several_processes_draw_and_score_as_one_and_the_first_alone_prints(stor
         assert not any(facts(other) for other in ended[1:])
 
 
+@pytest.mark.slow
 def test_what_several_processes_save_loads_anywhere(story):
     folder, lm, *_ = story
     for form in ("orbax", "huggingface"):
@@ -117,6 +119,7 @@ def test_what_several_processes_save_loads_anywhere(story):
             assert_same_tree(load_checkpoint(folder / f"{form}-{count}").params, lm.params)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_in_one_clear_line_and_leaves_a_checkpoint(story):
     _, _, two, saved, _ = story
     # The service between processes may end the first one before it can end itself.
@@ -126,6 +129,7 @@ def test_a_process_that_dies_ends_the_others_in_one_clear_line_and_leaves_a_chec
     assert saved == ["20"]
 
 
+@pytest.mark.slow
 def test_one_process_told_to_stop_stops_all_after_the_same_step(story):
     folder, _, _, _, four = story
     assert [ended[0] for ended in four] == [0] * 4, [ended[2] for ended in four]
@@ -133,6 +137,7 @@ def test_one_process_told_to_stop_stops_all_after_the_same_step(story):
     assert 43 < step < 60 and (folder / "run" / "checkpoints" / str(step)).exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_two_then_four_then_one_process_equals_an_undisturbed_one(story, tmp_path):
     folder, *_ = story
     resumed = train(config(), folder / "run", make_rows(), make_rows())

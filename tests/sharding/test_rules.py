@@ -38,7 +38,16 @@ def mesh(**sizes):
     return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * 4)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[] if name in ("tiny", "recurrentgemma-2b", "gemma-2b") else pytest.mark.slow,
+        )
+        for name in PRESETS
+    ],
+)
 def test_every_parameter_and_state_of_every_preset_has_a_rule(name):
     config = PRESETS[name]
     params = abstract_params(config)

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.training.small_run import run_and_describe
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_parameters_of_one(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.small_run", tmp_path / "two", "4", "0"],

@@ -11,7 +11,7 @@ from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import batch_sharding, jit_on_mesh, tree_shardings
 from tests.sharding.eight_devices.meshes import (
     CONFIG,
-    MESHES,
+    EACH,
     SOME,
     WIDE,
     collectives,
@@ -65,7 +65,7 @@ def one_device():
     return read_and_decode(CONFIG, params_of(CONFIG))
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_mesh_gives_logits_and_states_of_one_device_and_decodes_with_few_collectives(
     name, one_device
 ):
