@@ -8,14 +8,15 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import compare_training
 from griffin_jax import checkpoints
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import init_params
 from griffin_jax.tokenizer import load_tokenizer
 from griffin_jax.training import evaluate
+from tests.experiments import modules
 from tests.training.small_run import make_config
 
+compare_training = modules.of_command("compare_training")
 MODELS = {
     "Griffin": GriffinConfig(
         vocab_size=8192, width=16, mlp_width=16, num_layers=2, num_heads=2, attention_window=8

@@ -6,7 +6,9 @@ import types
 
 import pytest
 
-from experiments import sample
+from tests.experiments import modules
+
+sample = modules.of_command("sample")
 
 CONFIG = {"max_new_tokens": 3, "seed": 0, "stop": ()}
 CTRL_C = None
