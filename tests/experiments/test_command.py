@@ -72,7 +72,10 @@ def test_a_platform_that_is_not_there_is_one_line(platform, told):
         ),
         (
             "train",
-            ["--config=configs/train_griffin_1b.py"],
+            [
+                "--config=configs/train_griffin_1b.py",
+                "--config.tokenizer=griffin_jax/assets/griffin-tiny",
+            ],
             "load_tokenizer",
             "MemoryError()",
             ["MemoryError", "more --config.microbatches, --config.remat=block", "--config.seq_len"],
