@@ -86,13 +86,11 @@ def load_model(config):
 
 def stream(lm, config, drawing, prompt: str) -> None:
     """Prints the text after one prompt as it comes."""
-    generation = lm.sampler().start(
-        [lm.tokenizer.encode(as_read(lm, config, prompt))],
-        sampling=drawing,
-        **limits(config),
-    )
-    first = show(generation.stream()) or time.monotonic()
-    tokens = len(generation.samples()[0].tokens)
+    text = as_read(lm, config, prompt)
+    with lm.engine(slots=1) as engine:
+        request = engine.submit(text, sampling=drawing, **limits(config))
+        first = show(request) or time.monotonic()
+    tokens = len(request.result().tokens)
     rate = max(tokens - 1, 0) / (time.monotonic() - first)
     note(f"{tokens} tokens, {rate:.1f} a second; the first after {first - _BEGIN:.1f} s in all")
 
@@ -175,9 +173,10 @@ def write_samples(lm, config, prompts: list[str], output: Path | None) -> None:
 
 
 def sampling(config) -> dict:
-    """The fields of `SamplingConfig`."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return {name: config[name] for name in names}
+    """The fields of `SamplingConfig` that the config has."""
+    from griffin_jax.inference.sampling import FIELDS
+
+    return {name: config[name] for name in FIELDS if name in config}
 
 
 def limits(config) -> dict:

@@ -18,7 +18,14 @@ from griffin_jax import checkpoints, inference, inputs
 from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.fields import check_value
-from griffin_jax.inference import Chat, Sample, Sampler, SamplingConfig
+from griffin_jax.inference import (
+    Chat,
+    Context,
+    Engine,
+    Sample,
+    SamplingConfig,
+    SamplingMethod,
+)
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.kernels.dense_matmul import has_bfloat16
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
@@ -156,15 +163,22 @@ class LanguageModel:
         # Of traced parameters the mesh is the caller's affair, and of others it is known here.
         return _apply(*arguments) if self.mesh is None else _apply.on(self.mesh, *arguments)
 
-    def sampler(self, *, burst: int = 16, columns: bool | None = None) -> Sampler:
-        """The sampler of token lists that `sample`, `stream` and `chat` use; see `Sampler`."""
-        if columns is None:
-            params, columns = self._decoding_params, False
-        else:
-            params = self.params
-        return Sampler(
-            self.config, params, self.tokenizer, dtype=self.dtype, burst=burst, columns=columns
-        )
+    def engine(self, *, slots: int = 32, columns: bool | None = None, **options: Any) -> Engine:
+        """An engine, which writes many texts at once that come and go at any moment.
+
+        `sample`, `stream` and `chat` have engines of their own; they all share what is compiled.
+
+        Args:
+          slots: How many texts are read and written at once.
+          columns: On a CPU, whether 4-bit weights get a second copy that decoding reads; by default
+            where there is memory for it. See `packed_matmul_cpu.for_decoding`.
+          **options: As for `Engine`.
+
+        Raises:
+          ValueError: an option is out of its range, or the device has no memory for so many slots.
+        """
+        params = self._decoding_params if columns is None else for_decoding(self.params, columns)
+        return Engine(self.config, params, self.tokenizer, dtype=self.dtype, slots=slots, **options)
 
     @functools.cached_property
     def _decoding_params(self):
@@ -174,99 +188,78 @@ class LanguageModel:
         self,
         prompts: str | Sequence[Prompt],
         max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
+        *,
+        sampling: SamplingConfig | SamplingMethod | None = None,
         seed: int | Sequence[int] = 0,
-        stop: str | Sequence[str] = (),
         batch_size: int = 32,
+        **options: Any,
     ) -> list[Sample] | Sample:
         """Continues each prompt, or the one text that stands in place of a list.
 
         Args:
           prompts: Texts, which begin with BOS, or lists of token ids, taken as they are.
           max_new_tokens: At most this many tokens per prompt.
-          temperature: See `SamplingConfig` for this and the next four.
-          top_k: Keep the k most likely tokens.
-          top_p: Keep the most likely tokens that together reach this probability.
-          min_p: Keep tokens of at least this share of the largest probability.
-          repetition_penalty: Weaken tokens that have come up before.
+          sampling: How tokens are drawn, greedily by default: a `SamplingConfig`, or an object of
+            one's own with the method of `SamplingMethod`.
           seed: An int, or one per prompt: a prompt's own seed gives it the text that it gets alone.
-          stop: Strings that end a text, besides the tokenizer's stop tokens.
           batch_size: Prompts that run together; it changes memory and speed, not the result.
+          **options: Fields of `SamplingConfig` in place of `sampling`, such as temperature, top_k
+            and top_p; and `stop`, `stop_ids`, `logprobs` and `context` as for `Engine.submit`.
 
         Raises:
           ValueError: a prompt is empty or holds an id outside the vocabulary, or another value is
             out of its range.
+          TypeError: there is no such option.
         """
-        if isinstance(prompts, str):
-            (sample,) = self.sample(
-                [prompts],
-                max_new_tokens,
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                repetition_penalty,
-                seed,
-                stop,
-                batch_size,
-            )
-            return sample
-        prompts = inputs.check_prompts(prompts)
+        one = isinstance(prompts, str)
+        prompts = [prompts] if one else inputs.check_prompts(prompts)
         batch_size = check_value("batch_size", batch_size, int, at_least=1)
-        sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-        encoded = [self._encode(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
         inputs.check_seeds(seed, len(prompts))
-        stop = inputs.check_stop(stop)
-        if not inputs.check_max_new_tokens(max_new_tokens):
-            return [Sample("", [], [], "length") for _ in prompts]  # which compiles nothing
         keys = row_keys(seed, len(prompts))
-        sampler = self.sampler()
-        samples = []
-        for begin in range(0, len(encoded), batch_size):
-            rows = slice(begin, begin + batch_size)
-            generation = sampler.generate(
-                encoded[rows],
-                sampling=sampling,
-                max_new_tokens=max_new_tokens,
-                seed=keys[rows],
-                stop=stop,
-            )
-            samples += generation.samples()
-        return samples
+        slots = min(batch_size, max(len(prompts), 1))
+        with self.engine(slots=slots, seconds=None, fill_first=True) as engine:
+            requests = []
+            for i, prompt in enumerate(prompts):
+                given = {"sampling": sampling, "seed": keys[i], "name": f"prompt {i}", **options}
+                requests.append(engine.submit(prompt, max_new_tokens, **given))
+            engine.run()
+            samples = [request.result() for request in requests]
+        return samples[0] if one else samples
 
     def stream(
-        self,
-        prompt: Prompt,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int = 0,
-        stop: str | Sequence[str] = (),
+        self, prompt: Prompt, max_new_tokens: int = 64, *, seed: int = 0, **options: Any
     ) -> Iterator[str]:
         """Continues one prompt, in pieces that join to `sample`'s text; arguments as there.
 
-        No piece splits a character or shows part of a stop string.
+        No piece splits a character or shows part of a stop string. The first token comes at once,
+        later ones in bursts of a tenth of a second.
         """
-        sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-        encoded, stop = self._encode(prompt, "prompt"), inputs.check_stop(stop)
         inputs.check_seeds(seed, 1)
-        if not inputs.check_max_new_tokens(max_new_tokens):
-            return iter(())
-        return self.sampler().stream(
-            encoded, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, stop=stop
-        )
+        key = row_keys(seed, 1)[0]
+        engine = self.engine(slots=1)
+        request = engine.submit(prompt, max_new_tokens, seed=key, **options)
 
-    def chat(self, system: str | None = None) -> Chat:
-        """A new conversation, which reads each turn once."""
+        def pieces():
+            with engine:
+                yield from request
+
+        return pieces()
+
+    def chat(self, system: str | None = None, context: Context | None = None) -> Chat:
+        """A new conversation, which reads each turn once; or one that goes on from a context."""
         self._tokenizer()  # raises without one
-        return Chat(self.sampler(), system=system)
+        return Chat(functools.partial(self.engine, slots=1), system, context)
+
+    def read(self, text: Prompt) -> Context:
+        """Reads a text, for `sample`, `stream` and `chat` to go on from as often as wanted.
+
+        Args:
+          text: A text, which begins with BOS, or token ids.
+        """
+        with self.engine(slots=1, seconds=None) as engine:
+            request = engine.submit(text, 0, keep_context=True, name="text")
+            engine.run()
+            return request.context()
 
     def score(
         self, pairs: Sequence[tuple[Prompt, Prompt]], batch_size: int = 16
@@ -297,13 +290,6 @@ class LanguageModel:
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer; give lists of token ids")
         return self.tokenizer
-
-    def _encode(self, prompt, name):
-        inputs.check_prompt(prompt, name)
-        if isinstance(prompt, str):
-            return self._tokenizer().encode(prompt, bos=True)
-        inputs.check_tokens(prompt, self.config.vocab_size, name)
-        return prompt
 
     def _encode_pair(self, index, context, continuation):
         if not isinstance(context, str):

@@ -12,6 +12,7 @@ import griffin_jax
 from griffin_jax.checkpoints.huggingface import is_linear
 from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import decode, prefill
+from griffin_jax.inference.drawing import Needs, settings_of
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.kernels.packed_matmul import lay_out
 from griffin_jax.models import Griffin, abstract_params, init_state, param_shardings, stack_params
@@ -156,26 +157,23 @@ def _model(program, **options):
 
 def _lower_decode(program, mesh):
     params, state = _arguments(program, mesh)
-    rows = NamedSharding(mesh, PartitionSpec(batch_sharding(mesh).spec[0]))
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def array(shape, dtype, sharding=whole):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    def array(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
     batch = program.batch_size
+    entry = decode.entry_of(0, 0, np.zeros(2, np.uint32), (), settings_of(SamplingConfig()))
+    rows = jax.tree.map(lambda x: array((batch, *np.shape(x)), np.result_type(x)), entry)
     return decode.draw_burst.lower(
         _model(program),
         16,
+        Needs(),
+        (),
         params,
-        state,
-        None,
-        array((batch,), jnp.int32, rows),
-        array((batch,), jnp.bool_, rows),
-        array((batch, 2), jnp.uint32, rows),
+        rows.replace(state=state),
+        array((batch,), jnp.bool_),
         array((), jnp.int32),
-        array((), jnp.int32),
-        array((4,), jnp.int32),
-        jax.tree.map(lambda x: array(np.shape(x), np.result_type(x)), SamplingConfig().active()),
     )
 
 

@@ -16,7 +16,7 @@ from griffin_jax.benchmarks.stacks.griffin import GriffinStack
 from griffin_jax.benchmarks.subject import Subject
 from griffin_jax.benchmarks.timing import Timing, compilation
 from griffin_jax.inference import prefill
-from griffin_jax.inference.sampler import BURST, STREAM_SECONDS
+from griffin_jax.inference.engine import BURST, STREAM_SECONDS
 
 Row = dict[str, Any]
 
@@ -73,7 +73,7 @@ def measure_decoding(
     batch_size: int = 1,
     profile: bool = False,
 ) -> Row:
-    """Greedy decoding as `Sampler.generate` runs it, from a state that stands at `position`.
+    """Greedy decoding as `LanguageModel.sample` runs it, from a state that stands at `position`.
 
     Seconds are those from one burst's arrival to that of the next, while another is under way. Two
     bursts warm up, the first of them, which is compiled, alone; one is drawn after those that are
@@ -145,10 +145,12 @@ def measure_streaming(
     bursts = []
 
     def stream():
-        generation = stack.start_at(position, 1, tokens, burst=tokens, most=most)
+        generation = stack.start_at(
+            position, 1, tokens, burst=tokens, most=most, seconds=STREAM_SECONDS
+        )
         begin = time.perf_counter()
         bursts.append(0)
-        for _ in generation.bursts(STREAM_SECONDS):
+        for _ in generation.bursts():
             bursts[-1] += 1
         return time.perf_counter() - begin
 

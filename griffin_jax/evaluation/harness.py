@@ -18,15 +18,15 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from griffin_jax.evaluation import model as models
-from griffin_jax.inference import Sample, SamplingConfig, score
-from griffin_jax.inference.continuing import continue_texts
+from griffin_jax.inference import SamplingConfig, score
 from griffin_jax.inference.forking import Work
+from griffin_jax.inference.sampling import FIELDS
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.tokenizer import END_OF_TURN
 
 log = logging.getLogger(__name__)
 
-_DRAWING = ("top_k", "top_p", "min_p", "repetition_penalty")
+_DRAWING = tuple(name for name in FIELDS if name != "temperature")
 # Of transformers' `generate`, without meaning here.
 _IGNORED = ("do_sample", "use_cache", "pad_token_id", "eos_token_id", "seed", "is_gsm8k")
 
@@ -123,7 +123,6 @@ class GriffinLM(TemplateLM):
         self.answered = 0
         self._fork = fork
         self._seed = seed
-        self._sampler = lm.sampler()
 
     @property
     def batch_size(self) -> int:
@@ -209,39 +208,45 @@ class GriffinLM(TemplateLM):
         Tasks that sample draw each text from a random stream of its own, which follows from the
         seed and how often the same request came before; what is beside it does not matter.
         """
-        groups: dict[str, list[int]] = {}
         arguments = [request.args for request in requests]
+        groups: dict[str, list[int]] = {}
         for i, (_, settings) in enumerate(arguments):
             groups.setdefault(json.dumps(settings, sort_keys=True), []).append(i)
-        drawings = {key: self._drawing(arguments[rows[0]][1]) for key, rows in groups.items()}
-        texts: list[str] = [""] * len(requests)
-        with tqdm(total=len(requests), desc="texts", disable=disable_tqdm) as bar:
-            for key, rows in groups.items():
-                sampling, max_new_tokens, stop = drawings[key]
-                prompts = [self.tok_encode(arguments[i][0]) for i in rows]
-                prompts = self._fit(prompts, [max_new_tokens] * len(rows), "prompt")
-                seeds = self._seeds(key, [arguments[i][0] for i in rows])
+        plans: list[dict[str, Any]] = [{}] * len(requests)
+        for key, rows in groups.items():
+            sampling, max_new_tokens, stop = self._drawing(arguments[rows[0]][1])
+            prompts = [self.tok_encode(arguments[i][0]) for i in rows]
+            prompts = self._fit(prompts, [max_new_tokens] * len(rows), "prompt")
+            seeds = self._seeds(key, [arguments[i][0] for i in rows])
+            for i, prompt, seed in zip(rows, prompts, seeds, strict=True):
+                plans[i] = {
+                    "prompt": prompt,
+                    "max_new_tokens": max_new_tokens,
+                    "sampling": sampling,
+                    "seed": seed,
+                    "stop": stop,
+                    "name": f"prompt {i}",
+                }
+        return self._write(arguments, plans, disable_tqdm)
 
-                def on_sample(number: int, sample: Sample, rows=rows) -> None:
-                    texts[rows[number]] = sample.text
-                    self.cache_hook.add_partial(
-                        "generate_until", arguments[rows[number]], sample.text
-                    )
-                    self.answered += 1
-                    bar.update()
-
-                continue_texts(
-                    self._sampler,
-                    prompts,
-                    self._batch_size,
-                    sampling=sampling,
-                    max_new_tokens=max_new_tokens,
-                    seeds=seeds,
-                    stop=stop,
-                    fork=self._fork,
-                    on_sample=on_sample,
-                    work=self.work,
-                )
+    def _write(self, arguments, plans, disable_tqdm):
+        """What the model writes for each of the plans, arguments of `Engine.submit`."""
+        texts = [""] * len(plans)
+        slots = min(self._batch_size, max(len(plans), 1))
+        with (
+            tqdm(total=len(plans), desc="texts", disable=disable_tqdm) as bar,
+            self.lm.engine(slots=slots, seconds=None, fill_first=True) as engine,
+        ):
+            # Texts that begin alike come one after another.
+            order = sorted(range(len(plans)), key=lambda i: plans[i]["prompt"])
+            numbers = {engine.submit(**plans[i]): i for i in order}
+            for request in engine.as_ended(numbers):
+                i = numbers[request]
+                texts[i] = request.result().text
+                self.cache_hook.add_partial("generate_until", arguments[i], texts[i])
+                self.answered += 1
+                bar.update()
+            self.work.add(engine.stats)
         return texts
 
     def _seeds(self, settings, contexts):
@@ -269,7 +274,7 @@ class GriffinLM(TemplateLM):
                 f"generation argument {', '.join(unknown)} has no meaning here; there are until, "
                 f"max_gen_toks, do_sample, temperature, {', '.join(_DRAWING)}"
             )
-        return SamplingConfig(temperature, **drawing), max_new_tokens, stop
+        return SamplingConfig(temperature=temperature, **drawing), max_new_tokens, stop
 
     def tokens_cut(self, requests: Sequence[Instance]) -> list[int]:
         """What `max_length` takes from requests, whether they have been answered or not.

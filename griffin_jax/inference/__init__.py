@@ -1,8 +1,21 @@
 """Sampling, chat and scoring with a Griffin model."""
 
 from griffin_jax.inference.chat import Chat
-from griffin_jax.inference.sampler import Context, Generation, Sample, Sampler
-from griffin_jax.inference.sampling import SamplingConfig
+from griffin_jax.inference.context import Context
+from griffin_jax.inference.engine import Engine, EngineClosed, EngineFull
+from griffin_jax.inference.request import Request, Sample
+from griffin_jax.inference.sampling import SamplingConfig, SamplingMethod
 from griffin_jax.inference.scoring import score
 
-__all__ = ["Chat", "Context", "Generation", "Sample", "Sampler", "SamplingConfig", "score"]
+__all__ = [
+    "Chat",
+    "Context",
+    "Engine",
+    "EngineClosed",
+    "EngineFull",
+    "Request",
+    "Sample",
+    "SamplingConfig",
+    "SamplingMethod",
+    "score",
+]

@@ -1,13 +1,14 @@
 """Conversations that keep the model's state from turn to turn."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from griffin_jax.fields import check_value
+from griffin_jax.inference.context import Context
 from griffin_jax.inference.decode import row_keys
-from griffin_jax.inference.sampler import Context, Generation, Sample, Sampler
-from griffin_jax.inference.sampling import SamplingConfig
+from griffin_jax.inference.engine import Engine
+from griffin_jax.inference.request import Request, Sample
 from griffin_jax.tokenizer import END_OF_TURN
 
 
@@ -25,10 +26,29 @@ class Chat:
     messages: list[dict[str, str]]
     context: Context | None
 
-    def __init__(self, sampler: Sampler, system: str | None = None):
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        system: str | None = None,
+        context: Context | None = None,
+    ):
+        """Begins a conversation.
+
+        Args:
+          make_engine: Makes the engine of a turn.
+          system: What the model is told before the first message.
+          context: That of a conversation that was left after an answer, to go on with it.
+
+        Raises:
+          ValueError: there are both, a system text and a context.
+        """
+        if system and context is not None:
+            raise ValueError(
+                "system is for the beginning of a conversation; the context is past it"
+            )
         self.messages = [{"role": "system", "content": system}] if system else []
-        self.context = None
-        self._sampler = sampler
+        self.context = context
+        self._make_engine = make_engine
 
     def fork(self) -> "Chat":
         """Another conversation with the same past; costs nothing, as nothing is overwritten."""
@@ -36,61 +56,62 @@ class Chat:
 
     def send(self, message: str, **options: Any) -> Sample:
         """The model's answer to a user's message; arguments as for `stream`."""
-        generation = self._start(message, **options)
-        for _ in generation.stream():
-            pass
-        return self._commit(message, generation)
+        with self._make_engine() as engine:
+            request = self._submit(engine, message, **options)
+            request.result()
+            return self._commit(message, request)
 
     def stream(self, message: str, **options: Any) -> Iterator[str]:
         """The model's answer in pieces.
 
         Args:
           message: The user's turn.
-          **options: Fields of `SamplingConfig`, and `max_new_tokens`, `seed` and `stop` as for
-            `Sampler.start`. The answer also ends with the model's turn. Turns under the same seed
-            draw from different random streams.
+          **options: As for `Engine.submit`; `max_new_tokens` is 256 by default. The answer also
+            ends with the model's turn. Turns under the same seed draw from different random
+            streams.
 
         Raises:
           ValueError: the message is empty, the tokenizer has no marks for turns, or an option is
             out of its range.
         """
-        generation = self._start(message, **options)
-        return self._stream(message, generation)
+        engine = self._make_engine()
+        return self._stream(engine, message, self._submit(engine, message, **options))
 
-    def _stream(self, message, generation):
-        yield from generation.stream()
-        self._commit(message, generation)
+    def _stream(self, engine, message, request):
+        with engine:
+            yield from request
+            self._commit(message, request)
 
-    def _start(
+    def _submit(
         self,
+        engine: Engine,
         message: str,
         max_new_tokens: int = 256,
         seed: int = 0,
-        stop: str | Sequence[str] = (),
-        **sampling: Any,
-    ) -> Generation:
+        **options: Any,
+    ) -> Request:
         check_value("message", message, str)
         if not message:
             raise ValueError("message is empty; give some text")
-        tokenizer = self._sampler.tokenizer
+        tokenizer = engine.tokenizer
         turn = {"role": "user", "content": message}
         if self.context is None:
             text = tokenizer.format_chat([*self.messages, turn], add_generation_prompt=True)
         else:
             # The context ends where the answer does, however it ended.
             text = f"{END_OF_TURN}\n" + tokenizer.format_chat([turn], add_generation_prompt=True)
-        return self._sampler.start(
-            [tokenizer.encode(text, bos=self.context is None)],
+        return engine.submit(
+            tokenizer.encode(text, bos=self.context is None),
+            max_new_tokens,
+            seed=row_keys(seed, len(self.messages) + 1)[-1],
             context=self.context,
-            sampling=SamplingConfig(**sampling),
-            max_new_tokens=max_new_tokens,
-            seed=row_keys(seed, len(self.messages) + 1)[-1:],
-            stop=stop,
+            keep_context=True,
+            **options,
         )
 
-    def _commit(self, message, generation) -> Sample:
-        (sample,) = generation.samples()
-        self.context = generation.context()
+    def _commit(self, message, request) -> Sample:
+        sample = request.result()
+        self.context = request.context()
         self.messages = [
             *self.messages,
             {"role": "user", "content": message},

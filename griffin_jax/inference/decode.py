@@ -1,21 +1,27 @@
-"""The loop that draws tokens on the device, and the random stream of each row."""
+"""Rows of text that are written together: the arrays of all of them, and the programs over them."""
 
 import functools
 from collections.abc import Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from griffin_jax.devices import constrain, replicate
-from griffin_jax.inference.sampling import choose
+from griffin_jax.inference import prefill
+from griffin_jax.inference.drawing import Settings, choose, most_likely, settings_of
+from griffin_jax.inference.row_states import per_row
 from griffin_jax.inputs import check_seeds
+from griffin_jax.models import Griffin
+from griffin_jax.models.stack import AnyState
 from griffin_jax.sharding import jit_on_mesh
 from griffin_jax.sharding.layouts import constrain_state
 
 # A row's numbers do not depend on the rows beside it, which not every generator promises.
 _PRNG = "threefry2x32"
+MAX_STOP_IDS = 16
 
 # The loop of a burst as one CUDA graph, whose end the device decides. By XLA's default each turn is
 # launched by the host, which holds the thread that dispatches a burst until it ends: none can be
@@ -29,72 +35,200 @@ _LOOP_AS_A_GRAPH = {
 }
 
 
+@flax.struct.dataclass
+class Rows:
+    """All that the device knows of the rows of a pool; each row belongs to one text, or to none.
+
+    Attributes:
+      state: The model's state of all that comes before `token`.
+      token: int32[B], the last token of each row, which the state has not read.
+      alive: bool[B], the rows that are written; the others' states stay as they are.
+      step: int32[B], how many tokens have been drawn.
+      limit: int32[B], how many are drawn at most.
+      keys: uint32[B, 2], of `row_keys`; a row's t-th token is drawn by fold_in(key, t).
+      stop_ids: int32[B, MAX_STOP_IDS], tokens that end a row, filled up with -1.
+      settings: How each row draws.
+      counts: int32[B, V] of the tokens that came up, see `choose`; None where no row has a penalty.
+      bias: float32[B, V]; None where no row has one.
+    """
+
+    state: AnyState
+    token: jax.Array
+    alive: jax.Array
+    step: jax.Array
+    limit: jax.Array
+    keys: jax.Array
+    stop_ids: jax.Array
+    settings: Settings
+    counts: jax.Array | None = None
+    bias: jax.Array | None = None
+
+
+def empty_rows(model: Griffin, params: dict, size: int, tokens: int) -> Rows:
+    """Rows that belong to no text, beside the parameters.
+
+    Args:
+      model: The model.
+      params: Its parameters.
+      size: How many, a value of `prefill.batch_size_for`.
+      tokens: As for `prefill.fresh_state`.
+    """
+    values = entry_of(0, 0, np.zeros(2, np.uint32), (), settings_of(None))
+    values = jax.tree.map(lambda x: np.broadcast_to(x, (size, *np.shape(x))), values)
+    values = jax.tree.map(lambda x: prefill.put(params, x), values)
+    dead = prefill.put(params, np.zeros(size, bool))
+    return values.replace(alive=dead, state=prefill.fresh_state(model, params, size, tokens))
+
+
+def entry_of(
+    token: int, limit: int, key: np.ndarray, stop_ids: Sequence[int], settings: Settings
+) -> Rows:
+    """One row that has drawn nothing yet, without its state, as `enter` takes it."""
+    padded = np.full(MAX_STOP_IDS, -1, np.int32)
+    padded[: len(stop_ids)] = stop_ids
+    return Rows(
+        state=None,
+        token=np.int32(token),
+        alive=np.bool_(True),
+        step=np.int32(0),
+        limit=np.int32(limit),
+        keys=np.asarray(key, np.uint32),
+        stop_ids=padded,
+        settings=settings,
+    )
+
+
+@functools.partial(jit_on_mesh, donate_argnames="rows")
+def enter(rows: Rows, slot: np.ndarray, entry: Rows) -> Rows:
+    """The rows with that of `slot` replaced: nothing of what it was before stays.
+
+    Args:
+      rows: The pool, which is donated.
+      slot: int32, which row.
+      entry: Of `entry_of`, with a state of one row, and with counts and bias where `rows` has them.
+    """
+    state = per_row(
+        lambda axis, all, one: lax.dynamic_update_slice_in_dim(
+            all, one.astype(all.dtype), slot, axis
+        ),
+        rows.state,
+        entry.state,
+    )
+    rest, values = rows.replace(state=None), entry.replace(state=None)
+    rest = jax.tree.map(lambda all, one: all.at[slot].set(one), rest, values)
+    return _laid_out(rest.replace(state=state))
+
+
+@jit_on_mesh
+def take(rows: Rows, index: np.ndarray, valid: np.ndarray) -> Rows:
+    """A copy of the rows int32[B']; those that are not `valid`, bool[B'], belong to no text."""
+    state = per_row(lambda axis, x: jnp.take(x, index, axis=axis), rows.state)
+    rest = jax.tree.map(lambda x: jnp.take(x, index, axis=0), rows.replace(state=None))
+    return _laid_out(rest.replace(state=state, alive=rest.alive & valid))
+
+
+@jit_on_mesh
+def leave(state: AnyState, slot: np.ndarray) -> AnyState:
+    """A copy of the state of one row."""
+    return constrain_state(
+        per_row(lambda axis, x: lax.dynamic_slice_in_dim(x, slot, 1, axis), state)
+    )
+
+
 @functools.partial(
     jit_on_mesh,
-    static_argnames=("model", "burst"),
-    donate_argnames=("state", "seen"),
+    static_argnames=("model", "burst", "needs", "methods"),
+    donate_argnames="rows",
     gpu_options=_LOOP_AS_A_GRAPH,
 )
-def draw_burst(
-    model, burst, params, state, seen, token, alive, keys, step, limit, stop_ids, values
-):
-    """Up to `limit` steps, fewer when all rows meet a stop token.
+def draw_burst(model, burst, needs, methods, params, rows, keep, steps):
+    """Up to `steps` tokens of each row, fewer when all rows end.
 
     Args:
       model: `Griffin`.
       burst: Room for so many steps in the result.
-      params: Its parameters.
-      state: Of all that comes before `token`; a `StackedState` for stacked parameters.
-      seen: bool[B, V] or None, tokens under the repetition penalty.
-      token: int32[B], the last token of each row, which the state has not read.
-      alive: bool[B], the rows that are written; the others' states stay as they are.
-      keys: uint32[B, 2], of `row_keys`; a row's t-th token is drawn by fold_in(key, t).
-      step: How many tokens came before.
-      limit: How many steps to take.
-      stop_ids: int32[S], filled up with -1.
-      values: Of `SamplingConfig.active`.
+      needs: `Needs` of all rows together.
+      methods: The users' own ways of drawing that rows have, by number.
+      params: The model's parameters.
+      rows: The pool, which is donated; its state is a `StackedState` for stacked parameters.
+      keep: bool[B], the rows that the host has not ended meanwhile.
+      steps: int32, how many steps to take.
 
     Returns:
-      state, seen, token and alive as the next burst takes them, a row that met a stop token being
-      dead, and what was drawn: tokens int32[B, burst], -1 where nothing was, and logprobs
-      float32[B, burst].
+      The rows as the next burst takes them, one that met a stop token or its limit being dead, and
+      what was drawn: tokens int32[B, burst], -1 where nothing was and V where a method drew what is
+      no token, and logprobs float32[B, burst]; with `needs.top`, also int32[B, burst, top] and
+      float32[B, burst, top], the most likely tokens and their log-probabilities.
     """
-    batch = jnp.arange(token.shape[0])
-    keys = jax.random.wrap_key_data(keys, impl=_PRNG)
+    batch = jnp.arange(len(rows.token))
+    keys = jax.random.wrap_key_data(rows.keys, impl=_PRNG)
     variables = {"params": params}
 
     def unfinished(carry):
-        i, alive = carry[0], carry[4]
-        return (i < limit) & jnp.any(alive)
+        i, rows, _ = carry
+        return (i < steps) & jnp.any(rows.alive)
 
     def write(carry):
-        i, state, seen, token, alive, tokens, logprobs = carry
+        i, rows, drawn = carry
         x, state = model.apply(
-            variables, token[:, None], state, lengths=alive.astype(jnp.int32), method="features"
+            variables,
+            rows.token[:, None],
+            rows.state,
+            lengths=rows.alive.astype(jnp.int32),
+            method="features",
         )
         logits = model.apply(variables, x, method="logits")[:, 0]
-        now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step + i)
-        token, logprob = choose(logits, now, values, seen)
-        if seen is not None:
-            seen = seen.at[batch, token].max(alive)
-        tokens = tokens.at[:, i].set(jnp.where(alive, token, -1))
-        logprobs = logprobs.at[:, i].set(logprob)
-        alive = alive & ~jnp.any(token[:, None] == stop_ids[None], axis=1)
-        return i + 1, state, seen, token, alive, tokens, logprobs
+        now = jax.vmap(jax.random.fold_in)(keys, rows.step)
+        token, logprob = choose(
+            logits,
+            now,
+            rows.settings,
+            needs,
+            methods=methods,
+            counts=rows.counts,
+            bias=rows.bias,
+        )
+        found = [token, logprob]
+        if methods:
+            known = (token >= 0) & (token < logits.shape[1])
+            found[0] = jnp.where(known, token, logits.shape[1])
+        found[0] = jnp.where(rows.alive, found[0], -1)
+        if needs.top:
+            found += most_likely(logits, needs.top)
+        drawn = tuple(all.at[:, i].set(one) for all, one in zip(drawn, found, strict=True))
+        counts = rows.counts
+        if counts is not None:
+            counts = counts.at[batch, token].add(rows.alive.astype(jnp.int32))
+        step = rows.step + rows.alive
+        ended = jnp.any(token[:, None] == rows.stop_ids, axis=1) | (step >= rows.limit)
+        rows = rows.replace(
+            state=state,
+            token=jnp.where(rows.alive, token, rows.token),
+            alive=rows.alive & ~ended,
+            step=step,
+            counts=counts,
+        )
+        return i + 1, rows, drawn
 
-    shape = (token.shape[0], burst)
+    shape = (len(batch), burst)
     drawn = (jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32))
-    carry = (jnp.int32(0), state, seen, token, alive, *drawn)
-    _, state, seen, *drawn = lax.while_loop(unfinished, write, carry)
-    seen = seen if seen is None else constrain(seen, "batch", "vocabulary")
-    return constrain_state(state), seen, *replicate(drawn)
+    if needs.top:
+        shape = (*shape, needs.top)
+        drawn += (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+    rows = rows.replace(alive=rows.alive & keep)
+    _, rows, drawn = lax.while_loop(unfinished, write, (jnp.int32(0), rows, drawn))
+    return _laid_out(rows), replicate(drawn)
 
 
-def stop_array(stop_ids: Sequence[int]) -> np.ndarray:
-    """Stop ids filled up with -1, which is no token, so that their number compiles nothing."""
-    array = np.full(4 * (len(stop_ids) // 4 + 1), -1, np.int32)
-    array[: len(stop_ids)] = stop_ids
-    return array
+def _laid_out(rows):
+    """The rows in the layout in which every program takes and leaves them."""
+    wide = {
+        name: constrain(value, "batch", "vocabulary")
+        for name, value in (("counts", rows.counts), ("bias", rows.bias))
+        if value is not None
+    }
+    small = replicate(rows.replace(state=None, counts=None, bias=None))
+    return small.replace(state=constrain_state(rows.state), **wide)
 
 
 def row_keys(seed: int | Sequence[int], rows: int) -> np.ndarray:

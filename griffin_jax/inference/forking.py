@@ -11,6 +11,7 @@ import numpy as np
 
 from griffin_jax.inference import prefill, prefix_tree
 from griffin_jax.inference.prefix_tree import Node
+from griffin_jax.inference.stats import EngineStats
 from griffin_jax.models import Griffin, State
 
 
@@ -35,6 +36,13 @@ class Work:
         self.tokens += int(lengths.sum())
         self.padded += tokens.size
         self.calls += 1
+
+    def add(self, stats: EngineStats) -> None:
+        """Counts what an engine has read."""
+        self.tokens += stats.read_tokens
+        self.padded += stats.padded_tokens
+        self.alone += stats.alone_tokens
+        self.calls += stats.read_calls
 
 
 @dataclasses.dataclass(frozen=True)

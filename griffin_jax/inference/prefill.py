@@ -154,13 +154,17 @@ def with_room(model: Griffin, state: AnyState, tokens: int) -> AnyState:
 
     A step under an unbounded window reads every slot there is, so texts that grow begin with few.
     """
-    stacked = isinstance(state, StackedState)
-    blocks = (*state.groups, *state.rest) if stacked else state.blocks
-    slots = [b.keys.shape[-3] for b in blocks if isinstance(b, AttentionState)]
     capacity = capacity_for(model.config, tokens)
-    if capacity is None or not slots or slots[0] >= capacity:
+    if capacity is None or not 0 < slots_of(state) < capacity:
         return state
     return _grow(state, capacity)
+
+
+def slots_of(state: AnyState) -> int:
+    """How many slots the attention rings of a state have; 0 where there is no attention."""
+    stacked = isinstance(state, StackedState)
+    blocks = (*state.groups, *state.rest) if stacked else state.blocks
+    return next((b.keys.shape[-3] for b in blocks if isinstance(b, AttentionState)), 0)
 
 
 def capacity_for(config: GriffinConfig, tokens: int) -> int | None:

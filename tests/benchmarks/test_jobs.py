@@ -11,7 +11,7 @@ from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.benchmarks.results import line
 from griffin_jax.benchmarks.stacks.griffin import GriffinStack
 from griffin_jax.benchmarks.subject import Subject
-from griffin_jax.inference import Generation
+from griffin_jax.inference.pool import Pool
 
 LIMITS = Limits(bytes_per_second=1e9, flops_per_second=1e9, float32_flops_per_second=1e9)
 SHAPES = {
@@ -125,18 +125,20 @@ def test_the_warm_up_compiles_all_that_a_growing_text_needs():
 def under_way(monkeypatch):
     """How many tokens of each burst there were, and how many bursts were dispatched before it came."""
     dispatched, received = [], []
-    dispatch, receive = Generation._dispatch, Generation._receive
+    draw, fetch = Pool.draw, Pool.fetch
 
     def counted(self, limit):
-        dispatched.append(limit)
-        return dispatch(self, limit)
+        burst = draw(self, limit)
+        if burst is not None:
+            dispatched.append(burst.steps)
+        return burst
 
-    def recorded(self, burst):
+    def recorded(self, burst, since):
         received.append((burst.steps, len(dispatched)))
-        receive(self, burst)
+        return fetch(self, burst, since)
 
-    monkeypatch.setattr(Generation, "_dispatch", counted)
-    monkeypatch.setattr(Generation, "_receive", recorded)
+    monkeypatch.setattr(Pool, "draw", counted)
+    monkeypatch.setattr(Pool, "fetch", recorded)
     return received
 
 
@@ -170,14 +172,14 @@ def test_a_generation_draws_its_first_token_alone(tokens, marks, bursts, under_w
 def test_throughput_ends_with_a_row_that_says_what_memory_does_not_suffice_for(
     monkeypatch, written
 ):
-    advance = stacks.importlib.import_module("griffin_jax.inference.sampler").Generation.advance
+    draw = Pool.draw
 
-    def limited(self, steps):
-        if len(self._last) > 1:
+    def limited(self, limit):
+        if len(self.requests) > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-        advance(self, steps)
+        return draw(self, limit)
 
-    monkeypatch.setattr("griffin_jax.inference.sampler.Generation.advance", limited)
+    monkeypatch.setattr(Pool, "draw", limited)
     config = config_of("bench_throughput", models=["small:nf4"], batch_sizes=[1, 4, 16])
     results = run.measure(config)
     first, last = results["rows"]

@@ -28,8 +28,8 @@ def test_every_answer_equals_that_to_the_whole_conversation_read_anew(stop):
         (expected,) = lm.sample([tokens], max_new_tokens=25, stop=stop)
         assert (answer.text, answer.tokens) == (expected.text, expected.tokens)
         tokens += answer.tokens
-        assert chat.context.tokens == (tuple(tokens),)
-        assert chat.context.read[0] >= len(tokens) - 1
+        assert chat.context.tokens == tuple(tokens)
+        assert chat.context.read >= len(tokens) - 1
 
 
 def test_the_conversation_is_the_chat_format_of_its_messages():
@@ -39,7 +39,7 @@ def test_the_conversation_is_the_chat_format_of_its_messages():
     roles = [message["role"] for message in chat.messages]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
     whole = TOKENIZER.format_chat(chat.messages, add_generation_prompt=False)
-    read = TOKENIZER.decode(chat.context.tokens[0])
+    read = TOKENIZER.decode(chat.context.tokens)
     marks = ("<start_of_turn>", "<end_of_turn>")
     for mark in marks:
         whole = whole.replace(mark, "")

@@ -1,10 +1,9 @@
-"""Scores and texts of many prompts that have beginnings in common, against each alone."""
+"""Scores of many texts that have beginnings in common, against each alone."""
 
 import numpy as np
 import pytest
 
-from griffin_jax.inference import Generation, SamplingConfig, score
-from griffin_jax.inference.continuing import continue_texts
+from griffin_jax.inference import score
 from griffin_jax.inference.forking import Work
 from tests.inference.test_scoring import expected_score
 from tests.inference.tiny_model import CONFIG, WINDOW, language_model
@@ -80,73 +79,3 @@ def test_scores_are_told_as_they_are_known(pairs):
     lm, told = language_model(), {}
     found = score(lm.model, lm.params, pairs, 4, on_score=told.__setitem__)
     assert [told[i] for i in range(len(pairs))] == found
-
-
-@pytest.mark.parametrize("config", [CONFIG, UNBOUNDED], ids=["window", "unbounded"])
-def test_texts_go_on_as_each_does_alone(pairs, config):
-    sampler = language_model(config).sampler()
-    contexts = [context for context, _ in pairs]
-    prompts = [*contexts, [2], [2], contexts[0][:30], contexts[0][: 9 * WINDOW]]
-    options = {"sampling": SamplingConfig(temperature=1.0), "max_new_tokens": 5}
-    seeds = list(range(len(prompts)))
-    told, work = {}, Work()
-    found = continue_texts(
-        sampler, prompts, 4, **options, seeds=seeds, on_sample=told.__setitem__, work=work
-    )
-    assert [told[i] for i in range(len(prompts))] == found
-    assert work.tokens < work.alone / 2
-    for prompt, seed, sample in zip(prompts, seeds, found, strict=True):
-        (alone,) = sampler.generate([prompt], **options, seed=[seed]).samples()
-        assert (sample.tokens, sample.text) == (alone.tokens, alone.text)
-        np.testing.assert_allclose(sample.logprobs, alone.logprobs, atol=1e-4)
-
-
-@pytest.mark.parametrize("stop", [(), tuple("aeiou 01")], ids=["tokens", "strings"])
-def test_few_rows_that_are_left_of_a_batch_go_on_as_a_smaller_one(stop, monkeypatch):
-    sampler = language_model().sampler()
-    monkeypatch.setattr(sampler, "burst", 4)
-    prompts = [[5 + i] for i in range(16)]
-    options = {
-        "sampling": SamplingConfig(temperature=2.0, repetition_penalty=1.2),
-        "max_new_tokens": 60,
-        "stop": stop,
-    }
-    # The tiny model hardly ever draws EOS: other tokens stop it, too.
-    stop_ids = tuple(range(20, 30)) if not stop else ()
-    monkeypatch.setattr(sampler.tokenizer, "stop_ids", stop_ids)
-    sizes = []
-    take = Generation.take
-    monkeypatch.setattr(
-        Generation, "take", lambda self, rows: sizes.append(len(rows)) or take(self, rows)
-    )
-    seeds = list(range(len(prompts)))
-    found = continue_texts(sampler, prompts, 16, **options, seeds=seeds)
-    assert sizes and max(sizes) <= 4
-    for prompt, seed, sample in zip(prompts, seeds, found, strict=True):
-        (alone,) = sampler.generate([prompt], **options, seed=[seed]).samples()
-        assert (sample.tokens, sample.text) == (alone.tokens, alone.text)
-        assert sample.finish_reason == alone.finish_reason
-
-
-def test_a_part_of_a_batch_leaves_the_context_that_it_has_alone():
-    sampler = language_model().sampler()
-    prompts = [[5, 6, 7], [8, 9], [10]]
-    generation = sampler.start(prompts, max_new_tokens=12)
-    generation.advance(5)
-    part = generation.take([2, 0])
-    while not part.done:
-        part.advance(3)
-    whole = sampler.generate(prompts, max_new_tokens=12)
-    samples = whole.samples()
-    assert [s.tokens for s in part.samples()] == [samples[2].tokens, samples[0].tokens]
-    further = [
-        sampler.generate([[11]] * 2, context=c, max_new_tokens=6)
-        for c in (part.context(), whole.context().rows([2, 0]))
-    ]
-    assert [s.tokens for s in further[0].samples()] == [s.tokens for s in further[1].samples()]
-
-
-def test_wrong_prompts_are_named():
-    sampler = language_model().sampler()
-    with pytest.raises(ValueError, match="prompt 1 is empty"):
-        continue_texts(sampler, [[5], []])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from griffin_jax.config import ATTENTION, RECURRENT
-from griffin_jax.inference import Sampler
+from griffin_jax.inference import Engine
 from griffin_jax.models import Griffin, init_state, is_stacked, stack_params, unstack_params
 from griffin_jax.models.lora_weight import LoRAWeight
 from griffin_jax.models.stack import StackedState, stack_state, unstack_state
@@ -175,9 +175,15 @@ def test_texts_of_stacked_layers_can_be_forked_and_go_on(window):
     prompts, more = [[3, 5, 9], [7] * 11], [[1, 2], [4], [6, 6, 6]]
 
     def write(params):
-        sampler = Sampler(config, params)
-        context = sampler.generate(prompts, max_new_tokens=4).context()
-        return sampler.generate(more, context=context.rows([1, 0, 1]), max_new_tokens=4).samples()
+        with Engine(config, params, seconds=None, fill_first=True) as engine:
+            begun = [engine.submit(prompt, 4, keep_context=True) for prompt in prompts]
+            engine.run()
+            contexts = [begun[i].context() for i in (1, 0, 1)]
+            forks = [
+                engine.submit(prompt, 4, context=context)
+                for prompt, context in zip(more, contexts, strict=True)
+            ]
+            return [request.result() for request in forks]
 
     stacked, expected = write(stack_params(config, params)), write(params)
     assert [s.tokens for s in stacked] == [s.tokens for s in expected]

@@ -1,18 +1,41 @@
-"""Our own stack, through the sampler that `LanguageModel.sample` uses."""
+"""Our own stack, through the engine that `LanguageModel.sample` uses."""
 
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from griffin_jax.benchmarks import memory
 from griffin_jax.benchmarks.stacks import Mark, Prompts
 from griffin_jax.benchmarks.subject import Subject
-from griffin_jax.inference import Sampler, SamplingConfig, prefill
-from griffin_jax.inference.decode import row_keys
+from griffin_jax.inference import Context, Engine, Request
 from griffin_jax.inference.prefill import capacity_for
-from griffin_jax.inference.sampler import Generation
+from griffin_jax.inference.row_states import fresh_row
 from griffin_jax.language_model import LanguageModel
+
+
+class PlacedRows:
+    """Rows that go on from a place that no text was read up to."""
+
+    def __init__(self, engine: Engine, requests: list[Request], most: int | None):
+        self._engine, self._requests, self._most = engine, requests, most
+
+    def advance(self, steps: int) -> None:
+        """Draws so many tokens in one dispatch, and waits for them."""
+        self._engine.step(steps)
+        self._engine.settle()
+
+    def bursts(self) -> Iterator[None]:
+        """Runs to the end; yields whenever a burst has come in, the next one being under way."""
+        busy = True
+        try:
+            while busy:
+                before = self._requests[0].num_tokens
+                busy = self._engine.step(self._most)
+                if self._requests[0].num_tokens > before:
+                    yield
+        finally:
+            self._engine.settle()
 
 
 class GriffinStack:
@@ -45,19 +68,24 @@ class GriffinStack:
         """See `stacks.Stack`; marks come at multiples of the burst.
 
         The first token is drawn alone, then the rest of its burst. From there on the next burst is
-        under way while one is received, as in `Sampler.generate`.
+        under way while one is received, as in `LanguageModel.sample`.
         """
-        with memory.meeting_limits():
-            generation = self._sampler().start(prompts, max_new_tokens=tokens)
-            generation.advance(1)
+        with memory.meeting_limits(), self._engine(len(prompts), self.burst) as engine:
+            requests = [engine.submit(prompt, tokens) for prompt in prompts]
+            while not engine.stats.bursts:
+                engine.step(1)
+            engine.settle()
             mark(1)
             done = min(self.burst, tokens)
             if done > 1:
-                generation.advance(done - 1)
+                engine.step(done - 1)
+                engine.settle()
                 mark(done)
-            for _ in generation.bursts():
-                done = min(done + self.burst, tokens)
-                mark(done)
+            while done < tokens:
+                engine.step()
+                if requests[0].num_tokens > done:
+                    done = requests[0].num_tokens
+                    mark(done)
 
     def start_at(
         self,
@@ -68,7 +96,8 @@ class GriffinStack:
         *,
         burst: int | None = None,
         most: int | None = None,
-    ) -> Generation:
+        seconds: float | None = None,
+    ) -> PlacedRows:
         """Rows that go on from a state of zeros which stands at `position`.
 
         Zeros cost what anything else costs; where the text stood before cannot be told from it.
@@ -81,42 +110,18 @@ class GriffinStack:
           burst: Tokens that the program has room for, which is compiled for each; `burst` of the
             stack by default.
           most: Tokens in one dispatch of that program; all that it has room for by default.
+          seconds: That a dispatch takes at most, as for `Engine`.
         """
-        sampler = self.lm.sampler(burst=burst or self.burst)
-        return _Placed(sampler, position, batch_size, tokens, room or position + 1, most)
+        engine = self._engine(batch_size, burst or self.burst, seconds)
+        state = fresh_row(engine.model, engine.params, room or position + 1)
+        state = state.replace(position=jnp.full_like(state.position, position))
+        context = Context(state, (0,) * position, position)
+        requests = [engine.submit([1], tokens, context=context) for _ in range(batch_size)]
+        return PlacedRows(engine, requests, most)
 
     def peak_bytes(self) -> int | None:
         """See `stacks.Stack`."""
         return memory.peak_bytes()
 
-    def _sampler(self):
-        return self.lm.sampler(burst=self.burst)
-
-
-class _Placed(Generation):
-    """A generation whose state is made, not read. A `Context` would hold it a second time."""
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        position: int,
-        batch_size: int,
-        tokens: int,
-        room: int,
-        most: int | None,
-    ):
-        self._room = room
-        self._most = most or sampler.burst
-        prompts = [[0] * position + [1]] * batch_size
-        keys = row_keys(0, batch_size)
-        super().__init__(sampler, prompts, None, SamplingConfig(), tokens, keys, ())
-
-    def _dispatch(self, limit):
-        return super()._dispatch(min(limit, self._most))
-
-    def _read(self, rows):
-        model, params = self._sampler.model, self._sampler.params
-        batch_size = prefill.batch_size_for(len(rows))
-        state = prefill.fresh_state(model, params, batch_size, self._room)
-        placed = state.replace(position=jnp.full_like(state.position, len(rows[0])))
-        return jax.block_until_ready(placed)
+    def _engine(self, slots, burst, seconds=None):
+        return self.lm.engine(slots=slots, burst=burst, seconds=seconds, fill_first=True)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from griffin_jax.inference import prefill
-from griffin_jax.inference.decode import draw_burst
+from griffin_jax.inference.decode import draw_burst, empty_rows
+from griffin_jax.inference.drawing import Needs
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.sharding import MeshError, jit_on_mesh, mesh_function
 from tests.sharding.eight_devices.meshes import (
@@ -74,21 +75,16 @@ def test_a_mesh_scores_as_one_device(name):
 def test_the_sampler_adds_one_gather_of_five_numbers_a_row_and_part(way, more):
     """And drawing adds the largest logit of each row."""
     params = on_mesh(params_of(CONFIG), mesh_called("model 8"))
-    values = {"temperature": np.float32(1)} if way == "drawn" else {}
     model, rows = ONE.model, 4
     program = draw_burst.lower(
         model,
         4,
+        Needs(draws=way == "drawn"),
+        (),
         params,
-        prefill.fresh_state(model, params, rows, 64),
-        None,
-        np.zeros(rows, np.int32),
+        empty_rows(model, params, rows, 64),
         np.ones(rows, bool),
-        np.zeros((rows, 2), np.uint32),
-        np.int32(0),
         np.int32(4),
-        np.full(4, -1, np.int32),
-        values,
     ).compile()
     layers = 2 * CONFIG.num_layers + 1
     assert collectives(program) == {"all-reduce": layers + more, "all-gather": 1}
@@ -107,10 +103,13 @@ def test_what_is_asked_of_xla_for_one_gpu_is_not_asked_for_several(monkeypatch):
 def test_a_context_goes_on_and_forks_on_a_mesh():
     runs = []
     for lm in (ONE, lm_on("data 2, fsdp 2, model 2")):
-        sampler = lm.sampler()
-        context = sampler.generate(PROMPTS[:2], max_new_tokens=5).context()
-        forked = sampler.generate([[4], [5], [6]], context=context.rows([1, 0, 1]))
-        runs.append([s.tokens for s in forked.samples()])
+        with lm.engine(slots=4, seconds=None, fill_first=True) as engine:
+            begun = [engine.submit(prompt, 5, keep_context=True) for prompt in PROMPTS[:2]]
+            engine.run()
+            contexts = [begun[i].context() for i in (1, 0, 1)]
+            forked = [engine.submit([4 + i], context=context) for i, context in enumerate(contexts)]
+            engine.run()
+        runs.append([r.result().tokens for r in forked])
     assert runs[0] == runs[1]
 
 

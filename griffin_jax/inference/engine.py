@@ -1,0 +1,409 @@
+"""The engine: writes many texts at once, which come and go at any moment.
+
+A request waits for a place, is read in calls of a few tokens in a state of its own (`reader`), then
+has a row of the pool (`pool`), in which it is drawn together with the others until it ends. Between
+two bursts of draws there is one call of reading, so that rows never wait longer than for that; and
+the device is on the next burst while the host looks at the last one. Each text is the one that its
+request gets alone, whoever comes and goes beside it.
+"""
+
+import collections
+import heapq
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from griffin_jax.config import GriffinConfig
+from griffin_jax.inference import prefill
+from griffin_jax.inference.context import Context
+from griffin_jax.inference.plan import make_plan
+from griffin_jax.inference.pool import Burst, Pool
+from griffin_jax.inference.reader import Reader
+from griffin_jax.inference.request import Request
+from griffin_jax.inference.row_states import read_rows
+from griffin_jax.inference.sampling import SamplingConfig, SamplingMethod, sampling_from
+from griffin_jax.inference.stats import EngineStats
+from griffin_jax.models import Griffin
+from griffin_jax.tokenizer import Tokenizer
+
+BURST = 16  # tokens of a dispatch at most
+STREAM_SECONDS = 0.1  # that a burst takes: what a reader takes for steady
+
+
+class EngineClosed(RuntimeError):
+    """An engine was used after `close`."""
+
+
+class EngineFull(RuntimeError):
+    """As many requests wait as an engine lets wait."""
+
+
+class Engine:
+    """Writes texts after prompts, many at once.
+
+    Requests may come from any thread. Nothing happens in the background unless a thread calls
+    `drive`: whoever waits for a request, or calls `run`, takes the engine's next turn.
+
+    Attributes:
+      model: The model.
+      params: Its parameters; on a CPU those of `packed_matmul_cpu.for_decoding`.
+      tokenizer: Decodes the text and knows the stop tokens; without one, texts stay empty and only
+        `max_new_tokens` ends them.
+      stats: What the engine has done so far.
+      changed: Held while requests change, and notified when they have.
+    """
+
+    def __init__(
+        self,
+        config: GriffinConfig,
+        params: dict[str, Any],
+        tokenizer: Tokenizer | None = None,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        slots: int = 32,
+        waiting: int | None = None,
+        burst: int = BURST,
+        seconds: float | None = STREAM_SECONDS,
+        fill_first: bool = False,
+    ):
+        """Makes an engine that has no rows yet.
+
+        Args:
+          config: The model's shape.
+          params: Its parameters.
+          tokenizer: Its tokenizer.
+          dtype: Of activations, keys and values.
+          slots: How many texts are read and written at once.
+          waiting: How many more may wait for a slot; None for any number.
+          burst: Steps in one dispatch at most.
+          seconds: How long a burst is to take at most, the first of a text being one step; None for
+            bursts of `burst` steps, which is the faster way where nobody reads along.
+          fill_first: Draw only once every slot is taken, or nothing waits: the faster way where all
+            requests are there from the beginning.
+
+        Raises:
+          ValueError: `slots`, `waiting` or `burst` is out of its range.
+        """
+        for name, value, least in (
+            ("slots", slots, 1),
+            ("burst", burst, 1),
+            ("waiting", waiting, 0),
+        ):
+            if value is not None and (value != int(value) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+        self.model = Griffin(config, dtype=jnp.dtype(dtype))
+        self.params = params
+        self.tokenizer = tokenizer
+        self.stats = EngineStats()
+        self.changed = threading.Condition(threading.RLock())
+        # Several processes must dispatch the same programs, which no clock may decide.
+        seconds = seconds if jax.process_count() == 1 else None
+        self._pool = Pool(self.model, params, self.stats, slots, burst, seconds)
+        self._reader = Reader(self.model, params, self.stats)
+        self._waiting: list[tuple[int, int, Request]] = []
+        self._most_waiting = waiting
+        self._fill_first = fill_first
+        self._coming: collections.deque[Burst | jax.Array] = collections.deque()
+        self._turn = threading.RLock()
+        self._driven = False
+        self._closed = False
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 64,
+        *,
+        sampling: SamplingConfig | SamplingMethod | None = None,
+        seed: int | np.ndarray = 0,
+        stop: str | Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        logprobs: int = 0,
+        context: Context | None = None,
+        keep_context: bool = False,
+        priority: int = 0,
+        deadline: float | None = None,
+        name: str = "prompt",
+        **settings: Any,
+    ) -> Request:
+        """Asks for the text after a prompt.
+
+        Args:
+          prompt: Text, which begins with BOS unless there is a context, or token ids, taken as they
+            are. It may be empty where the context has a token left to read, as it has after
+            "length".
+          max_new_tokens: At most this many.
+          sampling: How tokens are drawn, greedily by default: a `SamplingConfig`, or an object of
+            one's own with the method of `SamplingMethod`.
+          seed: Of the text's random stream; or the key of one, a row of `row_keys`.
+          stop: Strings that end the text.
+          stop_ids: Tokens that end it; by default those of the tokenizer.
+          logprobs: Report so many of the most likely tokens with each token.
+          context: What was read and written before; it is not changed.
+          keep_context: Whether `Request.context` will be asked for, which keeps a state.
+          priority: Of waiting requests, those of larger ones go first; among equals, who came first.
+          deadline: Seconds from now after which the request ends with what it has.
+          name: What messages call the prompt.
+          **settings: Fields of `SamplingConfig`, in place of `sampling`.
+
+        Raises:
+          ValueError: the prompt is empty or holds an id outside the vocabulary, or another value is
+            out of its range.
+          TypeError: there is no such option.
+          EngineFull: too many requests wait.
+          EngineClosed: the engine is closed.
+        """
+        plan = make_plan(
+            self.model.config.vocab_size,
+            self.tokenizer,
+            prompt,
+            max_new_tokens,
+            sampling=sampling_from(sampling, settings),
+            seed=seed,
+            stop=stop,
+            stop_ids=stop_ids,
+            logprobs=logprobs,
+            context=context,
+            keep_context=keep_context,
+            priority=priority,
+            deadline=deadline,
+            name=name,
+        )
+        state, read = (context.state, context.read) if context else (None, 0)
+        with self.changed:
+            if self._closed:
+                raise EngineClosed("the engine is closed; make another one")
+            if self._most_waiting is not None and len(self._waiting) >= max(self._most_waiting, 1):
+                raise EngineFull(
+                    f"{len(self._waiting)} requests wait, which is this engine's bound; try later"
+                )
+            request = Request(self, self.stats.submitted, plan, self.tokenizer, state, read)
+            request.method = self._method(plan.method)
+            self.stats.submitted += 1
+            self.stats.alone_tokens += len(plan.tokens) - 1
+            heapq.heappush(self._waiting, (-priority, request.number, request))
+            self.changed.notify_all()
+        return request
+
+    def step(self, limit: int | None = None) -> bool:
+        """Takes one turn: dispatches what is next, then receives what was dispatched before.
+
+        Args:
+          limit: Steps of the burst at most.
+
+        Returns:
+          Whether anything is left to do.
+
+        Raises:
+          Exception: what the device raised, which ends all requests.
+        """
+        with self._turn:
+            begin, waited = time.monotonic(), self.stats.wait_seconds
+            try:
+                busy = self._step(begin, limit)
+            except Exception as error:
+                self._end_all(error)
+                raise
+            took = time.monotonic() - begin - (self.stats.wait_seconds - waited)
+            self.stats.host_seconds += took
+            return busy
+
+    def run(self) -> None:
+        """Takes turns until every request has ended."""
+        while self.step():
+            pass
+
+    def as_ended(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Yields requests as they end, taking turns meanwhile."""
+        left = list(requests)
+        while left:
+            self._wait_until(lambda: any(request.ended for request in left))  # noqa: B023
+            ended = [request for request in left if request.ended]
+            left = [request for request in left if not request.ended]
+            yield from ended
+
+    def drive(self) -> None:
+        """Takes turns until the engine is closed; for a thread of its own."""
+        with self.changed:
+            self._driven = True
+        try:
+            while True:
+                busy = self.step()
+                with self.changed:
+                    if self._closed:
+                        return
+                    if not busy and not self._waiting:
+                        self.changed.wait()
+        finally:
+            with self.changed:
+                self._driven = False
+                self.changed.notify_all()
+
+    def settle(self) -> None:
+        """Receives all that has been dispatched, and dispatches nothing."""
+        with self._turn:
+            begin = time.monotonic()
+            while self._coming:
+                self._receive(self._coming.popleft(), begin)
+
+    def close(self) -> None:
+        """Ends all requests, which keep what they have, and lets go of the rows."""
+        with self.changed:
+            self._closed = True
+        with self._turn:
+            self._end_all()
+
+    def wait_for(self, request: Request, tokens: int | None) -> None:
+        """Waits until a request has ended or, unless None, has more than so many tokens."""
+
+        self._wait_until(
+            lambda: request.ended or (tokens is not None and request.num_tokens > tokens)
+        )
+
+    def _wait_until(self, is_there):
+        while not is_there():
+            with self.changed:
+                if self._driven:
+                    self.changed.wait_for(lambda: is_there() or not self._driven)
+                    continue
+            self.step()
+
+    def context_of(self, request: Request) -> Context:
+        """See `Request.context`."""
+        if not request.ended or request.state is None:
+            why = "has not ended" if not request.ended else "was submitted without keep_context"
+            raise ValueError(f"request {request.number} {why}: there is no context of it")
+        before, sample = len(request.plan.tokens) - 1, request.sample()
+        tokens = (*request.plan.tokens, *sample.tokens)
+        if not request.stopped_by_string:
+            return Context(request.state, tokens, min(before + request.num_drawn, len(tokens)))
+        # After a stop string was seen the state had read on: read again up to the cut.
+        state, read = request.after_prompt, before
+        with self._turn:
+            for length in prefill.chunk_lengths(len(tokens) - read, 1):
+                state = prefill.with_room(self.model, state, read + length + 1)
+                part = tokens[read : read + length]
+                (state,), _ = read_rows(self.model, self.params, [state], [part], length)
+                read += len(part)
+        return Context(state, tokens, read)
+
+    def _step(self, begin, limit):
+        self._end_overdue(begin)
+        older = len(self._coming)
+        self._admit()
+        if (done := self._reader.read()) is not None:
+            self._coming.append(done)
+        self._enter_pool()
+        filling = self._fill_first and self._reader.requests
+        if not filling and (burst := self._pool.draw(limit)) is not None:
+            self._coming.append(burst)
+        for _ in range(older):
+            self._receive(self._coming.popleft(), begin)
+        with self.changed:
+            return bool(self._coming or self._waiting or self._reader.requests or self._pool.active)
+
+    def _admit(self):
+        """Begins to read the requests that have waited longest, as far as there are slots."""
+        free = self._pool.free - len(self._reader.requests)
+        for _ in range(free):
+            with self.changed:
+                if not self._waiting:
+                    return
+                request = heapq.heappop(self._waiting)[-1]
+            self._reader.add(request)
+
+    def _enter_pool(self):
+        ready = self._reader.take_ready()
+        if self._fill_first:
+            expected = len(ready) + len(self._reader.requests) + len(self._waiting)
+        else:
+            expected = len(ready)
+        for request in ready:
+            if request.plan.max_new_tokens:
+                self._pool.enter(request, expected)
+            else:
+                with self.changed:
+                    self._end(request, "length")
+            expected -= 1
+
+    def _receive(self, arriving, begin):
+        if isinstance(arriving, Burst):
+            drawn = self._pool.fetch(arriving, begin)
+            with self.changed:
+                for request in self._pool.give(arriving, drawn):
+                    self.stats.count_end(request.finish_reason)
+                self.changed.notify_all()
+            return
+        waiting = time.monotonic()
+        jax.block_until_ready(arriving)
+        self.stats.wait_seconds += time.monotonic() - waiting
+
+    def _end_overdue(self, now):
+        """Ends the requests that were cancelled, or whose deadline is over."""
+        with self.changed:
+            overdue = [r for r in self._unfinished() if r.overdue(now) is not None]
+        if any(request.plan.keeps_context for request in overdue):
+            self.settle()  # the state then stands where the text does
+        with self.changed:
+            for request in overdue:
+                if not request.ended:
+                    self._end(request, request.overdue(now))
+            if any(entry[-1].ended for entry in self._waiting):
+                self._waiting = [entry for entry in self._waiting if not entry[-1].ended]
+                heapq.heapify(self._waiting)
+
+    def _unfinished(self):
+        """All requests that have not ended, wherever they are."""
+        dispatched = [
+            request
+            for burst in self._coming
+            if isinstance(burst, Burst)
+            for request in burst.requests
+            if request is not None
+        ]
+        waiting = [entry[-1] for entry in self._waiting]
+        everywhere = (*waiting, *self._reader.requests, *self._pool.active, *dispatched)
+        return [request for request in dict.fromkeys(everywhere) if not request.ended]
+
+    def _end(self, request, reason):
+        """Ends a request wherever it is, but for the list of those that wait."""
+        if request in self._reader.requests:
+            self._reader.requests.remove(request)
+            request.state = None
+        if request in self._pool.active:
+            self._pool.release(request)
+        request.end(reason)
+        self.stats.count_end(request.finish_reason)
+        self.changed.notify_all()
+
+    def _end_all(self, error=None):
+        with self.changed:
+            for request in self._unfinished():
+                request.end("cancelled") if error is None else request.fail(error)
+                request.state = None
+                self.stats.count_end(request.finish_reason)
+            self._waiting.clear()
+            self._coming.clear()
+            self._reader.requests.clear()
+            self._pool.clear()
+            self.changed.notify_all()
+
+    def _method(self, method):
+        """The number of a user's way of drawing; -1 for None."""
+        if method is None:
+            return -1
+        with self.changed:
+            if method not in self._pool.methods:
+                self._pool.methods.append(method)
+            return self._pool.methods.index(method)

@@ -1,0 +1,270 @@
+"""The rows of the device: which request each belongs to, and what is drawn in them."""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from griffin_jax.inference import prefill
+from griffin_jax.inference.decode import Rows, draw_burst, empty_rows, enter, entry_of, leave, take
+from griffin_jax.inference.drawing import IN_PROMPT, Needs
+from griffin_jax.inference.request import Request
+from griffin_jax.inference.sampling import SamplingMethod
+from griffin_jax.inference.stats import EngineStats
+from griffin_jax.models import Griffin
+from griffin_jax.sharding import mesh_of
+
+# A pool gets smaller where its rows have so many bursts to go: each size is a program of its own.
+_BURSTS_WORTH_A_PROGRAM = 4
+
+
+@dataclasses.dataclass
+class Burst:
+    """What the device draws.
+
+    Attributes:
+      requests: That of each row; None where there is none.
+      steps: How many steps were asked for.
+      drawn: As `draw_burst` returns it.
+      begun: When it was dispatched.
+    """
+
+    requests: tuple[Request | None, ...]
+    steps: int
+    drawn: tuple[jax.Array, ...]
+    begun: float
+
+
+class Pool:
+    """Rows that are drawn together, as many as a power of two that holds those in use.
+
+    A step costs the device as much as it has rows, so there are no more than needed: rows that
+    become free are taken by the next request, and the pool grows and shrinks as a copy.
+
+    Attributes:
+      slots: How many rows there are at most.
+      requests: The request of each row; None where a row is free.
+    """
+
+    def __init__(
+        self,
+        model: Griffin,
+        params: dict,
+        stats: EngineStats,
+        slots: int,
+        burst: int,
+        seconds: float | None,
+    ):
+        self.slots = slots
+        self.requests: list[Request | None] = []
+        self.methods: list[SamplingMethod] = []
+        self._model, self._params, self._stats = model, params, stats
+        self._mesh = mesh_of(params)
+        self._burst, self._seconds = burst, seconds
+        self._steps = 1  # of the next burst, where bursts are to take `seconds`
+        self._needs = Needs()
+        self._entered = False
+        self._arrived = 0.0
+        self._rows: Rows | None = None
+        self._room = 0
+
+    @property
+    def active(self) -> list[Request]:
+        """The requests that have a row."""
+        return [request for request in self.requests if request is not None]
+
+    @property
+    def free(self) -> int:
+        """How many more requests there is place for."""
+        return self.slots - len(self.active)
+
+    def enter(self, request: Request, expected: int = 1) -> None:
+        """Gives a row to a request whose prompt has been read.
+
+        Args:
+          request: The request.
+          expected: How many are about to enter, this one included.
+        """
+        if None not in self.requests:
+            self._resize(len(self.active) + expected)
+        slot = self.requests.index(None)
+        plan, vocab_size = request.plan, self._model.config.vocab_size
+        self._prepare(plan.needs, alone=not self.active)
+        self._make_room(request.room)
+        entry = entry_of(
+            plan.tokens[-1],
+            plan.max_new_tokens,
+            plan.key,
+            plan.stop_ids,
+            plan.settings(request.method),
+        ).replace(state=prefill.with_room(self._model, request.state, self._room))
+        if self._rows.counts is not None:
+            counts = np.zeros(vocab_size, np.int32)
+            if plan.needs.penalties:
+                counts[list(plan.tokens)] = IN_PROMPT
+            entry = entry.replace(counts=counts)
+        if self._rows.bias is not None:
+            entry = entry.replace(bias=plan.bias(vocab_size))
+        self._rows = enter.on(self._mesh, self._rows, np.int32(slot), entry)
+        self.requests[slot] = request
+        keep = plan.keeps_context and plan.stop
+        request.after_prompt = request.state if keep else None
+        request.state = None
+        self._entered = True
+
+    def draw(self, limit: int | None = None) -> Burst | None:
+        """Dispatches a burst of all rows in use; None where there are none.
+
+        Args:
+          limit: Steps at most.
+        """
+        active = self.active
+        if not active:
+            if self._rows is not None and self._model.config.attention_window is None:
+                self._rows, self._room, self.requests = None, 0, []  # slots that texts outgrew
+            return None
+        self._shrink(active)
+        left = max(r.plan.max_new_tokens - r.dispatched for r in active)
+        steps = min(self._next_steps(), left, limit or left)
+        self._make_room(max(len(r.plan.tokens) + r.dispatched for r in active) + steps)
+        keep = np.array([request is not None for request in self.requests])
+        methods = tuple(self.methods) if any(r.method >= 0 for r in active) else ()
+        self._rows, drawn = draw_burst.on(
+            self._mesh,
+            self._model,
+            self._burst,
+            self._needs,
+            methods,
+            self._params,
+            self._rows,
+            keep,
+            np.int32(steps),
+        )
+        self._stats.count_burst(steps, len(self.requests))
+        burst = Burst(tuple(self.requests), steps, drawn, time.monotonic())
+        for request in active:
+            request.dispatched += steps
+            if request.dispatched >= request.plan.max_new_tokens:
+                self.release(request)  # the next one may have its row
+        return burst
+
+    def fetch(self, burst: Burst, since: float) -> tuple[np.ndarray, ...]:
+        """Waits for a burst; returns what was drawn.
+
+        Args:
+          burst: Of `draw`.
+          since: When the turn of the engine began; the time before is the caller's own.
+        """
+        begin = time.monotonic()
+        drawn = jax.device_get(burst.drawn)
+        now = time.monotonic()
+        self._stats.wait_seconds += now - begin
+        self._learn(burst, since, now)
+        return drawn
+
+    def give(self, burst: Burst, drawn: tuple[np.ndarray, ...]) -> list[Request]:
+        """Gives each request what was drawn for it; returns those that have ended by it."""
+        tokens, logprobs, *tops = drawn
+        ended = []
+        for slot, request in enumerate(burst.requests):
+            if request is None or request.ended:
+                continue
+            own = tokens[slot] >= 0
+            self._give(request, tokens[slot, own], logprobs[slot, own], _pairs(tops, slot))
+            if request.ended:
+                ended.append(request)
+                if request in self.requests:
+                    self.release(request)
+        return ended
+
+    def release(self, request: Request) -> None:
+        """Frees the row of a request; what the device still draws there is dropped."""
+        slot = self.requests.index(request)
+        if request.plan.keeps_context:
+            request.state = leave.on(self._mesh, self._rows.state, np.int32(slot))
+        self.requests[slot] = None
+
+    def clear(self) -> None:
+        """Forgets all rows."""
+        self._rows, self._room, self.requests = None, 0, []
+
+    def _give(self, request, tokens, logprobs, tops):
+        try:
+            request.check(tokens, logprobs, self._model.config.vocab_size, self._model.dtype)
+        except ValueError as error:
+            request.fail(error)
+            return
+        before = request.num_tokens
+        request.add(tokens.tolist(), logprobs.tolist(), tops)
+        self._stats.drawn_tokens += request.num_tokens - before
+
+    def _next_steps(self):
+        if self._seconds is None:
+            return self._burst
+        # The first token of a text comes at once.
+        steps = 1 if self._entered else self._steps
+        self._entered = False
+        return steps
+
+    def _learn(self, burst, since, now):
+        """How many steps take `seconds`, by the time that this burst took; twice as many at most."""
+        if self._seconds is not None:
+            took = max(now - max(since, burst.begun, self._arrived), 1e-9)
+            most = max(2 * burst.steps, self._steps)
+            self._steps = min(max(int(burst.steps * self._seconds / took), 1), most, self._burst)
+        self._arrived = now
+
+    def _prepare(self, needs, alone):
+        """Has the program serve a row that enters, and makes the wide arrays that it needs.
+
+        What rows needed that have left stays until the pool was empty: a program costs more to
+        compile than to do too much for a while.
+        """
+        self._needs = needs if alone else self._needs | needs
+        shape = (len(self.requests), self._model.config.vocab_size)
+
+        def wide(needed, array, dtype):
+            if needed and array is None:
+                zeros = np.zeros(shape, dtype)
+                return prefill.put(self._params, zeros, "batch", "vocabulary")
+            return array if needed else None
+
+        self._rows = self._rows.replace(
+            counts=wide(self._needs.penalties, self._rows.counts, np.int32),
+            bias=wide(self._needs.bias, self._rows.bias, np.float32),
+        )
+
+    def _make_room(self, tokens):
+        """Under an unbounded window, slots for so many tokens in every row."""
+        self._room = max(self._room, tokens)
+        state = prefill.with_room(self._model, self._rows.state, self._room)
+        if state is not self._rows.state:
+            self._rows = self._rows.replace(state=state)
+
+    def _shrink(self, active):
+        size = prefill.batch_size_for(len(active), self._params)
+        left = max(r.plan.max_new_tokens - r.dispatched for r in active)
+        if 2 * size <= len(self.requests) and left > _BURSTS_WORTH_A_PROGRAM * self._burst:
+            self._resize(len(active))
+
+    def _resize(self, rows):
+        """Makes a pool of at least so many rows out of those in use."""
+        size = prefill.batch_size_for(min(rows, self.slots), self._params)
+        used = [slot for slot, request in enumerate(self.requests) if request is not None]
+        if self._rows is None:
+            self._rows = empty_rows(self._model, self._params, size, self._room)
+        else:
+            index = np.zeros(size, np.int32)
+            index[: len(used)] = used
+            valid = np.arange(size) < len(used)
+            self._rows = take.on(self._mesh, self._rows, index, valid)
+        self.requests = [self.requests[slot] for slot in used] + [None] * (size - len(used))
+
+
+def _pairs(tops, slot):
+    """For each step the most likely tokens of a row, with their log-probabilities."""
+    if not tops:
+        return None
+    tokens, values = (array[slot].tolist() for array in tops)
+    return [list(zip(*step, strict=True)) for step in zip(tokens, values, strict=True)]

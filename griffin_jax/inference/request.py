@@ -1,0 +1,244 @@
+"""One text that an engine is asked for: what its caller holds, and what the engine knows of it."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from griffin_jax.inference.context import Context
+from griffin_jax.inference.finite import check_finite
+from griffin_jax.inference.plan import Plan
+from griffin_jax.inference.text import StoppedText
+from griffin_jax.models.stack import AnyState
+from griffin_jax.tokenizer import StreamDecoder, Tokenizer
+
+TopLogprobs = list[tuple[int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the model wrote.
+
+    Attributes:
+      text: The text, without what ended it.
+      tokens: Token ids, without the stop token. Where a stop string ended the text, these are the
+        fewest tokens whose text begins with `text`.
+      logprobs: Log-probability of each token under the model's own distribution: temperature 1,
+        no penalty, no filter.
+      finish_reason: "stop" for a stop token or stop string, "length" for max_new_tokens,
+        "cancelled" or "deadline".
+      top_logprobs: For each token the most likely ones in its place, (token, log-probability), as
+        many as were asked for; None where none were.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    top_logprobs: list[TopLogprobs] | None = None
+
+
+class Owner(Protocol):
+    """What a request asks of its engine."""
+
+    changed: threading.Condition
+
+    def wait_for(self, request: "Request", tokens: int | None) -> None:
+        """Waits until a request has ended or, unless None, has more than so many tokens."""
+
+    def context_of(self, request: "Request") -> Context:
+        """What the text of a request that has ended leaves behind."""
+
+
+class Request:
+    """A text that is being written; `Engine.submit` makes it.
+
+    Iterating yields the text in pieces as they come: no piece splits a character or shows part of
+    a stop string, and joined they are the text of `result`. All of it may be used from any thread.
+
+    Attributes:
+      number: How many requests the engine had before.
+      plan: What was asked for.
+      finish_reason: As of `Sample`; None until it has ended.
+      error: What made it fail; None if nothing has.
+    """
+
+    def __init__(
+        self,
+        engine: Owner,
+        number: int,
+        plan: Plan,
+        tokenizer: Tokenizer | None,
+        state: AnyState | None,
+        read: int,
+    ):
+        self.number = number
+        self.plan = plan
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self.submitted = time.monotonic()
+        self._engine = engine
+        self._text = StoppedText(decoder_after(tokenizer, plan.tokens), plan.stop)
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self._tops: list[TopLogprobs] = []
+        self._met_stop_token = False
+        self._cancelled = False
+        # Of the reader and the pool: the state after `read` tokens, which has room for `room`; the
+        # one after the prompt, where it may be needed again; how many steps were dispatched; and the
+        # number that the user's own way of drawing has in the engine.
+        self.state, self.read, self.room = state, read, 0
+        self.after_prompt: AnyState | None = None
+        self.dispatched = 0
+        self.method = -1
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "unfinished"
+        return (
+            f"Request({self.number}: {len(self.plan.tokens)} + {len(self._tokens)} tokens, {state})"
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        ended = False
+        while not ended:
+            with self._engine.changed:
+                ended, count = self.ended, len(self._tokens)
+                piece = self._text.take(ended)
+            if piece:
+                yield piece
+            if not ended:
+                self._engine.wait_for(self, count)
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes."""
+        return self.finish_reason is not None
+
+    @property
+    def stopped_by_string(self) -> bool:
+        """Whether a stop string ended the text, so that its state has read on."""
+        return self._text.stopped
+
+    @property
+    def unread(self) -> int:
+        """How many tokens are to be read before the first draw: all but the last one."""
+        return max(len(self.plan.tokens) - 1 - self.read, 0)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are so far."""
+        return len(self._tokens)
+
+    @property
+    def num_drawn(self) -> int:
+        """How many tokens were drawn, a stop token included."""
+        return len(self._tokens) + self._met_stop_token
+
+    def result(self) -> Sample:
+        """What was written, once it has ended; a cancelled request has what it had until then.
+
+        Raises:
+          ValueError: the logits are NaN or infinite, or a user's method drew what is no token.
+        """
+        while not self.ended:
+            self._engine.wait_for(self, None)
+        if self.error is not None:
+            raise self.error
+        return self.sample()
+
+    def sample(self) -> Sample:
+        """What has been written so far."""
+        with self._engine.changed:
+            count = self._text.num_tokens()
+            tops = self._tops[:count] if self.plan.logprobs else None
+            return Sample(
+                self._text.text,
+                self._tokens[:count],
+                self._logprobs[:count],
+                self.finish_reason,
+                tops,
+            )
+
+    def cancel(self) -> bool:
+        """Ends the request, which keeps what it has; others go on undisturbed.
+
+        Returns:
+          Whether it had not ended of itself.
+
+        Raises:
+          ValueError: it was cancelled before.
+        """
+        with self._engine.changed:
+            if self._cancelled:
+                raise ValueError(f"request {self.number} was cancelled before")
+            self._cancelled = True
+            return not self.ended
+
+    def context(self) -> Context:
+        """Prompt and text, to go on from; stop tokens and stop strings are not part of it.
+
+        Raises:
+          ValueError: the request has not ended, or was not submitted with `keep_context`.
+        """
+        return self._engine.context_of(self)
+
+    def overdue(self, now: float) -> str | None:
+        """Why the request should end before its text does; None if it should not."""
+        if self._cancelled:
+            return "cancelled"
+        late = self.plan.deadline is not None and now >= self.plan.deadline
+        return "deadline" if late else None
+
+    def add(
+        self, tokens: Sequence[int], logprobs: Sequence[float], tops: Sequence[TopLogprobs] | None
+    ) -> None:
+        """Takes what was drawn next: it may hold a stop token, after which nothing counts."""
+        for i, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+            if token in self.plan.stop_ids:
+                self._met_stop_token = True
+                self.end("stop")
+                return
+            self._tokens.append(token)
+            self._logprobs.append(logprob)
+            if tops is not None:
+                self._tops.append(tops[i][: self.plan.logprobs])
+            self._text.add(token)
+            if self._text.stopped or len(self._tokens) == self.plan.max_new_tokens:
+                self.end("length")
+                return
+
+    def check(self, tokens: np.ndarray, logprobs: np.ndarray, vocab_size: int, dtype: Any) -> None:
+        """Raises ValueError where what was drawn is no token, or came of no numbers."""
+        if (tokens >= vocab_size).any():
+            raise ValueError(
+                f"a sampling method drew a token outside the vocabulary; ids are 0 to "
+                f"{vocab_size - 1}"
+            )
+        check_finite(logprobs, dtype)
+
+    def end(self, reason: str) -> None:
+        """Nothing more comes, for `reason` if not for a stop string."""
+        self._text.finish()
+        self.finish_reason = "stop" if self._text.stopped else reason
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more comes, because of an error."""
+        self.error = error
+        self._text.finish()
+        self.finish_reason = "error"
+
+
+def decoder_after(tokenizer: Tokenizer | None, text: Sequence[int]) -> StreamDecoder | None:
+    """A decoder that goes on after the tokens of `text`; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    decoder = StreamDecoder(tokenizer)
+    # A space at the beginning of a text may be the vocabulary's own; after a prompt it is real.
+    # And a prompt may end within a character, of which no more than four tokens are bytes.
+    decoder.push(text[-4:])
+    return decoder

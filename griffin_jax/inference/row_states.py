@@ -1,0 +1,99 @@
+"""States of single texts: a state of one row is a value, which nothing overwrites.
+
+A text is read in a state of its own, so that texts at any place can be read in one call, a state
+can be kept for other texts to go on from, and none but the reader needs to know of batches.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from griffin_jax.devices import replicate
+from griffin_jax.inference import prefill
+from griffin_jax.models import Griffin
+from griffin_jax.models.stack import AnyState, StackedState
+from griffin_jax.sharding import jit_on_mesh
+from griffin_jax.sharding.layouts import constrain_state
+
+
+def per_row(function: Callable[..., jax.Array], *states: AnyState) -> AnyState:
+    """`function(axis, *leaves)` of the leaves of states of one structure; rows lie along `axis`."""
+
+    def along(axis):
+        return functools.partial(jax.tree.map, functools.partial(function, axis))
+
+    first = states[0]
+    if not isinstance(first, StackedState):
+        return along(0)(*states)
+    return first.replace(
+        position=along(0)(*(state.position for state in states)),
+        groups=along(1)(*(state.groups for state in states)),
+        rest=along(0)(*(state.rest for state in states)),
+    )
+
+
+def fresh_row(model: Griffin, params: dict, tokens: int) -> AnyState:
+    """The state of one row before the first token; arguments as for `prefill.fresh_state`."""
+    rows = prefill.batch_size_for(1, params)
+    state = prefill.fresh_state(model, params, rows, tokens)
+    return state if rows == 1 else _first(state)
+
+
+@jit_on_mesh
+def _first(state):
+    return constrain_state(per_row(lambda axis, x: jax.lax.slice_in_dim(x, 0, 1, axis=axis), state))
+
+
+def read_rows(
+    model: Griffin,
+    params: dict,
+    states: Sequence[AnyState],
+    chunks: Sequence[Sequence[int]],
+    length: int,
+) -> tuple[list[AnyState], jax.Array]:
+    """Reads some tokens of each of a few texts, in one call.
+
+    Args:
+      model: The model.
+      params: Its parameters.
+      states: Of one row each, with equal numbers of slots.
+      chunks: The tokens of each, `length` at most.
+      length: Of the call, of which there are few, as each is compiled.
+
+    Returns:
+      The states after, and a number that is there once they are.
+    """
+    count = rows_of_a_call(len(states), params)
+    tokens, lengths = prefill.pad(chunks, count, 0, length)
+    joined = (*states, *[states[0]] * (count - len(states)))
+    after, done = _read(model, params, joined, *prefill.put_chunk(params, tokens, lengths))
+    return list(after[: len(states)]), done
+
+
+def rows_of_a_call(texts: int, params: dict) -> int:
+    """The batch size in which so many texts are read: one of few, a power of four."""
+    power = 4 ** -(-max(texts - 1, 0).bit_length() // 2)
+    return prefill.batch_size_for(power, params)
+
+
+@functools.partial(jit_on_mesh, static_argnames="model")
+def _read(model, params, states, tokens, lengths):
+    """The states, of one row each, after tokens int32[B, T]; `lengths` int32[B] of them are real."""
+    state = per_row(lambda axis, *parts: jnp.concatenate(parts, axis=axis), *states)
+    _, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
+    state = constrain_state(state)
+    after = tuple(
+        constrain_state(
+            per_row(lambda axis, x, i=i: jax.lax.slice_in_dim(x, i, i + 1, axis=axis), state)
+        )
+        for i in range(len(states))
+    )
+    return after, replicate(jnp.sum(lengths))
+
+
+def nbytes(state: AnyState) -> int:
+    """Bytes of all arrays of a state."""
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

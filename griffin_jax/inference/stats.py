@@ -1,0 +1,52 @@
+"""What an engine has done, in numbers."""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class EngineStats:
+    """Counts since the engine was made.
+
+    Attributes:
+      submitted: Requests that came.
+      ended: Requests that have ended, by `finish_reason`.
+      alone_tokens: Tokens of all texts, which would be read if each were read by itself.
+      read_tokens: Tokens that were read before the first draw.
+      padded_tokens: The same with the padding that calls of fixed lengths add.
+      read_calls: Calls that read them.
+      drawn_tokens: Tokens that were drawn and kept.
+      bursts: Calls that drew.
+      steps: Steps that were asked for in them.
+      row_steps: The same times the rows of the pool, which is what the device computes.
+      host_seconds: What the engine's own turns took on the host.
+      wait_seconds: For how long they waited for the device.
+    """
+
+    submitted: int = 0
+    ended: dict[str, int] = dataclasses.field(default_factory=dict)
+    alone_tokens: int = 0
+    read_tokens: int = 0
+    padded_tokens: int = 0
+    read_calls: int = 0
+    drawn_tokens: int = 0
+    bursts: int = 0
+    steps: int = 0
+    row_steps: int = 0
+    host_seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+    def count_read(self, tokens: int, padded: int) -> None:
+        """Counts one call over so many tokens, with and without its padding."""
+        self.read_calls += 1
+        self.read_tokens += tokens
+        self.padded_tokens += padded
+
+    def count_burst(self, steps: int, rows: int) -> None:
+        """Counts one burst of so many steps over so many rows."""
+        self.bursts += 1
+        self.steps += steps
+        self.row_steps += steps * rows
+
+    def count_end(self, reason: str) -> None:
+        """Counts a request that has ended."""
+        self.ended[reason] = self.ended.get(reason, 0) + 1
