@@ -1,7 +1,7 @@
 """What a user says about how the next token is drawn."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax

@@ -140,7 +140,7 @@ def test_rows_of_all_settings_draw_together_what_each_draws_alone(monkeypatch):
     together, _ = _choose(logits, keys, settings(*configs), Needs(True, True, True), counts=counts)
     for i, config in enumerate(configs):
         one = slice(i, i + 1)
-        alone, _ = choose(
+        alone, _ = _choose(
             logits[one], keys[one], settings(config), needs_of(config), counts=counts[one]
         )
         assert alone[0] == together[i], config
