@@ -18,7 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from griffin_jax.evaluation import model as models
-from griffin_jax.inference import SamplingConfig, score
+from griffin_jax.inference import PrefixCache, SamplingConfig, score
 from griffin_jax.inference.forking import Work
 from griffin_jax.inference.sampling import FIELDS
 from griffin_jax.language_model import LanguageModel
@@ -27,6 +27,8 @@ from griffin_jax.tokenizer import END_OF_TURN
 log = logging.getLogger(__name__)
 
 _DRAWING = tuple(name for name in FIELDS if name != "temperature")
+# Of states that prompts have in common; those of one task's prompts are few.
+_CACHE_BYTES = 2**30
 # Of transformers' `generate`, without meaning here.
 _IGNORED = ("do_sample", "use_cache", "pad_token_id", "eos_token_id", "seed", "is_gsm8k")
 
@@ -233,9 +235,12 @@ class GriffinLM(TemplateLM):
         """What the model writes for each of the plans, arguments of `Engine.submit`."""
         texts = [""] * len(plans)
         slots = min(self._batch_size, max(len(plans), 1))
+        cache = PrefixCache(_CACHE_BYTES, exact=False) if self._fork else None
         with (
             tqdm(total=len(plans), desc="texts", disable=disable_tqdm) as bar,
-            self.lm.engine(slots=slots, seconds=None, fill_first=True) as engine,
+            self.lm.engine(
+                slots=slots, seconds=None, fill_first=True, prefix_cache=cache
+            ) as engine,
         ):
             # Texts that begin alike come one after another.
             order = sorted(range(len(plans)), key=lambda i: plans[i]["prompt"])

@@ -3,6 +3,7 @@
 from griffin_jax.inference.chat import Chat
 from griffin_jax.inference.context import Context
 from griffin_jax.inference.engine import Engine, EngineClosed, EngineFull
+from griffin_jax.inference.prefix_cache import PrefixCache
 from griffin_jax.inference.request import Request, Sample
 from griffin_jax.inference.sampling import SamplingConfig, SamplingMethod
 from griffin_jax.inference.scoring import score
@@ -13,6 +14,7 @@ __all__ = [
     "Engine",
     "EngineClosed",
     "EngineFull",
+    "PrefixCache",
     "Request",
     "Sample",
     "SamplingConfig",

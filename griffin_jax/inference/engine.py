@@ -24,6 +24,7 @@ from griffin_jax.inference import prefill
 from griffin_jax.inference.context import Context
 from griffin_jax.inference.plan import make_plan
 from griffin_jax.inference.pool import Burst, Pool
+from griffin_jax.inference.prefix_cache import PrefixCache
 from griffin_jax.inference.reader import Reader
 from griffin_jax.inference.request import Request
 from griffin_jax.inference.row_states import read_rows
@@ -71,6 +72,7 @@ class Engine:
         burst: int = BURST,
         seconds: float | None = STREAM_SECONDS,
         fill_first: bool = False,
+        prefix_cache: PrefixCache | None = None,
     ):
         """Makes an engine that has no rows yet.
 
@@ -86,9 +88,10 @@ class Engine:
             bursts of `burst` steps, which is the faster way where nobody reads along.
           fill_first: Draw only once every slot is taken, or nothing waits: the faster way where all
             requests are there from the beginning.
+          prefix_cache: Reads once what prompts have in common; None reads each by itself.
 
         Raises:
-          ValueError: `slots`, `waiting` or `burst` is out of its range.
+          ValueError: the cache belongs to another model, or `slots`, `waiting` or `burst` is out of its range.
         """
         for name, value, least in (
             ("slots", slots, 1),
@@ -105,7 +108,11 @@ class Engine:
         # Several processes must dispatch the same programs, which no clock may decide.
         seconds = seconds if jax.process_count() == 1 else None
         self._pool = Pool(self.model, params, self.stats, slots, burst, seconds)
-        self._reader = Reader(self.model, params, self.stats)
+        self._pool.keeps_states = prefix_cache is not None and not prefix_cache.exact
+        if prefix_cache is not None:
+            prefix_cache.bind(params)
+        self._cache = prefix_cache
+        self._reader = Reader(self.model, params, self.stats, prefix_cache)
         self._waiting: list[tuple[int, int, Request]] = []
         self._most_waiting = waiting
         self._fill_first = fill_first
@@ -343,11 +350,20 @@ class Engine:
             with self.changed:
                 for request in self._pool.give(arriving, drawn):
                     self.stats.count_end(request.finish_reason)
+                    self._keep_turn_end(request)
                 self.changed.notify_all()
             return
         waiting = time.monotonic()
         jax.block_until_ready(arriving)
         self.stats.wait_seconds += time.monotonic() - waiting
+
+    def _keep_turn_end(self, request):
+        """Has the cache keep the state after a text that has come to its own end."""
+        if self._pool.keeps_states and request.error is None and not request.stopped_by_string:
+            context = self.context_of(request)
+            self._cache.store(context.tokens[: context.read], context.state)
+        if not request.plan.keeps_context:
+            request.state = None
 
     def _end_overdue(self, now):
         """Ends the requests that were cancelled, or whose deadline is over."""
@@ -383,6 +399,8 @@ class Engine:
             request.state = None
         if request in self._pool.active:
             self._pool.release(request)
+        if not request.plan.keeps_context:
+            request.state = None
         request.end(reason)
         self.stats.count_end(request.finish_reason)
         self.changed.notify_all()

@@ -45,6 +45,7 @@ class Pool:
     Attributes:
       slots: How many rows there are at most.
       requests: The request of each row; None where a row is free.
+      keeps_states: Whether a request keeps the state of its row when it leaves, asked for or not.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Pool:
         seconds: float | None,
     ):
         self.slots = slots
+        self.keeps_states = False
         self.requests: list[Request | None] = []
         self.methods: list[SamplingMethod] = []
         self._model, self._params, self._stats = model, params, stats
@@ -181,7 +183,7 @@ class Pool:
     def release(self, request: Request) -> None:
         """Frees the row of a request; what the device still draws there is dropped."""
         slot = self.requests.index(request)
-        if request.plan.keeps_context:
+        if request.plan.keeps_context or self.keeps_states:
             request.state = leave.on(self._mesh, self._rows.state, np.int32(slot))
         self.requests[slot] = None
 

@@ -5,11 +5,33 @@ from collections.abc import Sequence
 import jax
 
 from griffin_jax.inference import prefill
+from griffin_jax.inference.prefix_cache import PrefixCache
 from griffin_jax.inference.request import Request
 from griffin_jax.inference.row_states import fresh_row, read_rows
 from griffin_jax.inference.stats import EngineStats
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
+
+
+def next_chunk(position: int, remaining: int, every: int | None) -> tuple[int, int]:
+    """How many tokens the next call reads of a text, and the length of that call.
+
+    Args:
+      position: How many tokens of the text have been read.
+      remaining: How many there are to read, at least one.
+      every: None for the fewest calls. Otherwise calls end at absolute positions: at multiples of
+        `every` as long as the text lasts, then at those of shorter calls, so that two texts that
+        begin alike are read by the same calls as far as those positions.
+    """
+    if every is None:
+        length = prefill.chunk_lengths(remaining, 1)[0]
+        return min(remaining, length), length
+    remaining = min(remaining, every - position % every)
+    for length in sorted(c for c in prefill.CHUNKS if c <= max(every, min(prefill.CHUNKS)))[::-1]:
+        count = min(remaining, length - position % length)
+        if length < 2 * count:
+            break
+    return count, length
 
 
 class Reader:
@@ -22,9 +44,10 @@ class Reader:
       requests: Those that are being read, in the order in which they came.
     """
 
-    def __init__(self, model: Griffin, params: dict, stats: EngineStats):
+    def __init__(self, model: Griffin, params: dict, stats: EngineStats, cache: PrefixCache | None):
         self.requests: list[Request] = []
         self._model, self._params, self._stats = model, params, stats
+        self._cache = cache
         self._fresh: dict[int | None, AnyState] = {}
         self._turn = 0
         # Short calls of several texts together cost an accelerator little more than one, and a mesh
@@ -37,6 +60,11 @@ class Reader:
         if request.state is None:
             request.room = min(len(request.plan.tokens), max(prefill.CHUNKS))
             request.state = self._fresh_row(request.room)
+            if self._cache is not None:
+                request.shares = True
+                self._look_up(request)
+                most = len(request.plan.tokens) - 1
+                self._cache.count(request.plan.tokens, most, request.cached_tokens > 0)
         else:
             request.room = prefill.slots_of(request.state)
         self.requests.append(request)
@@ -60,6 +88,7 @@ class Reader:
         for (request, count), state in zip(batch, after, strict=True):
             request.state, request.room = state, room
             request.read += count
+            self._keep(request)
         return done
 
     def take_ready(self) -> list[Request]:
@@ -72,23 +101,58 @@ class Reader:
         """Texts to be read in one call, with how many tokens of each, and the call's length."""
         self._turn += 1
         first = unread[0] if self._turn % 2 else min(unread, key=lambda r: r.unread)
-        _, length = _next_chunk(first)
-        most = max(self._tokens_per_call // length, self._least)
-        batch = []
+        batch, length, most, beginnings = [], None, 0, set()
         for request in [first, *(r for r in unread if r is not first)]:
-            count, own = _next_chunk(request)
-            if own == length and len(batch) < most:
-                batch.append((request, count))
+            if request.shares:
+                self._look_up(request)
+            if not request.unread:
+                continue
+            count, own = self._next_chunk(request)
+            if length is None:
+                length, most = own, max(self._tokens_per_call // own, self._least)
+            if own != length or len(batch) == most:
+                continue
+            if request.shares:
+                # What two texts have in common is read once: the other finds it in its next turn.
+                beginning = request.plan.tokens[: request.read + count]
+                if beginning in beginnings:
+                    continue
+                beginnings.add(beginning)
+            batch.append((request, count))
+            if len(batch) == most:
+                break
         return batch, length
+
+    def _next_chunk(self, request):
+        if self._cache is None:
+            return next_chunk(request.read, request.unread, None)
+        whole = len(request.plan.tokens) - 1
+        if request.shares and (request.cut is None or request.cut <= request.read):
+            cut = self._cache.cut(request.plan.tokens, request.read, whole)
+            request.cut = cut if cut < whole else None
+        until = whole if request.cut is None else request.cut
+        return next_chunk(request.read, until - request.read, self._cache.every)
+
+    def _look_up(self, request):
+        """Goes on from what the cache knows of a request's text, where that is more than was read."""
+        tokens = request.plan.tokens
+        found = self._cache.find(tokens, len(tokens) - 1, request.read)
+        if found is not None:
+            length, request.state = found
+            self._stats.cached_tokens += length - request.read
+            request.cached_tokens += length - request.read
+            request.read, request.room = length, prefill.slots_of(request.state)
+
+    def _keep(self, request):
+        """Keeps the state of a text that has been read so far, if it is one to be kept."""
+        if not request.shares:
+            return
+        at_end = not request.unread and not self._cache.exact
+        if at_end or request.read % self._cache.every == 0 or request.read == request.cut:
+            self._cache.store(request.plan.tokens[: request.read], request.state)
 
     def _fresh_row(self, tokens):
         capacity = prefill.capacity_for(self._model.config, tokens)
         if capacity not in self._fresh:
             self._fresh[capacity] = fresh_row(self._model, self._params, tokens)
         return self._fresh[capacity]
-
-
-def _next_chunk(request):
-    """How many tokens the next call reads of a text, and the length of that call."""
-    length = prefill.chunk_lengths(request.unread, 1)[0]
-    return min(request.unread, length), length

@@ -62,6 +62,7 @@ class Request:
     Attributes:
       number: How many requests the engine had before.
       plan: What was asked for.
+      cached_tokens: How many tokens of the text did not have to be read, as the cache knew them.
       finish_reason: As of `Sample`; None until it has ended.
       error: What made it fail; None if nothing has.
     """
@@ -93,6 +94,10 @@ class Request:
         self.state, self.read, self.room = state, read, 0
         self.after_prompt: AnyState | None = None
         self.dispatched = 0
+        # Of the prefix cache: whether it may know the text, how many tokens it knew, and where the
+        # text is read up to next to keep a state.
+        self.shares, self.cached_tokens = False, 0
+        self.cut: int | None = None
         self.method = -1
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ class EngineStats:
       read_tokens: Tokens that were read before the first draw.
       padded_tokens: The same with the padding that calls of fixed lengths add.
       read_calls: Calls that read them.
+      cached_tokens: Tokens that did not have to be read, as the prefix cache knew them.
       drawn_tokens: Tokens that were drawn and kept.
       bursts: Calls that drew.
       steps: Steps that were asked for in them.
@@ -28,6 +29,7 @@ class EngineStats:
     read_tokens: int = 0
     padded_tokens: int = 0
     read_calls: int = 0
+    cached_tokens: int = 0
     drawn_tokens: int = 0
     bursts: int = 0
     steps: int = 0
