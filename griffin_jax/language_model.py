@@ -26,7 +26,10 @@ from griffin_jax.inference import (
     SamplingConfig,
     SamplingMethod,
 )
+from griffin_jax.inference.context import load_context, save_context
 from griffin_jax.inference.decode import row_keys
+from griffin_jax.inference.fingerprint import fingerprint
+from griffin_jax.inference.row_states import put_row
 from griffin_jax.kernels.dense_matmul import has_bfloat16
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import (
@@ -43,6 +46,7 @@ from griffin_jax.quantization import dequantize as unpack
 from griffin_jax.sharding import (
     check_batch,
     check_config,
+    is_first,
     jit_on_mesh,
     mesh_of,
     to_host,
@@ -260,6 +264,35 @@ class LanguageModel:
             request = engine.submit(text, 0, keep_context=True, name="text")
             engine.run()
             return request.context()
+
+    def save_context(self, context: Context, file: str | Path) -> None:
+        """Writes a context into a file, with a fingerprint of this model's weights.
+
+        Raises:
+          OutputError: (an OSError) the file cannot be written.
+        """
+        inputs.check_type("context", context, Context, "of LanguageModel.read or Request.context")
+        mark = self._fingerprint
+        context = dataclasses.replace(context, state=to_host(context.state))
+        if is_first():
+            save_context(context, file, mark)
+
+    def load_context(self, file: str | Path) -> Context:
+        """A context that `save_context` has written, in whatever process and on whatever device.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          CheckpointError: (a ValueError) the file is no context, is damaged, or was written by a
+            model of other weights.
+        """
+        context = load_context(
+            file, self.config, self.dtype, self._fingerprint, is_stacked(self.params)
+        )
+        return dataclasses.replace(context, state=put_row(self.params, context.state))
+
+    @functools.cached_property
+    def _fingerprint(self):
+        return fingerprint(self.config, self.params)
 
     def score(
         self, pairs: Sequence[tuple[Prompt, Prompt]], batch_size: int = 16

@@ -1,8 +1,28 @@
 """A text that has been read, as a value: to go on from, to fork, to save and to load."""
 
 import dataclasses
+import json
+import zlib
+from pathlib import Path
 
-from griffin_jax.models.stack import AnyState
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.typing import DTypeLike
+
+from griffin_jax import paths
+from griffin_jax.checkpoints.shards import read_header, read_tensor
+from griffin_jax.config import GriffinConfig
+from griffin_jax.errors import CheckpointError
+from griffin_jax.files import new_file
+from griffin_jax.models import State, init_state
+from griffin_jax.models.stack import AnyState, StackedState, stack_state, unstack_state
+from griffin_jax.paths import AnyPath
+from griffin_jax.sharding.layouts import tree_path
+
+_FORMAT = "griffin_jax context"
+VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,3 +39,108 @@ class Context:
     state: AnyState
     tokens: tuple[int, ...]
     read: int
+
+
+def save_context(context: Context, path: AnyPath, fingerprint: str) -> None:
+    """Writes a context into a safetensors file: its tokens, and the state layer by layer.
+
+    Args:
+      context: The context.
+      path: The file, which appears when it is complete.
+      fingerprint: Of the model's weights.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+    state = context.state
+    state = jax.device_get(unstack_state(state) if isinstance(state, StackedState) else state)
+    tensors = {f"state/{name}": np.asarray(leaf) for name, leaf in _named(state)}
+    tensors["tokens"] = np.array(context.tokens, np.int32)
+    facts = {"format": _FORMAT, "version": VERSION, "read": context.read}
+    facts |= {"fingerprint": fingerprint, "checksum": _checksum(tensors)}
+    metadata = {name: json.dumps(value) for name, value in facts.items()}
+    with new_file(path) as file:
+        file.write(safetensors.numpy.save(tensors, metadata))
+
+
+def load_context(
+    path: AnyPath, config: GriffinConfig, dtype: DTypeLike, fingerprint: str, stacked: bool
+) -> Context:
+    """Reads what `save_context` has written; the arrays of its state are on the host.
+
+    Args:
+      path: The file.
+      config: The model's shape.
+      dtype: Of its activations.
+      fingerprint: Of its weights.
+      stacked: Whether its layers are.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      CheckpointError: the file is no context, is damaged, or belongs to other weights.
+    """
+    file = paths.resolve(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no context at {path}")
+    facts, tensors = _read(file)
+    if facts["version"] != VERSION:
+        raise CheckpointError(
+            f"{path} is a context of version {facts['version']}; this release reads {VERSION}"
+        )
+    if facts["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{path} was written by a model of other weights; load it with the model that wrote it"
+        )
+    if facts["checksum"] != _checksum(tensors):
+        raise CheckpointError(f"{path} is damaged: its numbers are not those that were written")
+    tokens = tuple(tensors.pop("tokens").tolist())
+    state = _state_of(path, config, dtype, tensors)
+    return Context(stack_state(config, state) if stacked else state, tokens, facts["read"])
+
+
+def _state_of(path, config, dtype, tensors):
+    """The state whose arrays are `tensors`, by their names."""
+    slots = next((x.shape[1] for name, x in tensors.items() if name.endswith("/keys")), 1)
+    shape = jax.eval_shape(lambda: init_state(config, 1, dtype, slots))
+    wanted = {f"state/{name}": leaf for name, leaf in _named(shape)}
+    for name, leaf in wanted.items():
+        found = tensors.get(name)
+        if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            is_there = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
+            raise CheckpointError(
+                f"{path}: {name} is {is_there}, and this model's is {leaf.dtype}{list(leaf.shape)}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(shape), [tensors[name] for name in wanted])
+
+
+def _named(state: State) -> list[tuple[str, jax.Array]]:
+    """The arrays of a state with their names, such as blocks/2/keys."""
+    named = [("position", state.position)]
+    for number, block in enumerate(state.blocks):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(block):
+            named.append((f"blocks/{number}/{tree_path(path)}", leaf))
+    return named
+
+
+def _read(file: Path):
+    """The metadata of a file, and its tensors."""
+    try:
+        with safetensors.safe_open(file, "np") as opened:
+            metadata = opened.metadata() or {}
+        facts = {name: json.loads(metadata[name]) for name in ("format", "version", "read")}
+        facts |= {name: json.loads(metadata[name]) for name in ("fingerprint", "checksum")}
+    except KeyError:
+        raise CheckpointError(
+            f"{file} is no context: LanguageModel.save_context writes them"
+        ) from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{file} is no context, or damaged: {error}") from None
+    # Copies, so that the file may go.
+    return facts, {name: np.array(read_tensor(info)) for name, info in read_header(file).items()}
+
+
+def _checksum(tensors):
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(np.ascontiguousarray(tensors[name]).view(np.uint8).tobytes(), total)
+    return total

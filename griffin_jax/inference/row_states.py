@@ -15,7 +15,7 @@ from griffin_jax.devices import replicate
 from griffin_jax.inference import prefill
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState, StackedState
-from griffin_jax.sharding import jit_on_mesh
+from griffin_jax.sharding import jit_on_mesh, mesh_of
 from griffin_jax.sharding.layouts import constrain_state
 
 
@@ -45,6 +45,19 @@ def fresh_row(model: Griffin, params: dict, tokens: int) -> AnyState:
 @jit_on_mesh
 def _first(state):
     return constrain_state(per_row(lambda axis, x: jax.lax.slice_in_dim(x, 0, 1, axis=axis), state))
+
+
+def put_row(params: dict, state: AnyState) -> AnyState:
+    """A state of one row whose arrays are on the host, beside the parameters."""
+    mesh = mesh_of(params)
+    if mesh is None:
+        return jax.device_put(state, prefill.home(params))
+    return _placed.on(mesh, state)
+
+
+@jit_on_mesh
+def _placed(state):
+    return constrain_state(state)
 
 
 def read_rows(

@@ -572,7 +572,11 @@ def test_what_the_device_raises_ends_all_requests_and_is_told(lm, monkeypatch):
         ([5], {"seed": -1}, "seed must be"),
         ([5], {"seed": 2**32}, "seed must be"),
         ([5], {"seed": 0.5}, "seed must be"),
-        ([5], {"logprobs": 21}, "logprobs must be a whole number of at least 0 and at most 20, got 21"),
+        (
+            [5],
+            {"logprobs": 21},
+            "logprobs must be a whole number of at least 0 and at most 20, got 21",
+        ),
         ([5], {"deadline": 0}, "deadline must be a number above 0"),
         ([5], {"logit_bias": {261: 1.0}}, "logit_bias names token 261; ids are 0 to 260"),
         ([5], {"logit_bias": {5: float("nan")}}, r"logit_bias\[5\] must be a number, got nan"),
