@@ -10,6 +10,7 @@ import pytest
 
 import griffin_jax
 from griffin_jax import inputs
+from griffin_jax.inference.reader import Reader
 from griffin_jax.models import init_state
 from griffin_jax.models.stack import stack_state
 from griffin_jax.quantization import QuantizedTensor
@@ -144,7 +145,7 @@ def test_a_small_temperature_that_counts_draws_the_most_likely_token():
 
 def test_no_new_tokens_cost_no_work(monkeypatch):
     lm = language_model()
-    monkeypatch.setattr(griffin_jax.LanguageModel, "sampler", lambda self: 1 / 0)
+    monkeypatch.setattr(Reader, "add", lambda self, request: 1 / 0)
     (sample,) = lm.sample(["x"], max_new_tokens=0)
     assert (sample.text, sample.tokens, sample.finish_reason) == ("", [], "length")
     assert list(lm.stream("x", max_new_tokens=0)) == []

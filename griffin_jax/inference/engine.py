@@ -199,7 +199,10 @@ class Engine:
             request.method = self._method(plan.method)
             self.stats.submitted += 1
             self.stats.alone_tokens += len(plan.tokens) - 1
-            heapq.heappush(self._waiting, (-priority, request.number, request))
+            if plan.max_new_tokens or keep_context:
+                heapq.heappush(self._waiting, (-plan.priority, request.number, request))
+            else:  # which costs no work
+                self._end(request, "length")
             self.changed.notify_all()
         return request
 
