@@ -19,7 +19,7 @@ from griffin_jax.files import new_file
 from griffin_jax.models import State, init_state
 from griffin_jax.models.stack import AnyState, StackedState, stack_state, unstack_state
 from griffin_jax.paths import AnyPath
-from griffin_jax.sharding.layouts import tree_path
+from griffin_jax.sharding.trees import tree_path
 
 _FORMAT = "griffin_jax context"
 VERSION = 1

@@ -12,7 +12,7 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import replicate
 from griffin_jax.models.stack import GROUPS
 from griffin_jax.sharding import jit_on_mesh
-from griffin_jax.sharding.layouts import tree_path
+from griffin_jax.sharding.trees import tree_path
 
 _PLACES = 8  # along each dimension
 

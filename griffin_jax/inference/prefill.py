@@ -161,10 +161,10 @@ def with_room(model: Griffin, state: AnyState, tokens: int) -> AnyState:
 
 
 def slots_of(state: AnyState) -> int:
-    """How many slots the attention rings of a state have; 0 where there is no attention."""
+    """How many tokens those of a state's blocks have room for that grow; 0 where none does."""
     stacked = isinstance(state, StackedState)
     blocks = (*state.groups, *state.rest) if stacked else state.blocks
-    return next((b.keys.shape[-3] for b in blocks if isinstance(b, AttentionState)), 0)
+    return next((n for block in blocks if (n := block.slots()) is not None), 0)
 
 
 def capacity_for(config: GriffinConfig, tokens: int) -> int | None:
