@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command, outputs
+from experiments import command, outputs, processes
 
 _CONFIG = command.define_config("evaluate", "eval_quality.py")
 _OUTPUT = flags.DEFINE_string("output", "runs/evaluation", "Folder for results and kept answers.")
@@ -36,7 +36,8 @@ def main() -> None:
     import jax
 
     from griffin_jax.evaluation import harness, model, report, run, suites
-    from griffin_jax.files import write_json
+    from griffin_jax.files import claim, write_json
+    from griffin_jax.paths import make_folder
     from griffin_jax.sharding import is_first
 
     # After the imports: huggingface_hub sets its own level.
@@ -58,6 +59,8 @@ def main() -> None:
         only_named=bool(config.tasks),
     )
     model.check_tokenizer(config.checkpoint)
+    if processes.is_first():
+        claim(make_folder(folder) / f"{name}.json")
     runs, reasons = run.prepare(rows, options)
     for reason in reasons.values():
         note(f"left out: {reason}")

@@ -70,8 +70,10 @@ def read(path: Path) -> dict:
     Raises:
       ValueError: it is none.
     """
+    from griffin_jax.text_files import TextFile
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(TextFile(path).text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = content.get("kind") if isinstance(content, dict) else None

@@ -122,6 +122,8 @@ def save_adapter(
     Raises:
       CheckpointError: the folder holds something, or nothing tells what the base is.
     """
+    if base and base != BUNDLED and (there := paths.resolve(base)).is_dir():
+        base = str(there)  # PEFT expands nothing, and may look from another folder
     leaves = _flat(to_host(adapter), sep="/")
     architecture = _architecture(leaves, base, model)
     with staged_folder(folder, replace) as partial:
