@@ -7,7 +7,8 @@ versions.check()  # Before what would fail under a JAX that is too old.
 from griffin_jax.compilation_cache import enable_compilation_cache
 from griffin_jax.config import GriffinConfig, preset
 from griffin_jax.inference import Chat, Sample, SamplingConfig
-from griffin_jax.language_model import LanguageModel, dequantize, load, quantize, save
+from griffin_jax.language_model import LanguageModel
+from griffin_jax.loading import dequantize, load, quantize, save
 from griffin_jax.models import Griffin, State, init_state
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import make_mesh

@@ -5,17 +5,15 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from griffin_jax import checkpoints, inference, inputs
-from griffin_jax.checkpoints.huggingface_config import model_type
+from griffin_jax import inference, inputs
 from griffin_jax.config import GriffinConfig, check_dtype
 from griffin_jax.fields import check_value
 from griffin_jax.inference import (
@@ -30,32 +28,23 @@ from griffin_jax.inference.context import load_context, save_context
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.inference.fingerprint import fingerprint
 from griffin_jax.inference.row_states import put_row
-from griffin_jax.kernels.dense_matmul import has_bfloat16
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import (
     Griffin,
     State,
-    abstract_params,
     is_stacked,
-    param_shardings,
-    prepare_params,
-    unstack_params,
 )
-from griffin_jax.quantization import QuantizationConfig, QuantizedTensor
-from griffin_jax.quantization import dequantize as unpack
+from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import (
     check_batch,
-    check_config,
     is_first,
     jit_on_mesh,
     mesh_of,
     to_host,
 )
-from griffin_jax.tokenizer import Tokenizer, find_tokenizer
+from griffin_jax.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-
-_QUANTIZATION = "a QuantizationConfig, such as griffin_jax.QuantizationConfig()"
 
 
 @functools.partial(
@@ -349,163 +338,3 @@ def _apply(model, params, tokens, state, lengths, positions, last_only):
         return model.logits(jnp.take_along_axis(x, last[:, None, None], axis=1))[:, 0], after
 
     return nn.apply(run, model)({"params": params})
-
-
-def load(
-    path: str | Path,
-    *,
-    quantization: QuantizationConfig | None = None,
-    dtype: DTypeLike | None = None,
-    stack_layers: bool | None = None,
-    allow_nan: bool = False,
-    mesh: jax.sharding.Mesh | None = None,
-) -> LanguageModel:
-    """Loads a model and the tokenizer beside it.
-
-    Args:
-      path: "griffin-tiny", the model that comes with the package; or a folder in Hugging Face's
-        format, with a published DeepMind tree, or written by `save`; or a name on the Hub.
-      quantization: Pack linear weights to 4 bits, leaf by leaf on the way: as `quantize`, without
-        ever holding the whole model. A folder that is in 4 bits loads as it is without this.
-      dtype: Of activations, and of parameters outside of packed weights. Defaults to what
-        `QuantizationConfig.compute_dtype` says under 4 bits; otherwise to bfloat16 on accelerators
-        and to float32 on CPUs. By default, parameters stored in bfloat16 also stay in it on a CPU
-        that multiplies bfloat16: that halves their memory and the time of decoding, and products
-        with float32 activations are those of float32 parameters. bfloat16 is four times as fast
-        there at reading prompts.
-      stack_layers: Run the layers in a loop over groups, see `stack_params`, which compiles faster;
-        the result is the same. By default where it also runs as fast, as measured.
-      allow_nan: Go on where a weight holds NaN or infinity.
-      mesh: Of `griffin_jax.sharding.make_mesh`: the parameters go straight to where its table says,
-        however they were saved, and each process reads its part; whatever runs the model runs it
-        on the mesh. None: all of it on one device.
-
-    Raises:
-      FileNotFoundError: there is no such folder.
-      CheckpointError: (a ValueError) the folder has no weights, or damaged or unfitting ones, or is
-        in 4 bits already, otherwise than `quantization` says.
-      MeshError: (a ValueError) the mesh does not divide the model; the message says which would.
-      ValueError: layers to be stacked are not of one kind, the tokenizer is damaged or does not fit
-        the model, `dtype` is none that a model runs in, or a weight to be packed holds NaN or
-        infinity.
-    """
-    if quantization is not None:
-        inputs.check_type("quantization", quantization, QuantizationConfig, _QUANTIZATION)
-    if mesh is not None:
-        inputs.check_type("mesh", mesh, jax.sharding.Mesh, "of griffin_jax.sharding.make_mesh")
-    if dtype is not None:
-        check_dtype(dtype)
-    source = checkpoints.open_checkpoint(path)
-    if mesh is not None:
-        check_config(source.config, mesh)
-        # Which raises before anything is read.
-        param_shardings(source.config, abstract_params(source.config), mesh)
-    tokenizer = find_tokenizer(source.folder, source.config)
-    settings = quantization
-    if settings is None and source.quantization:
-        settings = QuantizationConfig.from_dict(source.quantization)
-    # Where products of float32 with bfloat16 lose neither time nor digits.
-    native = jax.default_backend() == "cpu" and has_bfloat16()
-    keep = jnp.bfloat16 if dtype is None and native else None
-    if settings is not None:
-        dtype = settings.compute_dtype(dtype)
-    elif dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    dtype = check_dtype(dtype)
-    checkpoint = checkpoints.load_checkpoint(
-        source,
-        dtype=dtype,
-        keep=keep,
-        quantization=quantization,
-        mesh=mesh,
-        allow_nan=allow_nan,
-    )
-    params = prepare_params(
-        source.config, checkpoint.params, mesh=mesh, stack_layers=stack_layers, consume=True
-    )
-    return LanguageModel(source.config, params, tokenizer, dtype, settings)
-
-
-def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageModel:
-    """The model with its linear weights in 4 bits, byte for byte as bitsandbytes packs them.
-
-    The embedding, the output head, gates, convolutions, norms and biases stay as they are, and so
-    does the model's dtype: `bnb_4bit_compute_dtype` is for those who load what `save` writes.
-
-    Args:
-      lm: The model, which is not changed.
-      quantization: What to pack, and how.
-
-    Raises:
-      ValueError: a weight to be packed holds NaN or infinity.
-      CheckpointError: (a ValueError) a weight is in 4 bits already, otherwise than asked for.
-    """
-    inputs.check_type("lm", lm, LanguageModel, "a LanguageModel")
-    inputs.check_type("quantization", quantization, QuantizationConfig, _QUANTIZATION)
-    params = unstack_params(lm.config, lm.params)
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    architecture = model_type(lm.config)
-    packed = {
-        path: checkpoints.pack_leaf(path, leaf, quantization, architecture=architecture)
-        for path, leaf in flat.items()
-    }
-    params = prepare_params(
-        lm.config,
-        flax.traverse_util.unflatten_dict(packed, sep="/"),
-        mesh=lm.mesh,
-        stack_layers=is_stacked(lm.params),
-    )
-    return dataclasses.replace(lm, params=params, quantization=quantization)
-
-
-def dequantize(lm: LanguageModel, dtype: DTypeLike | None = None) -> LanguageModel:
-    """The model with its 4-bit weights unpacked, as gradients and other libraries want them.
-
-    Args:
-      lm: The model, which is not changed.
-      dtype: Of the unpacked weights; that of the model's activations by default.
-
-    Raises:
-      ValueError: `dtype` is none that a model runs in.
-    """
-    inputs.check_type("lm", lm, LanguageModel, "a LanguageModel")
-    dtype = check_dtype(lm.dtype if dtype is None else dtype)
-    params = unstack_params(lm.config, lm.params)
-    params = jax.tree.map(
-        lambda leaf: unpack(leaf, dtype) if isinstance(leaf, QuantizedTensor) else leaf,
-        params,
-        is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
-    )
-    params = prepare_params(
-        lm.config, params, mesh=lm.mesh, stack_layers=is_stacked(lm.params), consume=True
-    )
-    return dataclasses.replace(lm, params=params, quantization=None)
-
-
-def save(
-    lm: LanguageModel, folder: str | Path, format: Literal["orbax", "huggingface"] = "orbax"
-) -> None:
-    """Writes a model and its tokenizer into a new folder, which `load` reads back exactly.
-
-    Args:
-      lm: The model.
-      folder: What to make; it must not exist, or be empty, and appears when it is complete.
-      format: "orbax" is ours; "huggingface" is what transformers reads.
-
-    Raises:
-      CheckpointError: (a ValueError) the folder holds something, or the format cannot express the
-        model.
-    """
-    inputs.check_type("lm", lm, LanguageModel, "a LanguageModel")
-    check_value("format", format, str, one_of=("orbax", "huggingface"))
-    params = lm.params
-    if is_stacked(params):  # on the host, where layers are views of their stack
-        params = unstack_params(lm.config, to_host(params))
-    checkpoints.save_checkpoint(
-        folder,
-        lm.config,
-        params,
-        format=format,
-        tokenizer=lm.tokenizer,
-        quantization=None if lm.quantization is None else lm.quantization.to_dict(),
-    )

@@ -27,7 +27,7 @@ ROOMS = (
     ),
     *("devices", "weight", "layer_of"),
     *("quantization", "kernels", "sharding", "models", "inputs", "tokenizer", "checkpoints"),
-    *("inference", "tracing", "language_model"),
+    *("inference", "tracing", "language_model", "loading"),
     *("training", "evaluation", "serving", "benchmarks", "ahead_of_time"),
 )
 # One of each room that has been part of a circle, as the first of the package to be imported.

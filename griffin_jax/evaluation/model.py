@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from griffin_jax import checkpoints, language_model
+from griffin_jax import checkpoints, loading
 from griffin_jax.checkpoints.random_weights import random_params
 from griffin_jax.config import check_dtype, preset
 from griffin_jax.language_model import LanguageModel
@@ -48,7 +48,7 @@ def load(
         config = preset(str(checkpoint).removeprefix(RANDOM))
         return _random(config, settings, dtype, stack_layers, mesh)
     check_tokenizer(checkpoint)
-    return language_model.load(
+    return loading.load(
         checkpoint, quantization=settings, dtype=dtype, stack_layers=stack_layers, mesh=mesh
     )
 

@@ -19,6 +19,7 @@ from griffin_jax.models.declarations import (
     put_on_mesh,
 )
 from griffin_jax.models.griffin import Griffin, init_params
+from griffin_jax.models.lora_weight import adapt
 from griffin_jax.models.prepare import prepare_params
 from griffin_jax.models.rglru import RecurrentState
 from griffin_jax.models.stack import is_stacked, stack_params, unstack_params
@@ -32,6 +33,7 @@ __all__ = [
     "State",
     "Timeline",
     "abstract_params",
+    "adapt",
     "adapted_layers",
     "declarations",
     "init_params",

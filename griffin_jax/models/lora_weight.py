@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -49,6 +50,27 @@ class LoRAWeight(Weight):
         added = jnp.matmul(self.b, self.a, precision="highest")
         total = dequantized(self.base, jnp.float32) + self.scale * added
         return total.astype(self.dtype if dtype is None else dtype)
+
+
+def adapt(adapter: dict[str, Any], base: dict[str, Any], scale: float) -> dict[str, Any]:
+    """The base's tree with a `LoRAWeight` where the adapter has something to add.
+
+    Args:
+      adapter: A nested dict like `base`, with leaves LAYER/lora_a [rank, in] and LAYER/lora_b
+        [out, rank] for some of its layers.
+      base: Parameters, one tree per layer.
+      scale: Multiplies b a.
+    """
+    low_rank, tree = map(flax.traverse_util.flatten_dict, (adapter, base))
+    for *path, name in low_rank:
+        if name == "lora_a":
+            tree[*path, "weight"] = LoRAWeight(
+                base=tree[*path, "weight"],
+                a=low_rank[*path, "lora_a"],
+                b=low_rank[*path, "lora_b"],
+                scale=scale,
+            )
+    return flax.traverse_util.unflatten_dict(tree)
 
 
 def low_rank_axes(axes: tuple) -> tuple[tuple, tuple]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from griffin_jax import paths
+from griffin_jax import models, paths
 from griffin_jax.checkpoints import BUNDLED, CheckpointError, open_checkpoint, peft
 from griffin_jax.checkpoints.files import staged_folder
 from griffin_jax.checkpoints.huggingface_config import RECURRENT_GEMMA, model_type
@@ -73,16 +73,7 @@ def init_adapter(config: LoRAConfig, base: Params, key: jax.Array) -> Params:
 
 def adapt(config: LoRAConfig, adapter: Params, base: Params) -> Params:
     """The base's tree with `LoRAWeight` leaves where the adapter has something to add."""
-    low_rank, tree = _flat(adapter), _flat(base)
-    for *path, name in low_rank:
-        if name == "lora_a":
-            tree[*path, "weight"] = LoRAWeight(
-                base=tree[*path, "weight"],
-                a=low_rank[*path, "lora_a"],
-                b=low_rank[*path, "lora_b"],
-                scale=config.scale,
-            )
-    return flax.traverse_util.unflatten_dict(tree)
+    return models.adapt(adapter, base, config.scale)
 
 
 def merge(

@@ -125,7 +125,7 @@ PACKED = {}
 
 def packed(config, double_quant):
     """Parameters in NF4, and what one device makes of them."""
-    from griffin_jax.language_model import quantize
+    from griffin_jax.loading import quantize
 
     if (config, double_quant) not in PACKED:
         settings = QuantizationConfig(

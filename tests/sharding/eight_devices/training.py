@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from griffin_jax.language_model import LanguageModel, quantize
+from griffin_jax.language_model import LanguageModel
+from griffin_jax.loading import quantize
 from griffin_jax.models import Griffin, put_on_mesh
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import jit_on_mesh, make_mesh
