@@ -25,14 +25,14 @@ from experiments import command, outputs
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "The model; or random:PRESET.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "benchmarks", "Folder of the questions.")
-_SUBJECTS = flags.DEFINE_integer("subjects", 57, "How many of MMLU's subjects to ask of.")
-_LIMIT = flags.DEFINE_integer("limit", 4, "Questions of each subject.")
-_QUANTIZATION = flags.DEFINE_string("quantization", None, "nf4 or fp4: pack linear weights.")
-_DTYPE = flags.DEFINE_string("dtype", None, "Of activations.")
+_SUBJECTS = flags.DEFINE_integer("subjects", 57, "How many of MMLU's subjects.", lower_bound=1)
+_LIMIT = flags.DEFINE_integer("limit", 4, "Questions of each subject.", lower_bound=1)
+_QUANTIZATION = flags.DEFINE_enum("quantization", None, ["nf4", "fp4"], "Pack linear weights.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "float16", "bfloat16"], "Of activations.")
 _STACK_LAYERS = flags.DEFINE_bool(
     "stack_layers", None, "Run the layers in a loop, which compiles faster; see griffin_jax.load."
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts that run together.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts that run together.", lower_bound=1)
 _ALONE = flags.DEFINE_bool("alone", True, "Also read every choice by itself.")
 _HF = flags.DEFINE_bool("hf", False, "Also ask the same model in transformers.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
@@ -43,6 +43,11 @@ SHOTS = 5
 def main() -> None:
     for name in ("lm_eval", "datasets", "griffin_jax"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if not (Path(_DATA_DIR.value).expanduser() / "mmlu").is_dir():
+        raise FileNotFoundError(
+            f"--data_dir={_DATA_DIR.value}: no folder mmlu there; give one that holds "
+            "mmlu/SUBJECT/dev.jsonl and test.jsonl"
+        )
     try:
         from griffin_jax.evaluation.harness import GriffinLM
     except ImportError as error:

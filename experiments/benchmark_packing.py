@@ -17,12 +17,12 @@ from absl import flags
 
 from experiments import command
 
-_PRESETS = flags.DEFINE_list("presets", ["recurrentgemma-2b", "recurrentgemma-9b"], "Shapes.")
+_PRESETS = flags.DEFINE_list("presets", ["recurrentgemma-2b"], "Shapes, with commas.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "float16", "bfloat16"], "Of weights.")
 _TYPE = flags.DEFINE_enum("type", "nf4", ["nf4", "fp4"], "To pack into.")
 _DOUBLE = flags.DEFINE_bool("double", False, "Quantise scales, too.")
-_BLOCK = flags.DEFINE_integer("block", 64, "Weights per scale.")
-_TURNS = flags.DEFINE_integer("turns", 3, "Times each weight is packed.")
+_BLOCK = flags.DEFINE_integer("block", 64, "Weights per scale.", lower_bound=32)
+_TURNS = flags.DEFINE_integer("turns", 3, "Times each weight is packed.", lower_bound=1)
 
 
 def main() -> None:

@@ -57,12 +57,32 @@ def main() -> None:
 
     _import_pyplot()
     config, folder = _CONFIG.value, outputs.folder(_OUTPUT)
+    check_packings(config.packings)
+    texts = [_beginning(text, config.max_bytes) for text in corpus.read_documents(_TEXT.value)]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise ValueError(f"--text={_TEXT.value} holds no text")
     lm = griffin_jax.load(_CHECKPOINT.value, dtype=config.dtype)
     if lm.tokenizer is None:
         raise ValueError(f"{_CHECKPOINT.value} has no tokenizer; put its tokenizer.model there")
-    texts = [_beginning(text, config.max_bytes) for text in corpus.read_documents(_TEXT.value)]
     rows = measure(lm, stored_weights(_CHECKPOINT.value), texts, config)
     write_report(folder, rows, texts)
+
+
+def check_packings(packings: Any) -> None:
+    """Raises ValueError for what is no (type, whether scales are quantized, too, block size)."""
+    from griffin_jax.fields import check_value, shown
+
+    for i, packing in enumerate(packings):
+        if not isinstance(packing, tuple | list) or len(packing) != 3:
+            raise ValueError(
+                f"config.packings[{i}] must be (type, double, block size), such as "
+                f"('nf4', False, 64), got {shown(packing)}"
+            )
+        check_value(f"config.packings[{i}][0]", packing[0], str, one_of=("nf4", "fp4"))
+        check_value(f"config.packings[{i}][1]", packing[1], bool)
+        sizes = tuple(2**power for power in range(5, 13))
+        check_value(f"config.packings[{i}][2]", packing[2], int, one_of=sizes)
 
 
 def stored_weights(checkpoint: str) -> dict[str, Any]:

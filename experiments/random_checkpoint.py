@@ -17,7 +17,7 @@ from experiments import command, outputs
 _PRESET = flags.DEFINE_string("preset", "tiny", "Shape: recurrentgemma-2b, recurrentgemma-9b, ...")
 _OUTPUT = flags.DEFINE_string("output", "runs/random", "Folder to make.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "float16", "bfloat16"], "Of weights.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers.", lower_bound=0)
 
 _PIECE = 2**24  # numbers drawn at a time
 

@@ -26,7 +26,10 @@ def only(*values: Any) -> Rule:
     """The rule of a setting that means what is done here, or nothing, at these values alone."""
 
     def rule(value):
-        return any(value == known and type(value) is type(known) for known in values)
+        return any(
+            value == known and isinstance(value, bool) == isinstance(known, bool)
+            for known in values
+        )
 
     rule.values = values
     return rule
@@ -37,13 +40,16 @@ def is_off(value: Any) -> bool:
     return value is None or value is False or value in ("", [], (), {})
 
 
-def read_settings(values: Any, rules: Mapping[str, Rule], what: str) -> dict[str, Any]:
+def read_settings(
+    values: Any, rules: Mapping[str, Rule], what: str, unknown: Rule = is_off
+) -> dict[str, Any]:
     """The settings that a reader has to obey, without those that are null.
 
     Args:
       values: As the file has them.
       rules: Of the settings that are known, by name.
       what: Names the file in errors.
+      unknown: The rule of settings that `rules` do not name.
 
     Raises:
       ValueError: `values` is no object, or some of them change results and are not supported.
@@ -53,7 +59,7 @@ def read_settings(values: Any, rules: Mapping[str, Rule], what: str) -> dict[str
     refused = [
         f"{name}={value!r:.80}{_instead(rules.get(name))}"
         for name, value in values.items()
-        if value is not None and not rules.get(name, is_off)(value)
+        if value is not None and not rules.get(name, unknown)(value)
     ]
     if refused:
         raise ValueError(

@@ -319,8 +319,10 @@ class LanguageModel:
         encode = self._tokenizer().encode
         words = context.rstrip()
         context, continuation = words, context[len(words) :] + continuation
-        before = encode(context, bos=True)
-        whole = encode(context + continuation, bos=True)
+        before = encode(context)
+        whole = encode(context + continuation)
+        if not before:  # the model's files say that texts begin without BOS
+            before, whole = ([self._tokenizer().bos_id, *ids] for ids in (before, whole))
         if len(whole) <= len(before):
             raise ValueError(
                 f"continuation {index} adds no token of its own to its context; give a longer one"

@@ -15,6 +15,7 @@ from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.config import check_dtype
 from griffin_jax.errors import CheckpointError
 from griffin_jax.fields import check_value
+from griffin_jax.inference.generation_settings import check_generation_file
 from griffin_jax.kernels.dense_matmul import has_bfloat16
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import (
@@ -29,6 +30,7 @@ from griffin_jax.models.lora_weight import LoRAWeight
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import check_config, to_host
 from griffin_jax.tokenizer import find_tokenizer
+from griffin_jax.tokenizer_files import GENERATION_FILE
 from griffin_jax.weight import is_weight
 
 _QUANTIZATION = "a QuantizationConfig, such as griffin_jax.QuantizationConfig()"
@@ -87,6 +89,7 @@ def load(
         # Which raises before anything is read.
         param_shardings(source.config, abstract_params(source.config), mesh)
     tokenizer = find_tokenizer(source.folder, source.config)
+    check_generation_file(source.folder / GENERATION_FILE)
     settings = quantization
     if settings is None and source.quantization:
         settings = QuantizationConfig.from_dict(source.quantization)

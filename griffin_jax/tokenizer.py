@@ -7,237 +7,182 @@ back with a space in its place.
 """
 
 import abc
-import codecs
-import os
-import pathlib
 import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-import sentencepiece
+from sentencepiece import SentencePieceProcessor
 
+from griffin_jax.chat_templates import END_OF_TURN, START_OF_TURN
 from griffin_jax.config import GriffinConfig
-from griffin_jax.files import new_file
-from griffin_jax.paths import resolve
-
-START_OF_TURN = "<start_of_turn>"
-END_OF_TURN = "<end_of_turn>"
-
-_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+from griffin_jax.paths import AnyPath, resolve
+from griffin_jax.tokenizer_base import StreamDecoder, Tokenizer
+from griffin_jax.tokenizer_files import (
+    FLAGS,
+    JSON_FILE,
+    MODEL_FILE,
+    AddedToken,
+    TokenizerFiles,
+    read_files,
 )
-_TURN_NAMES = {"user": "user", "assistant": "model", "model": "model"}
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-_NO_CHARACTER = "\N{REPLACEMENT CHARACTER}".encode()
+
+__all__ = [
+    "END_OF_TURN",
+    "START_OF_TURN",
+    "StreamDecoder",
+    "Tokenizer",
+    "check_vocabulary",
+    "find_tokenizer",
+    "load_tokenizer",
+]
 
 
-class Tokenizer(abc.ABC):
-    """A vocabulary with its special pieces; `load_tokenizer` makes one.
-
-    Attributes:
-      vocab_size: One more than the largest token id.
-      bos_id: The token that starts every text.
-      eos_id: The token that ends one.
-      pad_id: The token that fills up rows of a batch; `eos_id` where the vocabulary has none.
-      stop_ids: The tokens that end a generated text: EOS, and `<end_of_turn>` where it exists.
-    """
+class _FileTokenizer(Tokenizer):
+    """A vocabulary in a file, with the tokens that the files beside it add and name."""
 
     def __init__(
-        self, folder: pathlib.Path, vocab_size: int, bos_id: int, eos_id: int, pad_id: int | None
+        self, path: Path, files: TokenizerFiles, size: int, named: Mapping[str, int | None]
     ):
-        self._folder = folder
-        self.vocab_size = vocab_size
-        self.bos_id = bos_id
-        self.eos_id = eos_id
-        self.pad_id = eos_id if pad_id is None else pad_id
-        start, end = map(self.piece_to_id, (START_OF_TURN, END_OF_TURN))
-        self.stop_ids = (eos_id,) if end is None else (eos_id, end)
-        self._turn_ids = (start, end)
-        # Gemma's vocabulary does not, but many put a space before a text and drop it again.
-        self._adds_space = self._join(self._encode("x")) == b" x"
-
-    @abc.abstractmethod
-    def piece_to_id(self, piece: str) -> int | None:
-        """The id of `piece`, None where the vocabulary lacks it."""
-
-    @property
-    @abc.abstractmethod
-    def _bos_piece(self) -> str:
-        """How the vocabulary writes BOS."""
-
-    @abc.abstractmethod
-    def _encode(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added."""
-
-    @abc.abstractmethod
-    def _piece(self, token_id: int) -> str:
-        """The piece as the vocabulary writes it; empty for an id that stands for no text."""
-
-    def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of `text`; turn marks in it become their own tokens, as Gemma's do.
-
-        A text that begins with `<bos>` (the BOS piece) starts with that one token, whatever `bos` says.
+        """Numbers the tokens that the vocabulary has not itself.
 
         Args:
-          text: Any Unicode text.
-          bos: Whether the ids start with `bos_id`.
+          path: The vocabulary's file.
+          files: What lies beside it.
+          size: Of the vocabulary alone.
+          named: Its own ids of bos_token, eos_token and pad_token.
 
         Raises:
-          ValueError: `text` holds a lone surrogate, which is no character.
+          ValueError: the files contradict the vocabulary, or there is no BOS or EOS.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text is not valid Unicode: {error}") from None
-        if text.startswith(self._bos_piece):
-            bos, text = True, text.removeprefix(self._bos_piece)
-        return [self.bos_id, *self._encode(text)] if bos else self._encode(text)
-
-    def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of `token_ids`, without special tokens.
-
-        Bytes that are not UTF-8 and ids outside the vocabulary become U+FFFD.
-        """
-        decoder = StreamDecoder(self)
-        return decoder.push(token_ids) + decoder.flush()
-
-    def format_chat(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        """A conversation in Gemma's turns, to be passed to `encode`, which adds BOS.
-
-        White space around each message is dropped. Gemma has no system turn: a system message
-        goes before the first user message, with a blank line between.
-
-        Args:
-          messages: `{"role": ..., "content": ...}` each: at most one "system" first, then "user"
-            and "assistant" (or "model") in turn.
-          add_generation_prompt: Whether to open the model's turn at the end.
-
-        Raises:
-          ValueError: the roles do not alternate so, a field is missing or not text, or the
-            vocabulary has no turn marks.
-        """
-        if None in self._turn_ids:
-            raise ValueError(
-                f"{self._folder}: the tokenizer lacks {START_OF_TURN} or {END_OF_TURN}, "
-                "so it has no chat format; give a plain prompt"
-            )
-        turns = []
-        for index, message in enumerate(messages):
-            role, content = message.get("role"), message.get("content")
-            if not isinstance(content, str):
-                raise ValueError(f"messages[{index}]: content must be text, got {content!r}")
-            turns.append((role, content.strip()))
-        system = turns.pop(0)[1] + "\n\n" if turns and turns[0][0] == "system" else ""
-        if not turns:
-            raise ValueError("messages: no user message; a chat starts with one")
-
-        text = ""
-        for index, (role, content) in enumerate(turns):
-            expected = "assistant" if index % 2 else "user"
-            if _TURN_NAMES.get(role) != _TURN_NAMES[expected]:
+        self._files = files
+        self._added_ids = self._number(size)
+        self._added = {id_: files.added[content] for content, id_ in self._added_ids.items()}
+        ids = dict(named)
+        for name, content in files.named.items():
+            ids[name] = None if content is None else self.piece_to_id(content)
+        for name in ("bos_token", "eos_token"):
+            if ids.get(name) is None:
                 raise ValueError(
-                    f"messages: roles must alternate user, assistant, user, ... after an optional "
-                    f"system message; got {role!r} where {expected!r} belongs"
+                    f"{path}: there is no {name}; a Griffin model's vocabulary holds <bos> and <eos>"
                 )
-            prefix = system if index == 0 else ""
-            text += f"{START_OF_TURN}{_TURN_NAMES[role]}\n{prefix}{content}{END_OF_TURN}\n"
-        return text + f"{START_OF_TURN}model\n" if add_generation_prompt else text
+        self._ids = ids
+        super().__init__(
+            files.folder,
+            max(size, *(id_ + 1 for id_ in self._added), 0),
+            ids["bos_token"],
+            ids["eos_token"],
+            ids.get("pad_token"),
+            stop_ids=files.stop_ids,
+            adds_bos=True if files.adds_bos is None else files.adds_bos,
+            template=files.template,
+        )
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Copies the files that this tokenizer was loaded from into an existing `folder`."""
-        folder = resolve(folder, "folder")
-        for name in _FILES:
-            if (self._folder / name).exists():
-                with (self._folder / name).open("rb") as source, new_file(folder / name) as file:
-                    shutil.copyfileobj(source, file)
+    @abc.abstractmethod
+    def _own_id(self, piece: str) -> int | None:
+        """The id that the vocabulary itself gives a piece, None where it lacks it."""
 
-    def _join(self, token_ids: Iterable[int]) -> bytes:
-        return b"".join(self._piece_bytes(int(token_id)) for token_id in token_ids)
+    @abc.abstractmethod
+    def _own_piece(self, token_id: int) -> str:
+        """The piece of a vocabulary's own id as it is written down."""
 
-    def _piece_bytes(self, token_id: int) -> bytes:
-        if token_id in self._turn_ids:
-            return b""
-        if not 0 <= token_id < self.vocab_size:
-            return _NO_CHARACTER
-        piece = self._piece(token_id)
-        if byte := _BYTE_PIECE.fullmatch(piece):
-            return bytes.fromhex(byte[1])
-        return piece.replace("▁", " ").encode()
+    @abc.abstractmethod
+    def _special_ids(self) -> Iterable[int]:
+        """The tokens that stand for no text."""
 
-
-class StreamDecoder:
-    """Decodes a text while its tokens arrive.
-
-    What `push` and `flush` return, joined, is `tokenizer.decode` of all the tokens: a character
-    whose bytes are spread over tokens is held back until it is whole. The cost of a token does
-    not depend on how many came before.
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._drop_space = tokenizer._adds_space
-
-    def push(self, token_ids: Iterable[int]) -> str:
-        """The text that `token_ids` complete; may be empty."""
-        text = self._utf8.decode(self._tokenizer._join(token_ids))
-        if text and self._drop_space:
-            self._drop_space = False
-            return text.removeprefix(" ")
-        return text
-
-    def flush(self) -> str:
-        """What is still held back once no token follows: U+FFFD for an unfinished character."""
-        return self._utf8.decode(b"", final=True)
-
-
-class _SentencePieceTokenizer(Tokenizer):
-    def __init__(self, folder: pathlib.Path):
-        path = folder / "tokenizer.model"
-        processor = self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            processor.LoadFromSerializedProto(path.read_bytes())
-            bos_id, eos_id, pad_id = processor.bos_id(), processor.eos_id(), processor.pad_id()
-        except RuntimeError:
-            bos_id = eos_id = pad_id = -1
-        lacking = [name for name, i in (("BOS", bos_id), ("EOS", eos_id)) if i < 0]
-        if lacking:
-            raise ValueError(
-                f"{path}: truncated, or not a SentencePiece model with BOS and EOS pieces (it has "
-                f"no {' and no '.join(lacking)}); fetch it again"
-            )
-        size = processor.get_piece_size()
-        super().__init__(folder, size, bos_id, eos_id, pad_id if pad_id >= 0 else None)
+    def piece_to_id(self, piece: str) -> int | None:
+        return self._added_ids.get(piece, self._own_id(piece))
 
     @property
     def _bos_piece(self) -> str:
-        return self._processor.id_to_piece(self.bos_id)
+        return self._content(self._ids["bos_token"])
 
-    def piece_to_id(self, piece: str) -> int | None:
+    def _special_pieces(self) -> set[str]:
+        ids = (*self._special_ids(), *self.stop_ids)
+        return super()._special_pieces() | set(map(self._content, ids))
+
+    def _template_tokens(self) -> dict[str, str | None]:
+        ids = {name: id_ for name, id_ in self._ids.items() if id_ is not None}
+        return {name: self._content(id_) for name, id_ in ids.items()}
+
+    def _content(self, token_id: int) -> str:
+        token = self._added.get(token_id)
+        return self._own_piece(token_id) if token is None else token.content
+
+    def _number(self, size: int) -> dict[str, int]:
+        """The ids of all added tokens: those in the files must be what transformers makes them."""
+        ids, following = {}, size
+        order = sorted(
+            self._files.added.values(), key=lambda t: (t.id is None, -1 if t.id is None else t.id)
+        )
+        for token in order:
+            own = self._own_id(token.content)
+            if own is None:
+                own, following = following, following + 1
+            if token.id not in (None, own):
+                raise ValueError(
+                    f"{self._files.folder}: {token.content!r} is token {token.id} in a file beside "
+                    f"the vocabulary, but {own} by the vocabulary; they do not belong together"
+                )
+            ids[token.content] = own
+        return ids
+
+
+class _SentencePieceTokenizer(_FileTokenizer):
+    def __init__(self, path: Path, processor: SentencePieceProcessor, files: TokenizerFiles):
+        self._processor = processor
+        size = processor.get_piece_size()
+        self._control = [
+            i for i in range(size) if processor.is_control(i) or processor.is_unknown(i)
+        ]
+        tokens = [
+            *files.added.values(),
+            *(AddedToken(processor.id_to_piece(i)) for i in self._control),
+        ]
+        # The longest first, as the search of `tokenizers` prefers it.
+        tokens.sort(key=lambda token: -len(token.content))
+        self._split = re.compile("|".join(f"({token.pattern})" for token in tokens) or r"(?!)")
+        self._split_contents = [token.content for token in tokens]
+        names = ("bos_token", "eos_token", "pad_token")
+        ids = (processor.bos_id(), processor.eos_id(), processor.pad_id())
+        super().__init__(
+            path, files, size, {name: i for name, i in zip(names, ids, strict=True) if i >= 0}
+        )
+
+    def _own_id(self, piece: str) -> int | None:
         token_id = self._processor.piece_to_id(piece)
         return token_id if self._processor.id_to_piece(token_id) == piece else None
 
+    def _own_piece(self, token_id: int) -> str:
+        in_range = 0 <= token_id < self._processor.get_piece_size()
+        return self._processor.id_to_piece(token_id) if in_range else ""
+
+    def _special_ids(self) -> Iterable[int]:
+        return {*self._control, *(i for i, token in self._added.items() if token.special)}
+
     def _encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        ids, done = [], 0
+        for match in self._split.finditer(text):
+            ids += self._encode_part(text[done : match.start()])
+            ids.append(self.piece_to_id(self._split_contents[match.lastindex - 1]))
+            done = match.end()
+        return ids + self._encode_part(text[done:])
+
+    def _encode_part(self, text: str) -> list[int]:
+        return self._processor.encode(text) if text else []
 
     def _piece(self, token_id: int) -> str:
+        if (token := self._added.get(token_id)) is not None:
+            return "" if token.special else token.content
         processor = self._processor
+        if token_id >= processor.get_piece_size():
+            return ""
         if processor.is_control(token_id) or processor.is_unknown(token_id):
             return ""
         return processor.id_to_piece(token_id)
 
 
-class _JsonTokenizer(Tokenizer):
-    _bos_piece = "<bos>"
-
-    def __init__(self, folder: pathlib.Path):
-        path = folder / "tokenizer.json"
+class _JsonTokenizer(_FileTokenizer):
+    def __init__(self, path: Path, files: TokenizerFiles):
         try:
             import tokenizers
         except ImportError:
@@ -246,53 +191,97 @@ class _JsonTokenizer(Tokenizer):
                 "a tokenizer.model beside it would do without"
             ) from None
         try:
-            self._backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = self._backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # `tokenizers` raises nothing more specific
             raise ValueError(f"{path}: not a whole tokenizer.json: {error}") from None
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        added = self._backend.get_added_tokens_decoder()
-        self._special = {token_id for token_id, token in added.items() if token.special}
-        bos_id, eos_id, pad_id = map(self.piece_to_id, (self._bos_piece, "<eos>", "<pad>"))
-        if bos_id is None or eos_id is None:
-            raise ValueError(f"{path}: a Griffin model's vocabulary holds <bos> and <eos>")
-        size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
-        super().__init__(folder, size, bos_id, eos_id, pad_id)
+        backend.no_padding()
+        backend.no_truncation()
+        self._vocabulary = backend.get_vocab(with_added_tokens=True)
+        known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        size = 1 + max(self._vocabulary.values())
+        named = {f"{name}_token": self._own_id(f"<{name}>") for name in ("bos", "eos", "pad")}
+        super().__init__(path, files, size, named)
+        for _, token in sorted(self._added.items()):
+            if token.content not in known:
+                flags = {name: getattr(token, name) for name in FLAGS}
+                backend.add_tokens([tokenizers.AddedToken(token.content, **flags)])
 
         probe = self._encode("a é ▁ 😀")
-        if self.decode(probe) != self._backend.decode(probe, skip_special_tokens=True):
+        if self.decode(probe) != backend.decode(probe, skip_special_tokens=True):
             raise ValueError(
                 f"{path}: its pieces are not SentencePiece's (▁ for a space, <0xNN> for a byte) as "
                 "a Griffin model's are"
             )
 
-    def piece_to_id(self, piece: str) -> int | None:
-        return self._backend.token_to_id(piece)
+    def _own_id(self, piece: str) -> int | None:
+        return self._vocabulary.get(piece)
+
+    def _own_piece(self, token_id: int) -> str:
+        return self._backend.id_to_token(token_id) or ""
+
+    def _special_ids(self) -> Iterable[int]:
+        return {i for i, token in self._added.items() if token.special}
 
     def _encode(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def _piece(self, token_id: int) -> str:
-        return "" if token_id in self._special else self._backend.id_to_token(token_id) or ""
+        token = self._added.get(token_id)
+        special = token is not None and token.special
+        return "" if special else self._backend.id_to_token(token_id) or ""
 
 
-def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """Loads `tokenizer.model` from a model's folder, or `tokenizer.json` where only that exists.
+def load_tokenizer(folder: AnyPath) -> Tokenizer:
+    """Loads the tokenizer in a model's folder, with what the files beside it say.
+
+    That is tokenizer.model, or tokenizer.json where only that exists or where its vocabulary is
+    another one: transformers reads the latter.
 
     Raises:
       FileNotFoundError: `folder` holds neither.
-      ImportError: only `tokenizer.json` is there and the `[hf]` extra is not installed.
-      ValueError: the file is truncated, lacks BOS or EOS, or is not SentencePiece-style.
+      ImportError: only `tokenizer.json` serves and the `[hf]` extra is not installed.
+      ValueError: a file is damaged, lacks BOS or EOS, is not SentencePiece-style, contradicts
+        another, or asks for what is not supported.
     """
     folder = resolve(folder, "folder")
-    if (folder / "tokenizer.model").is_file():
-        return _SentencePieceTokenizer(folder)
-    if (folder / "tokenizer.json").is_file():
-        return _JsonTokenizer(folder)
-    raise FileNotFoundError(f"{folder}: holds neither tokenizer.model nor tokenizer.json")
+    names = [name for name in (MODEL_FILE, JSON_FILE) if (folder / name).is_file()]
+    if not names:
+        raise FileNotFoundError(f"{folder}: holds neither {MODEL_FILE} nor {JSON_FILE}")
+    files = read_files(folder)
+    if names[0] == MODEL_FILE:
+        processor = _read_model(folder / MODEL_FILE)
+        if JSON_FILE not in names or _agrees(processor, files.vocabulary):
+            return _SentencePieceTokenizer(folder / MODEL_FILE, processor, files)
+    return _JsonTokenizer(folder / JSON_FILE, files)
 
 
-def find_tokenizer(folder: str | os.PathLike, config: GriffinConfig) -> Tokenizer | None:
+def _read_model(path: Path) -> SentencePieceProcessor:
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(path.read_bytes())
+        ids = {"BOS": processor.bos_id(), "EOS": processor.eos_id()}
+    except RuntimeError:
+        ids = {"BOS": -1, "EOS": -1}
+    lacking = [name for name, i in ids.items() if i < 0]
+    if lacking:
+        raise ValueError(
+            f"{path}: truncated, or not a SentencePiece model with BOS and EOS pieces (it has no "
+            f"{' and no '.join(lacking)}); fetch it again"
+        )
+    return processor
+
+
+def _agrees(processor: SentencePieceProcessor, vocabulary: Mapping[str, int] | None) -> bool:
+    """Whether a tokenizer.json has the pieces of a tokenizer.model."""
+    size = processor.get_piece_size()
+    return (
+        vocabulary is not None
+        and len(vocabulary) == size
+        and all(vocabulary.get(processor.id_to_piece(i)) == i for i in range(size))
+    )
+
+
+def find_tokenizer(folder: AnyPath, config: GriffinConfig) -> Tokenizer | None:
     """The tokenizer beside a model, None where there is none.
 
     Raises:

@@ -26,7 +26,8 @@ ROOMS = (
         "compilation_cache",
     ),
     *("devices", "weight", "layer_of"),
-    *("quantization", "kernels", "sharding", "models", "inputs", "tokenizer", "checkpoints"),
+    *("quantization", "kernels", "sharding", "models", "inputs"),
+    *("chat_templates", "tokenizer_files", "tokenizer_base", "tokenizer", "checkpoints"),
     *("inference", "tracing", "language_model", "loading"),
     *("training", "evaluation", "serving", "benchmarks", "ahead_of_time"),
 )

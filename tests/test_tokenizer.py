@@ -3,6 +3,7 @@
 import json
 import pathlib
 import pickle
+import shutil
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from griffin_jax import config as config_lib
 from griffin_jax import tokenizer as tokenizer_lib
 from griffin_jax.tokenizer import StreamDecoder, load_tokenizer
+from griffin_jax.tokenizer_files import KEPT
 
 BUNDLED = pathlib.Path(tokenizer_lib.__file__).parent / "assets" / "griffin-tiny"
 GEMMA_IDS = {
@@ -306,17 +308,21 @@ def test_a_json_without_the_extra_says_what_to_install(tmp_path, monkeypatch):
         load_tokenizer(tmp_path)
 
 
-def test_tokenizer_model_is_preferred_to_tokenizer_json(tmp_path, bundled):
+def test_tokenizer_json_counts_where_it_has_another_vocabulary(tmp_path, bundled):
+    """As under transformers, which reads it and not tokenizer.model."""
     write_json_tokenizer(tmp_path)
-    bundled.save(tmp_path)
-    assert load_tokenizer(tmp_path).vocab_size == bundled.vocab_size
+    alone = load_tokenizer(tmp_path)
+    shutil.copy(BUNDLED / "tokenizer.model", tmp_path)
+    both = load_tokenizer(tmp_path)
+    assert both.vocab_size == alone.vocab_size != bundled.vocab_size
+    assert both.encode("the sea<eos>") == alone.encode("the sea<eos>")
 
 
 def test_a_saved_tokenizer_is_the_same_files(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     tokenizer.save(tmp_path)
     assert load_tokenizer(tmp_path).encode("the sea") == tokenizer.encode("the sea")
-    assert {path.name for path in tmp_path.iterdir()} < set(tokenizer_lib._FILES)
+    assert {path.name for path in tmp_path.iterdir()} < set(KEPT)
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (tokenizer._folder / path.name).read_bytes()
 

@@ -105,8 +105,8 @@ def run(job: Job) -> Iterator[Row]:
 def _limits(config):
     if config.get("accelerator") and jax.default_backend() == "cpu":
         raise ValueError(
-            "this config measures an accelerator, and JAX finds a CPU alone: install jax[cuda13] or "
-            "jax[tpu], or go on with --config.accelerator=false and smaller --config.models"
+            "this config measures an accelerator, and JAX finds a CPU alone: give a small one, such as "
+            "--config=configs/bench_decode.py:tiny, or install jax[cuda13] or jax[tpu]"
         )
     limits = machine.measure_limits(config.get("copy_bytes"), config.get("matrix"))
     return {"what": "limits", "machine": machine.describe(), "limits": limits.to_dict()}

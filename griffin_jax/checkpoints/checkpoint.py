@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax.checkpoints import deepmind, hub, huggingface, huggingface_config, orbax
+from griffin_jax.checkpoints import deepmind, hub, huggingface, huggingface_config, orbax, peft
 from griffin_jax.checkpoints.files import listed, staged_folder, write_json
 from griffin_jax.checkpoints.packing import pack_leaf
 from griffin_jax.checkpoints.placement import (
@@ -32,11 +32,12 @@ from griffin_jax.paths import AnyPath, resolve
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import is_first, to_host
 from griffin_jax.tokenizer import Tokenizer
+from griffin_jax.tokenizer_files import GENERATION_FILE
 
 BUNDLED = "griffin-tiny"
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / BUNDLED
 
-_GENERATION_FILE = "generation_config.json"
+_RUN_FILE = "run.json"  # what training leaves in its folder
 _GEMMA_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
 # Each opens a folder of its format, and returns None for one of another. The first that does has it.
@@ -106,9 +107,31 @@ def open_checkpoint(path: str | Path) -> Source:
     for open_folder in FORMATS:
         if (source := open_folder(folder)) is not None:
             return source
-    raise CheckpointError(
-        f"{folder} is no checkpoint: expected {huggingface.CONFIG_FILE} with safetensors (Hugging "
-        f"Face), {orbax.CONFIG_FILE} (griffin_jax), or one Orbax tree (DeepMind)"
+    raise CheckpointError(f"{folder} {_other_folder(folder)}")
+
+
+def _other_folder(folder: Path) -> str:
+    """What a folder is that is no checkpoint, and what to give in its place."""
+    if (folder / peft.CONFIG_FILE).is_file():
+        base = peft.base_of(folder)
+        return (
+            f"is a LoRA adapter{f' of {base}' if base else ''}, no model: give that one, or the "
+            "model/ that `python -m experiments.train --merge` writes beside the adapter"
+        )
+    if (folder / _RUN_FILE).is_file():
+        if (folder / "model").is_dir():
+            return f"is a training run: its model is {folder / 'model'}"
+        if (folder / "adapter").is_dir():
+            return (
+                f"is a training run of a LoRA adapter, {folder / 'adapter'}: the same command with "
+                "--merge writes model/, the base with the adapter in it"
+            )
+        return "is a training run that has not ended: the same command goes on and writes model/"
+    if (folder.parent / _RUN_FILE).is_file():
+        return f"belongs to a training run: give the run's model, {folder.parent / 'model'}"
+    return (
+        f"is no checkpoint: expected {huggingface.CONFIG_FILE} with safetensors (Hugging Face), "
+        f"{orbax.CONFIG_FILE} (griffin_jax), or one Orbax tree (DeepMind)"
     )
 
 
@@ -224,7 +247,7 @@ def save_checkpoint(
         return
     with staged_folder(folder, replace) as partial:
         if tokenizer is not None and is_first():
-            tokenizer.save(partial)
+            _save_small_files(partial, tokenizer)
         orbax.write_orbax(partial, config, params, quantization)
 
 
@@ -266,12 +289,13 @@ def save_leaves(
                 pass
             return
         if tokenizer is not None:
-            tokenizer.save(partial)
+            _save_small_files(partial, tokenizer)
         if format == "huggingface":
             huggingface.write_huggingface(
                 partial, config, leaves, quantization=quantization, max_shard_size=max_shard_size
             )
-            write_json(partial / _GENERATION_FILE, _special_ids(tokenizer))
+            if tokenizer is None:
+                write_json(partial / GENERATION_FILE, _GEMMA_IDS)
         else:
             # Orbax writes a whole tree at once, so the leaves wait on disk.
             with mapped_from_disk(leaves, partial) as tree:
@@ -283,14 +307,16 @@ def _check_format(format: str) -> None:
         raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
 
 
-def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int | list[int]]:
-    if tokenizer is None:
-        return _GEMMA_IDS
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
+def _save_small_files(folder: Path, tokenizer: Tokenizer) -> None:
+    """What lay beside the weights goes along as it is; where texts end is written down anyhow."""
+    tokenizer.save(folder)
+    if not (folder / GENERATION_FILE).exists():
+        special_ids = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": list(tokenizer.stop_ids),
+            "pad_token_id": tokenizer.pad_id,
+        }
+        write_json(folder / GENERATION_FILE, special_ids)
 
 
 def host_leaves(params: dict, progress: bool) -> Iterator[tuple[str, Any]]:

@@ -170,7 +170,7 @@ def infer_config(shapes: dict[str, tuple[int, ...]], folder: Path) -> GriffinCon
         raise CheckpointError(
             f"{folder} is an Orbax checkpoint, but not of a Griffin model: it has no {error.args[0]}"
         ) from error
-    except ValueError as error:
+    except (ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"{folder} is not a Griffin model's tree: {error}") from error
     for preset in PRESETS.values():
         if _same_shapes(preset, config):

@@ -3,7 +3,6 @@
 Linear weights may be in 4 bits, as bitsandbytes stores them (`quantization.bitsandbytes`).
 """
 
-import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from griffin_jax.models import kind_at
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_HEAD_MODULE = "lm_head"
 _CONV = "conv_1d/weight"
 _COMMON_RENAMES = (
     (r"^embedder/embedding$", _EMBEDDING),
@@ -66,7 +66,7 @@ def is_linear(path: str) -> bool:
     return kind_at(path).packs
 
 
-def tensor_name(path: str, architecture: str = RECURRENT_GEMMA) -> str:
+def tensor_name(path: str, architecture: str) -> str:
     """The tensor of a leaf: model.layers.0.mlp_block.up_proj.bias is blocks_0/mlp_block/up_proj/bias.
 
     `architecture` is `model_type` of the model's config.
@@ -222,7 +222,7 @@ def write_huggingface(
     """
     values = config_to_json(config)
     architecture = model_type(config)
-    storage = (quantization or {}).get("bnb_4bit_quant_storage", "uint8")
+    storage = (quantization or {}).get("bnb_4bit_quant_storage") or "uint8"
     kinds = {}
     with ShardWriter(folder, max_shard_size) as writer:
         for path, leaf in leaves:
@@ -237,7 +237,7 @@ def write_huggingface(
         check_paths(config, kinds.keys())
         writer.finish()
     if any(kinds.values()):
-        values["quantization_config"] = quantization or describe_packing(kinds, architecture)
+        values["quantization_config"] = describe_packing(kinds, architecture, quantization)
     write_json(folder / CONFIG_FILE, values)
 
 
@@ -249,21 +249,31 @@ def packing_kind(leaf: Any) -> tuple[str, bool] | None:
 
 
 def describe_packing(
-    kinds: dict[str, tuple[str, bool] | None], architecture: str = RECURRENT_GEMMA
+    kinds: dict[str, tuple[str, bool] | None],
+    architecture: str,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The `quantization_config` of a model, from the `packing_kind` of its leaves by path.
 
-    `architecture` is `model_type` of the model's config.
+    Args:
+      kinds: Of all leaves.
+      architecture: `model_type` of the model's config.
+      settings: What the weights were packed under, which stays but for layers that are not packed:
+        a list of these replaces transformers' own, which is the head alone, so all are named.
     """
-    quant_type, double_quant = next(filter(None, kinds.values()))
-    settings = QuantizationConfig(
-        bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
-    )
-    linear = [path for path in kinds if is_linear(path)]
-    names = [tensor_name(p, architecture) for p in linear if kinds[p] is None]
+    if settings is None:
+        quant_type, double_quant = next(filter(None, kinds.values()))
+        settings = QuantizationConfig(
+            bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
+        ).to_dict()
+    names = [tensor_name(p, architecture) for p, kind in kinds.items() if is_linear(p) and not kind]
     whole = [name.removesuffix(".weight") for name in names]
-    if not all(map(settings.skips, whole)):
-        # The list replaces transformers' own, which is the head alone.
-        skipped = tuple(dict.fromkeys(("lm_head", *whole)))
-        settings = dataclasses.replace(settings, llm_int8_skip_modules=skipped)
-    return settings.to_dict()
+    if not any(path.startswith(f"{_HEAD_MODULE}/") for path in kinds):  # it is the embedding
+        whole.append(_HEAD_MODULE)
+    skips = QuantizationConfig.from_dict(settings).skips
+    unnamed = [module for module in whole if not skips(module)]
+    if not unnamed:
+        return settings
+    named = settings.get("llm_int8_skip_modules")
+    named = [_HEAD_MODULE] if named is None else named
+    return settings | {"llm_int8_skip_modules": [*named, *unnamed]}

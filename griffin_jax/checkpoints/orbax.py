@@ -64,7 +64,12 @@ class OrbaxTree:
             metadata = self._checkpointer.metadata(self.folder).item_metadata.tree
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{folder} is not a complete Orbax checkpoint") from error
-        self.arrays: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(metadata)
+        # Trees of other programs hold lists, empty places and what is no array.
+        self.arrays: dict[tuple[str, ...], Any] = {
+            tuple(jax.tree_util.keystr((key,), simple=True) for key in keys): leaf
+            for keys, leaf in jax.tree_util.tree_flatten_with_path(metadata)[0]
+            if hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        }
 
     @property
     def nbytes(self) -> int:
@@ -223,7 +228,7 @@ def write_orbax(
     if packed:
         values["packed"] = {path: _packing(leaf) for path, leaf in packed.items()}
         kinds = {path: packing_kind(leaf) for path, leaf in leaves.items()}
-        values["quantization"] = quantization or describe_packing(kinds, model_type(config))
+        values["quantization"] = describe_packing(kinds, model_type(config), quantization)
     write_json(folder / CONFIG_FILE, values)
 
 

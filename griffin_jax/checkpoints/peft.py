@@ -67,6 +67,12 @@ _RULES: dict[str, Rule] = {
 _DEFAULT_RANK = _DEFAULT_ALPHA = 8
 
 
+def base_of(folder: Path) -> str:
+    """What an adapter's settings call its base model; empty where they do not say."""
+    name = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
+    return " ".join(name.split())[:200] if isinstance(name, str) else ""
+
+
 def read_adapter(
     folder: Path, base: Mapping[str, Any]
 ) -> tuple[int, float, tuple[str, ...], dict[str, np.ndarray]]:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +40,7 @@ _LENGTH_BYTES = 8
 # The header stands before the tensors but is known after them, so room is kept for it.
 _HEADER_ROOM = 2**18
 _ALIGNMENT = 8
+_LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +78,33 @@ class TensorReader:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._tensors: dict[str, TensorInfo] = {}
-        index = self.folder / INDEX_FILE
-        if index.is_file():
-            weight_map = _read_index(index)
-            for name in sorted(set(weight_map.values())):
-                if not (self.folder / name).is_file():
-                    raise CheckpointError(f"{self.folder}: shard {name} is missing ({INDEX_FILE})")
-                self._tensors |= read_header(self.folder / name)
-            for name, file in weight_map.items():
-                if name not in self._tensors:
-                    raise CheckpointError(
-                        f"{self.folder}: tensor {name} is in {INDEX_FILE} but not in {file}"
-                    )
-        elif (self.folder / WEIGHTS_FILE).is_file():
+        # As transformers has it, an index beside a file that holds everything means nothing.
+        if (self.folder / WEIGHTS_FILE).is_file():
             self._tensors = read_header(self.folder / WEIGHTS_FILE)
+        elif (self.folder / INDEX_FILE).is_file():
+            self._read_shards(_read_index(self.folder / INDEX_FILE))
         else:
             raise CheckpointError(
                 f"{self.folder} has no weights: expected {WEIGHTS_FILE}, or {INDEX_FILE} with its "
                 "shards (PyTorch .bin files are not read)"
             )
+
+    def _read_shards(self, weight_map: dict[str, str]) -> None:
+        for name in sorted(set(weight_map.values())):
+            if not (self.folder / name).is_file():
+                raise CheckpointError(f"{self.folder}: shard {name} is missing ({INDEX_FILE})")
+            for tensor, info in read_header(self.folder / name).items():
+                if tensor in self._tensors:
+                    raise CheckpointError(
+                        f"{self.folder}: tensor {tensor} is in {self._tensors[tensor].file.name} and "
+                        f"in {name}; take one of them out"
+                    )
+                self._tensors[tensor] = info
+        for tensor, name in weight_map.items():
+            if tensor not in self._tensors or self._tensors[tensor].file.name != name:
+                raise CheckpointError(
+                    f"{self.folder}: tensor {tensor} is in {INDEX_FILE} but not in {name}"
+                )
 
     @property
     def names(self) -> list[str]:
@@ -128,14 +137,22 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
 
 
 def _read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor. Its `total_size` says nothing that the files do not."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = set(weight_map.values())
+        if not files or not all(isinstance(file, str) for file in files):
+            raise ValueError("weight_map names no files")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not an index: expected JSON with a weight_map") from error
+    for file in sorted(files):
+        if Path(file).name != file:
+            raise CheckpointError(f"{path}: {file!r:.80} is no file of this folder")
+    return weight_map
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors in one safetensors file.
+    """The tensors in one safetensors file, whose bytes they share out without gap or overlap.
 
     Raises:
       CheckpointError: the file is truncated, or no safetensors file.
@@ -146,32 +163,83 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         start = _LENGTH_BYTES + length
         if size < _LENGTH_BYTES or size < start:
             raise CheckpointError(f"{path} is truncated: {size} bytes do not hold its header")
+        if length > _LONGEST_HEADER:
+            raise CheckpointError(
+                f"{path} is not a safetensors file: its header has {length} bytes"
+            )
         header = file.read(length)
-    tensors = {}
     try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        for name, entry in entries.items():
-            begin, end = entry["data_offsets"]
-            if entry["dtype"] not in _DTYPES:
-                raise CheckpointError(
-                    f"{path}: tensor {name} has dtype {entry['dtype']}, which is not supported"
-                )
-            info = TensorInfo(path, start + begin, tuple(entry["shape"]), _DTYPES[entry["dtype"]])
-            if info.nbytes != end - begin:
-                raise CheckpointError(
-                    f"{path}: tensor {name} takes {end - begin} bytes, but its shape "
-                    f"{info.shape} and dtype {info.dtype} need {info.nbytes}"
-                )
-            tensors[name] = info
-    except CheckpointError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON") from error
-    end = max((info.offset + info.nbytes for info in tensors.values()), default=start)
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        if not isinstance(entries, dict):
+            raise ValueError("it is no JSON object")
+        _check_metadata(entries.pop("__metadata__", None))
+        spans = {name: _span(name, entry) for name, entry in entries.items()}
+        tensors = {
+            name: TensorInfo(path, start + begin, tuple(entries[name]["shape"]), dtype)
+            for name, (begin, _, dtype) in spans.items()
+        }
+        _check_spans(spans)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: its header: {error}") from error
+    end = start + max((end for _, end, _ in spans.values()), default=0)
     if size < end:
         raise CheckpointError(f"{path} is truncated: {size} bytes where its header says {end}")
+    if size > end:
+        raise CheckpointError(
+            f"{path} is damaged: {size} bytes, and {size - end} at its end belong to no tensor"
+        )
     return tensors
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r:.80} comes twice")
+    return values
+
+
+def _check_metadata(values: Any) -> None:
+    if values is not None and not (
+        isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
+    ):
+        raise ValueError("__metadata__ holds something else than text")
+
+
+def _span(name: str, entry: Any) -> tuple[int, int, np.dtype]:
+    """Where a tensor begins and ends behind the header, and its dtype."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError(f"tensor {name} lacks dtype, shape or data_offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    for key, sizes in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(sizes, list) or not all(type(x) is int and 0 <= x < 2**63 for x in sizes):
+            raise ValueError(f"tensor {name}: {key} {sizes!r:.80} are no sizes")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
+        raise ValueError(f"tensor {name} has dtype {entry['dtype']}, which is not supported")
+    if len(offsets) != 2:
+        raise ValueError(f"tensor {name}: data_offsets {offsets!r:.80} are not two")
+    (begin, end), dtype = offsets, _DTYPES[entry["dtype"]]
+    needed = math.prod(shape) * dtype.itemsize
+    if needed != end - begin:
+        raise ValueError(
+            f"tensor {name} takes {end - begin} bytes, but its shape {tuple(shape)} and dtype "
+            f"{dtype} need {needed}"
+        )
+    return begin, end, dtype
+
+
+def _check_spans(spans: dict[str, tuple[int, int, np.dtype]]) -> None:
+    """Every byte belongs to one tensor."""
+    before, after = None, 0
+    for name in sorted(spans, key=lambda name: spans[name][:2]):
+        begin, end, _ = spans[name]
+        if begin != after:
+            what = "a gap before it" if begin > after else f"the bytes of tensor {before} too"
+            raise ValueError(
+                f"tensor {name} has {what} (data_offsets begin at {begin}, not {after})"
+            )
+        before, after = name, end
 
 
 class ShardWriter:

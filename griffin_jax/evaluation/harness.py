@@ -18,19 +18,17 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from griffin_jax.evaluation import model as models
-from griffin_jax.inference import PrefixCache, SamplingConfig, score
+from griffin_jax.foreign_settings import without_effect
+from griffin_jax.inference import PrefixCache, score
 from griffin_jax.inference.forking import Work
-from griffin_jax.inference.sampling import FIELDS
+from griffin_jax.inference.generation_settings import read_generation_settings
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.tokenizer import END_OF_TURN
 
 log = logging.getLogger(__name__)
 
-_DRAWING = tuple(name for name in FIELDS if name != "temperature")
 # Of states that prompts have in common; those of one task's prompts are few.
 _CACHE_BYTES = 2**30
-# Of transformers' `generate`, without meaning here.
-_IGNORED = ("do_sample", "use_cache", "pad_token_id", "eos_token_id", "seed", "is_gsm8k")
 
 
 @register_model("griffin_jax")
@@ -271,15 +269,18 @@ class GriffinLM(TemplateLM):
         max_new_tokens = settings.pop("max_gen_toks")
         if self.gen_toks_cap is not None:
             max_new_tokens = min(max_new_tokens, self.gen_toks_cap)
-        temperature = settings.pop("temperature", 1.0 if settings["do_sample"] else 0.0)
-        drawing = {name: settings.pop(name) for name in _DRAWING if settings.get(name) is not None}
-        unknown = sorted(set(settings) - set(_IGNORED) - set(_DRAWING))
-        if unknown:
-            raise ValueError(
-                f"generation argument {', '.join(unknown)} has no meaning here; there are until, "
-                f"max_gen_toks, do_sample, temperature, {', '.join(_DRAWING)}"
-            )
-        return SamplingConfig(temperature=temperature, **drawing), max_new_tokens, stop
+        rules = {
+            "eos_token_id": self._is_own_stop,
+            "seed": without_effect,
+            "is_gsm8k": without_effect,
+        }
+        drawing = read_generation_settings(settings, "generation arguments", rules)
+        return drawing, max_new_tokens, stop
+
+    def _is_own_stop(self, eos_token_id):
+        """Whether texts end at these tokens anyway."""
+        ids = eos_token_id if isinstance(eos_token_id, list | tuple) else [eos_token_id]
+        return set(ids) == set(self.lm.tokenizer.stop_ids) or list(ids) == [self.eot_token_id]
 
     def tokens_cut(self, requests: Sequence[Instance]) -> list[int]:
         """What `max_length` takes from requests, whether they have been answered or not.

@@ -94,6 +94,7 @@ class Chat:
         if not message:
             raise ValueError("message is empty; give some text")
         tokenizer = engine.tokenizer
+        tokenizer.check_turns()
         turn = {"role": "user", "content": message}
         if self.context is None:
             text = tokenizer.format_chat([*self.messages, turn], add_generation_prompt=True)

@@ -160,7 +160,7 @@ def draw_burst(model, burst, needs, methods, params, rows, keep, steps):
       no token, and logprobs float32[B, burst]; with `needs.top`, also int32[B, burst, top] and
       float32[B, burst, top], the most likely tokens and their log-probabilities.
     """
-    batch = jnp.arange(len(rows.token))
+    batch = jnp.arange(len(rows.token), dtype=jnp.int32)
     keys = jax.random.wrap_key_data(rows.keys, impl=_PRNG)
     variables = {"params": params}
 

@@ -152,7 +152,8 @@ def choose(
         if needs.filters:
             warm = _filter(warm, settings)
         # The largest of scores with this noise is a draw from their softmax.
-        noise = jax.vmap(functools.partial(jax.random.gumbel, shape=scores.shape[1:]))(keys)
+        draw = functools.partial(jax.random.gumbel, shape=scores.shape[1:], dtype=scores.dtype)
+        noise = jax.vmap(draw)(keys)
         warm = warm + constrain(noise, "batch", "vocabulary")
         scores = jnp.where(drawn, warm, scores)
     cut = model_shards() > 1 and scores.shape[1] % model_shards() == 0

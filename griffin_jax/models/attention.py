@@ -96,11 +96,11 @@ def _write(rings, k, v, timeline, layer=None):
 def _write_rings(cut, keys, values, k, v, positions, lengths, end, *layer):
     batch, time = positions.shape
     slots = keys.shape[-3]
-    t = jnp.arange(time)[None] + (begin_of_shard(time) if cut else 0)
+    t = jnp.arange(time, dtype=jnp.int32)[None] + (begin_of_shard(time) if cut else 0)
     begin = lengths - jnp.minimum(end, slots)
     keep = (t < lengths[:, None]) & (t >= begin[:, None])
     slot = jnp.where(keep, positions % slots, slots)  # one past the end: dropped
-    row = jnp.arange(batch)[:, None]
+    row = jnp.arange(batch, dtype=jnp.int32)[:, None]
 
     def write(ring, new):
         new = new.astype(ring.dtype)

@@ -9,6 +9,7 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import constrain
 from griffin_jax.models.blocks import ResidualBlock, check_blocks, init_state
 from griffin_jax.models.layers import Embedder, RMSNorm, head
+from griffin_jax.models.linear import matmul
 from griffin_jax.models.parameters import fan_in, parameter
 from griffin_jax.models.stack import (
     GROUPS,
@@ -19,6 +20,7 @@ from griffin_jax.models.stack import (
     unstack_state,
 )
 from griffin_jax.models.state import State, Timeline
+from griffin_jax.quantization.tensor import QuantizedTensor
 from griffin_jax.sharding.layouts import constrain_state
 
 REMAT_POLICIES = {
@@ -120,7 +122,7 @@ class Griffin(nn.Module):
                 "init_state(config, batch_size, capacity=tokens)"
             )
         if positions is None:
-            positions = state.position[:, None] + jnp.arange(time)[None]
+            positions = state.position[:, None] + jnp.arange(time, dtype=jnp.int32)[None]
         if lengths is None:
             lengths = jnp.full(batch, time, jnp.int32)
         timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)
@@ -197,6 +199,8 @@ class Head(nn.Module):
             axes=("vocabulary", "width"),
             kind="head",
         )
+        if isinstance(weight, QuantizedTensor):  # as transformers packs it where nothing skips it
+            return matmul(x, weight).astype(jnp.float32)
         return head(x, weight)
 
 

@@ -11,9 +11,11 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import per_shard, time_shards
+from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.dense_matmul import block_diagonal_matmul
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.kernels.time_shards import newest, preceding
+from griffin_jax.models import recurrent_rows
 from griffin_jax.models.layers import Linear, gated_gelu, project
 from griffin_jax.models.mixing import TemporalMixing
 from griffin_jax.models.parameters import parameter
@@ -80,7 +82,7 @@ def radius_init(
     """`a_param` such that a = exp(-softplus(a_param)) is uniform by area in a ring of radii."""
 
     def init(key, shape, dtype=jnp.float32):
-        uniform = jax.random.uniform(key, shape)
+        uniform = jax.random.uniform(key, shape, jnp.float32)
         log_radius = 0.5 * jnp.log(uniform * (maximum**2 - minimum**2) + minimum**2 + eps)
         return jnp.log(jnp.expm1(-log_radius)).astype(dtype)
 
@@ -217,17 +219,26 @@ class RecurrentBlock(TemporalMixing):
             Linear(width, axes=("recurrence", "width"), name="linear_x", **linear),
         )
         conv_1d = Conv1D(config.conv_width, self.param_dtype, name="conv_1d")
-        x, conv = conv_1d(x, state.conv, timeline)
         name, recurrence = self.recurrence
-        x, hidden = recurrence(config.num_heads, name=name, **types)(x, state.hidden, timeline)
-        x = Linear(
+        recurrent = recurrence(config.num_heads, name=name, **types)
+        out = Linear(
             config.width,
             axes=("width", "recurrence"),
             init_scale=self.out_init_scale,
             name="linear_out",
             **linear,
-        )(gated_gelu(y, x))
-        return x, state.replace(hidden=hidden, conv=conv)
+        )
+        if recurrence is RGLRU and not self.is_initializing():
+            params = {name: self.variables["params"][name] for name in ("conv_1d", "rg_lru")}
+            serves = {"mosaic_gpu": recurrent_rows.serves(params, x, state), "layers": None}
+            if choose("recurrent_step", serves) == "mosaic_gpu":
+                inner = conv_1d.clone(parent=None), recurrent.clone(parent=None)
+                plain = functools.partial(_convolve_and_recur, *inner)
+                z, state = recurrent_rows.recurrent_rows(plain, params, y, x, state, timeline)
+                return out(z), state
+        x, conv = conv_1d(x, state.conv, timeline)
+        x, hidden = recurrent(x, state.hidden, timeline)
+        return out(gated_gelu(y, x)), state.replace(hidden=hidden, conv=conv)
 
     @classmethod
     def init_state(
@@ -246,3 +257,10 @@ class RecurrentBlock(TemporalMixing):
                 f"recurrence_width {config.recurrence_width} does not divide over the "
                 f"{config.num_heads} gate blocks (num_heads)"
             )
+
+
+def _convolve_and_recur(conv_1d, rg_lru, params, y, x, state, timeline):
+    """The middle of a recurrent block as a function of its parameters, for its gradient."""
+    x, conv = conv_1d.apply({"params": params["conv_1d"]}, x, state.conv, timeline)
+    x, hidden = rg_lru.apply({"params": params["rg_lru"]}, x, state.hidden, timeline)
+    return gated_gelu(y, x), RecurrentState(hidden=hidden, conv=conv)

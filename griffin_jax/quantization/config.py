@@ -10,6 +10,7 @@ import numpy as np
 
 from griffin_jax.config import DTYPES, check_dtype
 from griffin_jax.fields import check_fields, field
+from griffin_jax.foreign_settings import Rule, obeyed, only, read_settings
 
 _QUANT_TYPES = ("nf4", "fp4")
 _STORAGE_DTYPES = ("uint8", "int8", "float16", "bfloat16", "float32", "float64")
@@ -106,26 +107,30 @@ class QuantizationConfig:
         """The inverse of `to_dict`; what a file leaves out has the default of transformers.
 
         Raises:
-          ValueError: a field is unknown, has a wrong value or contradicts another, the method is
-            not bitsandbytes, or 8 bits are asked for.
+          ValueError: a field is unknown and not off, has a wrong value or contradicts another, the
+            method is not bitsandbytes, or 8 bits are asked for.
         """
-        if not isinstance(values, dict):
-            raise ValueError(f"quantization_config must be a JSON object, got {values!r}")
-        values = dict(values)
-        method = values.pop("quant_method", "bitsandbytes")
-        if method != "bitsandbytes":
-            raise ValueError(f"quantization_config: quant_method {method!r} is not 'bitsandbytes'")
+        values = read_settings(values, _RULES, "quantization_config")
+        values.pop("quant_method", None)
         for name in ("load_in_4bit", "load_in_8bit"):
             private = values.pop(f"_{name}", None)
             if private is not None and values.setdefault(name, private) != private:
                 raise ValueError(f"quantization_config: {name} and _{name} contradict each other")
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"quantization_config: unknown fields {', '.join(unknown)}")
+        # It has no effect on 4 bits, and transformers wants it written as a float.
+        if isinstance(threshold := values.get("llm_int8_threshold"), int):
+            values["llm_int8_threshold"] = float(threshold)
         try:
             return cls(**(_FILE_DEFAULTS | values))
         except ValueError as error:
             raise ValueError(f"quantization_config: {error}") from None
+
+
+_RULES: dict[str, Rule] = {
+    **{entry.name: obeyed for entry in dataclasses.fields(QuantizationConfig)},
+    "_load_in_4bit": obeyed,
+    "_load_in_8bit": obeyed,
+    "quant_method": only("bitsandbytes"),
+}
 
 
 def _check_patterns(patterns: Sequence[str]) -> None:

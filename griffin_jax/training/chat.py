@@ -66,6 +66,11 @@ def tokenize_chat(
     for count, message in enumerate(messages, start=1):
         if message.get("role") in ("assistant", "model"):
             text = tokenizer.format_chat(messages[:count], add_generation_prompt=False)
+            if _END_OF_TURN not in text:
+                raise ValueError(
+                    f"the model's chat template writes no {_END_OF_TURN}, by which the turns that "
+                    "are learnt are told; take a tokenizer with Gemma's turns"
+                )
             prompt = tokenizer.format_chat(messages[: count - 1], add_generation_prompt=True)
             add(len(prompt), model=False)
             add(text.rindex(_END_OF_TURN) + len(_END_OF_TURN), model=True)

@@ -16,6 +16,9 @@ from griffin_jax.training.config import TrainConfig
 from griffin_jax.training.run_folder import check_run, hold_run
 from griffin_jax.training.train_step import TrainState
 
+# How Orbax names what is not complete.
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
 
 class RunCheckpoints:
     """The newest checkpoint and the one of the lowest held-out loss, in `folder`/checkpoints.
@@ -49,6 +52,11 @@ class RunCheckpoints:
 
     def _open(self, folder: Path, config: TrainConfig, data: str | None) -> None:
         check_run(folder, config, data)
+        self.folder = folder / "checkpoints"
+        # Orbax would do it in the background, when another process may hold the run.
+        if jax.process_index() == 0:
+            for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(unfinished)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(1),
@@ -60,12 +68,9 @@ class RunCheckpoints:
                 ),
             ]
         )
-        self.folder = folder / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, cleanup_tmp_directories=True
-            ),
+            options=ocp.CheckpointManagerOptions(preservation_policy=policy),
             item_names=("state", "data"),
         )
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from griffin_jax.config import ATTENTION, GriffinConfig
+from griffin_jax.config import ATTENTION, GriffinConfig, check_dtype
+from griffin_jax.fields import check_value
+from griffin_jax.inputs import check_tokens
 from griffin_jax.models import Griffin, init_state
 
 
@@ -50,11 +52,14 @@ def document_losses(
       float32[len(document) - 1] for each document.
 
     Raises:
-      ValueError: the window is unbounded and no capacity is given.
+      ValueError: the window is unbounded and no capacity is given, or a document has no token to
+        predict or one outside of the vocabulary.
     """
-    dtype = jnp.dtype(dtype)
+    dtype, rows = check_dtype(dtype), check_value("rows", rows, int, at_least=1)
+    rows = min(rows, max(len(documents), 1))
     return _read_documents(
         documents,
+        config.vocab_size,
         lambda: init_state(config, rows, dtype, capacity),
         functools.partial(_chunk_losses, config, dtype, params),
         chunk,
@@ -90,11 +95,14 @@ def document_divergences(
       Kullback-Leibler divergence, in nats, of their distribution from that of `reference`.
 
     Raises:
-      ValueError: the window is unbounded and no capacity is given.
+      ValueError: the window is unbounded and no capacity is given, or a document has no token to
+        predict or one outside of the vocabulary.
     """
-    dtype = jnp.dtype(dtype)
+    dtype, rows = check_dtype(dtype), check_value("rows", rows, int, at_least=1)
+    rows = min(rows, max(len(documents), 1))
     return _read_documents(
         documents,
+        config.vocab_size,
         lambda: tuple(init_state(config, rows, dtype, capacity) for _ in range(2)),
         functools.partial(_chunk_divergences, config, dtype, (reference, params)),
         chunk,
@@ -102,11 +110,12 @@ def document_divergences(
     )
 
 
-def _read_documents(documents, fresh_state, measure, chunk, rows):
+def _read_documents(documents, vocab_size, fresh_state, measure, chunk, rows):
     """What `measure` finds at each token, [len(document) - 1, ...] for each document.
 
     Args:
       documents: Token ids.
+      vocab_size: Rows of the model's embedding.
       fresh_state: Gives the state before the first token of `rows` documents.
       measure: From the state, tokens int32[rows, chunk + 1] and lengths int32[rows] to an array
         [rows, chunk, ...] and the state after them.
@@ -114,6 +123,11 @@ def _read_documents(documents, fresh_state, measure, chunk, rows):
       rows: Documents read at the same time.
     """
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(documents)
+    check_value("chunk", chunk, int, at_least=1)
+    for i, document in enumerate(documents):
+        if len(document) < 2:
+            raise ValueError(f"document {i} has no token to predict; it holds no text")
+        check_tokens(document, vocab_size, f"document {i}")
     by_length = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     for first in range(0, len(by_length), rows):
         group = by_length[first : first + rows]

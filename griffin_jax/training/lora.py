@@ -65,9 +65,9 @@ def init_adapter(config: LoRAConfig, base: Params, key: jax.Array) -> Params:
             bound = inputs**-0.5
             shape = (config.rank, inputs)
             adapter[*path[:-1], "lora_a"] = jax.random.uniform(
-                draw, shape, minval=-bound, maxval=bound
+                draw, shape, jnp.float32, minval=-bound, maxval=bound
             )
-            adapter[*path[:-1], "lora_b"] = jnp.zeros((features, config.rank))
+            adapter[*path[:-1], "lora_b"] = jnp.zeros((features, config.rank), jnp.float32)
     return flax.traverse_util.unflatten_dict(adapter)
 
 

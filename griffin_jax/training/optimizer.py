@@ -1,6 +1,8 @@
 """AdamW with warm-up and cosine decay, as Griffin models are trained."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import optax
@@ -48,12 +50,14 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
         raise ValueError(
             f"optimizer.warmup_steps {config.warmup_steps} must be less than steps {steps}"
         )
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=steps,
-        end_value=config.learning_rate * config.final_share,
+    return _promoting(
+        optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=config.learning_rate,
+            warmup_steps=config.warmup_steps,
+            decay_steps=steps,
+            end_value=config.learning_rate * config.final_share,
+        )
     )
 
 
@@ -74,7 +78,7 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     Raises:
       ValueError: the warm-up is not shorter than `steps`.
     """
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate_schedule(config, steps),
@@ -85,3 +89,15 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
             mask=lambda params: jax.tree_util.tree_map_with_path(lambda p, _: decays(p), params),
         ),
     )
+    return optax.GradientTransformation(_promoting(chain.init), _promoting(chain.update))
+
+
+def _promoting(function: Callable) -> Callable:
+    """The function under JAX's usual promotion of dtypes, which Optax counts on."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return call

@@ -205,7 +205,9 @@ def make_train_step(
         else:
             zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(2)
             parts = jax.tree.map(split, batch)
-            (grads, sums), _ = jax.lax.scan(accumulate, zero, (parts, jnp.arange(microbatches)))
+            (grads, sums), _ = jax.lax.scan(
+                accumulate, zero, (parts, jnp.arange(microbatches, dtype=jnp.int32))
+            )
         return grads, sums, total
 
     def step(state, frozen, batch):

@@ -221,3 +221,27 @@ def test_the_progress_bar_is_for_large_models_only(tmp_path, monkeypatch, capsys
     assert "loading" in capsys.readouterr().err
     load_checkpoint(tmp_path / "model", progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_what_training_leaves_is_met_with_what_to_give(tmp_path):
+    adapter = tmp_path / "run" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+    assert "is a LoRA adapter of some/model, no model: give that one" in one_line_error(adapter)
+    run = tmp_path / "run"
+    (run / "run.json").write_text("{}")
+    assert "is a training run of a LoRA adapter" in one_line_error(run)
+    assert "--merge writes model/" in one_line_error(run)
+    (run / "checkpoints" / "70").mkdir(parents=True)
+    assert f"give the run's model, {run / 'model'}" in one_line_error(run / "checkpoints")
+    (run / "model").mkdir()
+    assert f"is a training run: its model is {run / 'model'}" in one_line_error(run)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.json").write_text("{}")
+    assert "has not ended: the same command goes on" in one_line_error(tmp_path / "new")
+
+
+def test_nested_json_is_one_line(tmp_path):
+    save_tiny(tmp_path / "model", format="huggingface")
+    (tmp_path / "model" / "config.json").write_text('{"a": ' + "[" * 100_000)
+    assert "config.json is not JSON" in one_line_error(tmp_path / "model")

@@ -246,3 +246,26 @@ def test_a_tree_of_recurrentgemma_gives_the_same_logits(tmp_path):
     actual = logits(loaded.config, loaded.params, tokens)
     assert np.ptp(expected) > 1
     assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+EMBEDDING = {"input_embedding": np.ones((4, 4), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"w": [np.ones(3), {"b": np.ones(3)}]}, "not of a Griffin model: it has no embedder"),
+        ([np.ones(3), np.ones(3)], "not of a Griffin model"),
+        ({"step": 70, "w": np.ones(3), "empty": {}, "none": None}, "not of a Griffin model"),
+        ({"opt": (np.ones(3), (np.ones(3),)), "params": {"w": np.ones(3)}}, "not of a Griffin model"),
+        ({"embedder": {"input_embedding": np.ones(4)}}, "is not a Griffin model's tree"),
+        (
+            {"embedder": EMBEDDING, "blocks.0": {"mlp_block": {"ffw_up": {"w": np.float32(3)}}}},
+            "is not a Griffin model's tree",
+        ),
+    ],
+)  # fmt: skip
+def test_another_orbax_tree_is_one_line(tmp_path, tree, message):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "tree", tree)
+    assert message in one_line_error(tmp_path / "tree")

@@ -246,3 +246,18 @@ def test_transformers_reads_a_packed_folder_of_ours(tmp_path, double_quant):
     save_checkpoint(tmp_path / "model", CONFIG, params, format="huggingface", quantization=settings)
     theirs = transformers_logits(open_with_transformers(tmp_path / "model"), TOKENS)
     assert_close(theirs, logits(CONFIG, params, TOKENS), 1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("skipped", [None, ("q_proj",), ("lm_head", "up_proj"), ()])
+def test_transformers_reads_what_is_packed_under_any_list_of_skipped_layers(
+    tmp_path, tied, skipped
+):
+    """Such a list replaces transformers' own, which keeps the head whole."""
+    config = CONFIG.replace(tie_embeddings=tied)
+    settings = QuantizationConfig(bnb_4bit_compute_dtype="float32", llm_int8_skip_modules=skipped)
+    lm = griffin_jax.quantize(griffin_jax.LanguageModel(config, random_params(config)), settings)
+    griffin_jax.save(lm, tmp_path / "model", format="huggingface")
+    theirs = transformers_logits(open_with_transformers(tmp_path / "model"), TOKENS)
+    assert_close(theirs, logits(config, lm.params, TOKENS), 1e-4)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import griffin_jax
 from griffin_jax.checkpoints import load_checkpoint, open_checkpoint, save_checkpoint, save_leaves
 from griffin_jax.checkpoints.shards import INDEX_FILE, WEIGHTS_FILE
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, dequantize, quantize
@@ -326,3 +327,27 @@ def test_transformers_reads_a_packed_folder_of_ours(tmp_path, quant_type, double
     )
     theirs = transformers_logits(open_with_transformers(tmp_path / "model"), TOKENS)
     assert_close(theirs, logits(WHOLE_BLOCKS, params, TOKENS), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tied", "skipped", "written"),
+    [
+        (True, None, None),
+        (True, ("q_proj",), ["q_proj", "lm_head"]),
+        (True, (), ["lm_head"]),
+        (True, ("lm_head", "q_proj"), ["lm_head", "q_proj"]),
+        (False, None, None),
+        (False, ("q_proj",), ["q_proj"]),  # a head of its own is packed with the rest
+    ],
+)
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_list_of_skipped_layers_names_every_layer_that_is_whole(
+    tmp_path, format, tied, skipped, written
+):
+    config = CONFIG.replace(tie_embeddings=tied)
+    settings = QuantizationConfig(bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped)
+    lm = griffin_jax.quantize(griffin_jax.LanguageModel(config, random_params(config)), settings)
+    griffin_jax.save(lm, tmp_path / "model", format=format)
+    loaded = load_checkpoint(tmp_path / "model")
+    assert loaded.quantization["llm_int8_skip_modules"] == written
+    assert_same_tree(loaded.params, lm.params)

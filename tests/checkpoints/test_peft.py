@@ -133,7 +133,7 @@ def test_each_layer_has_its_own_rank_and_scale(tmp_path, settings, ranks, scales
     save_adapter(tmp_path / "ours", config, adapter, model=GRIFFIN)
     for folder in (tmp_path / "theirs", tmp_path / "ours"):
         for layer, delta in added(folder).items():
-            name = f"base_model.model.{tensor_name(layer)}"
+            name = f"base_model.model.{tensor_name(layer, RECURRENT_GEMMA)}"
             a, b = (tensors[f"{name}.lora_{part}.weight"] for part in "AB")
             np.testing.assert_allclose(delta, scales[layer] * b @ a, rtol=1e-5, atol=1e-5)
 

@@ -166,3 +166,97 @@ def test_a_header_that_contradicts_itself_or_is_none_is_named(tmp_path):
     assert "not a safetensors file" in damaged(tmp_path)
     file.write_bytes((4).to_bytes(8, "little") + b"\xff\xfe{}" + bytes(64))
     assert "not a safetensors file" in damaged(tmp_path)
+
+
+def entry(begin, end, **more):
+    shape = [(end - begin) // 4]
+    return {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]} | more
+
+
+NESTED = b'{"a": ' + b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": entry(0, 32), "b": entry(16, 64)}, "b has the bytes of tensor a too"),
+        ({"a": entry(0, 64), "b": entry(0, 64)}, "b has the bytes of tensor a too"),
+        ({"a": entry(0, 64), "b": entry(32, 32)}, "b has the bytes of tensor a too"),
+        ({"a": entry(0, 16), "b": entry(32, 64)}, "b has a gap before it"),
+        ({"a": entry(32, 64)}, "a has a gap before it"),
+        ({"a": entry(0, 32)}, "32 at its end belong to no tensor"),
+        ({}, "64 at its end belong to no tensor"),
+        ({"a": entry(0, 68)}, "truncated"),
+        ({"a": entry(-32, 0), "b": entry(0, 64)}, r"data_offsets \[-32, 0\] are no sizes"),
+        ({"a": entry(0, 64, shape=[-4, -4])}, r"shape \[-4, -4\] are no sizes"),
+        ({"a": entry(0, 64, shape=[16.0])}, "are no sizes"),
+        ({"a": entry(0, 64, shape=[16, True])}, "are no sizes"),
+        ({"a": entry(0, 64, shape=[2**63, 0])}, "are no sizes"),
+        ({"a": entry(0, 64, shape=16)}, "are no sizes"),
+        ({"a": entry(0, 64, data_offsets=[0, 64, 64])}, "are not two"),
+        ({"a": entry(0, 64, data_offsets=[64, 0])}, "takes -64 bytes"),
+        ({"a": 5}, "lacks dtype, shape or data_offsets"),
+        ({"a": entry(0, 64, dtype=5)}, "dtype 5"),
+        ({"__metadata__": {"x": 1}, "a": entry(0, 64)}, "__metadata__"),
+        (b'{"a": 1, "a": 2}', "'a' comes twice"),
+        (b"[1, 2]", "no JSON object"),
+        (NESTED + b"]" * 100_000 + b"}", "is not a safetensors file"),
+        (NESTED, "is not a safetensors file"),
+        (b'{"a": {}}\0', "is not a safetensors file"),
+    ],
+)  # fmt: skip
+def test_what_safetensors_refuses_is_refused(tmp_path, header, message):
+    data = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file = tmp_path / WEIGHTS_FILE
+    file.write_bytes(len(data).to_bytes(8, "little") + data + bytes(64))
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.numpy.load_file(file)
+    with pytest.raises(CheckpointError, match=message) as error:
+        TensorReader(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_empty_tensors_and_metadata_take_no_bytes(tmp_path):
+    header = {"__metadata__": None, "a": entry(0, 0), "b": entry(0, 64), "c": entry(64, 64)}
+    write_header(tmp_path / WEIGHTS_FILE, header)
+    assert TensorReader(tmp_path).names == ["a", "b", "c"]
+
+
+def two_shards(folder):
+    """t0 and t1 in a file each, with an index that the tests then change."""
+    files = write(folder, arrays_of([(4,), (4,)], np.float32), max_shard_size=16)
+    return files, json.loads((folder / INDEX_FILE).read_text())
+
+
+def test_the_size_in_an_index_and_tensors_that_it_leaves_out_do_not_matter(tmp_path):
+    """As under transformers, which reads every tensor of every file that the index names."""
+    files, index = two_shards(tmp_path)
+    whole = read_all(tmp_path)
+    safetensors.numpy.save_file({"t0": whole["t0"], "more": whole["t0"]}, files[0])
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index | {"metadata": {"total_size": -5}}))
+    assert_equal(read_all(tmp_path), whole | {"more": whole["t0"]})
+
+
+def test_one_file_of_all_tensors_comes_before_an_index(tmp_path):
+    files, _ = two_shards(tmp_path)
+    files[1].unlink()
+    tensors = arrays_of([(2,)], np.float32)
+    safetensors.numpy.save_file(tensors, tmp_path / WEIGHTS_FILE)
+    assert_equal(read_all(tmp_path), tensors)
+
+
+def test_an_index_and_files_that_contradict_each_other_are_named(tmp_path):
+    files, index = two_shards(tmp_path)
+    both = read_all(tmp_path)
+    files[1].write_bytes(safetensors.numpy.save(both))
+    assert "tensor t0 is in model-00001-of-00002.safetensors and in" in damaged(tmp_path)
+    swapped = dict(zip(index["weight_map"], reversed(index["weight_map"].values()), strict=True))
+    for weight_map, message in (
+        (swapped, "tensor t0 is in"),
+        ({}, "is not an index"),
+        ({"t0": 5}, "is not an index"),
+        ({"t0": "../other/model.safetensors"}, "is no file of this folder"),
+    ):
+        two_shards(tmp_path)
+        (tmp_path / INDEX_FILE).write_text(json.dumps(index | {"weight_map": weight_map}))
+        assert message in damaged(tmp_path)

@@ -13,7 +13,8 @@ from griffin_jax import LanguageModel
 from griffin_jax.checkpoints import BUNDLED, find_folder
 from griffin_jax.config import TINY
 from griffin_jax.evaluation.harness import GriffinLM
-from griffin_jax.inference import prefill
+from griffin_jax.inference import SamplingConfig, prefill
+from griffin_jax.inference.drawing import settings_of
 from griffin_jax.tokenizer import load_tokenizer
 from tests.inference.test_scoring import expected_score
 from tests.inference.tiny_model import BOS, language_model
@@ -231,9 +232,55 @@ def test_wrong_model_arguments_are_named(options, message):
         GriffinLM(lm=language_model(), **options)
 
 
+def test_generation_arguments_that_change_nothing_are_taken():
+    """What lm-evaluation-harness's tasks and users pass on, and transformers takes."""
+    lm = adapter()
+    plain = write(lm, "x", until=[], max_gen_toks=4)
+    for more in (
+        {"num_beams": 1},
+        {"num_beams": 1.0, "length_penalty": 2.0, "early_stopping": True},
+        {"do_sample": False, "top_k": 0, "top_p": 1.0, "typical_p": 1.0},
+        {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None},
+        {"guidance_scale": 1, "use_cache": False, "renormalize_logits": True},
+        {"of_tomorrow": None, "or_never": False},
+        {"eos_token_id": lm.eot_token_id},
+    ):
+        assert write(lm, "x", until=[], max_gen_toks=4, **more) == plain
+    drawn = write(lm, "x", until=[], max_gen_toks=4, do_sample=True, temperature=0.7)
+    off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    settings = {"do_sample": True, "temperature": 0.7}
+    found, *_ = lm._drawing({"until": [], **settings, **off})
+    assert settings_of(found) == settings_of(SamplingConfig(temperature=0.7))
+    assert drawn
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"num_beams": 4},
+        {"num_beams": True},
+        {"typical_p": 0.9},
+        {"no_repeat_ngram_size": 3},
+        {"min_new_tokens": 2},
+        {"bad_words_ids": [[5]]},
+        {"forced_eos_token_id": 1},
+        {"guidance_scale": 1.5},
+        {"penalty_alpha": 0.6},
+        {"suppress_tokens": [3]},
+        {"eos_token_id": 7},
+        {"max_time": 5.0},
+        {"of_tomorrow": 1},
+    ],
+)
+def test_generation_arguments_that_change_the_text_are_refused_by_name(argument):
+    (name,) = argument
+    with pytest.raises(ValueError, match=f"generation arguments: {name}="):
+        write(adapter(), "x", until=[], **argument)
+
+
 def test_wrong_requests_are_named():
     lm = adapter(max_length=8)
-    with pytest.raises(ValueError, match="generation argument num_beams has no meaning here"):
+    with pytest.raises(ValueError, match=r"generation arguments: num_beams=4 \(only 1 is"):
         write(lm, "x", until=[], num_beams=4)
     with pytest.raises(ValueError, match="max_length 8 has no room for a prompt beside 8 further"):
         write(lm, "x" * 20, until=[], max_gen_toks=8)

@@ -74,12 +74,35 @@ def test_modules_are_skipped_by_beginning_pattern_or_end(patterns, module, skipp
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"bnb_4bit_compute_dtype": None},
+        {"bnb_4bit_quant_storage": None, "bnb_4bit_use_double_quant": None},
+        {"llm_int8_threshold": None, "llm_int8_has_fp16_weight": None},
+        {"_load_in_8bit": None, "load_in_8bit": None, "quant_method": None},
+        {"target_parameters": None},
+        {"a_newer_setting": False, "another": [], "and_one_more": ""},
+    ],
+)
+def test_what_asks_for_nothing_means_the_default(change):
+    """Null is transformers' default, which it has for fields that a file leaves out, too."""
+    values = json.loads(PUBLISHED) | change
+    left_out = {name: value for name, value in values.items() if name not in change}
+    assert QuantizationConfig.from_dict(values) == QuantizationConfig.from_dict(left_out)
+
+
+def test_a_whole_number_as_threshold_is_written_as_the_float_that_transformers_wants():
+    config = QuantizationConfig.from_dict(json.loads(PUBLISHED) | {"llm_int8_threshold": 6})
+    assert json.dumps(config.to_dict(), indent=2) == PUBLISHED
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"load_in_8bit": True}, "load_in_8bit"),
         ({"load_in_4bit": False}, "_load_in_4bit contradict"),
         ({"load_in_4bit": False, "_load_in_4bit": False}, "nothing to quantise"),
-        ({"quant_method": "gptq"}, "quant_method 'gptq'"),
+        ({"quant_method": "gptq"}, "quant_method='gptq' .only 'bitsandbytes' is"),
         ({"bnb_4bit_quant_type": "int4"}, "bnb_4bit_quant_type must be one of nf4, fp4"),
         ({"bnb_4bit_compute_dtype": "int8"}, "bnb_4bit_compute_dtype must be one of"),
         ({"bnb_4bit_quant_storage": "int64"}, "bnb_4bit_quant_storage must be one of"),
@@ -87,7 +110,9 @@ def test_modules_are_skipped_by_beginning_pattern_or_end(patterns, module, skipp
         ({"llm_int8_threshold": "6"}, "llm_int8_threshold must be a number"),
         ({"llm_int8_skip_modules": "lm_head"}, "llm_int8_skip_modules must be a list, or None"),
         ({"llm_int8_skip_modules": ["("]}, "not a regular expression"),
-        ({"bits": 4}, "unknown fields bits"),
+        ({"bits": 4}, "bits=4 .an unknown setting"),
+        ({"target_parameters": ["w"]}, "target_parameters="),
+        ({"load_in_8bit": True, "load_in_4bit": None, "_load_in_4bit": None}, "load_in_8bit"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(change, message):

@@ -55,6 +55,7 @@ def test_one_run_at_a_time_and_what_it_writes_stays(tmp_path):
     assert half.exists()
     first.close()
     assert in_thread(lambda: RunCheckpoints(tmp_path / "run", CONFIG).close()) is None
+    assert not half.exists()
 
 
 def test_a_run_that_cannot_begin_lets_go_of_its_folder(tmp_path):
