@@ -20,7 +20,7 @@ def get_config(size: str = "") -> ConfigDict:
     # Of activations and, after they are packed and unpacked, of weights.
     config.dtype = "float32"
     # Of each document, so many bytes from its beginning; 0 for all.
-    config.max_bytes = 25_000 if size else 2000
+    config.max_bytes = 25_000 if size else 1000
     # Documents read at the same time.
     config.rows = 8
     # Tokens in a call.

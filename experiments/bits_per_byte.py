@@ -1,10 +1,10 @@
 """Measures a model on whole texts:
 
-    python -m experiments.bits_per_byte --model=griffin_jax/assets/griffin-tiny --text=FILE
+    python -m experiments.bits_per_byte --model=FOLDER --text=FILE
 
 Prints one JSON object: bits per UTF-8 byte of every document and of all together, with the state
 carried through each document, and the mean loss by position in pieces of 16,384 tokens, or up to what
-the longest text has. A model of
+the longest text has. Without flags it is griffin-tiny's on this repository's README. A model of
 unbounded attention sees the last 768 to 1,023 tokens for the first figure (--capacity says so), which
 keeps it within the 1,024 tokens that it was trained on; its loss by position is told both ways, with
 everything in sight and with that sliding cache.
@@ -15,23 +15,29 @@ import sys
 
 from absl import flags
 
-from experiments import command, outputs
+from experiments import command, config_files, outputs
 from griffin_jax import checkpoints
 from griffin_jax.files import write_json
 from griffin_jax.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from griffin_jax.training import corpus, evaluate
 
-_MODEL = flags.DEFINE_string("model", None, "Folder or name of the model.", required=True)
+_MODEL = flags.DEFINE_string("model", "griffin-tiny", "Folder or name of the model.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Folder of its tokenizer; the model's by default."
 )
 _TEXT = flags.DEFINE_string(
-    "text", None, "A text or JSON lines file, packed or not.", required=True
+    "text", str(config_files.ROOT / "README.md"), "A text or JSON lines file, packed or not."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Write the JSON object here, too.")
-_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of activations.")
-_CHUNK = flags.DEFINE_integer("chunk", 1024, "Tokens per call; 256 where the cache slides.")
-_CAPACITY = flags.DEFINE_integer("capacity", 768, "Keys kept under unbounded attention.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["float32", "float16", "bfloat16"], "Of activations."
+)
+_CHUNK = flags.DEFINE_integer(
+    "chunk", 1024, "Tokens per call; 256 where the cache slides.", lower_bound=1
+)
+_CAPACITY = flags.DEFINE_integer(
+    "capacity", 768, "Keys kept under unbounded attention.", lower_bound=1
+)
 _EDGES = flags.DEFINE_list(
     "edges",
     [0, 64, 256, 1024, 2048, 4096, 8192, 16384],
@@ -46,6 +52,8 @@ def main() -> None:
     tokenizer = load_tokenizer(checkpoints.find_folder(_TOKENIZER.value or folder))
     check_vocabulary(tokenizer, config)
     texts = list(corpus.read_documents(_TEXT.value))
+    if not any(text.strip() for text in texts):
+        raise ValueError(f"--text={_TEXT.value} holds no text")
     edges = positions(texts, tokenizer)
     model = checkpoints.load_checkpoint(folder)
     result = evaluate.measure_texts(
@@ -73,7 +81,7 @@ def positions(texts: list[str], tokenizer: Tokenizer) -> list[int]:
         given = ",".join(map(str, _EDGES.value))
         raise ValueError(f"--edges={given}: positions are whole numbers with commas, such as 0,64")
     edges = [int(edge) for edge in _EDGES.value]
-    if not _EDGES.using_default_value:
+    if not flags.FLAGS["edges"].using_default_value:
         evaluate.check_edges(edges, texts, tokenizer)
         return edges
     longest = evaluate.longest_text(texts, tokenizer)

@@ -88,7 +88,10 @@ def open_run(text: str, config: Any) -> Run:
     folder = resolve(folder, f"run {name}")
     metrics = read_metrics(folder / "metrics.jsonl")
     if not any("heldout_loss" in line for line in metrics):
-        raise FileNotFoundError(f"{folder}: no run with held-out loss there; train {name} first")
+        raise FileNotFoundError(
+            f"{folder}: no run with held-out loss there; train {name} first, or give other "
+            "runs: --config.runs=\"('NAME=FOLDER', 'NAME=FOLDER')\""
+        )
     identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     # Tuples are lists in JSON.
     settings = json.loads(

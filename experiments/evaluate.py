@@ -14,7 +14,10 @@ import datetime
 import importlib.metadata
 import json
 import logging
+import os
+import socket
 import sys
+import urllib.parse
 from pathlib import Path
 
 from absl import flags
@@ -26,6 +29,7 @@ _OUTPUT = flags.DEFINE_string("output", "runs/evaluation", "Folder for results a
 
 
 def main() -> None:
+    check_hub(_CONFIG.value.data_dir)
     try:
         import lm_eval
     except ImportError:
@@ -103,6 +107,34 @@ def main() -> None:
         return
     print(report.markdown([json.loads(path.read_text(encoding="utf-8"))]))
     print(f"{path}: the results")
+
+
+def check_hub(data_dir: str | None) -> None:
+    """Checks, before minutes of loading, that data sets can be had.
+
+    Raises:
+      FileNotFoundError: the folder of local data is not there.
+      ValueError: they are to come from the Hub, and it does not answer.
+    """
+    if data_dir is not None:
+        if not Path(data_dir).expanduser().is_dir():
+            raise FileNotFoundError(f"--config.data_dir={data_dir}: there is no such folder")
+        return
+    proxied = any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ)
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # which the extra brings, as is said below
+        return
+    if proxied or constants.HF_HUB_OFFLINE:
+        return
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
+    except OSError as error:
+        raise ValueError(
+            f"data sets come from the Hub, and {address.hostname} does not answer ({error}): give "
+            "--config.data_dir=DIR with JSON lines, or set HF_HUB_OFFLINE=1 where they are cached"
+        ) from error
 
 
 def describe(config, lm, fingerprint: str) -> dict:

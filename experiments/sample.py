@@ -58,6 +58,9 @@ def main() -> None:
             raise ValueError(f"--output={output}: its folder does not exist; make it first")
         prompts = read_prompts(_PROMPTS.value)
 
+    if not config.max_new_tokens and prompts is None and not _INTERACTIVE.value:
+        note("config.max_new_tokens=0: nothing is to be written")
+        return
     lm = load_model(config)
     if prompts is not None:
         write_samples(lm, config, prompts, output)

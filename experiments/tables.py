@@ -9,13 +9,19 @@ measured beside what was published, in Markdown and as plots.
 
 import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from absl import flags
 
-from experiments import command, outputs
+from experiments import command, config_files, outputs
 
-_RESULTS = flags.DEFINE_list("results", ["runs/evaluation"], "Files or folders, with commas.")
+_RUNS = "runs/evaluation"
+_RECORDED = config_files.ROOT / "docs/evaluation/results"
+_RESULTS = flags.DEFINE_list(
+    "results", None, f"Files or folders, with commas; {_RUNS}, or what comes with the project."
+)
 _OUTPUT = flags.DEFINE_string("output", "runs/tables", "Folder for tables and plots.")
 
 # Who writes what a file calls its "kind".
@@ -31,16 +37,29 @@ REPORTS = {
 
 def main() -> None:
     kinds: dict[str, list[tuple[str, dict]]] = {}
-    for path in find_files(_RESULTS.value):
+    results = _RESULTS.value
+    if not results:
+        results = [_RUNS] if Path(_RUNS).is_dir() else [str(_RECORDED)]
+        print(f"[no --results; tables of {results[0]}]", file=sys.stderr)
+    for path in find_files(results):
         content = read(path)
         kinds.setdefault(content["kind"], []).append((str(path), content))
     folder = outputs.folder(_OUTPUT)
     for kind, documents in kinds.items():
         report = importlib.import_module(REPORTS[kind])
-        for written in report.write(documents, folder):
+        for written in _write(report, documents, folder):
             if written.suffix == ".md":
                 print(written.read_text(encoding="utf-8"))
             print(written)
+
+
+def _write(report: ModuleType, documents: list[tuple[str, dict]], folder: Path) -> list[Path]:
+    try:
+        return list(report.write(documents, folder))
+    except (LookupError, TypeError, AttributeError) as error:  # what a row lacks or has too much
+        names = ", ".join(name for name, _ in documents)
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{names}: a row is damaged or of another version ({reason})") from error
 
 
 def find_files(names: list[str]) -> list[Path]:

@@ -87,6 +87,8 @@ def train(documents: list[str], vocab_size: int) -> bytes:
 
 
 def main() -> None:
+    if not CORPUS.value:
+        raise ValueError("give --corpus=FILE, text to learn from: megabytes for 8,192 pieces")
     read = [*CORPUS.value, *([HELDOUT.value] if HELDOUT.value else [])]
     output = outputs.file(OUTPUT, inputs=read)
     documents = [document for path in CORPUS.value for document in read_documents(path)]
@@ -111,5 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("corpus")
     command.run(main)
