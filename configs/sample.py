@@ -15,6 +15,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     # "griffin-tiny", a folder of a model, or a name on the Hub.
     config.model = "griffin-tiny"
+    # A folder with a LoRA adapter for the model, as `train` or PEFT writes it.
+    config.adapter = config_dict.placeholder(str)
     # Of parameters and activations; None is what a 4-bit folder says, and otherwise bfloat16 on
     # accelerators and float32 on CPUs.
     config.dtype = config_dict.placeholder(str)

@@ -78,6 +78,7 @@ def load_model(config):
 
     lm = griffin_jax.load(
         config.model,
+        adapter=config.adapter,
         dtype=config.dtype,
         allow_nan=config.allow_nan,
         mesh=command.mesh_of(config.mesh),

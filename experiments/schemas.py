@@ -21,6 +21,7 @@ class Sample(SamplingConfig):
     """Of `experiments.sample`."""
 
     model: str = field("griffin-tiny", filled=True)
+    adapter: str | None = field(None, filled=True)
     dtype: str | None = field(None, one_of=DTYPES)
     allow_nan: bool = False
     chat: bool = False

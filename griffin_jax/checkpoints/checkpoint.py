@@ -115,7 +115,8 @@ def _other_folder(folder: Path) -> str:
     if (folder / peft.CONFIG_FILE).is_file():
         base = peft.base_of(folder)
         return (
-            f"is a LoRA adapter{f' of {base}' if base else ''}, no model: give that one, or the "
+            f"is a LoRA adapter{f' of {base}' if base else ''}, no model: give that one, with this "
+            "folder as `load(adapter=)` or --config.adapter, or the "
             "model/ that `python -m experiments.train --merge` writes beside the adapter"
         )
     if (folder / _RUN_FILE).is_file():
