@@ -10,6 +10,7 @@ from griffin_jax.devices import current_mesh
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.models.state import BlockState, Timeline
 
+_FEWEST = 16
 _CHANNELS = 64  # of a block of threads
 _LARGEST_HEAD = 256  # what shared memory holds
 _TAPS = 4
@@ -22,6 +23,8 @@ def serves(params: dict, u: jax.Array, state: BlockState) -> str | None:
     batch, time, _ = u.shape
     if time != 1:
         return f"{time} tokens are more than one"
+    if batch < _FEWEST:
+        return f"{batch} rows are fewer than {_FEWEST}, of which layers are as fast"
     if batch > 64 and batch % 64:
         return f"{batch} rows are no multiple of 64"
     if batch < 64 and batch & (batch - 1):
@@ -55,7 +58,7 @@ def recurrent_rows(
       params: Of conv_1d and rg_lru.
       y: [B, 1, R].
       u: [B, 1, R].
-      state: Of B rows.
+      state: A `RecurrentState` of B rows.
       timeline: Of one token.
       interpret: Parameters of Pallas' interpreter, or False.
     """

@@ -194,6 +194,21 @@ class Conv1D(nn.Module):
         return jax.checkpoint(causal_conv)(x, weight, bias, previous, timeline)
 
 
+def convolve_and_recur(
+    conv_1d: Conv1D,
+    rg_lru: RGLRU,
+    params: dict,
+    y: jax.Array,
+    x: jax.Array,
+    state: RecurrentState,
+    timeline: Timeline,
+) -> tuple[jax.Array, RecurrentState]:
+    """The middle of a recurrent block as a function of its parameters, for its gradient."""
+    x, conv = conv_1d.apply({"params": params["conv_1d"]}, x, state.conv, timeline)
+    x, hidden = rg_lru.apply({"params": params["rg_lru"]}, x, state.hidden, timeline)
+    return gated_gelu(y, x), state.replace(hidden=hidden, conv=conv)
+
+
 class RecurrentBlock(TemporalMixing):
     """Two branches, gelu(y) and conv -> recurrence, multiplied and projected back to the width.
 
@@ -219,8 +234,8 @@ class RecurrentBlock(TemporalMixing):
             Linear(width, axes=("recurrence", "width"), name="linear_x", **linear),
         )
         conv_1d = Conv1D(config.conv_width, self.param_dtype, name="conv_1d")
-        name, recurrence = self.recurrence
-        recurrent = recurrence(config.num_heads, name=name, **types)
+        name, kind = self.recurrence
+        recurrence = kind(config.num_heads, name=name, **types)
         out = Linear(
             config.width,
             axes=("width", "recurrence"),
@@ -228,16 +243,17 @@ class RecurrentBlock(TemporalMixing):
             name="linear_out",
             **linear,
         )
-        if recurrence is RGLRU and not self.is_initializing():
-            params = {name: self.variables["params"][name] for name in ("conv_1d", "rg_lru")}
+        if kind is RGLRU and not self.is_initializing():
+            layers = self.variables["params"]
+            params = {"conv_1d": layers["conv_1d"], "rg_lru": layers[name]}
             serves = {"mosaic_gpu": recurrent_rows.serves(params, x, state), "layers": None}
             if choose("recurrent_step", serves) == "mosaic_gpu":
-                inner = conv_1d.clone(parent=None), recurrent.clone(parent=None)
-                plain = functools.partial(_convolve_and_recur, *inner)
+                inner = conv_1d.clone(parent=None), recurrence.clone(parent=None)
+                plain = functools.partial(convolve_and_recur, *inner)
                 z, state = recurrent_rows.recurrent_rows(plain, params, y, x, state, timeline)
                 return out(z), state
         x, conv = conv_1d(x, state.conv, timeline)
-        x, hidden = recurrent(x, state.hidden, timeline)
+        x, hidden = recurrence(x, state.hidden, timeline)
         return out(gated_gelu(y, x)), state.replace(hidden=hidden, conv=conv)
 
     @classmethod
@@ -257,10 +273,3 @@ class RecurrentBlock(TemporalMixing):
                 f"recurrence_width {config.recurrence_width} does not divide over the "
                 f"{config.num_heads} gate blocks (num_heads)"
             )
-
-
-def _convolve_and_recur(conv_1d, rg_lru, params, y, x, state, timeline):
-    """The middle of a recurrent block as a function of its parameters, for its gradient."""
-    x, conv = conv_1d.apply({"params": params["conv_1d"]}, x, state.conv, timeline)
-    x, hidden = rg_lru.apply({"params": params["rg_lru"]}, x, state.hidden, timeline)
-    return gated_gelu(y, x), RecurrentState(hidden=hidden, conv=conv)

@@ -7,13 +7,13 @@ import pytest
 
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.models import recurrent_rows
-from griffin_jax.models.rglru import RGLRU, Conv1D, _convolve_and_recur
-from griffin_jax.models.state import RecurrentState, Timeline
+from griffin_jax.models.rglru import RGLRU, Conv1D, RecurrentState, convolve_and_recur
+from griffin_jax.models.state import Timeline
 from tests.kernels.mosaic import ON_HOPPER, compiled_for_h200, interpreter, no_races
 
 HEADS, SIZE = 2, 64
 PLAIN = functools.partial(
-    _convolve_and_recur,
+    convolve_and_recur,
     Conv1D(4, jnp.bfloat16),
     RGLRU(HEADS, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
 )
@@ -78,15 +78,16 @@ def test_its_gradient_is_that_of_the_layers(monkeypatch):
 
 
 def test_what_is_not_served_is_told(monkeypatch):
-    params, _, u, state, _ = operands(8)
+    params, _, u, state, _ = operands(16)
     assert ON_HOPPER or "it needs a Hopper GPU" in recurrent_rows.serves(params, u, state)
     monkeypatch.setattr(backend, "missing", lambda: None)
     assert recurrent_rows.serves(params, u, state) is None
     wide = jnp.concatenate([u, u], axis=1)
     assert recurrent_rows.serves(params, wide, state) == "2 tokens are more than one"
-    assert "7 rows are no power" in recurrent_rows.serves(params, u[:7], state)
-    rows = jnp.concatenate([u] * 9)
-    assert "72 rows are no multiple of 64" in recurrent_rows.serves(params, rows, state)
+    assert "15 rows are fewer than 16" in recurrent_rows.serves(params, u[:15], state)
+    rows = jnp.concatenate([u] * 5)
+    assert "17 rows are no power" in recurrent_rows.serves(params, rows[:17], state)
+    assert "80 rows are no multiple of 64" in recurrent_rows.serves(params, rows, state)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     assert "not bfloat16, float32" in recurrent_rows.serves(single, u, state)
 
