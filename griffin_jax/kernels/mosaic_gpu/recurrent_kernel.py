@@ -148,7 +148,7 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
         inner = math.sqrt(2 / math.pi) * (branch + 0.044715 * branch * branch * branch)
         branch = branch / (1.0 + jnp.exp(-2.0 * inner))
         hidden_smem[...] = h
-        y_smem[...] = branch.astype(y.dtype) * h.astype(y.dtype)
+        y_smem[...] = (branch * h.astype(y.dtype).astype(jnp.float32)).astype(y.dtype)
         plgpu.commit_smem()
         give = plgpu.copy_smem_to_gmem
         give(hidden_smem.at[pl.ds(0, rows)], hidden_out.at[some, own])
