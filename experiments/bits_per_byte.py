@@ -81,10 +81,12 @@ def positions(texts: list[str], tokenizer: Tokenizer) -> list[int]:
         given = ",".join(map(str, _EDGES.value))
         raise ValueError(f"--edges={given}: positions are whole numbers with commas, such as 0,64")
     edges = [int(edge) for edge in _EDGES.value]
-    if not flags.FLAGS["edges"].using_default_value:
+    if _EDGES.present:
         evaluate.check_edges(edges, texts, tokenizer)
         return edges
     longest = evaluate.longest_text(texts, tokenizer)
+    if longest < 1:
+        raise ValueError("--text holds no text")
     reached = [edge for edge in edges if edge <= longest]
     if len(reached) < 2:
         reached = [0, longest]
