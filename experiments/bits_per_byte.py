@@ -13,6 +13,7 @@ everything in sight and with that sliding cache.
 import json
 import sys
 
+import jax
 from absl import flags
 
 from experiments import command, config_files, outputs
@@ -30,7 +31,7 @@ _TEXT = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Write the JSON object here, too.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["float32", "float16", "bfloat16"], "Of activations."
+    "dtype", None, ["float32", "float16", "bfloat16"], "Of activations; float32 on a CPU."
 )
 _CHUNK = flags.DEFINE_integer(
     "chunk", 1024, "Tokens per call; 256 where the cache slides.", lower_bound=1
@@ -62,7 +63,7 @@ def main() -> None:
         tokenizer,
         texts,
         edges,
-        dtype=_DTYPE.value,
+        dtype=_DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16"),
         chunk=_CHUNK.value,
         cache=(_CAPACITY.value, 256),
     )
