@@ -4,6 +4,7 @@
 has Ctrl-C in hand, Ctrl-C ends the process on the spot, and an import that fails is one line.
 """
 
+import errno
 import signal
 import sys
 from types import TracebackType
@@ -43,6 +44,12 @@ def describe(error: BaseException) -> str:
         return f"something is nested too deeply: {error}"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if (
+        isinstance(error, OSError)
+        and error.strerror
+        and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
+        return f"standard output: {error.strerror}"  # every file that is written is named
     return str(error) or type(error).__name__
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from griffin_jax.files import new_file, write_text
+from griffin_jax.files import naming_errors, new_file, write_text
 from griffin_jax.paths import make_folder
 
 
@@ -80,8 +80,9 @@ class RunLog:
     def write(self, step: int, **metrics: float | None) -> None:
         """One line of metrics; those that are None are left out."""
         metrics = {name: value for name, value in metrics.items() if value is not None}
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with naming_errors(self._path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
         if self._board:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)

@@ -1,5 +1,6 @@
 """What stands around a command from its first import to its last flush."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -120,3 +121,10 @@ def test_output_that_nobody_can_read_is_no_success(closed):
     )
     assert done.returncode != 0
     assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+
+
+def test_a_full_disk_has_a_name():
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert guard.describe(full) == "standard output: No space left on device"
+    named = OSError(errno.ENOSPC, "No space left on device", "/a")
+    assert guard.describe(named) == "/a: No space left on device"
