@@ -25,6 +25,7 @@ from griffin_jax.checkpoints.tree import check_paths, check_shape, flat_abstract
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
 from griffin_jax.models import kind_at
+from griffin_jax.models.blocks import check_blocks
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -99,11 +100,17 @@ class HuggingFaceSource:
         values = read_json(folder / CONFIG_FILE)
         try:
             self.config = config_from_json(values)
-        except CheckpointError as error:
+            check_blocks(self.config)
+        except ValueError as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
         self._architecture = model_type(self.config)
         self.quantization: dict[str, Any] | None = values.get("quantization_config")
         self._reader = TensorReader(folder)
+        if self.config.num_layers > len(self._reader.names):  # whose names would take long to list
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE}: num_hidden_layers is {self.config.num_layers:,}, but the "
+                f"folder has {len(self._reader.names)} tensors"
+            )
         self._parts: dict[str, list[str]] = {}
         settings = self._settings(folder)
         self._check_names()

@@ -49,7 +49,7 @@ def config_from_json(values: dict[str, Any]) -> GriffinConfig:
       CheckpointError: another architecture, a missing key, or a variant the model has not.
     """
     readers = {RECURRENT_GEMMA: _read_recurrent_gemma, GEMMA: _read_gemma}
-    if values.get("model_type") not in readers:
+    if str(values.get("model_type")) not in readers:
         raise CheckpointError(
             f"model_type {values.get('model_type')!r} is an unknown architecture; "
             f"expected {' or '.join(map(repr, readers))}"

@@ -125,7 +125,7 @@ def _whole_text(vocab_size, tokenizer, prompt, context, name):
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError("this model has no tokenizer; give lists of token ids")
-        prompt = tokenizer.encode(prompt, bos=context is None)
+        prompt = tokenizer.encode(prompt, bos=None if context is None else False)
     elif len(prompt):
         inputs.check_tokens(prompt, vocab_size, name)
     before, read = (context.tokens, context.read) if context else ((), 0)

@@ -1,3 +1,5 @@
+import json
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -245,3 +247,26 @@ def test_nested_json_is_one_line(tmp_path):
     save_tiny(tmp_path / "model", format="huggingface")
     (tmp_path / "model" / "config.json").write_text('{"a": ' + "[" * 100_000)
     assert "config.json is not JSON" in one_line_error(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 9999}, "num_hidden_layers is 9,999, but the folder has"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"conv1d_width": 10**6}, "conv1d_width"),
+        ({"attention_window_size": 2**31 - 1}, "attention_window_size"),
+        ({"vocab_size": 10**15}, "vocab_size"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps"),
+        ({"rope_parameters": {"rope_theta": -5}}, "rope_theta"),
+        ({"rope_parameters": {"partial_rotary_factor": 7}}, "partial_rotary_factor"),
+        ({"block_types": ["x"]}, "config.json: block_pattern names 'x'"),
+        ({"model_type": ["recurrent_gemma"]}, "is an unknown architecture"),
+    ],
+)
+def test_absurd_settings_are_met_before_anything_is_made_of_them(tmp_path, change, message):
+    save_tiny(tmp_path / "model", format="huggingface")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(read_json(path) | change))
+    assert message in one_line_error(tmp_path / "model")
