@@ -65,7 +65,7 @@ setup(
             *TRAIN,
             *EVAL,
             "pytest>=8",
-            "pytest-xdist>=3.7",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "chex>=0.1.90",
             "ruff>=0.8",
