@@ -10,6 +10,7 @@ from griffin_jax.kernels.choice import choose
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models import residual_step
 from griffin_jax.models.attention import AttentionBlock
+from griffin_jax.models.gated_recurrences import CGLRUBlock, GRUBlock, LRUBlock, MambaBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
 from griffin_jax.models.mixing import TemporalMixing
 from griffin_jax.models.rglru import RecurrentBlock
@@ -19,6 +20,10 @@ from griffin_jax.models.state import BlockState, State, Timeline
 BLOCKS: dict[str, type[TemporalMixing]] = {
     "recurrent": RecurrentBlock,
     "attention": AttentionBlock,
+    "lru": LRUBlock,
+    "gru": GRUBlock,
+    "mamba": MambaBlock,
+    "cg_lru": CGLRUBlock,
 }
 
 
