@@ -27,6 +27,7 @@ from griffin_jax.inference import (
 from griffin_jax.inference.context import load_context, save_context
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.inference.fingerprint import fingerprint
+from griffin_jax.inference.fitting import too_many_rows
 from griffin_jax.inference.row_states import put_row
 from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import (
@@ -170,6 +171,12 @@ class LanguageModel:
         Raises:
           ValueError: an option is out of its range, or the device has no memory for so many slots.
         """
+        slots = check_value("slots", slots, int, at_least=1)
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        if self.mesh is None and limit is not None:
+            message = too_many_rows(self.config, self.params, self.dtype, 1, limit, slots)
+            if message is not None:
+                raise ValueError(f"slots={slots}: {message}")
         params = self._decoding_params if columns is None else for_decoding(self.params, columns)
         return Engine(self.config, params, self.tokenizer, dtype=self.dtype, slots=slots, **options)
 

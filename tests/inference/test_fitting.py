@@ -53,6 +53,20 @@ def test_a_command_refuses_a_batch_that_cannot_fit(monkeypatch, room, rows, mess
         command.check_batch(lm, Settings, ["a"] * rows)
 
 
+def test_an_engine_of_more_slots_than_fit_says_how_many_would(monkeypatch):
+    lm = language_model()
+    limit = nbytes(lm.params) + 5 * one_row(lm)
+
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": limit}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    lm.engine(slots=4)
+    with pytest.raises(ValueError, match=r"slots=5: 5 rows, .* do not fit .*: 4 would fit"):
+        lm.engine(slots=5)
+
+
 def test_the_state_is_as_large_and_finite_behind_a_million_tokens():
     lm = language_model()
     state = prefill.fresh_state(lm.model, lm.params, 1, 1)

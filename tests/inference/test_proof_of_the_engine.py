@@ -1,0 +1,18 @@
+"""A few hundred of the requests of the kept proof."""
+
+import pytest
+
+from tests.inference import proof_of_the_engine as proof
+
+
+@pytest.mark.parametrize("weights, count", [("float32", 150), ("nf4", 50)])
+def test_requests_get_what_they_get_alone_whoever_comes_and_goes(weights, count):
+    lm = proof.model(weights)
+    found, stats, cached = proof.run(lm, count, seed=1)
+    assert sum(stats.ended.values()) == count
+    assert cached.hits > count / 4 and cached.evicted > 0
+    differ, largest = proof.differences(lm, found)
+    assert not differ
+    assert largest <= proof.BOUND
+    # No text is read twice, however long it waits between two calls.
+    assert stats.read_tokens + stats.cached_tokens <= stats.alone_tokens
