@@ -33,15 +33,15 @@ def model(weights):
     return griffin_jax.quantize(lm, griffin_jax.QuantizationConfig()) if weights == "nf4" else lm
 
 
-def draw_request(rng, beginnings):
+def draw_request(rng, beginnings, settings):
     """The prompt and the options of a request."""
     begin = beginnings[rng.integers(len(beginnings))][: rng.integers(0, 90)]
     prompt = [*begin, *rng.integers(5, CONFIG.vocab_size, rng.integers(1, 12)).tolist()]
     options = {"max_new_tokens": int(rng.integers(1, 30)), "seed": int(rng.integers(2**32))}
-    return prompt, options | SETTINGS[rng.integers(len(SETTINGS))]
+    return prompt, options | settings[rng.integers(len(settings))]
 
 
-def run(lm, count, seed):
+def run(lm, count, seed, settings=SETTINGS):
     """Requests that have ended, of one engine, with their prompts and options."""
     rng = np.random.default_rng(seed)
     beginnings = rng.integers(5, CONFIG.vocab_size, (6, 90)).tolist()
@@ -52,7 +52,7 @@ def run(lm, count, seed):
         busy = True
         while len(found) < count or busy:
             for _ in range(min(rng.integers(0, 3), count - len(found))):
-                prompt, options = draw_request(rng, beginnings)
+                prompt, options = draw_request(rng, beginnings, settings)
                 given = {"priority": int(rng.integers(2)), **options}
                 found.append((engine.submit(prompt, **given), prompt, options))
             recent = [r for r, *_ in found[-6:] if not r.ended and r not in cancelled]

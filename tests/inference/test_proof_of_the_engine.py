@@ -5,10 +5,17 @@ import pytest
 from tests.inference import proof_of_the_engine as proof
 
 
-@pytest.mark.parametrize("weights, count", [("float32", 150), ("nf4", 50)])
-def test_requests_get_what_they_get_alone_whoever_comes_and_goes(weights, count):
+@pytest.mark.parametrize(
+    "weights, count, settings",
+    [
+        ("float32", 60, proof.SETTINGS[:2]),
+        pytest.param("float32", 150, proof.SETTINGS, marks=pytest.mark.slow),
+        pytest.param("nf4", 50, proof.SETTINGS, marks=pytest.mark.slow),
+    ],
+)
+def test_requests_get_what_they_get_alone_whoever_comes_and_goes(weights, count, settings):
     lm = proof.model(weights)
-    found, stats, cached = proof.run(lm, count, seed=1)
+    found, stats, cached = proof.run(lm, count, 1, settings)
     assert sum(stats.ended.values()) == count
     assert cached.hits > count / 4 and cached.evicted > 0
     differ, largest = proof.differences(lm, found)
