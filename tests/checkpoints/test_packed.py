@@ -227,7 +227,7 @@ def test_a_quant_state_of_another_shape_is_named(folder):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"quant_method": "gptq"}, "'gptq' is not 'bitsandbytes'"),
+        ({"quant_method": "gptq"}, "quant_method='gptq' (only 'bitsandbytes' is)"),
         ({"load_in_8bit": True}, "LLM.int8 is not supported"),
     ],
 )
