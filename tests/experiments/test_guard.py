@@ -28,7 +28,13 @@ def start(*arguments, python=(), **options):
 @pytest.mark.parametrize("name", ["experiments.train", "experiments.sample"])
 @pytest.mark.parametrize("last", ["absl.app", "numpy", "jax"])
 def test_ctrl_c_while_modules_are_imported_prints_no_traceback(name, last):
-    process = start(name, "--prompt=x", python=("-X", "importtime"), stderr=subprocess.PIPE)
+    process = start(
+        *(name, "--prompt=x"),
+        python=("-X", "importtime"),
+        stderr=subprocess.PIPE,
+        # Shells have what runs in their background ignore Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     lines = []
     for line in process.stderr:  # a line for each module that has been imported
         lines.append(line)

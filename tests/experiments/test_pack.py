@@ -124,8 +124,8 @@ def test_what_cannot_be_packed_ends_in_one_line_and_leaves_nothing(folder):
 @pytest.mark.parametrize(
     "command, flag, message",
     [
-        ("pack", "--config.block_size=48", "weight: block size 48 is none of"),
-        ("convert", "--config.format=zip", "format 'zip' is unknown"),
+        ("pack", "--config.block_size=48", "block_size must be one of 32, 64"),
+        ("convert", "--config.format=zip", "format must be one of huggingface, orbax"),
         ("convert", "--config.dtype=float", "dtype must be one of"),
     ],
 )
