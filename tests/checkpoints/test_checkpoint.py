@@ -1,4 +1,5 @@
 import json
+import sys
 
 import flax.traverse_util
 import jax
@@ -214,14 +215,18 @@ def test_the_tokenizer_goes_along(tmp_path):
     assert ids == {"bos_token_id": 5, "eos_token_id": [6, 8], "pad_token_id": 7}
 
 
-def test_the_progress_bar_is_for_large_models_only(tmp_path, monkeypatch, capsys):
+def test_the_progress_bar_is_for_large_models_at_a_terminal_only(tmp_path, monkeypatch, capsys):
     save_tiny(tmp_path / "model")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     load_checkpoint(tmp_path / "model")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("griffin_jax.checkpoints.placement._SHOWN_FROM_BYTES", 1)
     load_checkpoint(tmp_path / "model")
     assert "loading" in capsys.readouterr().err
     load_checkpoint(tmp_path / "model", progress=False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    load_checkpoint(tmp_path / "model")
     assert capsys.readouterr().err == ""
 
 
