@@ -25,7 +25,6 @@ from griffin_jax.checkpoints.tree import check_paths, check_shape, flat_abstract
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
 from griffin_jax.models import kind_at
-from griffin_jax.models.blocks import check_blocks
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -100,8 +99,7 @@ class HuggingFaceSource:
         values = read_json(folder / CONFIG_FILE)
         try:
             self.config = config_from_json(values)
-            check_blocks(self.config)
-        except ValueError as error:
+        except CheckpointError as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
         self._architecture = model_type(self.config)
         self.quantization: dict[str, Any] | None = values.get("quantization_config")

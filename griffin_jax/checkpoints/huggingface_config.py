@@ -11,6 +11,7 @@ GEMMA = "gemma"
 _ACTIVATION = "gelu_pytorch_tanh"
 # What has no effect on a model without recurrent blocks.
 _RECURRENT_FIELDS = ("recurrence_width", "conv_width", "block_pattern", "window_includes_query")
+_KINDS = ("recurrent", "attention")
 # What a config.json calls the fields of `GriffinConfig` that it calls otherwise.
 _FILE_NAMES = {
     "width": "hidden_size",
@@ -81,13 +82,16 @@ def _read_recurrent_gemma(values, rope):
             f"intermediate_size {values['intermediate_size']} must be even; it "
             "is twice the MLP width"
         )
+    pattern = values.get("block_types") or ("recurrent", "recurrent", "attention")
+    if odd := [kind for kind in pattern if kind not in _KINDS]:
+        raise CheckpointError(f"block_types names {odd[0]!r}; there are {' and '.join(_KINDS)}")
     return GriffinConfig(
         vocab_size=values["vocab_size"],
         width=width,
         mlp_width=mlp_width,
         num_layers=values["num_hidden_layers"],
         num_heads=heads,
-        block_pattern=tuple(values.get("block_types") or ("recurrent", "recurrent", "attention")),
+        block_pattern=tuple(pattern),
         recurrence_width=values.get("lru_width"),
         num_kv_heads=values.get("num_key_value_heads") or heads,
         attention_window=values.get("attention_window_size", 2048),
@@ -135,6 +139,11 @@ def config_to_json(config: GriffinConfig) -> dict[str, Any]:
     Raises:
       CheckpointError: the format has no way to say one of the config's values.
     """
+    if set(config.block_pattern) - set(_KINDS):
+        raise CheckpointError(
+            f"the Hugging Face format has no block_pattern={config.block_pattern}; save with "
+            "format='orbax'"
+        )
     values = _WRITERS[model_type(config)](config)
     ignored = _RECURRENT_FIELDS if values["model_type"] == GEMMA else ()
     read = config_from_json(values).to_dict()

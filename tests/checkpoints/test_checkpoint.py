@@ -266,7 +266,7 @@ def test_nested_json_is_one_line(tmp_path):
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps"),
         ({"rope_parameters": {"rope_theta": -5}}, "rope_theta"),
         ({"rope_parameters": {"partial_rotary_factor": 7}}, "partial_rotary_factor"),
-        ({"block_types": ["x"]}, "config.json: block_pattern names 'x'"),
+        ({"block_types": ["x"]}, "config.json: block_types names 'x'"),
         ({"model_type": ["recurrent_gemma"]}, "is an unknown architecture"),
     ],
 )

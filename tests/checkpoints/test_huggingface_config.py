@@ -92,6 +92,11 @@ def test_a_field_the_format_has_not_is_named(changes):
         config_to_json(TINY.replace(**changes))
 
 
+def test_a_block_the_format_has_not_is_named():
+    with pytest.raises(CheckpointError, match="no block_pattern=.'lru', 'attention'"):
+        config_to_json(TINY.replace(block_pattern=("lru", "attention")))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -102,7 +107,10 @@ def test_a_field_the_format_has_not_is_named(changes):
         ({"embeddings_scale_by_sqrt_dim": False}, "embeddings_scale_by_sqrt_dim False"),
         ({"intermediate_size": 7}, "intermediate_size 7 must be even"),
         ({"num_attention_heads": 7}, "num_heads 7"),
-        ({"block_types": ["mamba"]}, "mamba"),
+        (
+            {"block_types": ["mamba"]},
+            "block_types names 'mamba'; there are recurrent and attention",
+        ),
         ({"vocab_size": "many"}, "vocab_size must be a whole number of at least 1, got 'many'"),
         (
             {"hidden_size": 2560.0},
