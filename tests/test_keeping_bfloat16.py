@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import griffin_jax
-from griffin_jax import language_model
+from griffin_jax import loading
 from tests.checkpoints.tiny_model import CONFIG, random_params
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="these need a CPU")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="these ne
 def test_bfloat16_stays_where_the_cpu_multiplies_it_and_logits_are_those_of_float32(
     tmp_path, monkeypatch, native
 ):
-    monkeypatch.setattr(language_model, "has_bfloat16", lambda: native)
+    monkeypatch.setattr(loading, "has_bfloat16", lambda: native)
     lm = griffin_jax.LanguageModel(CONFIG, random_params(CONFIG, jnp.bfloat16))
     griffin_jax.save(lm, tmp_path / "model")
     default = griffin_jax.load(tmp_path / "model")

@@ -199,7 +199,7 @@ def draw_burst(model, burst, needs, methods, params, rows, keep, steps):
         counts = rows.counts
         if counts is not None:
             counts = counts.at[batch, token].add(rows.alive.astype(jnp.int32))
-        step = rows.step + rows.alive
+        step = rows.step + rows.alive.astype(jnp.int32)
         ended = jnp.any(token[:, None] == rows.stop_ids, axis=1) | (step >= rows.limit)
         rows = rows.replace(
             state=state,

@@ -93,7 +93,7 @@ def test_a_field_the_format_has_not_is_named(changes):
 
 
 def test_a_block_the_format_has_not_is_named():
-    with pytest.raises(CheckpointError, match="no block_pattern=.'lru', 'attention'"):
+    with pytest.raises(CheckpointError, match=r"no block_pattern=\('lru', 'attention'\)"):
         config_to_json(TINY.replace(block_pattern=("lru", "attention")))
 
 
