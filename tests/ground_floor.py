@@ -5,9 +5,13 @@ import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
-# The package without what its own __init__ imports.
+# The package without what its own __init__ imports. Signals are heard that `nohup` and shells have
+# ignored by what they run in the background, and by its children.
 _BARE = f"""
-import sys, types
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path.insert(0, {str(_ROOT)!r})
 package = types.ModuleType("griffin_jax")
 package.__path__ = [{str(_ROOT / "griffin_jax")!r}]

@@ -14,6 +14,14 @@ from experiments import guard
 ROOT = Path(__file__).parents[2]
 
 
+# Shells have what runs in their background ignore Ctrl-C, and its children inherit that.
+HEARING_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def start(*arguments, python=(), **options):
     return subprocess.Popen(
         [sys.executable, *python, "-m", *arguments],
@@ -30,10 +38,8 @@ def start(*arguments, python=(), **options):
 def test_ctrl_c_while_modules_are_imported_prints_no_traceback(name, last):
     process = start(
         *(name, "--prompt=x"),
-        python=("-X", "importtime"),
+        python=("-c", HEARING_CTRL_C, "-X", "importtime"),
         stderr=subprocess.PIPE,
-        # Shells have what runs in their background ignore Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     lines = []
     for line in process.stderr:  # a line for each module that has been imported
