@@ -4,8 +4,9 @@ import types
 
 import pytest
 
-from experiments import bits_per_byte
+from tests.experiments import modules
 
+bits_per_byte = modules.of_command("bits_per_byte")
 TEXTS = ["one two three", "a longer text " * 40]
 
 
