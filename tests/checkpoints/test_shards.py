@@ -231,7 +231,8 @@ def two_shards(folder):
 def test_the_size_in_an_index_and_tensors_that_it_leaves_out_do_not_matter(tmp_path):
     """As under transformers, which reads every tensor of every file that the index names."""
     files, index = two_shards(tmp_path)
-    whole = read_all(tmp_path)
+    # Copies, since the file that they would be mapped from is written again.
+    whole = {name: np.array(x) for name, x in read_all(tmp_path).items()}
     safetensors.numpy.save_file({"t0": whole["t0"], "more": whole["t0"]}, files[0])
     (tmp_path / INDEX_FILE).write_text(json.dumps(index | {"metadata": {"total_size": -5}}))
     assert_equal(read_all(tmp_path), whole | {"more": whole["t0"]})
