@@ -31,6 +31,16 @@ LONG = (
 ORACLES = ("torch", "transformers", "accelerate", "bitsandbytes", "recurrentgemma")
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder, and another folder to work in."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "home"
+
+
 def missing(names):
     return [name for name in names if importlib.util.find_spec(name) is None]
 

@@ -17,16 +17,6 @@ from griffin_jax.training.corpus import read_documents
 from tests.checkpoints.tiny_model import random_params
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A home folder, and another folder to work in."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "home"
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -10,16 +10,6 @@ import pytest
 from griffin_jax.paths import OutputError, check_file, check_folder, make_folder, resolve
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A home folder, and another folder to work in."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "home"
-
-
 def test_home_folders_and_relative_paths_become_absolute(home):
     work = home.parent / "work"
     assert resolve("~") == home

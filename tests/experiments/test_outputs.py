@@ -30,15 +30,6 @@ def flag(value):
     return types.SimpleNamespace(name="output", value=value)
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "home"
-
-
 def test_flags_mean_home_folders_and_make_nothing(home):
     for check in (outputs.file, outputs.folder, outputs.new_folder):
         assert check(flag("~/new/a")) == home / "new/a"
