@@ -7,7 +7,7 @@ The model of configs/train_griffin_1b.py, AdamW on float32 master weights, bfloa
 weights and tokens, 32,768 tokens a batch at every length. Three ways to spend memory at the first
 length, and the fastest at the others; sequences are one document each, but for the last row.
 Hardware: one GPU of 80 GB, about 2.5 minutes, most of it compilation. On a CPU, `--config=configs/bench_training.py:tiny` takes seconds.
-Expected on an H100: at least 40% model FLOP utilisation at 2,048 tokens, and tokens per second within
+Expected on an H100: at least 40% model FLOP utilization at 2,048 tokens, and tokens per second within
 15% of each other.
 """
 

@@ -26,7 +26,7 @@ def row(benchmark: str, card: float, protocol: str, *measures: Measure) -> Row:
     return Row(benchmark, {"recurrentgemma-9b": card}, protocol, measures)
 
 
-NORMALISED = "the card does not say whether log-probabilities are divided by length; both are shown"
+NORMALIZED = "the card does not say whether log-probabilities are divided by length; both are shown"
 PRIOR = (
     "each choice's probability over its probability after 'Answer:' alone, as LLaMA's authors do"
 )
@@ -48,14 +48,14 @@ ROWS = (
         "PIQA",
         81.3,
         "0-shot",
-        Measure("piqa", "acc_norm,none", 0, NORMALISED),
-        Measure("piqa", "acc,none", 0, NORMALISED),
+        Measure("piqa", "acc_norm,none", 0, NORMALIZED),
+        Measure("piqa", "acc,none", 0, NORMALIZED),
     ),
     row(
         "SocialIQA",
         52.3,
         "0-shot",
-        Measure("social_iqa", "acc,none", 0, NORMALISED),
+        Measure("social_iqa", "acc,none", 0, NORMALIZED),
         Measure("griffin_social_iqa", "acc_norm,none", 0, "log-probabilities per character"),
     ),
     row(
@@ -81,22 +81,22 @@ ROWS = (
         "OpenBookQA",
         51.8,
         "",
-        Measure("openbookqa", "acc_norm,none", 0, NORMALISED),
+        Measure("openbookqa", "acc_norm,none", 0, NORMALIZED),
         Measure("griffin_openbookqa", "acc_prior,none", 0, PRIOR),
     ),
     row(
         "ARC-e",
         78.8,
         "",
-        Measure("arc_easy", "acc,none", 0, NORMALISED),
-        Measure("arc_easy", "acc_norm,none", 0, NORMALISED),
+        Measure("arc_easy", "acc,none", 0, NORMALIZED),
+        Measure("arc_easy", "acc_norm,none", 0, NORMALIZED),
     ),
     row(
         "ARC-c",
         52.0,
         "",
         Measure("arc_challenge", "acc_norm,none", 0, "0-shot, not the 25-shot of other tables"),
-        Measure("arc_challenge", "acc,none", 0, NORMALISED),
+        Measure("arc_challenge", "acc,none", 0, NORMALIZED),
     ),
     row(
         "TriviaQA",
@@ -261,6 +261,6 @@ def get_config() -> ConfigDict:
     config.fork = True
     # Of texts that are drawn. The harness's own seeds are fixed: 0, and 1234 for examples.
     config.seed = 0
-    # Write each prompt, answer and judgement beside the results.
+    # Write each prompt, answer and judgment beside the results.
     config.log_samples = False
     return config

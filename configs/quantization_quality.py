@@ -27,7 +27,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.chunk = 256
     # Keys kept under unbounded attention.
     config.capacity = config_dict.placeholder(int)
-    # Type, whether scales are quantised too, and weights per scale.
+    # Type, whether scales are quantized too, and weights per scale.
     config.packings = (("nf4", False, 64), ("nf4", True, 64), ("fp4", False, 64))
     if size:
         blocks = (32, 128, 256, 512, 1024, 2048, 4096)

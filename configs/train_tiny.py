@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/train_tiny.py
 
 Hardware: any CPU; below 1 GB of memory and about a minute. Expected: the loss falls from 9 nats to
-about 3, for the few pages come by more than once; nothing of use is learnt.
+about 3, for the few pages come by more than once; nothing of use is learned.
 """
 
 from ml_collections import ConfigDict

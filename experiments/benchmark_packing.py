@@ -20,7 +20,7 @@ from experiments import command
 _PRESETS = flags.DEFINE_list("presets", ["recurrentgemma-2b"], "Shapes, with commas.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "float16", "bfloat16"], "Of weights.")
 _TYPE = flags.DEFINE_enum("type", "nf4", ["nf4", "fp4"], "To pack into.")
-_DOUBLE = flags.DEFINE_bool("double", False, "Quantise scales, too.")
+_DOUBLE = flags.DEFINE_bool("double", False, "Quantize scales, too.")
 _BLOCK = flags.DEFINE_integer("block", 64, "Weights per scale.", lower_bound=32)
 _TURNS = flags.DEFINE_integer("turns", 3, "Times each weight is packed.", lower_bound=1)
 
@@ -58,7 +58,7 @@ def main() -> None:
         rows.append(cells)
     head = ["weight [out x in]", "ms", "GB/s", "bitsandbytes ms", "times as fast"]
     print(command.table(head, rows))
-    double = ", scales quantised too" if _DOUBLE.value else ""
+    double = ", scales quantized too" if _DOUBLE.value else ""
     print(f"{_DTYPE.value} to {_TYPE.value}, blocks of {_BLOCK.value}{double}; {command.machine()}")
 
 

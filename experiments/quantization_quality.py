@@ -35,7 +35,7 @@ class Row:
     Attributes:
       name: What it is.
       quant_type: "nf4" or "fp4"; None before packing.
-      double_quant: Whether its scales are quantised, too.
+      double_quant: Whether its scales are quantized, too.
       block_size: Weights per scale; None before packing.
       bits_per_weight: Stored bits per linear weight.
       bits_per_byte: Of the text.
@@ -152,11 +152,11 @@ def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
 
 
 def _describe(packing, weights):
-    """Name, type, double quantisation and block size."""
+    """Name, type, double quantization and block size."""
     if packing is None:
         return weights["embedder/embedding"].dtype.name, None, False, None
     quant_type, double_quant, block_size = packing
-    double = ", double quantised" if double_quant else ""
+    double = ", double quantized" if double_quant else ""
     return f"{quant_type.upper()}, blocks of {block_size}{double}", *packing
 
 
@@ -219,7 +219,7 @@ def plot(file: BinaryIO, rows: list[Row]) -> None:
             chosen = [r for r in packed if (r.quant_type, r.double_quant) == (quant_type, double)]
             x = [row.bits_per_weight for row in chosen]
             y = [getattr(row, figure_of) for row in chosen]
-            label = quant_type.upper() + (", double quantised" if double else "")
+            label = quant_type.upper() + (", double quantized" if double else "")
             axis.plot(x, y, "o-", label=label)
             for row in chosen:
                 spot = (row.bits_per_weight, getattr(row, figure_of))

@@ -2,7 +2,7 @@
 
   python -m experiments.random_checkpoint --preset=recurrentgemma-2b --output=FOLDER
 
-One tensor is in memory at a time. The weights have the sizes of freshly initialised ones, so the
+One tensor is in memory at a time. The weights have the sizes of freshly initialized ones, so the
 model runs and its numbers stay in range; what it writes is noise. 2B takes 5.4 GB on disk in
 bfloat16, 9B 17.2 GB.
 """

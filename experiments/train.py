@@ -24,7 +24,7 @@ from griffin_jax.training.data import Rows
 
 _CONFIG = command.define_config("train", "train_tiny.py")
 _RUN = flags.DEFINE_string("run", "runs/train", "Folder of the run.")
-_CACHE = flags.DEFINE_string("cache", "runs/cache", "Folder of tokenised corpora.")
+_CACHE = flags.DEFINE_string("cache", "runs/cache", "Folder of tokenized corpora.")
 _MERGE = flags.DEFINE_bool("merge", False, "After LoRA, write model/ with the adapter merged in.")
 flags.adopt_module_key_flags(processes)
 

@@ -57,7 +57,7 @@ def read_documents(path: str) -> list[str]:
 
 
 def train(documents: list[str], vocab_size: int) -> bytes:
-    """The serialised SentencePiece model; every text without U+2581 survives a round trip."""
+    """The serialized SentencePiece model; every text without U+2581 survives a round trip."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for document in documents for line in document.splitlines()),

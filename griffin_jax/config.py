@@ -24,7 +24,7 @@ _MOST_TOKENS = 2**24  # ids below this are exact in float32
 
 @dataclasses.dataclass(frozen=True)
 class GriffinConfig:
-    """Everything that decides the shapes and the maths of a model (arXiv:2402.19427).
+    """Everything that decides the shapes and the math of a model (arXiv:2402.19427).
 
     Attributes:
       vocab_size: Rows of the embedding, V.

@@ -230,7 +230,7 @@ def test_a_packed_model_is_the_one_that_is_packed_on_loading(folder):
     assert isinstance(lm.params["blocks_0"]["mlp_block"]["up_proj"]["weight"], jax.Array)
 
 
-def test_a_packed_model_computes_with_its_dequantised_weights():
+def test_a_packed_model_computes_with_its_dequantized_weights():
     packed = griffin_jax.quantize(language_model(), NF4)
     params = jax.tree.map(
         lambda x: dequantize(x) if isinstance(x, QuantizedTensor) else x,

@@ -30,7 +30,7 @@ from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import TrainState, make_train_step
 
 JOBS = ("decode", "prefill", "train")
-# Name to type of 4-bit weights and whether their scales are quantised, too.
+# Name to type of 4-bit weights and whether their scales are quantized, too.
 QUANTIZATIONS = {
     "bf16": None,
     "nf4": ("nf4", False),

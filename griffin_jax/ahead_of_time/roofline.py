@@ -20,7 +20,7 @@ class Machine:
       bytes_per_second: Of main memory.
       flops_per_second: Of bfloat16 matrix products.
       link_bytes_per_second: Of one axis of the interconnect, both directions together.
-      hop_seconds: From a chip to its neighbour.
+      hop_seconds: From a chip to its neighbor.
     """
 
     memory_bytes: float

@@ -38,10 +38,10 @@ def profile(call: Callable[[], Any]) -> list[KernelTime]:
         files = list(Path(folder).glob("**/*.xplane.pb"))
         if not files:
             raise ValueError("the profiler wrote no trace; run without the profile")
-        return summarise(ProfileData.from_file(str(files[0])))
+        return summarize(ProfileData.from_file(str(files[0])))
 
 
-def summarise(data: ProfileData) -> list[KernelTime]:
+def summarize(data: ProfileData) -> list[KernelTime]:
     """Kernels of a trace by the time they took, longest first."""
     totals = collections.defaultdict(lambda: [0.0, 0])
     with warnings.catch_warnings():

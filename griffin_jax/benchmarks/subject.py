@@ -155,6 +155,6 @@ class Subject:
 
 
 def count_parameters(config: GriffinConfig) -> int:
-    """How many numbers a model has learnt."""
+    """How many numbers a model has learned."""
     leaves = jax.tree.leaves(abstract_weights(config, "bfloat16"))
     return sum(math.prod(leaf.shape) for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Training steps: tokens per second, model FLOP utilisation and memory, over sequence lengths."""
+"""Training steps: tokens per second, model FLOP utilization and memory, over sequence lengths."""
 
 import dataclasses
 import time

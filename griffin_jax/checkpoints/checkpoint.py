@@ -55,7 +55,7 @@ class Checkpoint:
     Attributes:
       config: The model's shape.
       params: The parameter tree, on devices.
-      quantization: The quantisation's settings as Hugging Face's `quantization_config` has them,
+      quantization: The quantization's settings as Hugging Face's `quantization_config` has them,
         or None.
       folder: Where it came from; a tokenizer, if there is one, lies in it.
     """
@@ -162,7 +162,7 @@ def load_checkpoint(
 
     Raises:
       FileNotFoundError: there is no such folder.
-      CheckpointError: the folder has no weights, or damaged or unfitting ones, or is quantised
+      CheckpointError: the folder has no weights, or damaged or unfitting ones, or is quantized
         already, otherwise than asked for.
     """
     source = open_checkpoint(path) if isinstance(path, str | os.PathLike) else path

@@ -36,7 +36,7 @@ def fetch(name: str) -> Path:
     Raises:
       FileNotFoundError: there is neither such a folder here nor such a repository.
       CheckpointError: the `hf` extra is not installed, the repository wants a log-in and its
-        licence accepted, or the Hub cannot be reached.
+        license accepted, or the Hub cannot be reached.
     """
     try:
         import huggingface_hub
@@ -50,7 +50,7 @@ def fetch(name: str) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{name} is gated: accept its licence at https://huggingface.co/{name}, then log in "
+            f"{name} is gated: accept its license at https://huggingface.co/{name}, then log in "
             "with 'hf auth login' or set HF_TOKEN"
         ) from error
     except errors.RepositoryNotFoundError as error:

@@ -178,7 +178,7 @@ class HuggingFaceSource:
             if self._reader[name].dtype.kind in "iu":
                 raise CheckpointError(
                     f"{self._reader.folder}: tensor {name} holds packed bytes but has no "
-                    "quant_state; the folder is half-quantised"
+                    "quant_state; the folder is half-quantized"
                 )
             check_shape(f"{self._reader.folder}: tensor {name}", self._reader[name].shape, expected)
 
@@ -199,8 +199,8 @@ class HuggingFaceSource:
         ]
         if whole:
             raise CheckpointError(
-                f"{self._reader.folder}: {listed(whole)} not quantised, but quantization_config in "
-                f"{CONFIG_FILE} calls for it; the folder is half-quantised"
+                f"{self._reader.folder}: {listed(whole)} not quantized, but quantization_config in "
+                f"{CONFIG_FILE} calls for it; the folder is half-quantized"
             )
 
 
@@ -247,7 +247,7 @@ def write_huggingface(
 
 
 def packing_kind(leaf: Any) -> tuple[str, bool] | None:
-    """The 4-bit type of a packed weight and whether it is double quantised; None of an array."""
+    """The 4-bit type of a packed weight and whether it is double quantized; None of an array."""
     if isinstance(leaf, QuantizedTensor):
         return leaf.quant_type, leaf.double_quantized
     return None

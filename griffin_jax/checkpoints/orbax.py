@@ -123,7 +123,7 @@ class OrbaxSource:
 
     Attributes:
       config: The model's shape.
-      quantization: The quantisation's settings, or None.
+      quantization: The quantization's settings, or None.
       nbytes: Of all weights as stored.
       folder: The checkpoint's folder.
 

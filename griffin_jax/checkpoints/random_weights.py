@@ -24,7 +24,7 @@ def random_params(
     quantization: QuantizationConfig | None = None,
     seed: int = 0,
 ) -> dict:
-    """Parameters to measure with: the sizes of freshly initialised ones, and noise in content.
+    """Parameters to measure with: the sizes of freshly initialized ones, and noise in content.
 
     Linear weights that `quantization` packs are drawn in their packed form, as random bytes under
     equal scales. One small program is compiled per shape.

@@ -116,7 +116,7 @@ SOURCES = {
         dict.fromkeys(("problem", "level", "type", "solution"), str),
         pool="train",
     ),
-    # Its licence forbids commercial use, so a collection may lack it.
+    # Its license forbids commercial use, so a collection may lack it.
     "hails/agieval-logiqa-en": Source("agieval/logiqa-en", "test", _AGIEVAL, optional=True),
     **{
         f"hails/agieval-{name}": Source(f"agieval/{name}", "test", _AGIEVAL)

@@ -5,7 +5,7 @@ early exit, a limit reached) is a failure with a reason, and nothing of it is le
 keeps it in, from outside to inside:
 
 - a process group of its own, killed as a whole when the program ends or its time is over; nothing
-  of the environment, an empty scratch directory as working directory and home, removed afterwards;
+  of the environment, an empty scratch directory as working directory and home, removed afterward;
 - POSIX limits on processor time, memory, file size, open files and core dumps;
 - on Linux a network namespace without interfaces, Landlock (no file is written, made or removed
   outside of the scratch directory) and a seccomp filter (no sockets, no further processes, no

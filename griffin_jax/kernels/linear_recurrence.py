@@ -39,7 +39,7 @@ def linear_recurrence(
 
     Returns:
       float32[B, T, R], the state after every step. Its gradient is the same recurrence run
-      backwards, so nothing but `a` and the result is kept for it.
+      backward, so nothing but `a` and the result is kept for it.
 
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.

@@ -49,7 +49,7 @@ def backward(
     """The gradients of x, a and h0, of the result h and its gradient dh, float32[B, T, R]."""
     time = a.shape[1]
     a, h, dh = _in_whole_chunks(a, h, dh, **_BACKWARD)
-    chunks = Chunks(a.shape, **_BACKWARD, backwards=True, interpret=interpret)
+    chunks = Chunks(a.shape, **_BACKWARD, backward=True, interpret=interpret)
     inputs = [(chunks.tile, chunks.split(v)) for v in (a, dh)]
     inputs += [(chunks.times, h), (chunks.state, h0)]
     (dx, da), dh0 = chunks(_backward_kernel, inputs, [chunks.like(a)] * 2, jnp.zeros_like(h0))
@@ -58,13 +58,13 @@ def backward(
 
 def _forward_kernel(chunk, x_ref, a_ref, h_ref):
     x, a = chunk.load(x_ref), chunk.load(a_ref)
-    chunk.store(h_ref, chunk.forwards(a, x))
+    chunk.store(h_ref, chunk.forward(a, x))
 
 
 def _backward_kernel(chunk, a_ref, dh_ref, h_ref, h0_ref, dx_ref, da_ref):
     a, dh = chunk.load(a_ref), chunk.load(dh_ref)
     before = chunk.load_before(h_ref, h0_ref[chunk.lanes])
-    dx = chunk.backwards(a, dh)
+    dx = chunk.backward(a, dh)
     chunk.store(dx_ref, dx)
     chunk.store(da_ref, [g * h for g, h in zip(dx, before, strict=True)])
 

@@ -1,6 +1,6 @@
 """Products with 4-bit weights on a CPU.
 
-A byte of a 4-bit weight holds the codes of two neighbours in a row. For a vector x there is a
+A byte of a 4-bit weight holds the codes of two neighbors in a row. For a vector x there is a
 table per byte of the row with what each of the 256 bytes contributes,
 
     table[i, byte] = code[byte >> 4] x[2 i] + code[byte & 15] x[2 i + 1],

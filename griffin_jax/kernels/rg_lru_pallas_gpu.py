@@ -108,7 +108,7 @@ def _forward_kernel(chunk, x_ref, gate_x_ref, gate_a_ref, slope_ref, shift_ref, 
         multiplier = chunk.instruction("sqrt", _square(chunk, log_a, a))
         decays.append(a)
         entering.append(multiplier * _sigmoid(chunk, gate_x) * x)
-    chunk.store(h_ref, chunk.forwards(decays, entering))
+    chunk.store(h_ref, chunk.forward(decays, entering))
 
 
 def _backward_kernel(
@@ -130,7 +130,7 @@ def _backward_kernel(
     hs_before = chunk.load_before(h_ref, hidden_ref[chunk.lanes])
     slope, shifts = slope_ref[chunk.lanes][None], _shifts(chunk, shift_ref)
     gates = [_decay(chunk, gate, slope, shift) for gate, shift in zip(gates_a, shifts, strict=True)]
-    gs = chunk.backwards([a for _, _, a in gates], dh)
+    gs = chunk.backward([a for _, _, a in gates], dh)
 
     dx, dgate_x, dgate_a, dslope = [], [], [], 0.0
     steps = zip(xs, gates_x, gates, gs, hs_before, shifts, strict=True)
@@ -162,7 +162,7 @@ def _call_forward(x, gate_x, gate_a, slope, hidden, shift, interpret):
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def _call_backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, interpret):
-    chunks = Chunks(x.shape, _GROUPS, _BACKWARD_STEPS, backwards=True, interpret=interpret)
+    chunks = Chunks(x.shape, _GROUPS, _BACKWARD_STEPS, backward=True, interpret=interpret)
     inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a, dh)]
     inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
     inputs += [(chunks.times, h), (chunks.state, hidden)]

@@ -1,4 +1,4 @@
-"""Root mean square normalisation (arXiv:1910.07467)."""
+"""Root mean square normalization (arXiv:1910.07467)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """
 
     @jax.checkpoint
-    def normalise(x, scale):
+    def normalize(x, scale):
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
         scale = jax.lax.broadcast_to_rank(scale.astype(jnp.float32), x.ndim)
         return (x32 * inverse * (1 + scale)).astype(x.dtype)
 
-    return normalise(x, scale)
+    return normalize(x, scale)

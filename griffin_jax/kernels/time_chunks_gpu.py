@@ -62,16 +62,16 @@ class Chunks:
         groups: int,
         steps: int,
         *,
-        backwards: bool = False,
+        backward: bool = False,
         interpret: bool = False,
     ):
         """Of inputs [B, T, R], in which `groups` times `steps` divides T and 32 divides R.
 
-        A group is a warp's. Chunks that go backwards in time start with the last one.
+        A group is a warp's. Chunks that go backward in time start with the last one.
         """
         self.batch, self.time, self.width = shape
         self.groups, self.steps = groups, steps
-        self.backwards, self.interpret = backwards, interpret
+        self.backward, self.interpret = backward, interpret
         self.tiles = self.width // CHANNELS
         self.count = self.time // (groups * steps)
 
@@ -90,7 +90,7 @@ class Chunks:
         """Row, chunk and tile of channels of a program."""
         row = lax.rem(lax.div(program, self.tiles), self.batch)
         turn = lax.div(program, self.tiles * self.batch)
-        chunk = self.count - 1 - turn if self.backwards else turn
+        chunk = self.count - 1 - turn if self.backward else turn
         return row, chunk, lax.rem(program, self.tiles)
 
     def split(self, x: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ class Chunks:
         return self.sums, jax.ShapeDtypeStruct((self.batch, self.count, self.width), jnp.float32)
 
     def __call__(self, kernel: Callable, inputs: list, outputs: list, initial: jax.Array):
-        """Runs a kernel that calls `Chunk.forwards` or `Chunk.backwards` once.
+        """Runs a kernel that calls `Chunk.forward` or `Chunk.backward` once.
 
         Args:
           kernel: Called with a `Chunk` and the references to inputs and outputs.
@@ -184,7 +184,7 @@ class Chunk:
         for step, value in zip(self.steps, values, strict=True):
             ref[:, step, self.lanes] = value.astype(ref.dtype)
 
-    def forwards(self, a: list[jax.Array], x: list[jax.Array]) -> list[jax.Array]:
+    def forward(self, a: list[jax.Array], x: list[jax.Array]) -> list[jax.Array]:
         """h_t = a_t h_{t-1} + x_t for all steps."""
         decays, states = [], []
         for a_t, x_t in zip(a, x, strict=True):
@@ -193,7 +193,7 @@ class Chunk:
         enters = self._entering(decays[-1], states[-1], range(len(self._group)))
         return [self.fma(d, enters, h) for d, h in zip(decays, states, strict=True)]
 
-    def backwards(self, a: list[jax.Array], dh: list[jax.Array]) -> list[jax.Array]:
+    def backward(self, a: list[jax.Array], dh: list[jax.Array]) -> list[jax.Array]:
         """g_t = dh_t + a_{t+1} g_{t+1}; what passes on from chunk to chunk is a_t g_t."""
         decays, gs = [], []
         decay = added = None

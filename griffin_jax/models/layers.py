@@ -1,4 +1,4 @@
-"""Linear layers, normalisation and the embedding."""
+"""Linear layers, normalization and the embedding."""
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def gated_gelu(gate: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalisation with a scale around one."""
+    """Root mean square normalization with a scale around one."""
 
     eps: float
     param_dtype: DTypeLike = jnp.float32

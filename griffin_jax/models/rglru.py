@@ -108,7 +108,7 @@ class BlockDiagonalLinear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         size = x.shape[-1] // self.blocks
         out = (self.features or x.shape[-1]) // self.blocks
-        # The published initialiser counts all blocks into the fan-in.
+        # The published initializer counts all blocks into the fan-in.
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         weight = parameter(
             self,

@@ -3,7 +3,7 @@
 For a weight NAME there are
 
     NAME                                       the packed bytes, [.., 1], uint8 or a wider type
-    NAME.absmax                                float32[blocks], or uint8[blocks] if double quantised
+    NAME.absmax                                float32[blocks], or uint8[blocks] if double quantized
     NAME.quant_map                             float32[16], the code book
     NAME.nested_absmax, NAME.nested_quant_map  float32, the second level
     NAME.quant_state.bitsandbytes__nf4         uint8, the characters of a JSON object; or __fp4

@@ -1,4 +1,4 @@
-"""The `quantization_config` of Hugging Face checkpoints that bitsandbytes quantised."""
+"""The `quantization_config` of Hugging Face checkpoints that bitsandbytes quantized."""
 
 import dataclasses
 import re
@@ -24,16 +24,16 @@ _FILE_DEFAULTS = {
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationConfig:
-    """How linear layers are quantised: transformers' BitsAndBytesConfig, field by field.
+    """How linear layers are quantized: transformers' BitsAndBytesConfig, field by field.
 
     Names, meanings and defaults are those of transformers, but for three defaults: `load_in_4bit` is
     True, `bnb_4bit_quant_type` "nf4" and `bnb_4bit_compute_dtype` "bfloat16".
 
     Attributes:
-      load_in_4bit: Quantise linear layers to 4 bits.
+      load_in_4bit: Quantize linear layers to 4 bits.
       load_in_8bit: LLM.int8; refused when True.
       bnb_4bit_quant_type: "nf4" or "fp4".
-      bnb_4bit_use_double_quant: Quantise the scales to 8 bits as well.
+      bnb_4bit_use_double_quant: Quantize the scales to 8 bits as well.
       bnb_4bit_compute_dtype: What products are computed in, a name; see `compute_dtype`.
       bnb_4bit_quant_storage: What a checkpoint calls the packed bytes: "uint8", "int8", "float16",
         "bfloat16", "float32" or "float64". The bytes are the same.
@@ -60,7 +60,7 @@ class QuantizationConfig:
         if self.load_in_8bit:
             raise ValueError("load_in_8bit: LLM.int8 is not supported; use load_in_4bit instead")
         if not self.load_in_4bit:
-            raise ValueError("load_in_4bit is false: there is nothing to quantise")
+            raise ValueError("load_in_4bit is false: there is nothing to quantize")
 
     def compute_dtype(self, requested: Any = None) -> np.dtype:
         """What the model computes in.

@@ -1,4 +1,4 @@
-"""The second level: scales to 8 bits and back ("double quantisation", QLoRA, arXiv:2305.14314).
+"""The second level: scales to 8 bits and back ("double quantization", QLoRA, arXiv:2305.14314).
 
 The scales are one number for every 64 weights or so, and bitsandbytes' result hangs on the order in
 which PyTorch adds them up and on one fused multiply-add. So this level is made on the host, in
@@ -21,9 +21,9 @@ _VECTOR = 8
 def quantize_scales(absmax: np.ndarray):
     """float32[n] scales to (codes uint8[n], absmax float32[ceil(n / 256)], offset float32[])."""
     offset = mean(absmax)
-    centred = absmax - offset
-    size, block = centred.size, codes.NESTED_BLOCK_SIZE
-    blocks = np.pad(centred, (0, -size % block)).reshape(-1, block)
+    centered = absmax - offset
+    size, block = centered.size, codes.NESTED_BLOCK_SIZE
+    blocks = np.pad(centered, (0, -size % block)).reshape(-1, block)
     nested = np.abs(blocks).max(axis=1)
     # The inverse of a subnormal number may be infinite, and zero times that takes position 0.
     scaled = np.clip(blocks * (np.float32(1) / nested)[:, None], -1, 1)

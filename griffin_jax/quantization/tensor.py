@@ -50,7 +50,7 @@ class QuantizedTensor(Weight):
         packed    uint8[ceil(size / 2)]
         absmax    [ceil(size / block_size)]
 
-    absmax is float32, or with double quantisation uint8 indices: scale i (flat) is then
+    absmax is float32, or with double quantization uint8 indices: scale i (flat) is then
     nested_code[absmax[i]] * nested_absmax[i // nested_block_size] + nested_offset.
 
     Attributes:
@@ -62,7 +62,7 @@ class QuantizedTensor(Weight):
       nested_offset: float32[], the mean of the scales, or None.
       columns: The same weight once more, for decoding on a CPU, or None.
       shape: Of the weight; a linear layer's is (out, in).
-      dtype: Of the weight before it was quantised: float32, float16 or bfloat16.
+      dtype: Of the weight before it was quantized: float32, float16 or bfloat16.
       quant_type: "nf4" or "fp4".
       block_size: Weights per scale, one of 32, 64, ... 4096.
       nested_block_size: Scales per second-level scale.
@@ -184,7 +184,7 @@ def quantize(
     double_quant: bool = False,
     name: str = "weight",
 ) -> QuantizedTensor:
-    """Quantises a weight to the bytes bitsandbytes' CPU build makes of it, on any backend.
+    """Quantizes a weight to the bytes bitsandbytes' CPU build makes of it, on any backend.
 
     The first level runs jitted on the weight's device; the second runs on the host, so call this
     outside of jit. `blocks` and `scales` say what is matched where builds of bitsandbytes differ.
@@ -193,7 +193,7 @@ def quantize(
       weight: float32, float16 or bfloat16 of any shape; a linear layer's is [out, in].
       quant_type: "nf4" or "fp4".
       block_size: Weights per scale: 32, 64, 128, ... 4096.
-      double_quant: Quantise the scales to 8 bits as well.
+      double_quant: Quantize the scales to 8 bits as well.
       name: What errors call the weight.
 
     Raises:
@@ -204,10 +204,10 @@ def quantize(
     if dtype.name not in blocks.INPUT_DTYPES:
         raise ValueError(f"{name} is {dtype}; 4 bits are made of {', '.join(blocks.INPUT_DTYPES)}")
     if not np.size(weight):
-        raise ValueError(f"{name} of shape {np.shape(weight)} has no elements to quantise")
+        raise ValueError(f"{name} of shape {np.shape(weight)} has no elements to quantize")
     packed, absmax, finite = _first_level(weight, quant_type, block_size)
     if not finite:
-        raise ValueError(f"{name} holds NaN or infinity; only finite weights can be quantised")
+        raise ValueError(f"{name} holds NaN or infinity; only finite weights can be quantized")
     tensor = QuantizedTensor(
         packed=packed,
         absmax=absmax,

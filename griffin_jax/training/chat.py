@@ -30,23 +30,23 @@ class ChatTokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """A tokenised conversation.
+    """A tokenized conversation.
 
     Attributes:
       tokens: BOS first.
-      learnt: For each token, whether the model writes it: its turns with their ends.
+      learned: For each token, whether the model writes it: its turns with their ends.
       line: Where it stands in its file, from 1.
     """
 
     tokens: list[int]
-    learnt: list[bool]
+    learned: list[bool]
     line: int
 
 
 def tokenize_chat(
     messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer, line: int = 1
 ) -> Conversation:
-    """Tokenises a conversation piece by piece, as a chat would meet it.
+    """Tokenizes a conversation piece by piece, as a chat would meet it.
 
     What the model is to write is encoded apart from what it reads before, so that no piece spans
     the border between them.
@@ -54,13 +54,13 @@ def tokenize_chat(
     Raises:
       ValueError: the messages are not a chat; see `format_chat`.
     """
-    tokens, learnt, done = tokenizer.encode("", bos=True), [False], 0
+    tokens, learned, done = tokenizer.encode("", bos=True), [False], 0
 
     def add(end: int, model: bool) -> None:
         nonlocal done
         piece = tokenizer.encode(text[done:end], bos=False)
         tokens.extend(piece)
-        learnt.extend([model] * len(piece))
+        learned.extend([model] * len(piece))
         done = end
 
     for count, message in enumerate(messages, start=1):
@@ -69,12 +69,12 @@ def tokenize_chat(
             if _END_OF_TURN not in text:
                 raise ValueError(
                     f"the model's chat template writes no {_END_OF_TURN}, by which the turns that "
-                    "are learnt are told; take a tokenizer with Gemma's turns"
+                    "are learned are told; take a tokenizer with Gemma's turns"
                 )
             prompt = tokenizer.format_chat(messages[: count - 1], add_generation_prompt=True)
             add(len(prompt), model=False)
             add(text.rindex(_END_OF_TURN) + len(_END_OF_TURN), model=True)
-    return Conversation(tokens, learnt, line)
+    return Conversation(tokens, learned, line)
 
 
 def load_chat(path: AnyPath, tokenizer: ChatTokenizer) -> list[Conversation]:
@@ -96,7 +96,7 @@ def load_chat(path: AnyPath, tokenizer: ChatTokenizer) -> list[Conversation]:
             conversation = tokenize_chat(messages, tokenizer, line)
         except ValueError as error:
             raise file.fault(str(error), line) from error
-        if not any(conversation.learnt):
+        if not any(conversation.learned):
             raise file.fault("the model has no turn in it", line)
         conversations.append(conversation)
     if not conversations:
@@ -121,8 +121,8 @@ class ChatRows:
         """
         self.name, self._seq_len, self._pad_id = name, seq_len, pad_id
         # The first token is nobody's target.
-        taught = [c for c in conversations if any(c.learnt[1 : seq_len + 1])]
-        self.left_out = [c.line for c in conversations if not any(c.learnt[1 : seq_len + 1])]
+        taught = [c for c in conversations if any(c.learned[1 : seq_len + 1])]
+        self.left_out = [c.line for c in conversations if not any(c.learned[1 : seq_len + 1])]
         if not taught:
             lines = ", ".join(map(str, self.left_out[:5])) + ", ..." * (len(self.left_out) > 5)
             raise CorpusError(
@@ -145,7 +145,7 @@ class ChatRows:
 
     def row(self, epoch: int, index: int) -> Batch:
         parts = [
-            (c.tokens[: self._seq_len + 1], c.learnt[: self._seq_len + 1])
+            (c.tokens[: self._seq_len + 1], c.learned[: self._seq_len + 1])
             for c in self._rows[index]
         ]
         padding = self._seq_len - sum(len(tokens) - 1 for tokens, _ in parts)
@@ -158,7 +158,7 @@ class ChatRows:
             "inputs": join([tokens[:-1] for tokens, _ in parts], np.int32),
             "targets": join([tokens[1:] for tokens, _ in parts], np.int32),
             "positions": join([np.arange(len(tokens) - 1) for tokens, _ in parts], np.int32),
-            "mask": join([learnt[1:] for _, learnt in parts], np.float32),
+            "mask": join([learned[1:] for _, learned in parts], np.float32),
             "start": np.int64(index),
         }
 
@@ -167,7 +167,7 @@ class ChatRows:
         digest = hashlib.sha256()
         for conversation in itertools.chain.from_iterable(self._rows):
             digest.update(np.asarray(conversation.tokens, np.int64).tobytes())
-            digest.update(np.asarray(conversation.learnt, np.bool_).tobytes())
+            digest.update(np.asarray(conversation.learned, np.bool_).tobytes())
         return digest.hexdigest()[:16]
 
     def describe(self, starts: np.ndarray) -> str:

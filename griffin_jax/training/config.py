@@ -28,7 +28,7 @@ class TrainConfig:
       remat: What the backward pass recomputes: "none", "dots" or "block"; see `Griffin`.
       dropout: Share of the residual branches' outputs that training leaves out, to 1/256.
       loss_chunks: Parts of a sequence whose logits exist at a time; see `token_losses`.
-      z_loss: Weight of the mean squared log-normaliser.
+      z_loss: Weight of the mean squared log-normalizer.
       ema: Decay per step of a running average of the parameters, which is then what is evaluated
         and exported; 0 keeps none.
       seed: Of the initial parameters and of the order of the data.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, soft_cap: float | None
 ) -> tuple[jax.Array, jax.Array]:
-    """-ln p(target) under a softmax over logits, and the logarithm of its normaliser.
+    """-ln p(target) under a softmax over logits, and the logarithm of its normalizer.
 
     The logits are the largest arrays of training, and passes over them are what the loss costs: two
     forward (one under a soft cap, which bounds the logits and so spares the search for the largest),
@@ -30,22 +30,22 @@ def cross_entropy(
 def _forward(logits, targets, soft_cap):
     capped, _ = _cap(logits, soft_cap)
     if soft_cap is None:
-        normaliser = jax.nn.logsumexp(capped, axis=-1)
+        normalizer = jax.nn.logsumexp(capped, axis=-1)
     else:
-        normaliser = soft_cap + jnp.log(jnp.sum(jnp.exp(capped - soft_cap), axis=-1))
+        normalizer = soft_cap + jnp.log(jnp.sum(jnp.exp(capped - soft_cap), axis=-1))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     chosen, _ = _cap(chosen, soft_cap)
-    return (normaliser - chosen, normaliser), (logits, targets, normaliser)
+    return (normalizer - chosen, normalizer), (logits, targets, normalizer)
 
 
 def _backward(soft_cap, residuals, gradients):
-    logits, targets, normaliser = residuals
-    dloss, dnormaliser = (gradient[..., None] for gradient in gradients)
+    logits, targets, normalizer = residuals
+    dloss, dnormalizer = (gradient[..., None] for gradient in gradients)
     capped, slope = _cap(logits, soft_cap)
-    p = jnp.exp(capped - normaliser[..., None])
+    p = jnp.exp(capped - normalizer[..., None])
     pieces = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
     is_target = pieces == targets[..., None]
-    return ((dloss + dnormaliser) * p - jnp.where(is_target, dloss, 0)) * slope, None
+    return ((dloss + dnormalizer) * p - jnp.where(is_target, dloss, 0)) * slope, None
 
 
 cross_entropy.defvjp(_forward, _backward)

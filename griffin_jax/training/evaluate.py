@@ -278,7 +278,7 @@ def measure_texts(
 
     Returns:
       `bits_per_byte` of all texts together and `bytes`, the same of each in `documents`, and
-      `loss_by_position`, one mean in nats per token between neighbouring `edges`. Under unbounded
+      `loss_by_position`, one mean in nats per token between neighboring `edges`. Under unbounded
       attention that is with every token before in sight, and `loss_by_position_sliding` is with the
       sliding cache.
 

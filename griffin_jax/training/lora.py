@@ -143,7 +143,7 @@ def load_adapter(folder: str | Path, base: Params) -> tuple[LoRAConfig, Params]:
 
     Returns:
       A config and an adapter that mean the same: a rank or scale of its own that a layer has, and
-      rank-stabilised scales (arXiv:2312.03732), are in the adapter's leaves.
+      rank-stabilized scales (arXiv:2312.03732), are in the adapter's leaves.
     """
     rank, alpha, targets, leaves = peft.read_adapter(paths.resolve(folder), _flat(base, sep="/"))
     adapter = {path: jnp.asarray(leaf) for path, leaf in leaves.items()}

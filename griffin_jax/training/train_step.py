@@ -93,7 +93,7 @@ def token_losses(
     chunks: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums over the batch's targets of -ln p(target) and of the squared log-normaliser.
+    """Sums over the batch's targets of -ln p(target) and of the squared log-normalizer.
 
     Args:
       model: Computes in its own dtype; logits and losses are float32.
@@ -122,8 +122,8 @@ def token_losses(
 
     def sums(x, targets, mask):
         logits = model.apply({"params": params}, x, method="uncapped_logits")
-        losses, normaliser = cross_entropy(logits, targets, model.config.logits_soft_cap)
-        return jnp.sum(mask * losses), jnp.sum(mask * normaliser**2)
+        losses, normalizer = cross_entropy(logits, targets, model.config.logits_soft_cap)
+        return jnp.sum(mask * losses), jnp.sum(mask * normalizer**2)
 
     if chunks == 1:
         return sums(x, batch["targets"], batch["mask"])
@@ -160,18 +160,18 @@ def make_train_step(
     """Builds the jitted `step(state, frozen, batch) -> (state, metrics)`; it donates `state`.
 
     Args:
-      model: The model, with its compute dtype and rematerialisation.
+      model: The model, with its compute dtype and rematerialization.
       optimizer: Turns gradients into updates.
       mesh: Of `make_mesh`. The batch and the parameters lie on it as the table says.
       assemble: Joins trainable and frozen parameters into what the model reads.
-      z_loss: Weight of the mean squared log-normaliser, which keeps logits from drifting.
+      z_loss: Weight of the mean squared log-normalizer, which keeps logits from drifting.
       microbatches: Parts of the batch whose gradients are accumulated one after another.
       loss_chunks: See `token_losses`.
       ema: Decay per step of the state's average, where it has one. Early on it is (1 + t) / (10 + t)
         at step t where that is less, so that the initial parameters are soon forgotten.
       seed: Of `model.dropout`; what a step leaves out depends on it and on the step alone.
 
-    Metrics, float32 scalars: `loss` in nats per target, `z_loss` (the mean squared log-normaliser),
+    Metrics, float32 scalars: `loss` in nats per target, `z_loss` (the mean squared log-normalizer),
     `grad_norm` before clipping, `tokens` (targets that count), and `stop` where the batch has one
     of `put_flag`.
     """

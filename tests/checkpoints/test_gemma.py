@@ -226,7 +226,7 @@ def test_transformers_loads_saved_bfloat16_bit_for_bit(tmp_path):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_a_folder_quantised_by_transformers_is_read(tmp_path, double_quant):
+def test_a_folder_quantized_by_transformers_is_read(tmp_path, double_quant):
     save_checkpoint(tmp_path / "whole", CONFIG, random_params(CONFIG), format="huggingface")
     model = open_with_transformers(
         tmp_path / "whole", quantization_config=bitsandbytes_config("nf4", double_quant)

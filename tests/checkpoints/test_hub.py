@@ -105,9 +105,9 @@ def test_an_open_model_is_fetched_without_other_frameworks_files(stand_in_hub):
     assert (folder / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_gated_model_says_where_to_accept_its_licence(stand_in_hub):
+def test_a_gated_model_says_where_to_accept_its_license(stand_in_hub):
     message = one_line(CheckpointError, "gated/m")
-    assert "accept its licence at https://huggingface.co/gated/m" in message
+    assert "accept its license at https://huggingface.co/gated/m" in message
     assert "hf auth login" in message
 
 

@@ -182,7 +182,7 @@ def test_a_missing_part_of_a_packed_weight_is_named(folder, part):
     assert part.removesuffix("nf4") in message
 
 
-def test_packed_bytes_without_anything_else_are_half_quantised(folder):
+def test_packed_bytes_without_anything_else_are_half_quantized(folder):
     def strip(tensors):
         for name in [name for name in tensors if name.startswith(f"{UP}.")]:
             del tensors[name]
@@ -190,10 +190,10 @@ def test_packed_bytes_without_anything_else_are_half_quantised(folder):
     edit_tensors(folder, strip)
     message = one_line_error(folder)
     assert f"{UP} holds packed bytes but has no quant_state" in message
-    assert "half-quantised" in message
+    assert "half-quantized" in message
 
 
-def test_a_whole_weight_that_should_be_packed_is_half_quantised(folder):
+def test_a_whole_weight_that_should_be_packed_is_half_quantized(folder):
     def unpack_one(tensors):
         for name in [name for name in tensors if name.startswith(UP)]:
             del tensors[name]
@@ -201,8 +201,8 @@ def test_a_whole_weight_that_should_be_packed_is_half_quantised(folder):
 
     edit_tensors(folder, unpack_one)
     message = one_line_error(folder)
-    assert f"tensor {UP} is not quantised" in message
-    assert "half-quantised" in message
+    assert f"tensor {UP} is not quantized" in message
+    assert "half-quantized" in message
     edit_json(
         folder / "config.json",
         quantization_config=QuantizationConfig(llm_int8_skip_modules=(UP[:-7],)).to_dict(),
@@ -231,7 +231,7 @@ def test_a_quant_state_of_another_shape_is_named(folder):
         ({"load_in_8bit": True}, "LLM.int8 is not supported"),
     ],
 )
-def test_another_quantisation_is_refused(folder, settings, words):
+def test_another_quantization_is_refused(folder, settings, words):
     edit_json(folder / "config.json", quantization_config=settings)
     assert words in one_line_error(folder)
 
@@ -294,7 +294,7 @@ TOKENS = np.random.default_rng(0).integers(3, 128, (2, 24))
 @pytest.mark.parity
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-def test_a_folder_quantised_by_transformers_is_read(tmp_path, quant_type, double_quant):
+def test_a_folder_quantized_by_transformers_is_read(tmp_path, quant_type, double_quant):
     save_checkpoint(
         tmp_path / "whole", WHOLE_BLOCKS, random_params(WHOLE_BLOCKS), format="huggingface"
     )

@@ -66,7 +66,7 @@ def test_a_packed_leaf_stays_as_it_is_or_is_refused_by_name():
         assert "\n" not in str(caught.value)
 
 
-def test_squared_errors_are_those_of_the_dequantised_values():
+def test_squared_errors_are_those_of_the_dequantized_values():
     tensor = quantize(WEIGHT, "fp4", double_quant=True)
     error = np.float64(WEIGHT) - np.float64(dequantize(tensor))
     expected = [np.sum(error**2), np.sum(np.float64(WEIGHT) ** 2)]

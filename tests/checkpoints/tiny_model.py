@@ -1,4 +1,4 @@
-"""Random weights of a tiny model, made without running its initialisers."""
+"""Random weights of a tiny model, made without running its initializers."""
 
 import json
 from pathlib import Path

@@ -137,10 +137,10 @@ def test_texts_do_not_depend_on_what_is_written_beside_them():
     contexts = [PREFIX + "What?", PREFIX + "Who is it?", "x", PREFIX + "What?"]
     for settings in ({}, {"do_sample": True, "temperature": 1.5}):
         together = write(adapter(), *contexts, until=["\n"], max_gen_toks=6, **settings)
-        backwards = write(adapter(), *contexts[::-1], until=["\n"], max_gen_toks=6, **settings)
-        assert together[1:3] == backwards[-2:-4:-1]
+        backward = write(adapter(), *contexts[::-1], until=["\n"], max_gen_toks=6, **settings)
+        assert together[1:3] == backward[-2:-4:-1]
         # Repeats of one request are drawn anew where texts are drawn at all.
-        assert sorted(together) == sorted(backwards)
+        assert sorted(together) == sorted(backward)
         assert (together[0] == together[3]) == (not settings)
         for context, text in list(zip(contexts, together, strict=True))[:3]:
             assert write(adapter(), context, until=["\n"], max_gen_toks=6, **settings) == [text]

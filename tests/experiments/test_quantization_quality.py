@@ -70,7 +70,7 @@ def test_the_report_is_a_table_a_plot_and_the_figures_and_names_the_machine(repo
     files = sorted(path.name for path in (folder / "report").iterdir())
     assert files == ["README.md", "quality.png", "results.json"]
     page = (folder / "report" / "README.md").read_text()
-    assert "| FP4, blocks of 256, double quantised |" in page
+    assert "| FP4, blocks of 256, double quantized |" in page
     assert "cores" in page
     assert str(folder) not in page
-    assert "| FP4, blocks of 256, double quantised |" in printed
+    assert "| FP4, blocks of 256, double quantized |" in printed

@@ -35,7 +35,7 @@ def frequencies(sampling, **kwargs):
     return np.bincount(tokens, minlength=len(LOGITS)) / len(tokens)
 
 
-def renormalised(kept, temperature=1.0):
+def renormalized(kept, temperature=1.0):
     weights = np.where(np.isin(np.arange(len(LOGITS)), kept), np.exp(LOGITS / temperature), 0)
     return weights / weights.sum()
 
@@ -53,7 +53,7 @@ def test_a_tiny_temperature_is_greedy_and_finite(temperature):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax_at_the_temperature(temperature):
-    expected = renormalised(range(5), temperature)
+    expected = renormalized(range(5), temperature)
     found = frequencies(SamplingConfig(temperature=temperature))
     assert np.abs(found - expected).max() < 4 / np.sqrt(DRAWS) / 2
 
@@ -78,7 +78,7 @@ def test_draws_follow_the_softmax_at_the_temperature(temperature):
 )
 def test_filters_keep_exactly_these_tokens_in_their_proportions(filters, kept):
     found = frequencies(SamplingConfig(temperature=1.0, **filters))
-    assert np.abs(found - renormalised(kept)).max() < 4 / np.sqrt(DRAWS) / 2
+    assert np.abs(found - renormalized(kept)).max() < 4 / np.sqrt(DRAWS) / 2
     assert set(np.flatnonzero(found)) == set(kept)
 
 

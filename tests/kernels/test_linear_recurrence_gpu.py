@@ -55,16 +55,16 @@ def test_nan_of_any_kind_stays_in_its_channel_and_is_not_waited_for():
     assert np.isfinite(np.delete(h, [3, 5], axis=2)).all() and np.isfinite(h[:, :140, 5]).all()
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-def test_a_program_waits_only_for_those_with_lower_numbers(backwards):
-    chunks = Chunks((3, 80, 64), groups=4, steps=4, backwards=backwards)
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_program_waits_only_for_those_with_lower_numbers(backward):
+    chunks = Chunks((3, 80, 64), groups=4, steps=4, backward=backward)
     number = {
         tuple(map(int, chunks.place(jnp.int32(program)))): program
         for program in range(3 * chunks.count * 2)
     }
     assert len(number) == 3 * 5 * 2
     for (row, chunk, tile), program in number.items():
-        before = row, chunk + (1 if backwards else -1), tile
+        before = row, chunk + (1 if backward else -1), tile
         assert number.get(before, -1) < program
 
 

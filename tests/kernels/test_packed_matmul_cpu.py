@@ -1,4 +1,4 @@
-"""4-bit products on a CPU, against the dequantised weight in float64."""
+"""4-bit products on a CPU, against the dequantized weight in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def check(y, x, weight, rtol=1e-5):
 
 @pytest.mark.parametrize("batch", [(), (1,), (2, 2)])
 @pytest.mark.parametrize("options", [{}, {"quant_type": "fp4", "double_quant": True}])
-def test_tables_give_the_product_with_the_dequantised_weight(batch, options):
+def test_tables_give_the_product_with_the_dequantized_weight(batch, options):
     x, weight = operands(batch, 96, 192, **options)
     (y,) = packed_matmul(x, [cpu.add_columns(weight)], kernel="table_cpu")
     check(y, x, weight)

@@ -16,7 +16,7 @@ def operands(shape, batch, dtype="float32"):
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 @pytest.mark.parametrize("shape", [(192, 128), (70, 128), (7, 100)])
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_a_4_bit_weight_multiplies_like_its_dequantised_values(shape, batch, double_quant):
+def test_a_4_bit_weight_multiplies_like_its_dequantized_values(shape, batch, double_quant):
     x, weight = operands(shape, batch)
     tensor = quantize(weight, double_quant=double_quant)
     product = matmul(x, tensor)

@@ -49,7 +49,7 @@ def test_the_arrays_have_the_names_and_the_json_of_bitsandbytes():
 
 
 def edited(**changes):
-    """The arrays of a double-quantised weight, its quant_state edited."""
+    """The arrays of a double-quantized weight, its quant_state edited."""
     arrays = to_arrays(tensor(double_quant=True), NAME)
     state = json.loads(bytes(arrays[STATE])) | changes
     state = {key: value for key, value in state.items() if value is not None}

@@ -43,7 +43,7 @@ def assert_equals_bitsandbytes(weight, quant_type, block_size, double, message):
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_hard_weights_quantise_bit_for_bit_alike(dtype, quant_type, double):
+def test_hard_weights_quantize_bit_for_bit_alike(dtype, quant_type, double):
     for shape in ((64, 256), (9, 77)):
         for name, weight in weights(dtype, shape):
             assert_equals_bitsandbytes(weight, quant_type, 64, double, name)
@@ -51,13 +51,13 @@ def test_hard_weights_quantise_bit_for_bit_alike(dtype, quant_type, double):
 
 @pytest.mark.parametrize("block_size", [32, 64, 128, 256, 512, 1024, 2048, 4096])
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-def test_every_block_size_quantises_bit_for_bit_alike(quant_type, block_size):
+def test_every_block_size_quantizes_bit_for_bit_alike(quant_type, block_size):
     random = np.random.default_rng(block_size)
     weight = random.standard_t(3, (6, 4096)).astype(np.float32)
     assert_equals_bitsandbytes(weight, quant_type, block_size, True, "whole blocks:")
 
 
-def test_a_large_weight_double_quantises_bit_for_bit_alike():
+def test_a_large_weight_double_quantizes_bit_for_bit_alike():
     weight = np.random.default_rng(0).standard_normal((1200, 2048), np.float32)
     assert weight.size // 64 > 2**15
     assert_equals_bitsandbytes(weight, "nf4", 64, True, "more scales than PyTorch adds at once:")

@@ -101,7 +101,7 @@ def test_a_whole_number_as_threshold_is_written_as_the_float_that_transformers_w
     [
         ({"load_in_8bit": True}, "load_in_8bit"),
         ({"load_in_4bit": False}, "_load_in_4bit contradict"),
-        ({"load_in_4bit": False, "_load_in_4bit": False}, "nothing to quantise"),
+        ({"load_in_4bit": False, "_load_in_4bit": False}, "nothing to quantize"),
         ({"quant_method": "gptq"}, "quant_method='gptq' .only 'bitsandbytes' is"),
         ({"bnb_4bit_quant_type": "int4"}, "bnb_4bit_quant_type must be one of nf4, fp4"),
         ({"bnb_4bit_compute_dtype": "int8"}, "bnb_4bit_compute_dtype must be one of"),

@@ -75,7 +75,7 @@ def test_weights_beside_a_midpoint_take_the_code_that_float32_rounding_gives(qua
 
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("shape", [(6, 128), (6, 100), (3, 5)])
-def test_abstract_is_the_structure_of_a_quantised_weight(shape, double_quant):
+def test_abstract_is_the_structure_of_a_quantized_weight(shape, double_quant):
     weight = np.ones(shape, DTYPES["bfloat16"])
     real = quantize(weight, "fp4", double_quant=double_quant)
     expected = abstract(shape, "bfloat16", "fp4", double_quant=double_quant)
@@ -91,7 +91,7 @@ def test_abstract_is_the_structure_of_a_quantised_weight(shape, double_quant):
     )
 
 
-def test_nf4_takes_four_and_a_half_bits_a_weight_and_less_with_double_quantisation():
+def test_nf4_takes_four_and_a_half_bits_a_weight_and_less_with_double_quantization():
     weight = np.ones((256, 512), np.float32)
     books = 16 * 4
     assert quantize(weight).nbytes - books == weight.size * 4.5 / 8
@@ -99,7 +99,7 @@ def test_nf4_takes_four_and_a_half_bits_a_weight_and_less_with_double_quantisati
     assert quantize(weight, double_quant=True).nbytes - books - nested == weight.size * 4.125 / 8
 
 
-def test_weights_joined_along_out_quantise_to_leaves_joined_along_out():
+def test_weights_joined_along_out_quantize_to_leaves_joined_along_out():
     first, second = np.split(np.random.default_rng(0).standard_normal((10, 128), np.float32), [4])
     joined = quantize(np.concatenate([first, second]))
     first, second = quantize(first), quantize(second)
@@ -108,14 +108,14 @@ def test_weights_joined_along_out_quantise_to_leaves_joined_along_out():
         np.testing.assert_array_equal(getattr(joined, name), np.concatenate(parts))
 
 
-def test_quantising_dequantised_values_gives_the_same_bytes():
+def test_quantizing_dequantized_values_gives_the_same_bytes():
     tensor = quantize(np.random.default_rng(0).standard_normal((8, 256), np.float32))
     again = quantize(dequantize(tensor))
     jax.tree.map(np.testing.assert_array_equal, again, tensor)
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_dequantising_inside_jit_gives_the_same_bits(double_quant):
+def test_dequantizing_inside_jit_gives_the_same_bits(double_quant):
     weight = np.random.default_rng(0).standard_normal((3, 100), np.float32)
     tensor = quantize(weight, double_quant=double_quant)
     inside = jax.jit(dequantize)(tensor)
@@ -164,7 +164,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(dtype, value):
         (np.ones((0, 64), np.float32), {}, "no elements"),
     ],
 )
-def test_what_cannot_be_quantised_is_refused_in_one_line(weight, options, message):
+def test_what_cannot_be_quantized_is_refused_in_one_line(weight, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         quantize(weight, **options)
     assert "\n" not in str(caught.value)

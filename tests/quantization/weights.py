@@ -1,4 +1,4 @@
-"""Weights that are hard to quantise exactly: every range of float32, and values on midpoints."""
+"""Weights that are hard to quantize exactly: every range of float32, and values on midpoints."""
 
 from collections.abc import Iterator
 

@@ -163,7 +163,7 @@ def test_a_run_of_two_then_four_then_one_process_equals_an_undisturbed_one(story
         ({"OMPI_COMM_WORLD_SIZE": "2", "JAX_PLATFORMS": "cpu"}, True),
     ],
 )
-def test_what_started_the_processes_is_recognised(environ, several, monkeypatch):
+def test_what_started_the_processes_is_recognized(environ, several, monkeypatch):
     monkeypatch.setattr(os, "environ", environ)
     assert processes._detected() is several
 

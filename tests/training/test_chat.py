@@ -1,4 +1,4 @@
-"""Chat data: what is learnt, and how conversations share rows."""
+"""Chat data: what is learned, and how conversations share rows."""
 
 import json
 
@@ -22,19 +22,19 @@ def text_of(tokens):
     return "".join(TOKENIZER._piece(int(token)) for token in tokens).replace("▁", " ")
 
 
-def test_only_the_models_turns_and_their_ends_are_learnt():
+def test_only_the_models_turns_and_their_ends_are_learned():
     conversation = tokenize_chat(CHAT, TOKENIZER)
-    runs = "".join("x" if learnt else " " for learnt in conversation.learnt).split()
+    runs = "".join("x" if learned else " " for learned in conversation.learned).split()
     assert len(runs) == 2
-    learnt = [t for t, flag in zip(conversation.tokens, conversation.learnt, strict=True) if flag]
-    assert text_of(learnt) == "I am well.<end_of_turn>Still well, thank you.<end_of_turn>"
+    learned = [t for t, flag in zip(conversation.tokens, conversation.learned, strict=True) if flag]
+    assert text_of(learned) == "I am well.<end_of_turn>Still well, thank you.<end_of_turn>"
     assert conversation.tokens[0] == TOKENIZER.bos_id
 
 
 def test_the_model_learns_to_answer_the_very_tokens_that_a_prompt_ends_with():
     conversation = tokenize_chat(CHAT[:2], TOKENIZER)
     prompt = TOKENIZER.encode(TOKENIZER.format_chat(CHAT[:1], add_generation_prompt=True))
-    first = conversation.learnt.index(True)
+    first = conversation.learned.index(True)
     assert conversation.tokens[:first] == prompt
 
 
@@ -43,12 +43,12 @@ def write_lines(path, lines):
     return path
 
 
-def test_rows_hold_whole_conversations_and_count_each_learnt_token_once(tmp_path):
+def test_rows_hold_whole_conversations_and_count_each_learned_token_once(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"messages": CHAT[:2]}, {"messages": CHAT}] * 3)
     conversations = load_chat(path, TOKENIZER)
     rows = ChatRows(conversations, 64, TOKENIZER.pad_id, "a.jsonl")
     batch = [rows.row(0, i) for i in range(len(rows))]
-    assert sum(row["mask"].sum() for row in batch) == sum(sum(c.learnt) for c in conversations)
+    assert sum(row["mask"].sum() for row in batch) == sum(sum(c.learned) for c in conversations)
     targets = np.concatenate([row["targets"][row["mask"] > 0] for row in batch])
     assert text_of(targets).count("I am well.<end_of_turn>") == 6
     for row in batch:

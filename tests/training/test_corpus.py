@@ -30,7 +30,7 @@ def test_every_kind_of_text_file_gives_its_documents(tmp_path):
     assert list(read_documents(write(tmp_path / "a.txt.xz", text.encode()))) == [text]
 
 
-def test_documents_are_tokenised_in_order_between_bos_and_eos_and_only_once(tmp_path):
+def test_documents_are_tokenized_in_order_between_bos_and_eos_and_only_once(tmp_path):
     paths = [
         write(tmp_path / "a.jsonl.xz", json_lines(TEXTS[:2])),
         write(tmp_path / "b.txt", TEXTS[2].encode()),

@@ -157,7 +157,7 @@ class Odd:
         ({"mask": 0}, r"there is no token to learn in documents \["),
     ],
 )
-def test_rows_that_cannot_be_learnt_from_end_the_run_before_a_step(tmp_path, changes, line):
+def test_rows_that_cannot_be_learned_from_end_the_run_before_a_step(tmp_path, changes, line):
     with pytest.raises(ValueError, match=line) as caught:
         train(make_config(dropout=0.0), tmp_path / "run", Odd(make_rows(), **changes))
     assert "\n" not in str(caught.value)

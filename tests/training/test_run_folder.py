@@ -132,8 +132,8 @@ def test_data_are_told_apart_by_their_tokens_alone():
     assert len(found) == 3
     assert windows(tokens, np.uint32, "b").fingerprint() in found
 
-    def rows(tokens, learnt):
-        return ChatRows([Conversation(tokens, learnt, 1)], 16, 0, "a")
+    def rows(tokens, learned):
+        return ChatRows([Conversation(tokens, learned, 1)], 16, 0, "a")
 
     chats = [rows([2, 5, 6], [False, True, True]), rows([2, 5, 7], [False, True, True])]
     chats.append(rows([2, 5, 6], [False, False, True]))

@@ -36,8 +36,8 @@ def test_the_loss_is_the_masked_sum_of_cross_entropies():
     each = optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["targets"])
     assert 0 < BATCH["mask"].sum() < BATCH["mask"].size
     np.testing.assert_allclose(nll, jnp.sum(each * BATCH["mask"]), rtol=1e-5)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    np.testing.assert_allclose(squares, jnp.sum(normaliser**2 * BATCH["mask"]), rtol=1e-5)
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    np.testing.assert_allclose(squares, jnp.sum(normalizer**2 * BATCH["mask"]), rtol=1e-5)
 
 
 def test_dropout_depends_on_its_key_and_needs_one():

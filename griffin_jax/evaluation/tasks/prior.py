@@ -1,6 +1,6 @@
 """Multiple choice weighed by how likely each answer is without its question.
 
-LLaMA's protocol for OpenBookQA and BoolQ, after GPT-3's: choose the answer that maximises
+LLaMA's protocol for OpenBookQA and BoolQ, after GPT-3's: choose the answer that maximizes
 P(answer | question) / P(answer | "Answer:"). (arXiv:2302.13971, section 3; arXiv:2005.14165,
 section 2.4.) The harness's own `acc_mutual_info` takes the empty context instead of "Answer:".
 """

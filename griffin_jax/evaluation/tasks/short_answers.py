@@ -1,7 +1,7 @@
 """TriviaQA and Natural Questions: one line of answer, compared as the benchmarks compare it.
 
 Both papers count an answer as right if it equals one of the accepted ones after lower-casing and
-without punctuation, articles and doubled spaces (SQuAD's normalisation, arXiv:1606.05250).
+without punctuation, articles and doubled spaces (SQuAD's normalization, arXiv:1606.05250).
 """
 
 import re

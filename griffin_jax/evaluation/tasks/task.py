@@ -4,7 +4,7 @@ from lm_eval.api.task import ConfigurableTask
 
 
 class GriffinTask(ConfigurableTask):
-    """A YAML task whose behaviour a class changes: `class: !function griffin_jax...Name`.
+    """A YAML task whose behavior a class changes: `class: !function griffin_jax...Name`.
 
     The harness hands the whole file over, the line that names the class included.
     """

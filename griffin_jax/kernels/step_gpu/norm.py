@@ -1,4 +1,4 @@
-"""The root mean square normalisation in front of a product of one vector.
+"""The root mean square normalization in front of a product of one vector.
 
 Its factor is one number for the whole vector, so that it multiplies what the product gives. For
 plain weights a product reads the vector and the norm's scale, and adds up the squares itself. For

@@ -1,4 +1,4 @@
-"""Some rows of weights, 4-bit or plain, times one vector, which may be normalised on the way."""
+"""Some rows of weights, 4-bit or plain, times one vector, which may be normalized on the way."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -111,7 +111,7 @@ def ask(
       count: How many; see `part`.
       refs: References by name, the vector among them, and what `options` begins a launch with.
       name: Of the vector; see `vector_like`.
-      norm: (name, epsilon) of a root mean square normalisation of the vector, see `rms_norm`. For
+      norm: (name, epsilon) of a root mean square normalization of the vector, see `rms_norm`. For
         plain weights the name is that of its scale, [in]; for 4-bit weights, whose vector has been
         multiplied by that, of parts of the sum of its squares. The norm's factor is one number, so
         that it multiplies sums, not the vector.
