@@ -15,6 +15,10 @@ TRANSFORMERS = [
     "bitsandbytes>=0.50",
 ]
 
+# The commands and their configs stand at the root of a checkout. A wheel has them inside the package, where
+# griffin_jax/console.py finds them: names as common as these are not griffin_jax's to take.
+COMMANDS = {f"griffin_jax.commands.{folder}": folder for folder in ("experiments", "configs")}
+
 setup(
     name="griffin_jax",
     version=re.search('__version__ = "(.+)"', Path("griffin_jax/__init__.py").read_text())[1],
@@ -23,15 +27,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["griffin_jax", "griffin_jax.*"]),
+    packages=[*find_packages(include=["griffin_jax", "griffin_jax.*"]), *COMMANDS],
+    package_dir=COMMANDS,
     include_package_data=True,
     package_data={
         "griffin_jax": [
+            "py.typed",
             "assets/**/*",
             "evaluation/tasks/**/*.yaml",
             "evaluation/tasks/**/_*",
             "evaluation/tasks/*.jsonl",
-        ]
+        ],
+        "griffin_jax.commands.experiments": ["*.md"],
     },
     # The lowest versions here, and of [test], are those that .ci/run installs and tests with.
     install_requires=[
@@ -48,6 +55,7 @@ setup(
     ],
     # For lm-evaluation-harness with plugins for models (its pull request 4013), which 0.4.13 lacks.
     entry_points={
+        "console_scripts": ["griffin-jax = griffin_jax.console:main"],
         "lm_eval.models": ["griffin_jax = griffin_jax.evaluation.harness:GriffinLM"],
     },
     extras_require={

@@ -5,8 +5,8 @@
 Hardware: any; a minute on two CPU cores. `--config=configs/quantization_quality.py:full` has every
 block size: about 20 minutes there for griffin-tiny and 200 KB of text. Memory: two models in the dtype
 of activations. Expected: NF4 in blocks of 64 costs griffin-tiny 0.1% more bits
-per byte, FP4 0.3%; see docs/quantization. The default reads this repository's README with
-griffin-tiny as it comes, in NF4 itself: give the folder of a 16-bit model for figures that matter.
+per byte, FP4 0.3%; see docs/quantization. The default reads griffin-tiny's model card
+with griffin-tiny as it comes, in NF4 itself: give the folder of a 16-bit model for figures that matter.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -1,5 +1,8 @@
-"""The commands: `python -m experiments.NAME --help`."""
+"""The commands: `python -m experiments.NAME --help`, or `griffin-jax NAME --help` where installed."""
+
+import sys
 
 from experiments import guard
 
-guard.begin()
+if sys.argv[:1] == ["-m"]:  # what Python says while it looks for the module to run
+    guard.begin()

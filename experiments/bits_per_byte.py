@@ -1,10 +1,10 @@
-"""Measures a model on whole texts:
+"""Measures the bits per byte of a model on whole texts.
 
-    python -m experiments.bits_per_byte --model=FOLDER --text=FILE
+  python -m experiments.bits_per_byte --model=FOLDER --text=FILE
 
 Prints one JSON object: bits per UTF-8 byte of every document and of all together, with the state
 carried through each document, and the mean loss by position in pieces of 16,384 tokens, or up to what
-the longest text has. Without flags it is griffin-tiny's on this repository's README. A model of
+the longest text has. Without flags it is griffin-tiny's on its own model card. A model of
 unbounded attention sees the last 768 to 1,023 tokens for the first figure (--capacity says so), which
 keeps it within the 1,024 tokens that it was trained on; its loss by position is told both ways, with
 everything in sight and with that sliding cache.
@@ -27,7 +27,7 @@ _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Folder of its tokenizer; the model's by default."
 )
 _TEXT = flags.DEFINE_string(
-    "text", str(config_files.ROOT / "README.md"), "A text or JSON lines file, packed or not."
+    "text", str(config_files.CARD), "A text or JSON lines file, packed or not."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Write the JSON object here, too.")
 _DTYPE = flags.DEFINE_enum(

@@ -114,7 +114,10 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()  # a disk may be full
 
     try:
-        app.run(lambda argv: _guard(lambda: guarded(argv)), flags_parser=_parse_flags)
+        app.run(
+            lambda argv: _guard(lambda: guarded(argv)),
+            flags_parser=lambda argv: _parse_flags(argv, sys.modules[main.__module__]),
+        )
     except KeyboardInterrupt:  # before the command began
         sys.exit(guard.INTERRUPTED)
 
@@ -239,7 +242,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
-def _parse_flags(argv):
+def _parse_flags(argv, module):
     rest = None
 
     def parse():
@@ -248,8 +251,7 @@ def _parse_flags(argv):
         if _config is None and (choice.file or choice.fields):
             raise ValueError("this command has no --config; --help lists its flags")
         if command_help.is_asked_for(words):
-            main_module = sys.modules["__main__"]
-            print(command_help.page(main_module, _config))
+            print(guard.as_called(command_help.page(module, _config)))
             sys.exit(0)
         try:
             rest = flags.FLAGS([argv[0], *words])

@@ -1,4 +1,6 @@
-"""Compares trained models: python -m experiments.compare_training --config=configs/compare_tiny.py
+"""Compares trained models by their loss on held-out text.
+
+  python -m experiments.compare_training --config=configs/compare_tiny.py
 
 Measures the model of every run that the config names on held-out text: bits per byte of whole
 documents, and loss by position beyond the length that it was trained on. Writes README.md,

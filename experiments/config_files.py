@@ -14,8 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# The checkout, or where a wheel has the same two folders (see griffin_jax/console.py).
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
+# A text that is there wherever the package is: the model card of griffin-tiny.
+CARD = (
+    Path(importlib.util.find_spec("griffin_jax").origin).with_name("assets")
+    / "griffin-tiny/README.md"
+)
 _FLAG = re.compile(r"--?(no)?config(\.[A-Za-z_][\w.]*)?(=.*)?", re.DOTALL)
 
 
@@ -103,7 +109,9 @@ def load(choice: Choice, default: str, schema_of: Any, commands: Mapping[str, An
 
 
 def find(file: str) -> Path:
-    """The config file of a name.
+    """Returns the config file of a name: a path, or one of configs/ as NAME, NAME.py or configs/NAME.py.
+
+    A file that is there by that path comes first.
 
     Raises:
       FileNotFoundError: there is none; the message tells of one that is called alike.
@@ -113,14 +121,17 @@ def find(file: str) -> Path:
     from griffin_jax.paths import resolve
 
     path = Path(resolve(file, "--config"))
+    if path.exists() and not path.is_dir():
+        return path
+    known = {one.stem: one for one in sorted(CONFIGS.glob("[!_]*.py"))}
+    bare = Path(file).parent in (Path(), Path("configs")) and path.suffix in ("", ".py")
+    if bare and path.stem in known:
+        return known[path.stem]
     if path.is_dir():
         raise ValueError(f"--config={file} is a folder; name a file, such as configs/sample.py")
-    if not path.exists():
-        known = [f"configs/{one.name}" for one in sorted(CONFIGS.glob("*.py"))]
-        there = [one for one in known if Path(one).stem == path.stem]
-        hint = f"did you mean {there[0]}?" if there else nearest(file, known)
-        raise FileNotFoundError(f"--config={file}: there is no such file; {hint}")
-    return path
+    likest = path.stem if path.stem in known else path.with_suffix(".py").name
+    hint = nearest(f"configs/{likest}", [f"configs/{one.name}" for one in known.values()])
+    raise FileNotFoundError(f"--config={file}: there is no such file; {hint}")
 
 
 def read(path: Path, argument: str | None = None) -> dict[str, Any]:

@@ -1,22 +1,24 @@
 """What stands around a command from its first import on; nothing heavy is imported here.
 
-`experiments/__init__.py` begins it where Python runs `-m experiments.NAME`: until the command itself
-has Ctrl-C in hand, Ctrl-C ends the process on the spot, and an import that fails is one line.
+`experiments/__init__.py` begins it where Python runs `-m experiments.NAME`, `griffin_jax.console` where
+the console script does: until the command itself has Ctrl-C in hand, Ctrl-C ends the process on the
+spot, and an import that fails is one line.
 """
 
 import errno
+import re
 import signal
 import sys
+from pathlib import Path
 from types import TracebackType
 
 # Of a shell's conventions: 128 and the signal's number.
 INTERRUPTED = 130
+_CONSOLE_SCRIPT = "griffin-jax"
 
 
 def begin() -> None:
     """Takes Ctrl-C and failing imports in hand, where a command is being started."""
-    if sys.argv[:1] != ["-m"]:  # what Python says while it looks for the module to run
-        return
     sys.excepthook = _one_line
     # Nothing has been written yet, and modules that are interrupted half-way print tracebacks.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -31,7 +33,19 @@ def take_over() -> None:
 
 def tell(message: object) -> None:
     """Says on standard error, in one line, what went wrong."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    print("error: " + " ".join(as_called(str(message)).split()), file=sys.stderr)
+
+
+def as_called(text: str) -> str:
+    """Names commands and configs in a text the way in which this process was started.
+
+    Texts say `python -m experiments.NAME` and `configs/NAME.py`, as one calls them in a checkout. The
+    console script has `griffin-jax NAME`, and config files go by their bare names.
+    """
+    if Path(sys.argv[0]).stem != _CONSOLE_SCRIPT:
+        return text
+    text = re.sub(r"(?:python -m )?experiments\.(?=[a-z])", f"{_CONSOLE_SCRIPT} ", text)
+    return re.sub(r"(?<![\w/])configs/(\w+)\.py", r"\1", text)
 
 
 def describe(error: BaseException) -> str:

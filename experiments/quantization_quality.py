@@ -19,12 +19,11 @@ from typing import Any, BinaryIO
 
 from absl import flags
 
-from experiments import command, outputs
+from experiments import command, config_files, outputs
 
-_ROOT = Path(__file__).parents[1]
 _CONFIG = command.define_config("quantization_quality", "quantization_quality.py")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
-_TEXT = flags.DEFINE_string("text", str(_ROOT / "README.md"), "File to read.")
+_TEXT = flags.DEFINE_string("text", str(config_files.CARD), "File to read.")
 _OUTPUT = flags.DEFINE_string("output", "runs/quantization_quality", "Folder for the report.")
 
 

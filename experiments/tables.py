@@ -39,7 +39,9 @@ def main() -> None:
     kinds: dict[str, list[tuple[str, dict]]] = {}
     results = _RESULTS.value
     if not results:
-        results = [_RUNS] if Path(_RUNS).is_dir() else [str(_RECORDED)]
+        results = [folder for folder in (_RUNS, str(_RECORDED)) if Path(folder).is_dir()][:1]
+        if not results:
+            raise FileNotFoundError(f"there is no {_RUNS} here; give --results=FILE or a folder")
         print(f"[no --results; tables of {results[0]}]", file=sys.stderr)
     for path in find_files(results):
         content = read(path)

@@ -1,4 +1,6 @@
-"""Trains a model: python -m experiments.train --config=configs/train_tiny.py --run=runs/NAME
+"""Trains a model, from scratch or from a checkpoint.
+
+  python -m experiments.train --config=configs/train_tiny.py --run=runs/NAME
 
 From scratch or from a checkpoint (--config.init_from=FOLDER), in full or as a LoRA adapter, on text
 or on conversations, as the config says. Writes checkpoints, metrics.jsonl, TensorBoard files and

@@ -205,13 +205,28 @@ def test_what_is_no_file_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="is a folder; name a file"):
         load("sample", f"--config={tmp_path}")
     with pytest.raises(FileNotFoundError, match=r"did you mean configs/sample\.py\?"):
-        load("sample", "--config=sample.py")
+        load("sample", "--config=elsewhere/sample.py")
     with pytest.raises(FileNotFoundError, match=r"did you mean configs/train_tiny\.py\?"):
         load("train", "--config=config/train_tinny.py")
     with pytest.raises(ValueError, match="takes nothing behind a colon, got 'tiny'"):
         load("sample", f"--config={CONFIGS / 'sample.py'}:tiny")
     with pytest.raises(ValueError, match="size 'huge'"):
         load("benchmark", f"--config={CONFIGS / 'bench_decode.py'}:huge")
+
+
+@pytest.mark.parametrize("name", ["sample", "sample.py", "configs/sample", "configs/sample.py"])
+def test_configs_go_by_bare_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_files.find(name) == CONFIGS / "sample.py"
+    (tmp_path / "sample").mkdir()  # the folder of a model, say
+    assert config_files.find(name) == CONFIGS / "sample.py"
+    (tmp_path / "sample.py").write_text("def get_config():\n    return {'seed': 5}\n")
+    own = name == "sample.py"
+    assert load("sample", f"--config={name}").seed == (5 if own else 0)
+
+
+def test_a_bare_name_takes_an_argument():
+    assert load("benchmark", "--config=bench_decode:tiny").models == ("tiny:bfloat16", "tiny:nf4")
 
 
 OTHERS = [(name, other) for name in DEFAULTS for other in DEFAULTS if name != other]
