@@ -78,6 +78,9 @@ setup(
             "chex>=0.1.90",
             "ruff>=0.8",
         ],
+        # Whose wheel brings pyright and what runs it.
+        "types": ["basedpyright==1.40.*"],
+        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "parity": [
             *TRANSFORMERS,
             "peft>=0.20",

@@ -2,7 +2,7 @@
 
   python -m experiments.train --config=configs/train_tiny.py --run=runs/NAME
 
-From scratch or from a checkpoint (--config.init_from=FOLDER), in full or as a LoRA adapter, on text
+A checkpoint is --config.init_from=FOLDER. Training is in full or of a LoRA adapter, on text
 or on conversations, as the config says. Writes checkpoints, metrics.jsonl, TensorBoard files and
 loss.png into the run's folder, and when it ends, at the last step or before, model/ or adapter/.
 Called again, it goes on where it stopped. Any field of the config is a flag: --config.steps=100
