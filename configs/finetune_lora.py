@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The settings; see griffin_jax.training.TrainConfig."""
     config = ConfigDict()
-    config.init_from = "griffin_jax/assets/griffin-tiny"
+    config.init_from = "griffin-tiny"
     config.tokenizer = ""
     config.data = "chat"
     config.train = ""

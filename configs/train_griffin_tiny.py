@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.model = MODEL.to_dict()
     config.init_from = ""
-    config.tokenizer = "griffin_jax/assets/griffin-tiny"
+    config.tokenizer = "griffin-tiny"
     config.train = "train.jsonl.xz"
     config.heldout = "heldout.jsonl.xz"
     config.steps = 3200

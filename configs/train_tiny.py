@@ -6,10 +6,14 @@ Hardware: any CPU; below 1 GB of memory and about a minute. Expected: the loss f
 about 3, for the few pages come by more than once; nothing of use is learned.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
+import griffin_jax
 from griffin_jax.config import TINY
 
+SOURCE = Path(griffin_jax.__file__).parent / "models"
 MODULES = ("blocks", "griffin", "layers", "rglru", "state")
 
 
@@ -18,9 +22,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.model = TINY.replace(vocab_size=8192).to_dict()
     config.init_from = ""
-    config.tokenizer = "griffin_jax/assets/griffin-tiny"
-    config.train = ",".join(f"griffin_jax/models/{name}.py" for name in MODULES)
-    config.heldout = "griffin_jax/models/attention.py"
+    config.tokenizer = "griffin-tiny"
+    config.train = ",".join(str(SOURCE / f"{name}.py") for name in MODULES)
+    config.heldout = str(SOURCE / "attention.py")
     config.steps = 60
     config.batch_size = 4
     config.seq_len = 128

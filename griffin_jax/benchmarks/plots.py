@@ -31,7 +31,7 @@ def draw(results: Results, folder: Path, suffix: str = "") -> list[Path]:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    plt = _pyplot()
+    plt = pyplot()
     folder, paths = resolve(folder, "folder"), []
     for title, plot in _PLOTS.get(results["kind"], {}).items():
         figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
@@ -118,7 +118,12 @@ def _by_name(results, what) -> Iterator[tuple[str, list]]:
         yield subject, [row for row in rows if name(row) == subject]
 
 
-def _pyplot():
+def pyplot() -> Any:
+    """Returns matplotlib's pyplot, drawing into files.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
     try:
         import matplotlib.pyplot as plt
     except ImportError:
