@@ -68,16 +68,14 @@ def draw_residual_block(axis: Any, config: Any) -> None:
 def draw_recurrent_block(axis: Any) -> None:
     """Draws the two branches of a recurrent block, and the RG-LRU's equations."""
     _begin(axis, "temporal mixing by recurrence")
-    axis.plot((3, 3, 7.4, 7.4), (1.6, 0.9, 0.9, 1.6), color=_COLORS["line"], lw=1)
+    branches = (3, 3, 7.4, 7.4, 3), (0.9, 7.6, 7.6, 0.9, 0.9)
+    axis.plot(*branches, color=_COLORS["line"], lw=1)
     axis.plot((5.2, 5.2), (0.2, 0.9), color=_COLORS["line"], lw=1)
-    _arrow(axis, (3, 1.6), (3, 7.3))
-    _arrow(axis, (7.4, 1.6), (7.4, 7.3))
     _box(axis, (3, 2.2), "linear", _COLORS["norm"])
     _box(axis, (3, 4.9), "GeLU", _COLORS["norm"])
     _box(axis, (7.4, 2.2), "linear", _COLORS["norm"])
     _box(axis, (7.4, 3.9), "conv, 4 taps", _COLORS["norm"])
     _box(axis, (7.4, 5.6), "RG-LRU", _COLORS["recurrent"])
-    axis.plot((3, 3, 7.4, 7.4), (7.2, 7.6, 7.6, 7.2), color=_COLORS["line"], lw=1)
     _circle(axis, (5.2, 7.6), r"$\times$")
     _arrow(axis, (5.2, 8.0), (5.2, 9.8))
     _box(axis, (5.2, 8.8), "linear", _COLORS["norm"])
@@ -96,7 +94,7 @@ def plot_state(axis: Any, name: str, config: Any) -> None:
 
     same_size = config.replace(block_pattern=("attention",), attention_window=None)
     for label, shape, style in (
-        ("Gemma-7B", preset("gemma-7b"), {"color": "#b03a48"}),
+        ("gemma-7b", preset("gemma-7b"), {"color": "#b03a48"}),
         ("Transformer of this size, one key head", same_size, {"color": "#d98032", "ls": "--"}),
         (name, config, {"color": _COLORS["recurrent"], "lw": 2.5}),
     ):

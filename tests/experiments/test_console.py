@@ -40,7 +40,7 @@ def call(monkeypatch, capsys, *arguments):
     [
         ("sampel", "there is no command 'sampel'; did you mean sample?"),
         ("bits-per-bite", "there is no command 'bits-per-bite'; did you mean bits_per_byte?"),
-        ("command", "there is no command 'command'; did you mean"),  # a module that is none
+        ("command", "there is no command 'command'; there are benchmark,"),  # a module that is none
         ("", "there is no command ''; there are benchmark,"),
         ("--prompt=Hi", "begin with a command; there are benchmark,"),
     ],
@@ -126,7 +126,7 @@ from configs import bench_decode
 
 def get_config():
     config = bench_decode.get_config("tiny")
-    config.kind = "speed"
+    config.repeats = 0
     return config
 """
 
@@ -139,7 +139,7 @@ def get_config():
             "--config=bench_decod: there is no such file; did you mean bench_decode?",
         ),
         # A config of one's own, outside of the folder, builds on one that ships.
-        (["benchmark", "--config=mine.py"], "config.kind must be one of decode"),
+        (["benchmark", "--config=mine.py"], "config.repeats must be"),
         (["sample", "--config=train_tiny"], "is a config of griffin-jax train"),
         (["tables"], "there is no runs/evaluation here; give --results=FILE or a folder"),
     ],
