@@ -184,7 +184,7 @@ def check_batch(lm, config, texts: list[str]) -> None:
     """Raises ValueError where the device cannot hold a batch of these prompts."""
     import jax
 
-    from griffin_jax.inference.fitting import too_many_rows
+    from griffin_jax.inference.device_memory import too_many_rows
 
     if lm.mesh is not None:  # whose devices share the rows
         return

@@ -65,7 +65,7 @@ def mesh_axes(names: tuple[str | None, ...]) -> Axes:
     return tuple(LOGICAL_AXES[name] for name in names)
 
 
-def fit(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes) -> PartitionSpec:
+def dividing_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes) -> PartitionSpec:
     """The layout of an array over these mesh axes, but for those that do not divide it.
 
     So is a batch that is smaller than its axes, or the one token of a decoding step over
@@ -84,8 +84,8 @@ def fit(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes) -> Partit
 def activation_spec(
     mesh: Mesh | AbstractMesh, shape: tuple[int, ...], names: tuple[str | None, ...]
 ) -> PartitionSpec:
-    """The layout of an activation whose dimensions have these names in `LOGICAL_AXES`; see `fit`."""
-    return fit(mesh, shape, mesh_axes(names))
+    """The layout of an activation whose dimensions have these names in `LOGICAL_AXES`; see `dividing_spec`."""
+    return dividing_spec(mesh, shape, mesh_axes(names))
 
 
 def time_shards(time: int) -> int:

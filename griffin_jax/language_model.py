@@ -26,14 +26,14 @@ from griffin_jax.inference import (
 )
 from griffin_jax.inference.context import load_context, save_context
 from griffin_jax.inference.decode import row_keys
+from griffin_jax.inference.device_memory import too_many_rows
 from griffin_jax.inference.fingerprint import fingerprint
-from griffin_jax.inference.fitting import too_many_rows
 from griffin_jax.inference.row_states import put_row
-from griffin_jax.kernels.packed_matmul_cpu import for_decoding
 from griffin_jax.models import (
     Griffin,
     State,
     is_stacked,
+    prepare_decoding,
 )
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import (
@@ -157,15 +157,13 @@ class LanguageModel:
         # Of traced parameters the mesh is the caller's affair, and of others it is known here.
         return _apply(*arguments) if self.mesh is None else _apply.on(self.mesh, *arguments)
 
-    def engine(self, *, slots: int = 32, columns: bool | None = None, **options: Any) -> Engine:
+    def engine(self, *, slots: int = 32, **options: Any) -> Engine:
         """An engine, which writes many texts at once that come and go at any moment.
 
         `sample`, `stream` and `chat` have engines of their own; they all share what is compiled.
 
         Args:
           slots: How many texts are read and written at once.
-          columns: On a CPU, whether 4-bit weights get a second copy that decoding reads; by default
-            where there is memory for it. See `packed_matmul_cpu.for_decoding`.
           **options: As for `Engine`.
 
         Raises:
@@ -177,12 +175,18 @@ class LanguageModel:
             message = too_many_rows(self.config, self.params, self.dtype, 1, limit, slots)
             if message is not None:
                 raise ValueError(f"slots={slots}: {message}")
-        params = self._decoding_params if columns is None else for_decoding(self.params, columns)
-        return Engine(self.config, params, self.tokenizer, dtype=self.dtype, slots=slots, **options)
+        return Engine(
+            self.config,
+            self._decoding_params,
+            self.tokenizer,
+            dtype=self.dtype,
+            slots=slots,
+            **options,
+        )
 
     @functools.cached_property
     def _decoding_params(self):
-        return for_decoding(self.params)
+        return prepare_decoding(self.params)
 
     def sample(
         self,

@@ -95,7 +95,7 @@ def load(
         settings = QuantizationConfig.from_dict(source.quantization)
     # Where products of float32 with bfloat16 lose neither time nor digits.
     native = jax.default_backend() == "cpu" and has_bfloat16()
-    keep = jnp.bfloat16 if dtype is None and native else None
+    preserve_dtype = jnp.bfloat16 if dtype is None and native else None
     if settings is not None:
         dtype = settings.compute_dtype(dtype)
     elif dtype is None:
@@ -104,7 +104,7 @@ def load(
     checkpoint = checkpoints.load_checkpoint(
         source,
         dtype=dtype,
-        keep=keep,
+        preserve_dtype=preserve_dtype,
         quantization=quantization,
         mesh=mesh,
         allow_nan=allow_nan,

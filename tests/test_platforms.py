@@ -69,7 +69,7 @@ def test_without_triton_a_gpu_is_served_by_the_next_kernels(without_triton, serv
     found = served()
     assert set(found) >= {"packed_matmul", "linear_recurrence", "rg_lru"}
     assert "pallas_gpu" not in found.values()
-    assert residual_step.serves(None, None, "", {}, x, None) == triton.missing()
+    assert residual_step.unsupported_reason(None, None, "", {}, x, None) == triton.missing()
 
 
 def test_the_kernels_that_come_next_give_what_triton_would(without_triton):

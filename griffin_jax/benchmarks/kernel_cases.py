@@ -17,7 +17,7 @@ from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.local_attention import local_attention
 from griffin_jax.kernels.packed_matmul import packed_matmul
-from griffin_jax.kernels.packed_matmul_cpu import for_decoding
+from griffin_jax.kernels.packed_matmul_cpu import add_transposed_if_it_fits
 from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.models import declarations, init_state
 from griffin_jax.models.blocks import ResidualBlock
@@ -242,7 +242,7 @@ def _packed_weights(tensors, calls):
         )
 
     groups = [[fill(t, 100 * call + i) for i, t in enumerate(tensors)] for call in range(calls)]
-    return for_decoding(groups)
+    return add_transposed_if_it_fits(groups)
 
 
 def _dense_weights(shape, dtype, calls):

@@ -97,9 +97,9 @@ def measure_lengths(
     for variant in variants:
         rows.append(bench.measure(tokens // lengths[0], lengths[0], variant))
         yield rows[-1]
-    fitting = [row for row in rows if "error" not in row]
-    if fitting:
-        best = variants[rows.index(max(fitting, key=lambda row: row["tokens_per_second"]))]
+    measured = [row for row in rows if "error" not in row]
+    if measured:
+        best = variants[rows.index(max(measured, key=lambda row: row["tokens_per_second"]))]
         for length in lengths[1:]:
             yield bench.measure(tokens // length, length, best)
         if document:

@@ -140,7 +140,7 @@ def load_checkpoint(
     path: str | Path | Source,
     *,
     dtype: DTypeLike | None = None,
-    keep: DTypeLike | None = None,
+    preserve_dtype: DTypeLike | None = None,
     quantization: QuantizationConfig | None = None,
     shardings: Shardings | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -152,7 +152,7 @@ def load_checkpoint(
     Args:
       path: A folder or a name, or what `open_checkpoint` has made of one.
       dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
-      keep: A dtype that arrays keep which are stored in it, whatever `dtype` says.
+      preserve_dtype: A dtype that arrays keep which are stored in it, whatever `dtype` says.
       quantization: Pack linear weights on the way, see `pack_leaf`; None leaves all as stored.
       shardings: Gives the shardings of a leaf from its path in the tree and the leaf; see
         `Placement`. None puts everything on the default device, or on the mesh.
@@ -168,7 +168,7 @@ def load_checkpoint(
     source = open_checkpoint(path) if isinstance(path, str | os.PathLike) else path
     if mesh is not None:
         shardings = functools.partial(leaf_shardings, source.config, mesh)
-    placement = Placement(dtype, shardings, keep)
+    placement = Placement(dtype, shardings, preserve_dtype)
     params, finite = {}, {}
     with progress_bar("loading", source.nbytes, progress) as bar:
         # What is packed on the way is packed whole.

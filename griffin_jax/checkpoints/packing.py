@@ -42,7 +42,7 @@ def pack_leaf(
       CheckpointError: (a ValueError) it is in 4 bits already, but otherwise than asked for.
     """
     name = path if name is None else name
-    wanted = is_packed(path, settings, architecture)
+    wanted = should_pack(path, settings, architecture)
     quant_type, double_quant = settings.bnb_4bit_quant_type, settings.bnb_4bit_use_double_quant
     if isinstance(leaf, QuantizedTensor):
         asked = (quant_type, double_quant, block_size) if wanted else None
@@ -57,7 +57,9 @@ def pack_leaf(
     return quantize(leaf, quant_type, block_size=block_size, double_quant=double_quant, name=name)
 
 
-def is_packed(path: str, settings: QuantizationConfig, architecture: str = RECURRENT_GEMMA) -> bool:
+def should_pack(
+    path: str, settings: QuantizationConfig, architecture: str = RECURRENT_GEMMA
+) -> bool:
     """Whether the settings mean a leaf to be in 4 bits; see `pack_leaf`."""
     module = tensor_name(path, architecture).removesuffix(".weight")
     return is_linear(path) and not settings.skips(module)

@@ -34,12 +34,12 @@ class Placement:
       dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
       shardings: Gives the shardings of a leaf from its path in the tree ("blocks_0/mlp_block/
         up_proj/weight") and the leaf. None puts everything on the default device.
-      keep: A dtype that arrays keep which are stored in it, whatever `dtype` says.
+      preserve_dtype: A dtype that arrays keep which are stored in it, whatever `dtype` says.
     """
 
     dtype: DTypeLike | None = None
     shardings: Shardings | None = None
-    keep: DTypeLike | None = None
+    preserve_dtype: DTypeLike | None = None
 
     def place(self, path: str, leaf: Any) -> Any:
         """Puts one leaf, an array or a packed weight of arrays, onto devices.
@@ -49,7 +49,7 @@ class Placement:
         """
         is_array = isinstance(leaf, np.ndarray | jax.Array)
         cast = is_array and self.dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if cast and self.keep is not None and leaf.dtype == self.keep:
+        if cast and self.preserve_dtype is not None and leaf.dtype == self.preserve_dtype:
             cast = False
 
         def place_array(array, sharding=None):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax.checkpoints.huggingface_config import model_type
-from griffin_jax.checkpoints.packing import is_packed
+from griffin_jax.checkpoints.packing import should_pack
 from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import declarations
@@ -56,7 +56,7 @@ def abstract_weights(
     """As `random_params` makes them, by path and with jax.ShapeDtypeStruct leaves."""
     weights = {}
     for path, struct in flat_abstract_params(config).items():
-        if quantization is not None and is_packed(path, quantization, model_type(config)):
+        if quantization is not None and should_pack(path, quantization, model_type(config)):
             kind = quantization.bnb_4bit_quant_type
             double_quant = quantization.bnb_4bit_use_double_quant
             weights[path] = abstract(struct.shape, dtype, kind, double_quant=double_quant)

@@ -159,7 +159,7 @@ class GriffinLM(TemplateLM):
                 )
         # The last token is not read.
         rooms = [len(ids) - 1 for _, _, ids in requests]
-        contexts = self._fit([context for _, context, _ in requests], rooms, "context")
+        contexts = self._truncate([context for _, context, _ in requests], rooms, "context")
         pairs = [(context, ids) for context, (_, _, ids) in zip(contexts, requests, strict=True)]
         return self._score(
             pairs, [("loglikelihood", key) for key, _, _ in requests], "choices", disable_tqdm
@@ -216,7 +216,7 @@ class GriffinLM(TemplateLM):
         for key, rows in groups.items():
             sampling, max_new_tokens, stop = self._drawing(arguments[rows[0]][1])
             prompts = [self.tok_encode(arguments[i][0]) for i in rows]
-            prompts = self._fit(prompts, [max_new_tokens] * len(rows), "prompt")
+            prompts = self._truncate(prompts, [max_new_tokens] * len(rows), "prompt")
             seeds = self._seeds(key, [arguments[i][0] for i in rows])
             for i, prompt, seed in zip(rows, prompts, seeds, strict=True):
                 plans[i] = {
@@ -321,7 +321,7 @@ class GriffinLM(TemplateLM):
             )
         return length + room - limit
 
-    def _fit(self, texts, rooms, part):
+    def _truncate(self, texts, rooms, part):
         """Texts without what has no place; what is cut comes after BOS."""
         pairs = zip(texts, rooms, strict=True)
         cut = [self._excess(len(text), room, part) for text, room in pairs]

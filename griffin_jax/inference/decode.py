@@ -83,7 +83,7 @@ def empty_rows(model: Griffin, params: dict, size: int, tokens: int) -> Rows:
 def entry_of(
     token: int, limit: int, key: np.ndarray, stop_ids: Sequence[int], settings: Settings
 ) -> Rows:
-    """One row that has drawn nothing yet, without its state, as `enter` takes it."""
+    """One row that has drawn nothing yet, without its state, as `insert_row` takes it."""
     padded = np.full(MAX_STOP_IDS, -1, np.int32)
     padded[: len(stop_ids)] = stop_ids
     return Rows(
@@ -99,7 +99,7 @@ def entry_of(
 
 
 @functools.partial(jit_on_mesh, donate_argnames="rows")
-def enter(rows: Rows, slot: np.ndarray, entry: Rows) -> Rows:
+def insert_row(rows: Rows, slot: np.ndarray, entry: Rows) -> Rows:
     """The rows with that of `slot` replaced: nothing of what it was before stays.
 
     Args:
@@ -141,7 +141,7 @@ def leave(state: AnyState, slot: np.ndarray) -> AnyState:
     donate_argnames="rows",
     gpu_options=_LOOP_AS_A_GRAPH,
 )
-def draw_burst(model, burst, needs, methods, params, rows, keep, steps):
+def draw_burst(model, burst, needs, methods, params, rows, wanted, steps):
     """Up to `steps` tokens of each row, fewer when all rows end.
 
     Args:
@@ -151,7 +151,7 @@ def draw_burst(model, burst, needs, methods, params, rows, keep, steps):
       methods: The users' own ways of drawing that rows have, by number.
       params: The model's parameters.
       rows: The pool, which is donated; its state is a `StackedState` for stacked parameters.
-      keep: bool[B], the rows that the host has not ended meanwhile.
+      wanted: bool[B], the rows that the host has not ended meanwhile.
       steps: int32, how many steps to take.
 
     Returns:
@@ -215,7 +215,7 @@ def draw_burst(model, burst, needs, methods, params, rows, keep, steps):
     if needs.top:
         shape = (*shape, needs.top)
         drawn += (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-    rows = rows.replace(alive=rows.alive & keep)
+    rows = rows.replace(alive=rows.alive & wanted)
     _, rows, drawn = lax.while_loop(unfinished, write, (jnp.int32(0), rows, drawn))
     return _laid_out(rows), replicate(drawn)
 

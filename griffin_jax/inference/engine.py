@@ -53,7 +53,7 @@ class Engine:
 
     Attributes:
       model: The model.
-      params: Its parameters; on a CPU those of `packed_matmul_cpu.for_decoding`.
+      params: Its parameters; on a CPU those of `models.prepare_decoding`.
       tokenizer: Decodes the text and knows the stop tokens; without one, texts stay empty and only
         `max_new_tokens` ends them.
       stats: What the engine has done so far.
@@ -341,7 +341,7 @@ class Engine:
             expected = len(ready)
         for request in ready:
             if request.plan.max_new_tokens:
-                self._pool.enter(request, expected)
+                self._pool.admit(request, expected)
             else:
                 with self.changed:
                     self._end(request, "length")

@@ -57,7 +57,9 @@ class Fork:
     rows: dict[Node, int]
     state: State
 
-    def enter(self, model: Griffin, params: dict, nodes: Sequence[Node], tokens: int) -> State:
+    def start_state(
+        self, model: Griffin, params: dict, nodes: Sequence[Node], tokens: int
+    ) -> State:
         """What children of the nodes start from, `prefill.batch_size_for` rows.
 
         Args:
@@ -94,18 +96,20 @@ def walk(
       fork: What the nodes start from; None for the beginning of a text.
     """
     for batch in prefix_tree.batches(nodes, batch_size):
-        state = read(batch, enter(model, params, batch, fork, max(node.end for node in batch)))
+        state = read(
+            batch, start_state(model, params, batch, fork, max(node.end for node in batch))
+        )
         if children := [child for node in batch for child in node.children]:
             after = Fork({node: row for row, node in enumerate(batch)}, state)
             walk(model, params, children, batch_size, read, after)
 
 
-def enter(
+def start_state(
     model: Griffin, params: dict, nodes: Sequence[Node], fork: Fork | None, tokens: int
 ) -> State:
-    """What nodes start from: a fresh state where there is no fork; see `Fork.enter`."""
+    """What nodes start from: a fresh state where there is no fork; see `Fork.start_state`."""
     if fork is None:
         return prefill.fresh_state(
             model, params, prefill.batch_size_for(len(nodes), params), tokens
         )
-    return fork.enter(model, params, nodes, tokens)
+    return fork.start_state(model, params, nodes, tokens)

@@ -7,7 +7,15 @@ import jax
 import numpy as np
 
 from griffin_jax.inference import prefill
-from griffin_jax.inference.decode import Rows, draw_burst, empty_rows, enter, entry_of, leave, take
+from griffin_jax.inference.decode import (
+    Rows,
+    draw_burst,
+    empty_rows,
+    entry_of,
+    insert_row,
+    leave,
+    take,
+)
 from griffin_jax.inference.drawing import IN_PROMPT, Needs
 from griffin_jax.inference.request import Request
 from griffin_jax.inference.sampling import SamplingMethod
@@ -81,12 +89,12 @@ class Pool:
         """How many more requests there is place for."""
         return self.slots - len(self.active)
 
-    def enter(self, request: Request, expected: int = 1) -> None:
+    def admit(self, request: Request, expected: int = 1) -> None:
         """Gives a row to a request whose prompt has been read.
 
         Args:
           request: The request.
-          expected: How many are about to enter, this one included.
+          expected: How many are about to be admitted, this one included.
         """
         if None not in self.requests:
             self._resize(len(self.active) + expected)
@@ -108,7 +116,7 @@ class Pool:
             entry = entry.replace(counts=counts)
         if self._rows.bias is not None:
             entry = entry.replace(bias=plan.bias(vocab_size))
-        self._rows = enter.on(self._mesh, self._rows, np.int32(slot), entry)
+        self._rows = insert_row.on(self._mesh, self._rows, np.int32(slot), entry)
         self.requests[slot] = request
         keep = plan.keeps_context and plan.stop
         request.after_prompt = request.state if keep else None
@@ -130,7 +138,7 @@ class Pool:
         left = max(r.plan.max_new_tokens - r.dispatched for r in active)
         steps = min(self._next_steps(), left, limit or left)
         self._make_room(max(len(r.plan.tokens) + r.dispatched for r in active) + steps)
-        keep = np.array([request is not None for request in self.requests])
+        wanted = np.array([request is not None for request in self.requests])
         methods = tuple(self.methods) if any(r.method >= 0 for r in active) else ()
         self._rows, drawn = draw_burst.on(
             self._mesh,
@@ -140,7 +148,7 @@ class Pool:
             methods,
             self._params,
             self._rows,
-            keep,
+            wanted,
             np.int32(steps),
         )
         self._stats.count_burst(steps, len(self.requests))

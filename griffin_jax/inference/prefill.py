@@ -123,7 +123,7 @@ def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> A
       tokens: How many tokens the state will read; it matters under an unbounded window only.
     """
     capacity = capacity_for(model.config, tokens)
-    where = mesh_of(params) or home(params)
+    where = mesh_of(params) or companion_sharding(params)
     stacked = is_stacked(params)
     return _init_program(model.config, batch_size, model.dtype, capacity, stacked, where)()
 
@@ -134,11 +134,11 @@ def select_rows(
     """A copy of some rows of `state`, with room for `tokens` tokens in all."""
     capacity = capacity_for(model.config, tokens)
     if mesh_of(params) is None:
-        state = jax.device_put(state, home(params))
+        state = jax.device_put(state, companion_sharding(params))
     return take_rows(state, np.asarray(rows, np.int32), capacity)
 
 
-def home(params: dict) -> jax.sharding.Sharding:
+def companion_sharding(params: dict) -> jax.sharding.Sharding:
     """Where the arrays belong that go with `params`: on their device, or on all of their mesh.
 
     Arrays that are committed to it from the start spare jit a second compilation.
@@ -186,7 +186,7 @@ def put(params: dict, array: np.ndarray, *names: str) -> jax.Array:
     """A host array beside the parameters; on a mesh, in the layout of `names` (`ACTIVATIONS`)."""
     mesh = mesh_of(params)
     if mesh is None:
-        return jax.device_put(array, home(params))
+        return jax.device_put(array, companion_sharding(params))
     sharding = jax.sharding.NamedSharding(mesh, activation_spec(mesh, array.shape, names))
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from griffin_jax.inference.context import Context
-from griffin_jax.inference.finite import check_finite
+from griffin_jax.inference.overflow import check_finite
 from griffin_jax.inference.plan import Plan
 from griffin_jax.inference.text import StoppedText
 from griffin_jax.models.stack import AnyState

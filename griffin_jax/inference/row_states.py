@@ -51,7 +51,7 @@ def put_row(params: dict, state: AnyState) -> AnyState:
     """A state of one row whose arrays are on the host, beside the parameters."""
     mesh = mesh_of(params)
     if mesh is None:
-        return jax.device_put(state, prefill.home(params))
+        return jax.device_put(state, prefill.companion_sharding(params))
     return _placed.on(mesh, state)
 
 

@@ -15,8 +15,8 @@ from jax import lax
 
 from griffin_jax.devices import replicate
 from griffin_jax.inference import forking, prefill, prefix_tree
-from griffin_jax.inference.finite import check_finite
 from griffin_jax.inference.forking import Work
+from griffin_jax.inference.overflow import check_finite
 from griffin_jax.inference.prefix_tree import Node
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import jit_on_mesh

@@ -14,21 +14,21 @@ _RECORDS: list[dict[str, tuple[str, ...]]] = []
 verbose = False
 
 
-def choose(operation: str, serves: dict[str, str | None], forced: str | None = None) -> str:
+def choose(operation: str, reasons: dict[str, str | None], forced: str | None = None) -> str:
     """Picks a kernel.
 
     Args:
       operation: The operation's name, for messages.
-      serves: Kernel names in order of preference, each with None if it serves the shapes at hand,
-        or else the reason why it does not. A name that ends in _gpu, _tpu or _cpu serves that
-        platform alone; the others serve all.
+      reasons: Kernel names in order of preference, each with the reason why it does not support the
+        shapes at hand, or None if it does. A name that ends in _gpu, _tpu or _cpu is of that
+        platform alone; the others run on all.
       forced: The caller's own choice; None leaves it to platform and shape.
 
     Raises:
-      ValueError: the forced kernel is unknown or does not serve.
+      ValueError: the forced kernel is unknown, or does not support platform or shape.
     """
     for record in _RECORDS:
-        record[operation] = tuple(serves)
+        record[operation] = tuple(reasons)
     here = platform()
 
     def foreign(name):
@@ -36,18 +36,18 @@ def choose(operation: str, serves: dict[str, str | None], forced: str | None = N
         return kind != here and f"it needs a {kind.upper()}, and this is a {here.upper()}"
 
     def refusal(name):
-        return foreign(name) or serves[name]
+        return foreign(name) or reasons[name]
 
     if forced is not None:
-        if forced not in serves:
-            raise ValueError(f"{operation}: no kernel {forced!r}; there are {', '.join(serves)}")
+        if forced not in reasons:
+            raise ValueError(f"{operation}: no kernel {forced!r}; there are {', '.join(reasons)}")
         if (reason := refusal(forced)) is not None:
             raise ValueError(f"{operation}: kernel {forced!r} cannot serve: {reason}")
         return forced
-    name = next(name for name in serves if refusal(name) is None)
+    name = next(name for name in reasons if refusal(name) is None)
     if verbose:
-        others = [x for x in list(serves)[: list(serves).index(name)] if not foreign(x)]
-        _announce(operation, name, tuple((other, serves[other]) for other in others))
+        others = [x for x in list(reasons)[: list(reasons).index(name)] if not foreign(x)]
+        _announce(operation, name, tuple((other, reasons[other]) for other in others))
     return name
 
 

@@ -23,7 +23,7 @@ def dense_matmul(
       weight: [out, in], used in x's dtype.
       dtype: Of the result, float32 or that of x, which is the default.
       kernel: "bfloat16_cpu" multiplies bfloat16 weights as they are, by activations in bfloat16 or,
-        without rounding them, in float32; "einsum" leaves everything to XLA. By default the fastest
+        without rounding them, in float32; "reference" leaves everything to XLA. By default the fastest
         that serves platform and types.
 
     Returns:
@@ -33,8 +33,8 @@ def dense_matmul(
       ValueError: the kernel that was asked for does not serve this platform or these types.
     """
     dtype = x.dtype if dtype is None else jnp.dtype(dtype)
-    serves = {"bfloat16_cpu": _bfloat16_serves(x.dtype, weight.dtype), "einsum": None}
-    if choose("dense_matmul", serves, kernel) == "bfloat16_cpu":
+    reasons = {"bfloat16_cpu": _bfloat16_unsupported(x.dtype, weight.dtype), "reference": None}
+    if choose("dense_matmul", reasons, kernel) == "bfloat16_cpu":
         return bfloat16_matmul(x, weight, dtype)
     return dense_matmul_reference(x, weight, dtype)
 
@@ -60,7 +60,7 @@ def block_diagonal_matmul(
       x: [..., N, in], a floating-point type.
       weight: [N, in, out], used in x's dtype.
       kernel: "bfloat16_cpu" multiplies block by block with the processor's bfloat16 instructions;
-        "einsum" leaves everything to XLA. By default the fastest that serves.
+        "reference" leaves everything to XLA. By default the fastest that serves.
 
     Returns:
       [..., N, out] in x's dtype.
@@ -69,8 +69,8 @@ def block_diagonal_matmul(
       ValueError: the kernel that was asked for does not serve this platform or these shapes.
     """
     weight = weight.astype(x.dtype)
-    serves = {"bfloat16_cpu": _blocks_serve(x), "einsum": None}
-    if choose("block_diagonal_matmul", serves, kernel) == "bfloat16_cpu":
+    reasons = {"bfloat16_cpu": _blocks_unsupported(x), "reference": None}
+    if choose("block_diagonal_matmul", reasons, kernel) == "bfloat16_cpu":
         blocks = zip(jnp.moveaxis(x, -2, 0), jnp.swapaxes(weight, 1, 2), strict=True)
         return jnp.stack([bfloat16_matmul(*block, x.dtype) for block in blocks], axis=-2)
     precision = "highest" if x.dtype == jnp.float32 else None
@@ -91,13 +91,13 @@ def has_bfloat16() -> bool:
     return False
 
 
-def _bfloat16_serves(x, weight):
+def _bfloat16_unsupported(x, weight):
     if weight != jnp.bfloat16 or x not in (jnp.bfloat16, jnp.float32):
         return f"it multiplies bfloat16 weights by bfloat16 or float32, not {weight} by {x}"
     return None if has_bfloat16() else "this processor has no bfloat16 instructions"
 
 
-def _blocks_serve(x):
+def _blocks_unsupported(x):
     if x.dtype != jnp.bfloat16 or x.size == x.shape[-2] * x.shape[-1]:
         return f"it multiplies two rows or more of bfloat16 numbers, not {x.dtype}{[*x.shape]}"
     return None if has_bfloat16() else "this processor has no bfloat16 instructions"

@@ -18,11 +18,6 @@ _BLOCK = 256
 _LARGEST_WHOLE = 2**28
 
 
-def linear_recurrence_reference(x: jax.Array, a: jax.Array, h0: jax.Array) -> jax.Array:
-    """The definition, one step after another; see `linear_recurrence`."""
-    return _sequential(x, a, h0)
-
-
 def linear_recurrence(
     x: jax.Array, a: jax.Array, h0: jax.Array, *, kernel: str | None = None
 ) -> jax.Array:
@@ -33,9 +28,8 @@ def linear_recurrence(
       a: float32[B, T, R], the decays.
       h0: float32[B, R], the state before the first step.
       kernel: "pallas_gpu" reads and writes everything once; "associative" is parallel over time, on a
-        TPU and beyond 1 GiB of inputs within blocks of it; "sequential_cpu" takes step after step,
-        which a CPU does in half the time and compiles in a tenth. The default is by platform and
-        shape.
+        TPU and beyond 1 GiB of inputs within blocks of it; "reference" takes step after step, which
+        a CPU does in half the time and compiles in a tenth. The default is by platform and shape.
 
     Returns:
       float32[B, T, R], the state after every step. Its gradient is the same recurrence run
@@ -44,12 +38,12 @@ def linear_recurrence(
     Raises:
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
-    serves = {
-        "pallas_gpu": pallas_gpu.serves(x.shape, x.dtype),
-        "sequential_cpu": None,
-        "associative": None,
+    portable = ("reference", "associative") if platform() == "cpu" else ("associative", "reference")
+    reasons = {
+        "pallas_gpu": pallas_gpu.unsupported_reason(x.shape, x.dtype),
+        **dict.fromkeys(portable),
     }
-    return _recurrence(choose("linear_recurrence", serves, kernel), x, a, h0)
+    return _recurrence(choose("linear_recurrence", reasons, kernel), x, a, h0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -82,7 +76,14 @@ def _combine(earlier, later):
     return a_earlier * a_later, a_later * x_earlier + x_later
 
 
-def _sequential(x, a, h0, reverse=False):
+def linear_recurrence_reference(
+    x: jax.Array, a: jax.Array, h0: jax.Array, reverse: bool = False
+) -> jax.Array:
+    """The definition, one step after another; see `linear_recurrence`.
+
+    With `reverse` it starts from the last step, and x_t is added to a_t * h_{t+1}.
+    """
+
     def step(h, inputs):
         x_t, a_t = inputs
         h = a_t * h + x_t
@@ -116,6 +117,6 @@ def _associative(x, a, h0, reverse=False):
 
 _SCANS = {
     "pallas_gpu": pallas_gpu.forward,
-    "sequential_cpu": _sequential,
+    "reference": linear_recurrence_reference,
     "associative": _associative,
 }

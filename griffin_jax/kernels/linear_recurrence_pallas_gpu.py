@@ -17,11 +17,11 @@ _FORWARD = {"groups": 8, "steps": 16}
 _BACKWARD = {"groups": 8, "steps": 8}
 
 
-def serves(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
+def unsupported_reason(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
     """None, or the reason why the kernel does not serve inputs [B, T, R] of this shape and dtype."""
     if dtype != jnp.float32:
         return f"the inputs are {dtype}, not float32"
-    return time_chunks_gpu.serves(shape, _FORWARD["steps"])
+    return time_chunks_gpu.unsupported_reason(shape, _FORWARD["steps"])
 
 
 @functools.partial(jax.jit, static_argnames="interpret")

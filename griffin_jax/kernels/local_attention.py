@@ -44,7 +44,7 @@ def local_attention(
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
       fresh: Nothing was read before: `start` is 0, and the ring is not looked at.
-      kernel: "cudnn_rows_gpu", "cudnn_gpu", "tiles_tpu", "written_cpu" or "blocks"; by default the
+      kernel: "cudnn_rows_gpu", "cudnn_gpu", "tiles_tpu", "written_cpu" or "reference"; by default the
         fastest that serves platform and shape.
 
     Returns:
@@ -92,16 +92,16 @@ def _in_time_shards(run, reach, shards, q, k, v, cached_k, cached_v, start, posi
 
 
 def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fresh, kernel):
-    cudnn = _cudnn_serves(q)
+    cudnn = _cudnn_unsupported(q)
     rows = cudnn if fresh else "it takes calls that begin every row anew"
-    serves = {
+    reasons = {
         "cudnn_rows_gpu": rows,
         "cudnn_gpu": cudnn,
-        "tiles_tpu": _tiles_serve(q, reach),
-        "written_cpu": _written_serves(q, cached_k, fresh),
-        "blocks": None,
+        "tiles_tpu": _tiles_unsupported(q, reach),
+        "written_cpu": _written_unsupported(q, cached_k, fresh),
+        "reference": None,
     }
-    kernel = choose("local_attention", serves, kernel)
+    kernel = choose("local_attention", reasons, kernel)
     if kernel == "cudnn_rows_gpu":
         ring = cached_k.shape[1:]
 
@@ -151,7 +151,7 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
     return out.reshape(batch, -1, heads, size)[:, :time]
 
 
-def _cudnn_serves(q):
+def _cudnn_unsupported(q):
     time, _, size = q.shape[1:]
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 or float16, not {q.dtype}"
@@ -160,7 +160,7 @@ def _cudnn_serves(q):
     return None
 
 
-def _tiles_serve(q, reach):
+def _tiles_unsupported(q, reach):
     batch, time = q.shape[:2]
     if reach is None:
         return "it takes a bounded reach"
@@ -171,12 +171,12 @@ def _tiles_serve(q, reach):
 
 def _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach):
     def attend(q, key, value, mask):
-        return _attend(q, (key,), (value,), (mask,), "blocks")
+        return _attend(q, (key,), (value,), (mask,), "reference")
 
     return attend_in_tiles(q, k, v, cached_k, cached_v, start, limit, reach=reach, attend=attend)
 
 
-def _written_serves(q, cached_k, fresh):
+def _written_unsupported(q, cached_k, fresh):
     time, slots = q.shape[1], cached_k.shape[1]
     if fresh:
         return "nothing is in the ring"
@@ -196,7 +196,7 @@ def _over_written_slots(q, k, v, cached_k, cached_v, start, limit):
 
     def over(size, q, k, v, cached_k, cached_v):
         ring = cached_k[:, :size], cached_v[:, :size]
-        return _over_all_pairs(q, k, v, *ring, start, limit, "blocks")
+        return _over_all_pairs(q, k, v, *ring, start, limit, "reference")
 
     size = jnp.searchsorted(jnp.asarray(sizes[:-1]), jnp.max(start))
     branches = [functools.partial(over, size) for size in sizes]

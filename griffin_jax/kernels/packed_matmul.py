@@ -16,7 +16,7 @@ from griffin_jax.kernels import (
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.layer_of import LayerOf
-from griffin_jax.quantization.tensor import QuantizedTensor, decode
+from griffin_jax.quantization.tensor import QuantizedTensor, decode, is_packed
 
 
 def packed_matmul(
@@ -43,15 +43,17 @@ def packed_matmul(
     """
     rows = math.prod(x.shape[:-1])
     layers = [w.take() if isinstance(w, LayerOf) else w for w in weights]
-    serves = {
-        "mosaic_gpu": packed_matmul_mosaic_gpu.serves(x, layers),
-        "pallas_gpu": packed_matmul_pallas_gpu.serves(rows, layers),
-        "pallas_tpu": _first_reason(lambda w: packed_matmul_pallas_tpu.serves(x, w), weights),
-        "table_cpu": packed_matmul_cpu.table_serves(rows, layers),
-        "rows_cpu": packed_matmul_cpu.rows_serves(layers),
+    reasons = {
+        "mosaic_gpu": packed_matmul_mosaic_gpu.unsupported_reason(x, layers),
+        "pallas_gpu": packed_matmul_pallas_gpu.unsupported_reason(rows, layers),
+        "pallas_tpu": _first_reason(
+            lambda w: packed_matmul_pallas_tpu.unsupported_reason(x, w), weights
+        ),
+        "table_cpu": packed_matmul_cpu.table_unsupported(rows, layers),
+        "rows_cpu": packed_matmul_cpu.rows_unsupported(layers),
         "reference": None,
     }
-    chosen = choose("packed_matmul", serves, kernel)
+    chosen = choose("packed_matmul", reasons, kernel)
     if chosen == "mosaic_gpu":
         return packed_matmul_mosaic_gpu.packed_matmul(x, tuple(layers))
     if chosen == "pallas_gpu":
@@ -78,11 +80,11 @@ def lay_out(params: Any, *, consume: bool = False) -> Any:
         return params
 
     def put(leaf):
-        if not isinstance(leaf, QuantizedTensor):
+        if not is_packed(leaf):
             return leaf
         return packed_matmul_pallas_tpu.to_device_layout(leaf, consume=consume)
 
-    return jax.tree.map(put, params, is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor))
+    return jax.tree.map(put, params, is_leaf=is_packed)
 
 
 def packed_matmul_reference(

@@ -8,7 +8,7 @@ table per byte of the row with what each of the 256 bytes contributes,
 and a product is y[o] = sum over blocks of absmax[o, block] * sum over i of table[i, packed[o, i]]:
 a load and an addition for two weights, with neither a conversion nor a multiplication. The tables
 of a few bytes fit into the first-level cache, so a core takes 8 bytes of all rows, then the next 8.
-For that the bytes lie by column (`add_columns`).
+For that it reads a second copy of the bytes, by column (`add_transposed`).
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,16 @@ from absl import logging
 
 from griffin_jax.kernels.dense_matmul import bfloat16_matmul, dense_matmul, has_bfloat16
 from griffin_jax.quantization.tensor import (
-    Columns,
     QuantizedTensor,
+    TransposedCopy,
     decode_scales,
     dequantize_scales,
+    is_packed,
 )
 
 # Rows of x for which the tables are faster than decoding the weight.
 MAX_TABLE_ROWS = 4
-_BYTES = 32  # of a group of `Columns`
+_BYTES = 32  # of a group of `TransposedCopy`
 # Look-ups in one sum: of 8, LLVM makes vectors; of 32, it does not.
 _LOOKUPS = 8
 # Sums in a turn of the loop. XLA leaves half as many to a single core, and at the end of each turn
@@ -48,37 +49,35 @@ _BY_ROW = jax.lax.GatherDimensionNumbers(
 _FEW, _MANY = 64, 256
 
 
-def for_decoding(params: Any, columns: bool | None = None) -> Any:
-    """The parameters with `add_columns` where that serves.
+def add_transposed_if_it_fits(params: Any) -> Any:
+    """The parameters with `add_transposed`, on a CPU if half of the memory that is free is enough.
 
-    Args:
-      params: A parameter tree.
-      columns: Whether to add them. By default on a CPU if half of the memory that is free is
-        enough; it is 0.56 bytes per weight, beside the 0.56 of the weight itself.
+    A copy takes 0.56 bytes per weight, beside the 0.56 of the weight itself.
     """
-    if columns is None:
-        size = columns_nbytes(params) if jax.default_backend() == "cpu" else 0
-        free = available_memory()
-        columns = size > 0 and (free is None or size <= free // 2)
-        if size and not columns:
-            logging.vlog(
-                1, "packed_matmul: tables would take %d MB, %d MB are free", size >> 20, free >> 20
-            )
-    return add_columns(params) if columns else params
+    size = transposed_nbytes(params) if jax.default_backend() == "cpu" else 0
+    if not size:
+        return params
+    free = available_memory()
+    if free is not None and size > free // 2:
+        logging.vlog(
+            1, "packed_matmul: tables would take %d MB, %d MB are free", size >> 20, free >> 20
+        )
+        return params
+    return add_transposed(params)
 
 
-def add_columns(params: Any) -> Any:
+def add_transposed(params: Any) -> Any:
     """The parameters with a second copy of the bytes of 4-bit weights, as decoding reads them.
 
     Call it outside of jit. Weights that tables do not serve stay as they are.
     """
-    return jax.tree.map(_add_columns, params, is_leaf=_is_packed)
+    return jax.tree.map(_add_transposed, params, is_leaf=is_packed)
 
 
-def columns_nbytes(params: Any) -> int:
-    """Bytes that `add_columns` adds."""
-    leaves = jax.tree.leaves(params, is_leaf=_is_packed)
-    packed = [leaf for leaf in leaves if _is_packed(leaf) and _has_rows(leaf)]
+def transposed_nbytes(params: Any) -> int:
+    """Bytes that `add_transposed` adds."""
+    leaves = jax.tree.leaves(params, is_leaf=is_packed)
+    packed = [leaf for leaf in leaves if is_packed(leaf) and _has_rows(leaf)]
     return sum(leaf.packed.size + 4 * leaf.absmax.size for leaf in packed)
 
 
@@ -99,16 +98,16 @@ def available_memory() -> int | None:
     return available if limit == "max" else min(available, int(limit) - int(used))
 
 
-def table_serves(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
+def table_unsupported(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
     """Why tables do not serve; None if they do."""
     if rows > MAX_TABLE_ROWS:
         return f"it takes up to {MAX_TABLE_ROWS} rows, not {rows}"
-    if any(weight.columns is None for weight in weights):
-        return "it needs a copy of the bytes by column; see add_columns"
+    if any(weight.transposed is None for weight in weights):
+        return "it needs a transposed copy of the bytes; see add_transposed"
     return None
 
 
-def rows_serves(weights: Sequence[QuantizedTensor]) -> str | None:
+def rows_unsupported(weights: Sequence[QuantizedTensor]) -> str | None:
     """Why decoding row by row does not serve; None if it does."""
     for weight in weights:
         if weight.packed.ndim != weight.ndim:
@@ -129,7 +128,7 @@ def table_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
 
 
 def _vector_product(x, weight):
-    packed, scales = weight.columns.packed, weight.columns.scales
+    packed, scales = weight.transposed.packed, weight.transposed.scales
     out = packed.shape[-1]
     # A step adds `_LOOKUPS` bytes up, a turn takes `count` steps side by side.
     steps = packed.size // (_LOOKUPS * out)
@@ -228,21 +227,17 @@ def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
     return y.reshape(*x.shape[:-1], out).astype(x.dtype)
 
 
-def _is_packed(leaf):
-    return isinstance(leaf, QuantizedTensor)
-
-
 def _has_rows(weight):
     """A linear layer's weight, not yet copied, on one device, whose rows are whole blocks."""
     return (
-        weight.columns is None
+        weight.transposed is None
         and weight.ndim == weight.packed.ndim == 2
         and len(weight.packed.devices()) == 1
     )
 
 
-def _add_columns(leaf):
-    if not _is_packed(leaf) or not _has_rows(leaf):
+def _add_transposed(leaf):
+    if not is_packed(leaf) or not _has_rows(leaf):
         return leaf
     out, length = leaf.packed.shape
     count = min(_BYTES, leaf.block_size // 2)
@@ -250,7 +245,7 @@ def _add_columns(leaf):
     by_row = np.asarray(leaf.packed).reshape(out, length // count, count)
     device = leaf.packed.sharding
     return leaf.replace(
-        columns=Columns(
+        transposed=TransposedCopy(
             packed=jax.device_put(by_row.transpose(1, 2, 0), device),
             scales=jax.device_put(dequantize_scales(leaf).T, device),
         )

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.plan import TILE, padded_rows, plan
-from griffin_jax.kernels.mosaic_gpu.plan import serves as plan_serves
+from griffin_jax.kernels.mosaic_gpu.plan import unsupported_reason as unsupported_plan
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
 _DIVISOR = 16.0
 _LARGEST = 65504.0  # of float16
 
 
-def serves(x: jax.Array, weights: Sequence[QuantizedTensor]) -> str | None:
+def unsupported_reason(x: jax.Array, weights: Sequence[QuantizedTensor]) -> str | None:
     """None, or why the kernel does not serve x [..., in] under these weights."""
     if reason := backend.missing():
         return reason
@@ -38,7 +38,7 @@ def fits(weights: Sequence[QuantizedTensor]) -> str | None:
             return "4-bit weights whose bytes are not in rows"
         if (weight.quant_type, weight.block_size) != (first.quant_type, first.block_size):
             return "4-bit weights of several types or block sizes"
-    return plan_serves([weight.shape[0] for weight in weights], first.shape[1])
+    return unsupported_plan([weight.shape[0] for weight in weights], first.shape[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

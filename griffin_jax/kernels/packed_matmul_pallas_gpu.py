@@ -31,7 +31,7 @@ _NESTED = ("nested_absmax", "nested_code", "nested_offset")
 LEAVES = ("packed", "absmax", *_NESTED)
 
 
-def serves(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
+def unsupported_reason(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
     """None, or why the kernels do not serve so many rows of inputs under these weights."""
     if reason := triton.missing():
         return reason

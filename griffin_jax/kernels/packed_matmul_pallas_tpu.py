@@ -35,7 +35,7 @@ _VMEM = 48 * 2**20
 Weight = QuantizedTensor | LayerOf
 
 
-def serves(x: jax.Array, weight: Weight) -> str | None:
+def unsupported_reason(x: jax.Array, weight: Weight) -> str | None:
     """None, or the reason why the kernel does not serve this product."""
     tensor = weight.stack if isinstance(weight, LayerOf) else weight
     if x.dtype != jnp.bfloat16:
@@ -51,7 +51,7 @@ def serves(x: jax.Array, weight: Weight) -> str | None:
 
 
 def packed_matmul(x: jax.Array, weight: Weight, *, interpret: bool = False) -> jax.Array:
-    """x @ weight.T for bfloat16 x [..., in], accumulated in float32; see `serves`."""
+    """x @ weight.T for bfloat16 x [..., in], accumulated in float32; see `unsupported_reason`."""
     rows = x.reshape(-1, x.shape[-1])
     padded = jnp.pad(rows, ((0, -rows.shape[0] % _ROW_TILE), (0, 0)))
     product = _product(padded, weight, interpret)[: rows.shape[0]]

@@ -67,12 +67,12 @@ def rg_lru(
 def _on_one_device(*arguments, kernel):
     shape = arguments[0].shape
     kernels = {
-        "pallas_gpu": (rg_lru_pallas_gpu.rg_lru, rg_lru_pallas_gpu.serves(shape)),
-        "pallas_tpu": (rg_lru_pallas_tpu.rg_lru, rg_lru_pallas_tpu.serves(shape)),
+        "pallas_gpu": (rg_lru_pallas_gpu.rg_lru, rg_lru_pallas_gpu.unsupported_reason(shape)),
+        "pallas_tpu": (rg_lru_pallas_tpu.rg_lru, rg_lru_pallas_tpu.unsupported_reason(shape)),
         "reference": (rg_lru_reference, None),
     }
-    serves = {name: reason for name, (_, reason) in kernels.items()}
-    return kernels[choose("rg_lru", serves, kernel)][0](*arguments)
+    reasons = {name: reason for name, (_, reason) in kernels.items()}
+    return kernels[choose("rg_lru", reasons, kernel)][0](*arguments)
 
 
 def _in_time_shards(run, x, gate_x, gate_a, a_param, hidden, positions, lengths):

@@ -28,9 +28,9 @@ _LN2 = math.log(2)
 _RESET, _PADDING = -200.0, 1e30
 
 
-def serves(shape: tuple[int, ...]) -> str | None:
+def unsupported_reason(shape: tuple[int, ...]) -> str | None:
     """None, or the reason why the kernel does not serve inputs of this shape [B, T, R]."""
-    return time_chunks_gpu.serves(shape, _BACKWARD_STEPS)
+    return time_chunks_gpu.unsupported_reason(shape, _BACKWARD_STEPS)
 
 
 def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=False):

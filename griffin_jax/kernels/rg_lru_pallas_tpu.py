@@ -27,7 +27,7 @@ _TILE = 256  # steps of a tile
 _VMEM = 48 * 2**20
 
 
-def serves(shape: tuple[int, ...]) -> str | None:
+def unsupported_reason(shape: tuple[int, ...]) -> str | None:
     """None, or the reason why the kernel does not serve inputs of this shape [B, T, R]."""
     _, time, width = shape
     if width % _LANES:

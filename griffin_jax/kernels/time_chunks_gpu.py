@@ -28,7 +28,7 @@ _NAN = 0x7FC00000
 _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt}
 
 
-def serves(shape: tuple[int, int, int], steps: int) -> str | None:
+def unsupported_reason(shape: tuple[int, int, int], steps: int) -> str | None:
     """None, or the reason why chunks do not serve inputs [B, T, R]; `steps` are the fewest."""
     if reason := triton.missing():
         return reason

@@ -20,7 +20,7 @@ from griffin_jax.models.declarations import (
 )
 from griffin_jax.models.griffin import Griffin, init_params
 from griffin_jax.models.lora_weight import adapt
-from griffin_jax.models.prepare import prepare_params
+from griffin_jax.models.prepare import prepare_decoding, prepare_params
 from griffin_jax.models.rglru import RecurrentState
 from griffin_jax.models.stack import is_stacked, stack_params, unstack_params
 from griffin_jax.models.state import State, Timeline
@@ -43,6 +43,7 @@ __all__ = [
     "leaf_shardings",
     "param_axes",
     "param_shardings",
+    "prepare_decoding",
     "prepare_params",
     "put_on_mesh",
     "stack_params",

@@ -9,7 +9,7 @@ from griffin_jax.models.residual_step import FusedStep, is_power
 _MAX_CHUNKS = 128  # of a ring
 
 
-def _serves(config, state):
+def _unsupported(config, state):
     slots, rotated = state.slots(), config.rotated_size
     if config.num_kv_heads != 1 or not is_power(config.head_size, 64):
         return "attention of several heads of keys, or of heads that are no power of two"
@@ -45,7 +45,7 @@ def _rotation(config, position, dtype):
 
 ATTENTION_STEP = FusedStep(
     layers=("q_proj", "k_proj", "v_proj", "o_proj"),
-    serves=_serves,
+    unsupported_reason=_unsupported,
     width=lambda config: config.num_heads * config.head_size,
     run=_run,
 )

@@ -118,7 +118,7 @@ class ResidualBlock(nn.Module):
     """x + temporal mixing(norm(x)), then x + MLP(norm(x)).
 
     Attributes:
-      kernel: "step_gpu" takes one token of one row in few launches; "layers" is what follows here;
+      kernel: "step_gpu" takes one token of one row in few launches; "reference" is what follows here;
         None for the fastest that serves.
     """
 
@@ -140,10 +140,12 @@ class ResidualBlock(nn.Module):
         if not self.is_initializing() and not drops:
             params = self.variables["params"]
             arguments = config, block.step, name
-            serves = {"step_gpu": residual_step.serves(*arguments, params, x, state)}
-            if choose("residual_block", serves | {"layers": None}, self.kernel) == "step_gpu":
-                plain = self.clone(parent=None, kernel="layers").apply
-                return residual_step.residual_step(*arguments, plain, params, x, state, timeline)
+            reasons = {"step_gpu": residual_step.unsupported_reason(*arguments, params, x, state)}
+            if choose("residual_block", reasons | {"reference": None}, self.kernel) == "step_gpu":
+                reference = self.clone(parent=None, kernel="reference").apply
+                return residual_step.residual_step(
+                    *arguments, reference, params, x, state, timeline
+                )
         mixing = block(config, name=name, **types)
         mlp = MLPBlock(
             config.width,

@@ -6,6 +6,7 @@ import jax
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.packed_matmul import lay_out
+from griffin_jax.kernels.packed_matmul_cpu import add_transposed_if_it_fits
 from griffin_jax.models.declarations import put_on_mesh
 from griffin_jax.models.stack import is_stacked, stack_params, stacks_by_default
 
@@ -40,3 +41,12 @@ def prepare_params(
     if mesh is not None:
         params = put_on_mesh(config, params, mesh)
     return lay_out(params, consume=consume)
+
+
+def prepare_decoding(params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters as decoding reads them: on a CPU with a second copy of 4-bit weights.
+
+    It is apart from `prepare_params` since the copy is for engines alone: neither training nor saving
+    knows of it. There is none where memory is short.
+    """
+    return add_transposed_if_it_fits(params)

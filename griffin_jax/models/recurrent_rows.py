@@ -16,7 +16,7 @@ _LARGEST_HEAD = 256  # what shared memory holds
 _TAPS = 4
 
 
-def serves(params: dict, u: jax.Array, state: BlockState) -> str | None:
+def unsupported_reason(params: dict, u: jax.Array, state: BlockState) -> str | None:
     """None, or why the kernel does not serve these arrays; see `recurrent_rows`."""
     if reason := backend.missing():
         return reason
@@ -42,7 +42,7 @@ def serves(params: dict, u: jax.Array, state: BlockState) -> str | None:
 
 
 def recurrent_rows(
-    plain: Callable,
+    reference: Callable,
     params: dict,
     y: jax.Array,
     u: jax.Array,
@@ -54,7 +54,7 @@ def recurrent_rows(
     """gelu(y) * rg_lru(conv(u)) for one token of each row, and the state after.
 
     Args:
-      plain: The same without this kernel, whose gradient is taken, a function of the next five.
+      reference: The same without this kernel, whose gradient is taken, a function of the next five.
       params: Of conv_1d and rg_lru.
       y: [B, 1, R].
       u: [B, 1, R].
@@ -71,7 +71,7 @@ def recurrent_rows(
         return step(*arguments), arguments
 
     def backward(arguments, gradients):
-        return jax.vjp(plain, *arguments)[1](gradients)
+        return jax.vjp(reference, *arguments)[1](gradients)
 
     step.defvjp(forward, backward)
     return step(params, y, u, state, timeline)

@@ -4,7 +4,7 @@ from griffin_jax.kernels.step_gpu.recurrent import recurrent_step
 from griffin_jax.models.residual_step import FusedStep, is_power, pairs_of
 
 
-def _serves(config, state):
+def _unsupported(config, state):
     del state
     if not is_power(config.recurrence_width // config.num_heads, 16):
         return "gates in blocks that are no power of two"
@@ -29,7 +29,7 @@ def _run(config, x, scales, layers, params, state, timeline, **options):
 
 RECURRENT_STEP = FusedStep(
     layers=("linear_y", "linear_x", "linear_out"),
-    serves=_serves,
+    unsupported_reason=_unsupported,
     width=lambda config: config.recurrence_width,
     run=_run,
 )

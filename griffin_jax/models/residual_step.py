@@ -24,7 +24,7 @@ class FusedStep:
 
     Attributes:
       layers: The names of its linear layers, children of its own.
-      serves: (config, state) -> None, or why its kernels do not serve these shapes.
+      unsupported_reason: (config, state) -> None, or why its kernels do not serve these shapes.
       width: config -> what its last layer reads, which must be a multiple of 256.
       run: (config, x [D], scales, layers, params, state, timeline, eps=, interpret=) -> [D] and the
         fields of the state after, by name. `scales` are those of both norms, `layers` pairs of weight
@@ -32,12 +32,12 @@ class FusedStep:
     """
 
     layers: tuple[str, ...]
-    serves: Callable[..., str | None]
+    unsupported_reason: Callable[..., str | None]
     width: Callable[[GriffinConfig], int]
     run: Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
 
 
-def serves(
+def unsupported_reason(
     config: GriffinConfig, step: FusedStep | None, name: str, params: dict, x: jax.Array, state: Any
 ) -> str | None:
     """Says why the kernels of a step do not serve these arrays; None if they do.
@@ -66,9 +66,9 @@ def serves(
         return "it runs on one device"
     if len(formats) > 1 or not formats <= {QuantizedTensor, jax.Array}:
         return "weights that are neither all plain nor all in 4 bits"
-    if formats == {QuantizedTensor} and (reason := pairs.serves(weights)):
+    if formats == {QuantizedTensor} and (reason := pairs.unsupported_reason(weights)):
         return reason
-    if reason := step.serves(config, state):
+    if reason := step.unsupported_reason(config, state):
         return reason
     sizes = [config.width, config.mlp_width, step.width(config)]
     if any(size % 256 for size in sizes):
@@ -80,7 +80,7 @@ def residual_step(
     config: GriffinConfig,
     step: FusedStep,
     name: str,
-    plain: Callable,
+    reference: Callable,
     params: dict,
     x: jax.Array,
     state: Any,
@@ -96,7 +96,7 @@ def residual_step(
       config: The model's shape.
       step: The way of the block's temporal mixing.
       name: What the temporal mixing's parameters are called in the block's.
-      plain: The same without these kernels, whose gradient is taken: a function ({"params": params},
+      reference: The same without these kernels, whose gradient is taken: a function ({"params": params},
         x, state, timeline).
       params: The block's parameters, as in `ResidualBlock`.
       x: [1, 1, D].
@@ -116,7 +116,7 @@ def residual_step(
         return run(*arguments), arguments
 
     def backward(arguments, gradients):
-        return jax.vjp(lambda params, *rest: plain({"params": params}, *rest), *arguments)[1](
+        return jax.vjp(lambda params, *rest: reference({"params": params}, *rest), *arguments)[1](
             gradients
         )
 

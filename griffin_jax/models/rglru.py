@@ -246,11 +246,14 @@ class RecurrentBlock(TemporalMixing):
         if kind is RGLRU and not self.is_initializing():
             layers = self.variables["params"]
             params = {"conv_1d": layers["conv_1d"], "rg_lru": layers[name]}
-            serves = {"mosaic_gpu": recurrent_rows.serves(params, x, state), "layers": None}
-            if choose("recurrent_step", serves) == "mosaic_gpu":
+            reasons = {
+                "mosaic_gpu": recurrent_rows.unsupported_reason(params, x, state),
+                "reference": None,
+            }
+            if choose("recurrent_step", reasons) == "mosaic_gpu":
                 inner = conv_1d.clone(parent=None), recurrence.clone(parent=None)
-                plain = functools.partial(convolve_and_recur, *inner)
-                z, state = recurrent_rows.recurrent_rows(plain, params, y, x, state, timeline)
+                reference = functools.partial(convolve_and_recur, *inner)
+                z, state = recurrent_rows.recurrent_rows(reference, params, y, x, state, timeline)
                 return out(z), state
         x, conv = conv_1d(x, state.conv, timeline)
         x, hidden = recurrence(x, state.hidden, timeline)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -19,7 +19,7 @@ _SMALLEST_NORMAL = np.uint32(0x00800000)
 
 
 @flax.struct.dataclass
-class Columns:
+class TransposedCopy:
     """A second copy of a 4-bit weight [out, in], in the order in which a CPU decodes.
 
     Attributes:
@@ -60,7 +60,7 @@ class QuantizedTensor(Weight):
       nested_absmax: float32[ceil(number of scales / nested_block_size)], or None.
       nested_code: float32[256], or None.
       nested_offset: float32[], the mean of the scales, or None.
-      columns: The same weight once more, for decoding on a CPU, or None.
+      transposed: The same weight once more, for decoding on a CPU, or None.
       shape: Of the weight; a linear layer's is (out, in).
       dtype: Of the weight before it was quantized: float32, float16 or bfloat16.
       quant_type: "nf4" or "fp4".
@@ -74,7 +74,7 @@ class QuantizedTensor(Weight):
     nested_absmax: jax.Array | None = None
     nested_code: jax.Array | None = None
     nested_offset: jax.Array | None = None
-    columns: Columns | None = None
+    transposed: TransposedCopy | None = None
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False, kw_only=True)
     dtype: np.dtype = flax.struct.field(pytree_node=False, kw_only=True)
     quant_type: str = flax.struct.field(pytree_node=False, kw_only=True)
@@ -136,6 +136,11 @@ class QuantizedTensor(Weight):
         if not self.has_rows:
             return self
         return self.replace(shape=(self.packed.shape[-2], 2 * self.packed.shape[-1]))
+
+
+def is_packed(leaf: Any) -> bool:
+    """Whether a leaf of a parameter tree is a 4-bit weight."""
+    return isinstance(leaf, QuantizedTensor)
 
 
 def leaf_shapes(shape: tuple[int, ...], block_size: int):

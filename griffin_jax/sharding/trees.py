@@ -14,7 +14,7 @@ from griffin_jax.devices import (
     MODEL,
     SEQUENCE,
     Axes,
-    fit,
+    dividing_spec,
     mesh_axes,
     partition_spec,
 )
@@ -60,7 +60,9 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSha
       shape: Leaves out the axes that do not divide it, such as "sequence" for one token.
     """
     axes = (BATCH, SEQUENCE)
-    return NamedSharding(mesh, partition_spec(axes) if shape is None else fit(mesh, shape, axes))
+    return NamedSharding(
+        mesh, partition_spec(axes) if shape is None else dividing_spec(mesh, shape, axes)
+    )
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:

@@ -82,7 +82,7 @@ def test_a_forced_kernel_that_cannot_serve_says_why(monkeypatch):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="it needs a CPU")
-@pytest.mark.parametrize("kernel, dtype", [("bfloat16_cpu", "bfloat16"), ("einsum", "float32")])
+@pytest.mark.parametrize("kernel, dtype", [("bfloat16_cpu", "bfloat16"), ("reference", "float32")])
 @pytest.mark.parametrize("rows", [(1, 2), (2, 3), (7,)])
 def test_each_block_is_multiplied_with_its_own_weight(monkeypatch, rows, kernel, dtype):
     monkeypatch.setattr(module, "has_bfloat16", lambda: True)

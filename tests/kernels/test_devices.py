@@ -110,6 +110,6 @@ def test_cudnn_attention_equals_blocks(rows, time, heads, size, slots, reach, pa
 
         return run(call, [x.astype(dtype) for x in (q, k, v)], weights)
 
-    wanted = attend("blocks", jnp.float32)
+    wanted = attend("reference", jnp.float32)
     for kernel in ("cudnn_rows_gpu", "cudnn_gpu"):
         assert_close(attend(kernel, jnp.bfloat16), wanted, 2e-2)

@@ -30,8 +30,8 @@ def draw(time, seed=0):
     [
         *(("associative", time, "tpu") for time in LENGTHS),
         ("associative", 600, "gpu"),  # a shape of its own: traces are kept
-        pytest.param("sequential_cpu", 1, "cpu", marks=ON_CPU),
-        pytest.param("sequential_cpu", 37, "cpu", marks=ON_CPU),
+        pytest.param("reference", 1, "cpu", marks=ON_CPU),
+        pytest.param("reference", 37, "cpu", marks=ON_CPU),
     ],
 )
 def test_equals_one_step_after_another_with_gradients(kernel, time, platform, monkeypatch):

@@ -92,8 +92,8 @@ def test_both_passes_compile_to_one_kernel_of_triton_each():
     ],
 )
 def test_says_which_inputs_it_leaves_to_others(shape, dtype, reason):
-    assert reason in kernel.serves(shape, jnp.dtype(dtype))
-    assert kernel.serves((1, 64, 512), jnp.dtype("float32")) is None
+    assert reason in kernel.unsupported_reason(shape, jnp.dtype(dtype))
+    assert kernel.unsupported_reason((1, 64, 512), jnp.dtype("float32")) is None
 
 
 def test_forced_where_there_is_no_gpu_raises(monkeypatch):

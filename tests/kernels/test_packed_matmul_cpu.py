@@ -30,14 +30,14 @@ def check(y, x, weight, rtol=1e-5):
 @pytest.mark.parametrize("options", [{}, {"quant_type": "fp4", "double_quant": True}])
 def test_tables_give_the_product_with_the_dequantized_weight(batch, options):
     x, weight = operands(batch, 96, 192, **options)
-    (y,) = packed_matmul(x, [cpu.add_columns(weight)], kernel="table_cpu")
+    (y,) = packed_matmul(x, [cpu.add_transposed(weight)], kernel="table_cpu")
     check(y, x, weight)
 
 
 @pytest.mark.parametrize("block_size, width", [(32, 96), (128, 384), (256, 512)])
 def test_tables_serve_every_block_size(block_size, width):
     x, weight = operands((1,), 40, width, block_size=block_size)
-    check(cpu.table_matmul(x, cpu.add_columns(weight)), x, weight)
+    check(cpu.table_matmul(x, cpu.add_transposed(weight)), x, weight)
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 256])
@@ -45,12 +45,12 @@ def test_tables_serve_every_block_size(block_size, width):
 def test_tables_serve_turns_of_parts_of_a_block_and_of_several(monkeypatch, block_size, steps):
     monkeypatch.setattr(cpu, "_TURN", 40 * steps)
     x, weight = operands((1,), 40, 768, block_size=block_size)
-    check(cpu.table_matmul(x, cpu.add_columns(weight)), x, weight)
+    check(cpu.table_matmul(x, cpu.add_transposed(weight)), x, weight)
 
 
 def test_tables_round_a_bfloat16_row_at_the_end_alone():
     x, weight = operands((1, 1), 64, 128, "bfloat16")
-    check(cpu.table_matmul(x, cpu.add_columns(weight)), x, weight, rtol=2**-8)
+    check(cpu.table_matmul(x, cpu.add_transposed(weight)), x, weight, rtol=2**-8)
 
 
 @pytest.mark.parametrize("batch", [(1,), (5,), (3, 2)])
@@ -86,33 +86,34 @@ def test_columns_are_added_to_linear_weights_alone():
         "norm": jnp.zeros(3),
         "lora": LoRAWeight(weight, jnp.zeros((2, 128)), jnp.zeros((64, 2)), 1.0),
     }
-    added = cpu.add_columns(tree)
-    assert added["linear"].columns.packed.shape == (2, 32, 64)
-    assert added["lora"].base.columns is not None
-    assert added["odd"].columns is None and added["norm"] is tree["norm"]
+    added = cpu.add_transposed(tree)
+    assert added["linear"].transposed.packed.shape == (2, 32, 64)
+    assert added["lora"].base.transposed is not None
+    assert added["odd"].transposed is None and added["norm"] is tree["norm"]
     more = sum(x.nbytes for x in jax.tree.leaves(added)) - sum(
         x.nbytes for x in jax.tree.leaves(tree)
     )
-    assert more == cpu.columns_nbytes(tree)
-    assert cpu.columns_nbytes(added) == 0
-    assert cpu.add_columns(added)["linear"] is added["linear"]
+    assert more == cpu.transposed_nbytes(tree)
+    assert cpu.transposed_nbytes(added) == 0
+    assert cpu.add_transposed(added)["linear"] is added["linear"]
     np.testing.assert_array_equal(dequantize(added["linear"]), dequantize(weight))
 
 
 @pytest.mark.parametrize("free, added", [(None, True), (2, True), (1.9, False)])
-def test_columns_are_added_where_half_of_the_free_memory_is_enough(monkeypatch, free, added):
+def test_a_transposed_copy_is_added_where_half_of_the_free_memory_is_enough(
+    monkeypatch, free, added
+):
     _, weight = operands((), 64, 128)
-    size = cpu.columns_nbytes(weight)
+    size = cpu.transposed_nbytes(weight)
     monkeypatch.setattr(cpu, "available_memory", lambda: free and int(free * size))
-    assert (cpu.for_decoding(weight).columns is not None) == added
-    assert cpu.for_decoding(weight, columns=True).columns is not None
-    assert cpu.for_decoding(weight, columns=False).columns is None
+    assert (cpu.add_transposed_if_it_fits(weight).transposed is not None) == added
+    assert weight.transposed is None
 
 
 def test_forced_kernels_that_cannot_serve_say_why():
     x, weight = operands((5,), 64, 128)
     with pytest.raises(ValueError, match="'table_cpu' cannot serve: it takes up to 4 rows, not 5"):
-        packed_matmul(x, [cpu.add_columns(weight)], kernel="table_cpu")
+        packed_matmul(x, [cpu.add_transposed(weight)], kernel="table_cpu")
     with pytest.raises(ValueError, match="'table_cpu' cannot serve: it needs a copy"):
         packed_matmul(x[:1], [weight], kernel="table_cpu")
     _, odd = operands((), 48, 128)

@@ -21,7 +21,7 @@ def operands(rows, widths, width, dtype="float32", **options):
 
 def check(x, weights, rtol=1e-5):
     expected = packed_matmul_reference(x.astype(jnp.float32), weights)
-    reason = gpu.serves(len(x), weights)
+    reason = gpu.unsupported_reason(len(x), weights)
     assert reason is None, reason
     for y, wanted in zip(gpu.packed_matmul(x, tuple(weights), not ON_GPU), expected, strict=True):
         assert y.dtype == x.dtype
@@ -82,7 +82,7 @@ def test_gradients_with_respect_to_inputs_equal_the_reference(rows):
 )
 def test_a_shape_that_is_not_served_is_told(rows, out, width, options, reason):
     x, weights = operands(rows, (out,), width, **options)
-    assert reason in gpu.serves(len(x), weights)
+    assert reason in gpu.unsupported_reason(len(x), weights)
 
 
 @pytest.mark.skipif(ON_GPU, reason="this is a GPU")

@@ -122,13 +122,13 @@ def test_weights_of_several_kinds_are_not_served_together():
 def test_float32_is_not_served(monkeypatch):
     monkeypatch.setattr(backend, "missing", lambda: None)
     x, weights = operands(1, (64,), 256, "float32")
-    assert mosaic.serves(x, weights) == "it computes in float16, not float32"
+    assert mosaic.unsupported_reason(x, weights) == "it computes in float16, not float32"
 
 
 def test_without_the_backend_the_kernel_does_not_serve(monkeypatch):
     monkeypatch.setattr(backend, "_is_there", lambda: False)
     x, weights = operands(1, (64,), 256)
-    assert mosaic.serves(x, weights) == "this JAX has no Mosaic GPU backend of Pallas"
+    assert mosaic.unsupported_reason(x, weights) == "this JAX has no Mosaic GPU backend of Pallas"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def assert_equal_but_for_rounding(got, wanted):
 )
 def test_equals_the_definition(rows, shape, options):
     tensor, x = weight(*shape, **options), inputs(rows, shape[1])
-    assert kernel.serves(x, tensor) is None
+    assert kernel.unsupported_reason(x, tensor) is None
     got = kernel.packed_matmul(x, tensor, interpret=True)
     assert_equal_but_for_rounding(got, expected(x, tensor))
 
@@ -111,7 +111,9 @@ def test_the_layout_of_the_device_changes_no_value():
 )
 def test_says_which_products_it_leaves_to_others(dtype, shape, block_size, reason):
     x = jax.ShapeDtypeStruct((1, shape[1]), dtype)
-    assert reason in kernel.serves(x, abstract(shape, jnp.float32, block_size=block_size))
+    assert reason in kernel.unsupported_reason(
+        x, abstract(shape, jnp.float32, block_size=block_size)
+    )
 
 
 def test_forced_where_there_is_no_tpu_it_is_refused():

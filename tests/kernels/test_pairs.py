@@ -29,13 +29,15 @@ def multiply(weights, x, scale=None, interpret=not ON_GPU):
         arrays, name, factor = products.vector("x", x, True), "x", None
     else:
         of_x = norm.Norm("x", True, 1e-6)
-        arrays = of_x.enter(x, scale, 2, interpret=interpret)
+        arrays = of_x.prepare_inputs(x, scale, 2, interpret=interpret)
         name, factor = of_x.vector, of_x.factor
 
     def body(refs, row, count, wait):
-        finish = products.ask(refs["weights"], row, count, refs, name, factor, interpret=interpret)
+        compute = products.start_matvec(
+            refs["weights"], row, count, refs, name, factor, interpret=interpret
+        )
         wait()
-        for index, y in enumerate(finish()):
+        for index, y in enumerate(compute()):
             refs[str(index)][pl.ds(row, count)] = y
 
     out = jax.ShapeDtypeStruct(weights[0].shape[:1], jnp.float32)
@@ -68,7 +70,7 @@ def test_products_are_those_of_decoded_weights(
     weights, x = drawn(
         out, width, count, quant_type=quant_type, double_quant=double_quant, block_size=block_size
     )
-    assert pairs.serves(weights) is None
+    assert pairs.unsupported_reason(weights) is None
     for weight, y in zip(weights, jax.jit(multiply)(weights, x), strict=True):
         wanted = expected(weight, x)
         # Codes are rounded to float16.
@@ -99,9 +101,9 @@ def test_programs_that_take_several_rounds_wait_for_the_vector(monkeypatch):
         pairs.store(refs["v"], i * 64, refs["x"][rows])
 
     def body(refs, row, count, wait):
-        finish = products.ask(refs["weights"], row, count, refs, "v", interpret=interpret)
+        compute = products.start_matvec(refs["weights"], row, count, refs, "v", interpret=interpret)
         wait()
-        for name, y in zip("ab", finish(), strict=True):
+        for name, y in zip("ab", compute(), strict=True):
             refs[name][pl.ds(row, count)] = y
 
     def run(weights, x):
@@ -191,6 +193,6 @@ def test_programs_share_the_rows_and_fill_the_machine(out, width, count):
 )
 def test_what_is_not_served_says_why(shape, options, reason):
     weight = quantize(jnp.ones(shape), **options)
-    assert reason in pairs.serves([weight])
+    assert reason in pairs.unsupported_reason([weight])
     other = quantize(jnp.ones((64, 512)), quant_type="fp4")
-    assert "several types" in pairs.serves([quantize(jnp.ones((64, 512))), other])
+    assert "several types" in pairs.unsupported_reason([quantize(jnp.ones((64, 512))), other])

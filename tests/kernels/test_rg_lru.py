@@ -85,4 +85,4 @@ def test_a_forced_kernel_that_cannot_serve_raises(monkeypatch):
     ],
 )
 def test_the_fused_kernel_says_which_shapes_it_leaves_to_others(shape, reason):
-    assert reason in rg_lru_pallas_gpu.serves(shape)
+    assert reason in rg_lru_pallas_gpu.unsupported_reason(shape)

@@ -79,17 +79,19 @@ def test_its_gradient_is_that_of_the_layers(monkeypatch):
 
 def test_what_is_not_served_is_told(monkeypatch):
     params, _, u, state, _ = operands(16)
-    assert ON_HOPPER or "it needs a Hopper GPU" in recurrent_rows.serves(params, u, state)
+    assert ON_HOPPER or "it needs a Hopper GPU" in recurrent_rows.unsupported_reason(
+        params, u, state
+    )
     monkeypatch.setattr(backend, "missing", lambda: None)
-    assert recurrent_rows.serves(params, u, state) is None
+    assert recurrent_rows.unsupported_reason(params, u, state) is None
     wide = jnp.concatenate([u, u], axis=1)
-    assert recurrent_rows.serves(params, wide, state) == "2 tokens are more than one"
-    assert "15 rows are fewer than 16" in recurrent_rows.serves(params, u[:15], state)
+    assert recurrent_rows.unsupported_reason(params, wide, state) == "2 tokens are more than one"
+    assert "15 rows are fewer than 16" in recurrent_rows.unsupported_reason(params, u[:15], state)
     rows = jnp.concatenate([u] * 5)
-    assert "17 rows are no power" in recurrent_rows.serves(params, rows[:17], state)
-    assert "80 rows are no multiple of 64" in recurrent_rows.serves(params, rows, state)
+    assert "17 rows are no power" in recurrent_rows.unsupported_reason(params, rows[:17], state)
+    assert "80 rows are no multiple of 64" in recurrent_rows.unsupported_reason(params, rows, state)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    assert "not bfloat16, float32" in recurrent_rows.serves(single, u, state)
+    assert "not bfloat16, float32" in recurrent_rows.unsupported_reason(single, u, state)
 
 
 def test_compiled_for_an_h200_it_spills_nothing():

@@ -87,21 +87,21 @@ def timeline(start, position=None, length=1):
     return Timeline(position * one[None], length * one, start * one)
 
 
-def plain_block(kind, dtype):
-    return ResidualBlock(CONFIG, kind, dtype=dtype, param_dtype=dtype, kernel="layers")
+def reference_block(kind, dtype):
+    return ResidualBlock(CONFIG, kind, dtype=dtype, param_dtype=dtype, kernel="reference")
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "dtype"))
 def in_layers(kind, dtype, arguments, when):
     params, *rest = arguments
-    return plain_block(kind, dtype).apply({"params": params}, *rest, when)
+    return reference_block(kind, dtype).apply({"params": params}, *rest, when)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
 def step(kind, arguments, when):
-    plain = plain_block(kind, BF16).apply
+    reference = reference_block(kind, BF16).apply
     return residual_step.residual_step(
-        CONFIG, *way(kind), plain, *arguments, when, interpret=not ON_GPU
+        CONFIG, *way(kind), reference, *arguments, when, interpret=not ON_GPU
     )
 
 
@@ -120,7 +120,7 @@ def step(kind, arguments, when):
 )
 def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
     arguments, wide = operands(kind, packed, int(when.start[0]))
-    assert residual_step.serves(CONFIG, *way(kind), *arguments) is None
+    assert residual_step.unsupported_reason(CONFIG, *way(kind), *arguments) is None
     found = step(kind, arguments, when)
     expected = in_layers(kind, jnp.float32, wide, when)
     if not int(when.lengths[0]):  # what padding makes of x means nothing
@@ -175,8 +175,8 @@ def test_what_is_not_served_says_why(kind, change, reason):
     fused, name = way(kind)
     arguments = {"config": CONFIG, "step": fused, "name": name}
     arguments |= {"params": params, "x": x, "state": state}
-    assert residual_step.serves(**arguments) is None
-    assert reason in residual_step.serves(**(arguments | change))
+    assert residual_step.unsupported_reason(**arguments) is None
+    assert reason in residual_step.unsupported_reason(**(arguments | change))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
     # Triton refuses sizes that the interpreter takes.
     config = CONFIG.replace(rope_fraction=rope_fraction)
     arguments, _ = operands(kind, packed, 40)
-    assert residual_step.serves(config, *way(kind), *arguments) is None
+    assert residual_step.unsupported_reason(config, *way(kind), *arguments) is None
 
     def run(arguments, when):
         return residual_step.residual_step(config, *way(kind), None, *arguments, when)
@@ -208,7 +208,7 @@ def test_published_sizes_lower_for_a_gpu(name, kind):
     )
     x = jax.ShapeDtypeStruct((1, 1, config.width), BF16)
     state = jax.eval_shape(lambda: init_state(config, 1, BF16)).blocks[index]
-    assert residual_step.serves(config, *way(kind), params, x, state) is None
+    assert residual_step.unsupported_reason(config, *way(kind), params, x, state) is None
 
     def run(arguments, when):
         return residual_step.residual_step(config, *way(kind), None, *arguments, when)

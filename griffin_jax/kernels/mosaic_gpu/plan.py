@@ -59,7 +59,7 @@ def padded_rows(rows: int) -> int:
     return max(_SMALLEST, 1 << (rows - 1).bit_length())
 
 
-def serves(features: Sequence[int], width: int) -> str | None:
+def unsupported_reason(features: Sequence[int], width: int) -> str | None:
     """None, or why no plan serves weights of so many outputs and inputs."""
     if width % PIECE or any(out % TILE for out in features):
         sizes = ", ".join(f"{out} x {width}" for out in features)

@@ -11,15 +11,15 @@ from griffin_jax.kernels.step_gpu.block import run_block
 from griffin_jax.kernels.step_gpu.launch import Phase, divide
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
-    ask,
     bias_of,
-    is_packed,
     part,
+    start_matvec,
     store,
     vector_like,
 )
+from griffin_jax.quantization.tensor import is_packed
 
-_ASKED = ("q_proj", "k_proj", "v_proj")
+_QKV = ("q_proj", "k_proj", "v_proj")
 _ROWS = 8  # of a plain weight of a program
 SLOTS = 32  # of the ring of a program
 _COLUMNS = 64  # of a head's values that one program adds up
@@ -151,12 +151,9 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
     def mixing(norm):
         return [
             Phase(
-                _asks(layers, norm, dtype, interpret),
-                {name: layers[name] for name in _ASKED},
-                {
-                    name[0]: jax.ShapeDtypeStruct(layers[name][0].shape[:1], dtype)
-                    for name in _ASKED
-                },
+                _qkv_parts(layers, norm, dtype, interpret),
+                {name: layers[name] for name in _QKV},
+                {name[0]: jax.ShapeDtypeStruct(layers[name][0].shape[:1], dtype) for name in _QKV},
             ),
             Phase(
                 [(chunks, attend)],
@@ -189,7 +186,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
     return after["out"], after["keys"], after["values"]
 
 
-def _asks(layers, norm, dtype, interpret):
+def _qkv_parts(layers, norm, dtype, interpret):
     """Parts for q, k and v of norm(x), not rotated yet."""
 
     def of(name):
@@ -197,13 +194,13 @@ def _asks(layers, norm, dtype, interpret):
             rows = pl.ds(row, count)
             layer = refs[name]
             bias = bias_of(layer, rows)
-            finish = ask(
+            compute = start_matvec(
                 [layer[0]], row, count, refs, norm.vector, norm.factor, interpret=interpret
             )
             wait()
-            [y] = finish()
+            [y] = compute()
             refs[name[0]][rows] = add_bias(y.astype(dtype), bias)
 
         return part([layers[name][0]], run, _ROWS)
 
-    return list(map(of, _ASKED))
+    return list(map(of, _QKV))

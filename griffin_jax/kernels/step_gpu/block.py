@@ -8,7 +8,8 @@ import jax
 from griffin_jax.kernels.step_gpu.launch import Body, Phase, launch
 from griffin_jax.kernels.step_gpu.mlp import mlp_phases, project_and_add
 from griffin_jax.kernels.step_gpu.norm import Norm
-from griffin_jax.kernels.step_gpu.products import is_packed, options
+from griffin_jax.kernels.step_gpu.products import options
+from griffin_jax.quantization.tensor import is_packed
 
 
 def run_block(
@@ -59,10 +60,10 @@ def run_block(
         ),
         *mlp_phases(x, second, *mlp, interpret=interpret),
     ]
-    entering = first.enter(x, scales[0], len(phases), interpret=interpret)
+    prepared = first.prepare_inputs(x, scales[0], len(phases), interpret=interpret)
     return launch(
         phases,
-        {**entering, second.scale: scales[1], **arrays},
+        {**prepared, second.scale: scales[1], **arrays},
         together=together if packed else [1] * len(phases),
         name=name,
         interpret=interpret,

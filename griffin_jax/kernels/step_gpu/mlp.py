@@ -11,14 +11,14 @@ from griffin_jax.kernels.step_gpu.launch import Body, Phase, divide
 from griffin_jax.kernels.step_gpu.norm import Norm
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
-    ask,
     bias_of,
-    is_packed,
     part,
     rows_of,
+    start_matvec,
     store,
     vector_like,
 )
+from griffin_jax.quantization.tensor import is_packed
 
 
 def gelu(x):
@@ -47,9 +47,11 @@ def mlp_phases(x: jax.ShapeDtypeStruct, norm: Norm, gate, up, down, *, interpret
         rows = pl.ds(row, count)
         weights = [weight for weight, _ in layers]
         biases = [bias_of(layer, rows) for layer in layers]
-        finish = ask(weights, row, count, refs, norm.vector, norm.factor, interpret=interpret)
+        compute = start_matvec(
+            weights, row, count, refs, norm.vector, norm.factor, interpret=interpret
+        )
         wait()
-        a, b = (add_bias(y.astype(dtype), bias) for y, bias in zip(finish(), biases, strict=True))
+        a, b = (add_bias(y.astype(dtype), bias) for y, bias in zip(compute(), biases, strict=True))
         store(refs, "h", row, gelu(a.astype(jnp.float32)).astype(dtype) * b)
 
     return [
@@ -87,7 +89,7 @@ def project_and_add(
       updates: What those overwrite, a dict.
       name: Of the layer.
       residual: The name of a vector [D].
-      h: The name of a vector [F] as `ask` takes it.
+      h: The name of a vector [F] as `start_matvec` takes it.
       out: The name of what comes of it.
       interpret: Run on any device, slowly, for tests.
     """
@@ -97,10 +99,10 @@ def project_and_add(
     def project(refs, row, count, wait):
         rows = pl.ds(row, count)
         bias = bias_of(refs[name], rows)
-        finish = ask([refs[name][0]], row, count, refs, h, interpret=interpret)
+        compute = start_matvec([refs[name][0]], row, count, refs, h, interpret=interpret)
         wait()
         before = refs[residual][rows]
-        [y] = finish()
+        [y] = compute()
         after = before + add_bias(y.astype(x.dtype), bias)
         refs[out][rows] = after
         if norm is not None:

@@ -34,12 +34,12 @@ class Norm:
 
     @property
     def vector(self) -> str:
-        """The name of what `ask` multiplies."""
+        """The name of what `start_matvec` multiplies."""
         return f"{self.of} scaled" if self.packed else self.of
 
     @property
     def factor(self) -> tuple[str, float]:
-        """What `ask` is told of the norm."""
+        """What `start_matvec` is told of the norm."""
         return f"{self.of} {'squares' if self.packed else 'scale'}", self.eps
 
     @property
@@ -58,7 +58,9 @@ class Norm:
         store(refs, self.vector, rows.start, x * (1 + refs[self.scale][rows].astype(jnp.float32)))
         refs[self.factor[0]][part] = (x * x).sum()
 
-    def enter(self, x: jax.Array, scale: jax.Array, phases: int, *, interpret: bool) -> dict:
+    def prepare_inputs(
+        self, x: jax.Array, scale: jax.Array, phases: int, *, interpret: bool
+    ) -> dict:
         """What phases begin with of which the first reads the norm of x.
 
         Args:
@@ -75,7 +77,7 @@ class Norm:
             return arrays
         programs = x.shape[0] // _PART
 
-        def enter(refs, i, wait):
+        def scale_and_square(refs, i, wait):
             wait()
             rows = pl.ds(i * _PART, _PART)
             self.write(refs, rows, i, refs[self.of][rows])
@@ -83,5 +85,5 @@ class Norm:
                 refs["counts"][phase] = jnp.int32(0)
 
         counts = {"counts": jax.ShapeDtypeStruct((phases - 1,), jnp.int32)}
-        phase = Phase([(programs, enter)], outputs=self.like(x, programs) | counts)
+        phase = Phase([(programs, scale_and_square)], outputs=self.like(x, programs) | counts)
         return arrays | launch([phase], arrays, name="step_enter", interpret=interpret)

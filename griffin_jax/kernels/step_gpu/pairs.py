@@ -30,7 +30,7 @@ _SLOTS = 528  # programs that run at once, four on each of 132 multiprocessors
 _TABLE = "griffin_pairs"
 
 
-def serves(weights) -> str | None:
+def unsupported_reason(weights) -> str | None:
     """None, or why 4-bit weights [out, in] are not served."""
     for weight in weights:
         out, width = weight.shape
@@ -65,13 +65,13 @@ def programs(weights) -> tuple[int, int]:
 
 
 def to_vector(x: jax.Array) -> jax.Array:
-    """A vector [n] as `ask` takes it: float16[n], a sixteenth of it, each number in its place."""
+    """A vector [n] as `start_matvec` takes it: float16[n], a sixteenth of it, each number in its place."""
     # As `store` does it, in a form that XLA fuses.
     return _sixteenth(x).reshape(-1, 2, 8).swapaxes(0, 1).reshape(-1)
 
 
 def store(ref, begin: jax.Array, values: jax.Array) -> None:
-    """Writes values [m] to a vector [n] of `ask`, from number `begin` on."""
+    """Writes values [m] to a vector [n] of `start_matvec`, from number `begin` on."""
     number = begin + jnp.arange(values.size, dtype=jnp.int32)
     half, within = lax.div(lax.rem(number, 16), 8), lax.rem(number, 8)
     ref[half * (ref.size // 2) + lax.div(number, 16) * 8 + within] = _sixteenth(values)
@@ -83,7 +83,7 @@ def _sixteenth(x):
 
 
 def table(quant_type: str, *, interpret: bool) -> jax.Array:
-    """Writes the table to shared memory, as a kernel's first deed; what `ask` returns waits for it.
+    """Writes the table to shared memory, as a kernel's first deed; what `start_matvec` returns waits for it.
 
     Returns:
       Zeros, int16[WARPS, _BYTES], by which that knows that it comes after.
@@ -94,10 +94,10 @@ def table(quant_type: str, *, interpret: bool) -> jax.Array:
     return _asm(_table_asm(quant_type), [lax.broadcasted_iota(jnp.int32, shape, 0)])
 
 
-def ask(
+def start_matvec(
     weights, row, count: int, x_ref, table: jax.Array, *, interpret: bool
 ) -> Callable[[], list[jax.Array]]:
-    """Asks for rows `row` ... `row + count` of one or two 4-bit weights, to multiply a vector.
+    """Starts to read rows `row` ... `row + count` of one or two 4-bit weights, to multiply a vector.
 
     Args:
       weights: 4-bit weights [out, in] of references.
@@ -108,7 +108,7 @@ def ask(
       interpret: Run on any device, slowly.
 
     Returns:
-      What reads the vector and gives float32[count] for each weight.
+      A function that reads the vector and returns float32[count] for each weight.
     """
     if interpret:
         return lambda: [_times_plainly(weight, row, count, x_ref) for weight in weights]
@@ -172,7 +172,7 @@ def ask(
         after = load_scales(jnp.minimum(piece + 1, pieces - 1))
         return add(sums, piece, load(piece), scales), after
 
-    def finish():
+    def compute():
         sums = add(_asm(_READY, [table]), 0, packed, scales[0])
         # A number of turns that the compiler does not know is 0: it would unroll them and ask for
         # everything at once, at twice the registers.
@@ -185,7 +185,7 @@ def ask(
             return [found.reshape(count)]
         return [y.reshape(count) for y in jnp.split(found.reshape(count, 2), 2, axis=1)]
 
-    return finish
+    return compute
 
 
 def _times_plainly(weight, row, count, x_ref):

@@ -11,16 +11,11 @@ from jax.experimental import pallas as pl
 from griffin_jax.kernels import triton
 from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.launch import Body
-from griffin_jax.quantization.tensor import QuantizedTensor
+from griffin_jax.quantization.tensor import is_packed
 
 _LARGEST = 2048  # plain weights of a row in one tile
 _ROWS = 4  # of plain weights, of a program
 _TABLE = "table"
-
-
-def is_packed(weight) -> bool:
-    """Whether a weight is in 4 bits."""
-    return isinstance(weight, QuantizedTensor)
 
 
 def tiles(width: int) -> list[int]:
@@ -56,7 +51,7 @@ def part(weights: Sequence, body: Callable, rows: int = _ROWS) -> tuple[int, Bod
     Args:
       weights: [out, in] each, all 4-bit or all plain.
       body: body(refs, row, count, wait) for some rows of each weight, the first being `row`. It
-        calls `ask`, then `wait`.
+        calls `start_matvec`, then `wait`.
       rows: Of plain weights that a program multiplies.
     """
     count, rounds = rows_of(weights, rows)
@@ -76,12 +71,12 @@ def part(weights: Sequence, body: Callable, rows: int = _ROWS) -> tuple[int, Bod
 
 
 def vector(name: str, x: jax.Array, packed: bool) -> dict[str, jax.Array]:
-    """A vector as `ask` takes it: as it is, or for 4-bit weights as `pairs` does."""
+    """A vector as `start_matvec` takes it: as it is, or for 4-bit weights as `pairs` does."""
     return {name: pairs.to_vector(x) if packed else x}
 
 
 def vector_like(name: str, size: int, dtype, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """A buffer for a vector as `ask` takes it."""
+    """A buffer for a vector as `start_matvec` takes it."""
     return jax.eval_shape(lambda: vector(name, jnp.zeros(size, dtype), packed))
 
 
@@ -93,7 +88,7 @@ def store(buffers: dict, name: str, begin: jax.Array, values: jax.Array) -> None
         buffers[name][pl.ds(begin, values.shape[0])] = values
 
 
-def ask(
+def start_matvec(
     weights: Sequence,
     row: jax.Array,
     count: int,
@@ -103,7 +98,7 @@ def ask(
     *,
     interpret: bool,
 ) -> Callable[[], list[jax.Array]]:
-    """Asks for rows `row` ... `row + count` of each weight, to multiply a vector.
+    """Starts to read rows `row` ... `row + count` of each weight, to multiply a vector by them.
 
     Args:
       weights: [out, in] each, arrays or 4-bit weights of references.
@@ -118,12 +113,14 @@ def ask(
       interpret: Run on any device, slowly.
 
     Returns:
-      What reads the vector and gives float32[count] for each weight.
+      A function that reads the vector and returns float32[count] for each weight.
     """
     if is_packed(weights[0]):
-        multiply = pairs.ask(weights, row, count, refs[name], refs[_TABLE], interpret=interpret)
+        multiply = pairs.start_matvec(
+            weights, row, count, refs[name], refs[_TABLE], interpret=interpret
+        )
 
-        def finish_packed():
+        def compute_packed():
             squares = None if norm is None else _whole(refs[norm[0]], interpret)
             found = multiply()
             if norm is None:
@@ -131,7 +128,7 @@ def ask(
             inverse = jax.lax.rsqrt(squares.sum() / weights[0].shape[1] + norm[1])
             return [y * inverse for y in found]
 
-        return finish_packed
+        return compute_packed
 
     width = weights[0].shape[1]
     sizes = tiles(width)
@@ -141,7 +138,7 @@ def ask(
 
     first = load(pl.ds(0, sizes[0]))
 
-    def finish():
+    def compute():
         # Sums over tiles of one size are added up number by number, and over threads at the end.
         sums: list[dict] = [{} for _ in weights]
         squares: dict = {}
@@ -164,7 +161,7 @@ def ask(
         inverse = jax.lax.rsqrt(square / width + norm[1])
         return [result * inverse for result in results]
 
-    return finish
+    return compute
 
 
 def _whole(ref, interpret):

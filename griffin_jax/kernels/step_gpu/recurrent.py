@@ -12,13 +12,13 @@ from griffin_jax.kernels.step_gpu.launch import Phase, divide
 from griffin_jax.kernels.step_gpu.mlp import gelu
 from griffin_jax.kernels.step_gpu.products import (
     add_bias,
-    ask,
     bias_of,
-    is_packed,
     part,
+    start_matvec,
     store,
     vector_like,
 )
+from griffin_jax.quantization.tensor import is_packed
 
 CHANNELS = 16  # of a program of the recurrence
 _KEPT = 128  # channels of a program that moves the convolution's state on
@@ -89,9 +89,11 @@ def _branches(layers, norm, dtype, interpret):
         rows = pl.ds(row, count)
         weights = [refs[name][0] for name in both.values()]
         biases = [bias_of(refs[name], rows) for name in both.values()]
-        finish = ask(weights, row, count, refs, norm.vector, norm.factor, interpret=interpret)
+        compute = start_matvec(
+            weights, row, count, refs, norm.vector, norm.factor, interpret=interpret
+        )
         wait()
-        for name, y, bias in zip(both, finish(), biases, strict=True):
+        for name, y, bias in zip(both, compute(), biases, strict=True):
             refs[name][rows] = add_bias(y.astype(dtype), bias)
 
     return part([layers[name][0] for name in both.values()], run)

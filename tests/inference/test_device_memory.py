@@ -7,7 +7,7 @@ import pytest
 
 from experiments import command
 from griffin_jax.inference import prefill
-from griffin_jax.inference.fitting import most_rows
+from griffin_jax.inference.device_memory import most_rows
 from tests.inference.tiny_model import CONFIG, language_model
 
 TOKENS = 20

@@ -1,4 +1,4 @@
-"""What is not a number is told, not printed."""
+"""Raises an error when logits are not finite."""
 
 import numpy as np
 from jax.typing import DTypeLike
