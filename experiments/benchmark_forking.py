@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def mmlu_requests(data_dir: str, subjects: int, limit: int) -> list:
-    """The log-likelihoods that 5-shot MMLU asks for."""
+    """Returns the log-likelihoods that 5-shot MMLU asks for."""
     from griffin_jax.evaluation.local_data import local_tasks
 
     group = local_tasks(["mmlu"], data_dir, num_fewshot=SHOTS)["mmlu"]
@@ -101,7 +101,9 @@ def mmlu_requests(data_dir: str, subjects: int, limit: int) -> list:
 
 
 def count(lm, requests) -> dict[str, int]:
-    """Subjects, questions, and the tokens of each that are read once when states are forked."""
+    """Returns subjects, questions, and the tokens of each that are read once when states are
+    forked.
+    """
     from griffin_jax.inference import prefix_tree
 
     contexts = dict.fromkeys(request.args[0] for request in requests)
@@ -116,7 +118,7 @@ def count(lm, requests) -> dict[str, int]:
 
 
 def unpacked(lm):
-    """The model in float32 and with the window as transformers has it: the query counts."""
+    """Returns the model in float32 and with the window as transformers has it: the query counts."""
     import dataclasses
 
     import jax
@@ -141,7 +143,7 @@ def unpacked(lm):
 
 
 def ask_hf(lm, requests) -> tuple[float, float, list]:
-    """Seconds, seconds of a first question, and answers of the harness's own adapter."""
+    """Returns the seconds, seconds of a first question, and answers of the harness's own adapter."""
     import griffin_jax
 
     try:

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def linear_shapes(presets: list[str]) -> set[tuple[int, int]]:
-    """Shapes of the weights that are packed."""
+    """Returns the shapes of the weights that are packed."""
     import griffin_jax
     from griffin_jax.checkpoints.huggingface import is_linear
     from griffin_jax.checkpoints.tree import flat_abstract_params
@@ -95,7 +95,9 @@ def bitsandbytes_packer() -> Callable | None:
 
 
 def best_times(functions: list[Callable]) -> list[float]:
-    """Seconds that each function takes at its best, called in turns after a first call each."""
+    """Returns the seconds that each function takes at its best, called in turns after a first call
+    each.
+    """
     times = []
     for _ in range(1 + _TURNS.value):
         times.append([])

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def positions(texts: list[str], tokenizer: Tokenizer) -> list[int]:
-    """The flag's edges; of the default ones, those that a text reaches.
+    """Returns the flag's edges; of the default ones, those that a text reaches.
 
     Raises:
       ValueError: an edge is no number, they do not rise, or no text is so long.

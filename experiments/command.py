@@ -78,7 +78,9 @@ _config: Config | None = None
 
 
 def define_config(command: str, default: str) -> Config:
-    """The flag --config of a command, a file in configs/ unless the user names another one."""
+    """Returns the flag --config of a command, a file in configs/ unless the user names another
+    one.
+    """
     global _config
     _config = Config(command, default)
     return _config
@@ -154,7 +156,8 @@ def _let_go_of_output() -> None:
 
 
 def missing_plugin() -> str | None:
-    """What to install where there is an NVIDIA GPU that JAX cannot use; None where all is well.
+    """Returns what to install where there is an NVIDIA GPU that JAX cannot use; None where all is
+    well.
 
     Devices are left alone: a command may yet say how much of their memory JAX is to take.
     """
@@ -198,7 +201,7 @@ def check_batch(lm, config, texts: list[str]) -> None:
 
 
 def mesh_of(sizes: Mapping[str, int]) -> "jax.sharding.Mesh | None":
-    """The mesh of a config's field `mesh`; None where it is one device of one process.
+    """Returns the mesh of a config's field `mesh`; None where it is one device of one process.
 
     Raises:
       ValueError: the sizes do not make up the devices, or there is no such axis.
@@ -216,7 +219,7 @@ def mesh_of(sizes: Mapping[str, int]) -> "jax.sharding.Mesh | None":
 
 
 def machine() -> str:
-    """The processor, and the accelerator if there is one, for reports."""
+    """Returns the processor, and the accelerator if there is one, for reports."""
     import jax
 
     name = platform.processor() or platform.machine()
@@ -230,7 +233,9 @@ def machine() -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table with columns lined up, the first to the left, the rest to the right."""
+    """Returns a Markdown table with columns lined up, the first to the left, the rest to the
+    right.
+    """
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells):

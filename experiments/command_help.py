@@ -20,12 +20,12 @@ _WORDS = ("help", "h", "helpshort", "helpfull", "?")
 
 
 def is_asked_for(arguments: Sequence[str]) -> bool:
-    """Whether a flag asks for help."""
+    """Returns whether a flag asks for help."""
     return any(x.startswith("-") and x.lstrip("-") in _WORDS for x in arguments)
 
 
 def page(command: ModuleType, config: "Config | None") -> str:
-    """All of it.
+    """Reads all of it.
 
     Args:
       command: The module that was started.
@@ -43,7 +43,9 @@ def page(command: ModuleType, config: "Config | None") -> str:
 
 
 def fields(config: "Config") -> list[tuple[str, Any, str]]:
-    """Name, default and explanation of every field of a config, those of parts behind a dot."""
+    """Returns name, default and explanation of every field of a config, those of parts behind a
+    dot.
+    """
     from experiments import schemas
     from griffin_jax.fields import check_values
 
@@ -72,7 +74,9 @@ def _rows(schema, values, notes, prefix):
 
 
 def comments(path: Path) -> dict[str, str]:
-    """What a config file says in comments above `config.NAME = ...`; also those that it imports."""
+    """Returns what a config file says in comments above `config.NAME = ...`; also those that it
+    imports.
+    """
     found = {}
     source = path.read_text(encoding="utf-8")
     for other in re.findall(r"^from configs(?:\.(\w+))? import (\w+)", source, re.MULTILINE):
@@ -93,7 +97,9 @@ def comments(path: Path) -> dict[str, str]:
 
 
 def attributes(schema: type) -> dict[str, str]:
-    """What the "Attributes:" of a dataclass and of those that it comes from say of each field."""
+    """Returns what the "Attributes:" of a dataclass and of those that it comes from say of each
+    field.
+    """
     found: dict[str, str] = {}
     for one in reversed(schema.__mro__):
         text = inspect.cleandoc(one.__doc__ or "")
@@ -104,7 +110,7 @@ def attributes(schema: type) -> dict[str, str]:
 
 
 def _columns(rows: Sequence[tuple[str, Any, str]]) -> list[str]:
-    """Lines of name, default and explanation that fit the terminal."""
+    """Returns lines of name, default and explanation that fit the terminal."""
     width = max(shutil.get_terminal_size((100, 0)).columns, 60)
     names = [f"  {name}{_default(value)}" for name, value, _ in rows]
     left = min(max(map(len, names), default=0), 44) + 2

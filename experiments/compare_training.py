@@ -42,11 +42,11 @@ class Run:
     evaluation: dict[str, Any]
 
     def last(self, metric: str) -> float:
-        """The metric's last value."""
+        """Returns the metric's last value."""
         return [line[metric] for line in self.metrics if metric in line][-1]
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the report, ready for JSON."""
+        """Returns the figures of the report, ready for JSON."""
         import jax
 
         from griffin_jax.config import GriffinConfig

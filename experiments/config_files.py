@@ -41,7 +41,7 @@ class Choice:
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[Choice, list[str]]:
-    """What a command line says of the config, and all the rest of it.
+    """Returns what a command line says of the config, and all the rest of it.
 
     Raises:
       ValueError: --config has no value, or a field is written in a wrong way.
@@ -84,7 +84,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[Choice, list[str]]:
 
 
 def load(choice: Choice, default: str, schema_of: Any, commands: Mapping[str, Any]) -> dict:
-    """The checked values of a config.
+    """Returns the checked values of a config.
 
     Args:
       choice: Of the command line.
@@ -135,7 +135,7 @@ def find(file: str) -> Path:
 
 
 def read(path: Path, argument: str | None = None) -> dict[str, Any]:
-    """The values that a config file's `get_config` returns, as plain ones.
+    """Returns the values that a config file's `get_config` returns, as plain ones.
 
     Raises:
       ValueError: it is no config file, or it fails.
@@ -178,7 +178,7 @@ def _told(error):
 
 
 def _plain(value):
-    """Dicts of dicts, with the values of references in place of them."""
+    """Returns dicts of dicts, with the values of references in place of them."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def converted(source: Any, dtype: str | None, dequantize: bool) -> Iterator[tuple[str, Any]]:
-    """The source's leaves, unpacked if `dequantize`, and arrays in `dtype` if one is given.
+    """Yields the source's leaves, unpacked if `dequantize`, and arrays in `dtype` if one is given.
 
     Raises:
       ValueError: a weight holds NaN or infinity, or does in this dtype.

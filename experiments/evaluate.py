@@ -138,7 +138,7 @@ def check_hub(data_dir: str | None) -> None:
 
 
 def describe(config, lm, fingerprint: str) -> dict:
-    """What has to be known of an evaluation to read or to repeat it."""
+    """Returns what has to be known of an evaluation to read or to repeat it."""
     import jax
 
     from griffin_jax.evaluation import run
@@ -198,7 +198,7 @@ def kept_name(config, lm, fingerprint: str) -> str:
 
 
 def summary(task: str, outcome) -> str:
-    """A line on a run."""
+    """Returns a line on a run."""
     figures = outcome.figures
     rate = figures["questions"] / max(figures["seconds"], 1e-9)
     line = (

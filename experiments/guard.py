@@ -49,7 +49,9 @@ def as_called(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """What to say of an error: its message, which some of Python's own lack a subject for."""
+    """Returns what to say of an error: its message, which some of Python's own lack a subject
+    for.
+    """
     if isinstance(error, ModuleNotFoundError) and error.name:
         extra = _EXTRAS.get(error.name.partition(".")[0])
         if extra:

@@ -11,7 +11,8 @@ _STANDARD_OUTPUT = "/dev/stdout"
 
 
 def file(flag: flags.FlagHolder, inputs: Sequence[str] = ()) -> Path | None:
-    """The file that a flag names, for `griffin_jax.files.new_file`; None where it names none.
+    """Returns the file that a flag names, for `griffin_jax.files.new_file`; None where it names
+    none.
 
     "-" is standard output.
     It is held until the command ends, so that another one for the same file ends at once.
@@ -33,7 +34,7 @@ def file(flag: flags.FlagHolder, inputs: Sequence[str] = ()) -> Path | None:
 
 
 def folder(flag: flags.FlagHolder) -> Path | None:
-    """The folder to write files into that a flag names; None where it names none.
+    """Returns the folder to write files into that a flag names; None where it names none.
 
     Raises:
       OSError: it cannot be made or written into.
@@ -45,7 +46,7 @@ def folder(flag: flags.FlagHolder) -> Path | None:
 
 
 def new_folder(flag: flags.FlagHolder) -> Path:
-    """The folder that a flag names, for `griffin_jax.files.new_folder`.
+    """Returns the folder that a flag names, for `griffin_jax.files.new_folder`.
 
     Raises:
       OSError: it is there already, or cannot be made.

@@ -44,7 +44,7 @@ class Packer:
         self._source, self._settings, self._block_size = source, settings, block_size
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
-        """The source's leaves, packed."""
+        """Yields the source's leaves, packed."""
         import jax
         import numpy as np
 
@@ -80,7 +80,7 @@ class Packer:
                 yield path, packed
 
     def report(self) -> str:
-        """A table of the groups and all together."""
+        """Returns a table of the groups and all together."""
         rows = []
         for group in sorted(self.tensors, key=lambda group: (group == _KEPT, group)):
             error = ""

@@ -85,14 +85,16 @@ def end_after(error: BaseException, tell: Callable[[str], None]) -> None:
 
 
 def several() -> bool:
-    """Whether this process is one of several, which no backend is asked for."""
+    """Returns whether this process is one of several, which no backend is asked for."""
     import jax
 
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this process is alone or the first of several, which no backend is asked for."""
+    """Returns whether this process is alone or the first of several, which no backend is asked
+    for.
+    """
     import jax
 
     return not several() or jax.process_index() == 0

@@ -85,7 +85,9 @@ def check_packings(packings: Any) -> None:
 
 
 def stored_weights(checkpoint: str) -> dict[str, Any]:
-    """Arrays of the model as they are stored, by path; 4-bit ones as what they stand for."""
+    """Returns arrays of the model as they are stored, by path; 4-bit ones as what they stand
+    for.
+    """
     from griffin_jax import checkpoints
     from griffin_jax.quantization import QuantizedTensor, dequantize
 
@@ -97,7 +99,7 @@ def stored_weights(checkpoint: str) -> dict[str, Any]:
 
 
 def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
-    """The figures of the model as it is and of every packing of the config."""
+    """Returns the figures of the model as it is and of every packing of the config."""
     import jax.numpy as jnp
     import numpy as np
     from flax.traverse_util import unflatten_dict
@@ -151,7 +153,7 @@ def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
 
 
 def _describe(packing, weights):
-    """Name, type, double quantization and block size."""
+    """Returns the name, type, double quantization and block size."""
     if packing is None:
         return weights["embedder/embedding"].dtype.name, None, False, None
     quant_type, double_quant, block_size = packing

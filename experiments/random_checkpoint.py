@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def random_leaves(config, dtype: np.dtype, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Every leaf of such a model and its path."""
+    """Yields every leaf of such a model and its path."""
     from griffin_jax.checkpoints.tree import flat_abstract_params
 
     random = np.random.default_rng(seed)

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def load_model(config):
-    """The config's model, with its tokenizer."""
+    """Returns the config's model, with its tokenizer."""
     import griffin_jax
 
     lm = griffin_jax.load(
@@ -121,7 +121,7 @@ def check_keyboard() -> None:
 
 
 def read_messages() -> Iterator[str]:
-    """The lines of standard input that say something, until it ends."""
+    """Yields the lines of standard input that say something, until it ends."""
     check_keyboard()
     # Bytes that are no text come as lone surrogates, and a line ends at a newline alone.
     sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
@@ -177,7 +177,7 @@ def write_samples(lm, config, prompts: list[str], output: Path | None) -> None:
 
 
 def sampling(config) -> dict:
-    """The fields of `SamplingConfig` that the config has."""
+    """Returns the fields of `SamplingConfig` that the config has."""
     from griffin_jax.inference.sampling import FIELDS
 
     return {name: config[name] for name in FIELDS if name in config}
@@ -188,14 +188,14 @@ def limits(config) -> dict:
 
 
 def as_read(lm, config, prompt: str) -> str:
-    """What the model reads for a prompt: the text itself, or a user's turn."""
+    """Returns what the model reads for a prompt: the text itself, or a user's turn."""
     if not config.chat:
         return prompt
     return lm.tokenizer.format_chat([{"role": "user", "content": prompt}])
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """One prompt a line; see `griffin_jax.text_files`.
+    """Returns one prompt a line; see `griffin_jax.text_files`.
 
     Raises:
       FileNotFoundError: there is no such file.

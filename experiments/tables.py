@@ -65,7 +65,7 @@ def _write(report: ModuleType, documents: list[tuple[str, dict]], folder: Path) 
 
 
 def find_files(names: list[str]) -> list[Path]:
-    """The files themselves and those of folders.
+    """Returns the files themselves and those of folders.
 
     Raises:
       FileNotFoundError: a name is that of neither, or a folder holds no results.
@@ -86,7 +86,7 @@ def find_files(names: list[str]) -> list[Path]:
 
 
 def read(path: Path) -> dict:
-    """The content of a file of results.
+    """Returns the content of a file of results.
 
     Raises:
       ValueError: it is none.

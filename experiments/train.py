@@ -32,7 +32,9 @@ flags.adopt_module_key_flags(processes)
 
 
 def read_rows(files: str, kind: str, seq_len: int, seed: int, tokenizer: Tokenizer) -> Rows | None:
-    """Rows of comma-separated text or token files, or of one chat file; None without a name."""
+    """Returns rows of comma-separated text or token files, or of one chat file; None without a
+    name.
+    """
     if not files:
         return None
     if kind == "chat":

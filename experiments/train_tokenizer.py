@@ -42,7 +42,7 @@ LATIN_AND_TYPOGRAPHIC = "‘’“”–—…£°àâäæçèéêëîïñôöù
 
 
 def read_documents(path: str) -> list[str]:
-    """The documents of a file, see `griffin_jax.training.corpus`.
+    """Returns the documents of a file, see `griffin_jax.training.corpus`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -57,7 +57,9 @@ def read_documents(path: str) -> list[str]:
 
 
 def train(documents: list[str], vocab_size: int) -> bytes:
-    """The serialized SentencePiece model; every text without U+2581 survives a round trip."""
+    """Returns the serialized SentencePiece model; every text without U+2581 survives a round
+    trip.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for document in documents for line in document.splitlines()),

@@ -20,7 +20,7 @@ _PROBE = (
 
 
 def gemmas_turns(messages: Messages, add_generation_prompt: bool = True) -> str:
-    """A conversation in Gemma's turns; see `Tokenizer.format_chat`.
+    """Returns a conversation in Gemma's turns; see `Tokenizer.format_chat`.
 
     Raises:
       ValueError: the roles do not alternate, or a field is missing or not text.
@@ -49,7 +49,8 @@ def gemmas_turns(messages: Messages, add_generation_prompt: bool = True) -> str:
 
 
 def is_gemmas(template: str | None, tokens: Mapping[str, str | None]) -> bool:
-    """Whether a template writes Gemma's turns, as a model without a template is taken to do.
+    """Returns whether a template writes Gemma's turns, as a model without a template is taken to
+    do.
 
     Args:
       template: In Jinja.
@@ -69,7 +70,8 @@ def is_gemmas(template: str | None, tokens: Mapping[str, str | None]) -> bool:
 def render(
     template: str, messages: Messages, add_generation_prompt: bool, tokens: Mapping[str, str | None]
 ) -> str:
-    """What a template makes of a conversation, as transformers' `apply_chat_template` has it.
+    """Returns what a template makes of a conversation, as transformers' `apply_chat_template` has
+    it.
 
     It runs in Jinja's sandbox: it comes from where the weights come from.
 

@@ -122,7 +122,7 @@ class GriffinConfig:
         return int(self.head_size * self.rope_fraction)
 
     def replace(self, **changes: Any) -> "GriffinConfig":
-        """A copy with some fields changed.
+        """Returns a copy with some fields changed.
 
         Sizes that were derived stay as they are: with another `width` or `num_heads`, give
         `head_size` and `recurrence_width` too, or None to derive them anew.
@@ -130,12 +130,12 @@ class GriffinConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, ready for JSON."""
+        """Returns plain values only, ready for JSON."""
         return dataclasses.asdict(self) | {"block_pattern": list(self.block_pattern)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GriffinConfig":
-        """The inverse of `to_dict`.
+        """Returns the inverse of `to_dict`.
 
         Raises:
           ValueError: a key is unknown, a required one is missing, or a value is none that a model has.
@@ -222,7 +222,7 @@ PRESETS: dict[str, GriffinConfig] = {
 
 
 def preset(name: str) -> GriffinConfig:
-    """The published shape called `name`; base and instruction-tuned models share a shape.
+    """Returns the published shape called `name`; base and instruction-tuned models share a shape.
 
     Raises:
       ValueError: there is no such preset; the message lists those there are.

@@ -34,7 +34,7 @@ LOGICAL_AXES = {
 
 
 def platform() -> str:
-    """What the program being traced is for: "gpu", "tpu" or "cpu".
+    """Returns what the program being traced is for: "gpu", "tpu" or "cpu".
 
     That is the platform of the mesh which `jax.set_mesh` set, be it of this machine or of one that
     is compiled for ahead of time, and without one the default backend.
@@ -45,7 +45,9 @@ def platform() -> str:
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh that the compiler is to partition over here; None inside of `shard_map`, too."""
+    """Returns the mesh that the compiler is to partition over here; None inside of `shard_map`,
+    too.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.axis_names != AXES or mesh.size == 1:
         return None
@@ -53,7 +55,7 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def partition_spec(axes: Axes) -> PartitionSpec:
-    """As JAX writes it, without the tail of dimensions that are whole."""
+    """Returns the spec as JAX writes it, without the tail of dimensions that are whole."""
     axes = list(axes)
     while axes and axes[-1] is None:
         axes.pop()
@@ -61,12 +63,12 @@ def partition_spec(axes: Axes) -> PartitionSpec:
 
 
 def mesh_axes(names: tuple[str | None, ...]) -> Axes:
-    """The mesh axes of an array whose dimensions have these names in `LOGICAL_AXES`."""
+    """Returns the mesh axes of an array whose dimensions have these names in `LOGICAL_AXES`."""
     return tuple(LOGICAL_AXES[name] for name in names)
 
 
 def dividing_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes) -> PartitionSpec:
-    """The layout of an array over these mesh axes, but for those that do not divide it.
+    """Returns the layout of an array over these mesh axes, but for those that do not divide it.
 
     So is a batch that is smaller than its axes, or the one token of a decoding step over
     "sequence": whole on each of their devices.
@@ -84,18 +86,20 @@ def dividing_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes)
 def activation_spec(
     mesh: Mesh | AbstractMesh, shape: tuple[int, ...], names: tuple[str | None, ...]
 ) -> PartitionSpec:
-    """The layout of an activation whose dimensions have these names in `LOGICAL_AXES`; see `dividing_spec`."""
+    """Returns the layout of an activation whose dimensions have these names in `LOGICAL_AXES`; see
+    `dividing_spec`.
+    """
     return dividing_spec(mesh, shape, mesh_axes(names))
 
 
 def time_shards(time: int) -> int:
-    """Into how many parts a sequence of this length is cut here."""
+    """Returns how many parts a sequence of this length is cut into here."""
     mesh = current_mesh()
     return 1 if mesh is None or time % mesh.shape[SEQUENCE] else mesh.shape[SEQUENCE]
 
 
 def model_shards() -> int:
-    """Into how many parts heads and widths are cut here."""
+    """Returns how many parts heads and widths are cut into here."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape[MODEL]
 
@@ -109,7 +113,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def replicate(tree: Any) -> Any:
-    """Arrays whole on every device, as a host that reads them needs them."""
+    """Lays arrays whole on every device, as a host that reads them needs them."""
     if current_mesh() is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: PartitionSpec(), tree))

@@ -54,7 +54,7 @@ class Bounds:
     filled: bool = False
 
     def hold(self, value: Any) -> bool:
-        """Whether a value of the right type lies within."""
+        """Returns whether a value of the right type lies within."""
         if self.one_of is not None:
             return value in self.one_of
         return not (
@@ -65,7 +65,7 @@ class Bounds:
         )
 
     def describe(self, value: Any) -> str:
-        """The bounds in words, such as "of at least 1"; empty where there are none.
+        """Returns the bounds in words, such as "of at least 1"; empty where there are none.
 
         A limit that nobody comes near, and `value` neither, is left out.
         """
@@ -89,7 +89,7 @@ _NO_BOUNDS = Bounds()
 
 
 def field(default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
-    """A dataclass field with `Bounds`, which are the keyword arguments.
+    """Returns a dataclass field with `Bounds`, which are the keyword arguments.
 
     Args:
       default: The default; without one the field is required.
@@ -158,7 +158,7 @@ def check_values(schema: type, values: Mapping[str, Any], prefix: str = "") -> d
 
 
 def parse_text(text: str, kind: Any) -> Any:
-    """What a text on the command line stands for, as a value of a field's type.
+    """Returns what a text on the command line stands for, as a value of a field's type.
 
     A text that is none is returned as it is, for `check_values` to refuse.
     """
@@ -181,7 +181,7 @@ def parse_text(text: str, kind: Any) -> Any:
 
 
 def check_value(name: str, value: Any, kind: Any, **bounds: Any) -> Any:
-    """The value of an argument, with NumPy's and JAX's scalars as Python's own.
+    """Returns the value of an argument, with NumPy's and JAX's scalars as Python's own.
 
     Args:
       name: What the message calls it.
@@ -209,7 +209,9 @@ def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What to say of an unknown name: the known one that is most like it, or all there are."""
+    """Returns what to say of an unknown name: the known one that is most like it, or all there
+    are.
+    """
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]}?"
@@ -217,7 +219,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: one line, not long."""
+    """Returns a value as a message shows it: one line, not long."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a repr of someone else's
@@ -226,7 +228,7 @@ def shown(value: Any) -> str:
 
 
 def of_optional(kind: Any) -> tuple[Any, bool]:
-    """The type of `T | None` and of T, and whether None is allowed."""
+    """Returns the type of `T | None` and of T, and whether None is allowed."""
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return kind, kind is Any
     members = [member for member in typing.get_args(kind) if member is not type(None)]
@@ -252,7 +254,7 @@ def _check(name, value, kind, bounds):
 
 
 def _typed(name, value, kind):
-    """Whether the value has the type, and the value as a plain one of it."""
+    """Returns whether the value has the type, and the value as a plain one of it."""
     if kind in (int, float, bool):
         value = _scalar(value)
         if kind is bool or isinstance(value, bool):

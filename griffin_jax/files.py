@@ -163,14 +163,14 @@ def new_folder(path: AnyPath, *, replace: bool = False, mark: str | None = None)
 
 
 def staged_folder_of(path: AnyPath, mark: str) -> Path:
-    """Where `new_folder` with this mark is filled, for processes that did not call it."""
+    """Returns where `new_folder` with this mark is filled, for processes that did not call it."""
     target = Path(os.path.realpath(paths.resolve(path)))
     place = target if paths.stays(target) else target.parent
     return place / partial_name(target.name, mark)
 
 
 def partial_name(name: str, mark: str | None = None) -> str:
-    """The temporary name of a file or folder that is being made."""
+    """Returns the temporary name of a file or folder that is being made."""
     return f"{_prefix(name)}{mark or uuid.uuid4().hex[:8]}.partial"
 
 
@@ -322,7 +322,9 @@ def _naming(given: Path, target: Path) -> Iterator[None]:
 
 
 def _is_own(path: Path, given: Path, target: Path) -> bool:
-    """Whether a path is that of a target, above it, in it, or one of its temporary names."""
+    """Returns whether a path is that of a target, above it, in it, or one of its temporary
+    names.
+    """
     prefix = _prefix(target.name)
     for here in (given, target):
         if path == here or path in here.parents or here in path.parents:
@@ -333,7 +335,9 @@ def _is_own(path: Path, given: Path, target: Path) -> bool:
 
 
 def _disk_full(error: BaseException | None) -> int | None:
-    """The system's number of a full disk, where another library's error goes back to one."""
+    """Returns the system's number of a full disk, where another library's error goes back to
+    one.
+    """
     while error is not None:
         for number in (errno.ENOSPC, errno.EDQUOT):
             if os.strerror(number).lower() in str(error).lower():

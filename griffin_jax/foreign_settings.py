@@ -13,17 +13,19 @@ Rule = Callable[[Any], bool]
 
 
 def obeyed(value: Any) -> bool:
-    """The rule of a setting that its reader takes and checks."""
+    """Returns the rule of a setting that its reader takes and checks."""
     return True
 
 
 def without_effect(value: Any) -> bool:
-    """The rule of a setting that changes no result here, whatever its value."""
+    """Returns the rule of a setting that changes no result here, whatever its value."""
     return True
 
 
 def only(*values: Any) -> Rule:
-    """The rule of a setting that means what is done here, or nothing, at these values alone."""
+    """Returns the rule of a setting that means what is done here, or nothing, at these values
+    alone.
+    """
 
     def rule(value):
         return any(
@@ -36,14 +38,16 @@ def only(*values: Any) -> Rule:
 
 
 def is_off(value: Any) -> bool:
-    """The rule of unknown settings: whether a value asks for nothing (null, false or empty)."""
+    """Returns the rule of unknown settings: whether a value asks for nothing (null, false or
+    empty).
+    """
     return value is None or value is False or value in ("", [], (), {})
 
 
 def read_settings(
     values: Any, rules: Mapping[str, Rule], what: str, unknown: Rule = is_off
 ) -> dict[str, Any]:
-    """The settings that a reader has to obey, without those that are null.
+    """Returns the settings that a reader has to obey, without those that are null.
 
     Args:
       values: As the file has them.

@@ -47,7 +47,7 @@ def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:
 
 
 def check_token_rows(tokens: Any, vocab_size: int) -> np.ndarray:
-    """The tokens [B, T] of a call, as an array.
+    """Returns the tokens [B, T] of a call, as an array.
 
     Raises:
       ValueError: they are not that, or one is outside of the vocabulary.
@@ -79,7 +79,7 @@ def check_shape_of_rows(tokens: jax.Array | np.ndarray) -> None:
 
 
 def check_positions(positions: Any, shape: tuple[int, int]) -> np.ndarray:
-    """The positions [B, T] of a call's tokens in their documents, as an array.
+    """Returns the positions [B, T] of a call's tokens in their documents, as an array.
 
     Raises:
       ValueError: they have another shape than the tokens, or one neither follows the one before it
@@ -101,7 +101,7 @@ def check_positions(positions: Any, shape: tuple[int, int]) -> np.ndarray:
 
 
 def check_lengths(lengths: Any, batch: int, time: int) -> np.ndarray:
-    """The lengths [B] of a call's rows, as an array.
+    """Returns the lengths [B] of a call's rows, as an array.
 
     Raises:
       ValueError: they are not one whole number of 0 to T for each row.
@@ -151,7 +151,7 @@ def check_state(state: Any, config: GriffinConfig, batch: int) -> None:
 
 
 def check_prompts(prompts: Any) -> list:
-    """The prompts of a call as a list; what each of them is, `check_prompt` says.
+    """Returns the prompts of a call as a list; what each of them is, `check_prompt` says.
 
     Raises:
       ValueError: they are no list.
@@ -180,7 +180,7 @@ def check_prompt(prompt: Any, name: str) -> None:
 
 
 def check_pairs(pairs: Any) -> list[tuple[Any, Any]]:
-    """The (context, continuation) pairs of a call.
+    """Returns the (context, continuation) pairs of a call.
 
     Raises:
       ValueError: they are no list, or one is not two texts or two lists of token ids.
@@ -202,7 +202,7 @@ def check_pairs(pairs: Any) -> list[tuple[Any, Any]]:
 
 
 def check_seeds(seed: Any, rows: int) -> list[int]:
-    """One seed, or one for each row.
+    """Returns one seed, or one for each row.
 
     Raises:
       ValueError: they are no whole numbers in 0 ... 2**32 - 1, or another number than `rows`.
@@ -222,7 +222,7 @@ def check_seeds(seed: Any, rows: int) -> list[int]:
 
 
 def check_stop(stop: Any) -> tuple[str, ...]:
-    """The strings that end a text.
+    """Returns the strings that end a text.
 
     Raises:
       ValueError: they are no strings, or one is empty.
@@ -238,7 +238,7 @@ def check_stop(stop: Any) -> tuple[str, ...]:
 
 
 def check_max_new_tokens(value: Any) -> int:
-    """How many tokens may be written.
+    """Returns how many tokens may be written.
 
     Raises:
       ValueError: it is no whole number of at least 0.
@@ -255,7 +255,9 @@ def _is_sequence(value):
 
 
 def _as_array(values):
-    """The numbers as an array; None where they make none, such as rows of unlike lengths."""
+    """Returns the numbers as an array; None where they make none, such as rows of unlike
+    lengths.
+    """
     try:
         array = np.asarray(values)
     except (ValueError, TypeError, OverflowError):
@@ -269,7 +271,7 @@ def _is_id(value, vocab_size):
 
 
 def _is_block(block, kind, config, lead):
-    """Whether a block's state is of this kind and shape, rows and stack before it."""
+    """Returns whether a block's state is of this kind and shape, rows and stack before it."""
     if not isinstance(block, BlockState):
         return False
     *stack, batch = lead
@@ -287,7 +289,7 @@ def _abstract_state(kind, config, batch, slots):
 
 
 def _told(value):
-    """A value that stands where text or ids should, and what to do about it."""
+    """Returns a value that stands where text or ids should, and what to do about it."""
     if isinstance(value, bytes | bytearray):
         return f"bytes ({shown(value)}); decode them to text"
     if isinstance(value, jax.Array | np.ndarray):

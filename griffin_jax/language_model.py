@@ -158,7 +158,7 @@ class LanguageModel:
         return _apply(*arguments) if self.mesh is None else _apply.on(self.mesh, *arguments)
 
     def engine(self, *, slots: int = 32, **options: Any) -> Engine:
-        """An engine, which writes many texts at once that come and go at any moment.
+        """Returns an engine, which writes many texts at once that come and go at any moment.
 
         `sample`, `stream` and `chat` have engines of their own; they all share what is compiled.
 
@@ -250,7 +250,9 @@ class LanguageModel:
         return pieces()
 
     def chat(self, system: str | None = None, context: Context | None = None) -> Chat:
-        """A new conversation, which reads each turn once; or one that goes on from a context."""
+        """Returns a new conversation, which reads each turn once; or one that goes on from a
+        context.
+        """
         self._tokenizer()  # raises without one
         return Chat(functools.partial(self.engine, slots=1), system, context)
 
@@ -278,7 +280,8 @@ class LanguageModel:
             save_context(context, file, mark)
 
     def load_context(self, file: str | Path) -> Context:
-        """A context that `save_context` has written, in whatever process and on whatever device.
+        """Returns a context that `save_context` has written, in whatever process and on whatever
+        device.
 
         Raises:
           FileNotFoundError: there is no such file.
@@ -297,7 +300,7 @@ class LanguageModel:
     def score(
         self, pairs: Sequence[tuple[Prompt, Prompt]], batch_size: int = 16
     ) -> list[tuple[float, bool]]:
-        """How likely each continuation is after its context.
+        """Returns how likely each continuation is after its context.
 
         Args:
           pairs: (context, continuation), both text or both token ids. Texts are cut as

@@ -40,11 +40,11 @@ class LayerOf(Weight):
         return self.stack.format
 
     def take(self) -> Any:
-        """The layer alone, which may be a copy."""
+        """Returns the layer alone, which may be a copy."""
         return jax.tree.map(lambda x: _take(x, self.index), self.stack)
 
     def put(self, layer: Any) -> "LayerOf":
-        """The same view of a stack in which the layer is replaced."""
+        """Returns the same view of a stack in which the layer is replaced."""
         stack = jax.tree.map(
             lambda x, new: lax.dynamic_update_index_in_dim(x, new, self.index, 0), self.stack, layer
         )

@@ -122,7 +122,8 @@ def load(
 
 
 def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageModel:
-    """The model with its linear weights in 4 bits, byte for byte as bitsandbytes packs them.
+    """Returns the model with its linear weights in 4 bits, byte for byte as bitsandbytes packs
+    them.
 
     The embedding, the output head, gates, convolutions, norms and biases stay as they are, and so
     does the model's dtype: `bnb_4bit_compute_dtype` is for those who load what `save` writes.
@@ -155,7 +156,7 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
 
 
 def dequantize(lm: LanguageModel, dtype: DTypeLike | None = None) -> LanguageModel:
-    """The model with plain arrays as weights, as gradients and other libraries want them.
+    """Returns the model with plain arrays as weights, as gradients and other libraries want them.
 
     Packed weights are unpacked, and an adapter is merged into the weights that it adds to, in float32.
 

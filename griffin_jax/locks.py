@@ -172,7 +172,7 @@ class Lock:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether the file is locked now; None where the file system knows no locks."""
+    """Returns whether the file is locked now; None where the file system knows no locks."""
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,7 +213,7 @@ def _read_owner(data: bytes) -> dict[str, Any] | None:
 
 
 def _alive(owner: dict[str, Any] | None) -> bool:
-    """Whether a process runs; one on another host may."""
+    """Returns whether a process runs; one on another host may."""
     if owner is None:
         return False
     if owner["host"] != _host():

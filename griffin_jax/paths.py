@@ -28,7 +28,8 @@ class OutputError(OSError):
 
 
 def resolve(path: AnyPath, name: str = "path") -> Path:
-    """The absolute path that a user means: `~` and `~user` are home folders, the rest is as it is.
+    """Returns the absolute path that a user means: `~` and `~user` are home folders, the rest is as
+    it is.
 
     Called where a path enters, so that a later change of the working folder does not matter.
 
@@ -102,7 +103,9 @@ def check_file(path: AnyPath, name: str = "output", inputs: Sequence[AnyPath] = 
 
 
 def output_file(path: AnyPath, name: str = "output", inputs: Sequence[AnyPath] = ()) -> Path:
-    """The resolved path of a file to write, as `check_file` has it, without trying to write."""
+    """Returns the resolved path of a file to write, as `check_file` has it, without trying to
+    write.
+    """
     given = resolve(path, name)
     try:
         mode = given.stat().st_mode
@@ -205,7 +208,7 @@ def refuse_full(target: Path, given: Path, besides: str | None = None) -> None:
 
 
 def stays(target: Path) -> bool:
-    """Whether a file or folder is there and may be written, and not be replaced by another.
+    """Returns whether a file or folder is there and may be written, and not be replaced by another.
 
     So it is with what a container mounts, and in a folder that is not one's own.
     """
@@ -216,7 +219,7 @@ def stays(target: Path) -> bool:
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is a device or a pipe, which is written into."""
+    """Returns whether a path is a device or a pipe, which is written into."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -225,7 +228,7 @@ def is_special(path: Path) -> bool:
 
 
 def stream_number(path: Path) -> int | None:
-    """Which of this process's open files a path such as /dev/stdout stands for."""
+    """Returns which of this process's open files a path such as /dev/stdout stands for."""
     text = str(path)
     found = _STREAM.fullmatch(text)
     if found is None:

@@ -86,12 +86,12 @@ class TextFile:
         return self.name
 
     def fault(self, what: str, line: int | None = None) -> Exception:
-        """The error that says what is wrong with the file, or with a line of it, from 1."""
+        """Returns the error that says what is wrong with the file, or with a line of it, from 1."""
         place = "" if line is None else f", line {line}"
         return self._error(f"{self._before}{self.name}{place}: {what}")
 
     def text(self) -> str:
-        """All of it.
+        """Reads all of it.
 
         Raises:
           TextFileError: (or the error that was given) it is damaged or not UTF-8.
@@ -101,7 +101,7 @@ class TextFile:
         return self._decode(data.removeprefix(codecs.BOM_UTF8))
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """The number, from 1, and the text of every line, without its end.
+        """Yields the number, from 1, and the text of every line, without its end.
 
         Raises:
           TextFileError: (or the error that was given) it is damaged or not UTF-8.
@@ -110,7 +110,7 @@ class TextFile:
             yield number, self._decode(line, number)
 
     def records(self) -> Iterator[tuple[int, Any]]:
-        """The number, from 1, and the JSON value of every line that is not blank.
+        """Yields the number, from 1, and the JSON value of every line that is not blank.
 
         Raises:
           TextFileError: (or the error that was given) it is damaged, not UTF-8 or not JSON lines.
@@ -131,7 +131,7 @@ class TextFile:
                 raise self.fault(what, number) from error
 
     def strings(self, field: str) -> Iterator[tuple[int, str]]:
-        """The number of every line that is not blank, and the text in `field` of its object.
+        """Yields the number of every line that is not blank, and the text in `field` of its object.
 
         Raises:
           TextFileError: (or the error that was given) as `records`, or a line has no such text.
@@ -143,7 +143,7 @@ class TextFile:
             yield number, self.check_text(value, number)
 
     def check_text(self, text: str, line: int) -> str:
-        """The text of a JSON value, which may hold what is no character.
+        """Returns the text of a JSON value, which may hold what is no character.
 
         Raises:
           TextFileError: (or the error that was given) it does.
@@ -156,12 +156,12 @@ class TextFile:
         return text
 
     def digest(self) -> bytes:
-        """SHA-256 of the file as it is stored."""
+        """Returns SHA-256 of the file as it is stored."""
         with self._stored() as file:
             return hashlib.file_digest(file, "sha256").digest()
 
     def is_empty(self) -> bool:
-        """Whether the file as it is stored has no byte."""
+        """Returns whether the file as it is stored has no byte."""
         with self._stored() as file:
             return not file.read(1)
 
@@ -240,7 +240,8 @@ class TextFile:
 def find_json_lines(
     folder: Path, stem: str, error: Callable[[str], Exception] = TextFileError
 ) -> Path:
-    """The file of JSON lines of that stem in a folder, packed or not; STEM.jsonl if there is none.
+    """Returns the file of JSON lines of that stem in a folder, packed or not; STEM.jsonl if there
+    is none.
 
     Raises:
       TextFileError: (or the error that was given) there are several.
@@ -270,7 +271,9 @@ def _read_standard_input(stream: TextIO) -> bytes:
 
 
 def _zstd_opener() -> Callable[[BinaryIO], BinaryIO] | None:
-    """What opens a stream of zstd data; None without a library that notices its end missing."""
+    """Returns what opens a stream of zstd data; None without a library that notices its end
+    missing.
+    """
     for library in ("compression", "backports"):  # of Python 3.14, and for earlier ones
         try:
             return importlib.import_module(f"{library}.zstd").open

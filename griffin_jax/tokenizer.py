@@ -79,15 +79,15 @@ class _FileTokenizer(Tokenizer):
 
     @abc.abstractmethod
     def _own_id(self, piece: str) -> int | None:
-        """The id that the vocabulary itself gives a piece, None where it lacks it."""
+        """Returns the id that the vocabulary itself gives a piece, None where it lacks it."""
 
     @abc.abstractmethod
     def _own_piece(self, token_id: int) -> str:
-        """The piece of a vocabulary's own id as it is written down."""
+        """Returns the piece of a vocabulary's own id as it is written down."""
 
     @abc.abstractmethod
     def _special_ids(self) -> Iterable[int]:
-        """The tokens that stand for no text."""
+        """Returns the tokens that stand for no text."""
 
     def piece_to_id(self, piece: str) -> int | None:
         return self._added_ids.get(piece, self._own_id(piece))
@@ -109,7 +109,9 @@ class _FileTokenizer(Tokenizer):
         return self._own_piece(token_id) if token is None else token.content
 
     def _number(self, size: int) -> dict[str, int]:
-        """The ids of all added tokens: those in the files must be what transformers makes them."""
+        """Returns the ids of all added tokens: those in the files must be what transformers makes
+        them.
+        """
         ids, following = {}, size
         order = sorted(
             self._files.added.values(), key=lambda t: (t.id is None, -1 if t.id is None else t.id)
@@ -272,7 +274,7 @@ def _read_model(path: Path) -> SentencePieceProcessor:
 
 
 def _agrees(processor: SentencePieceProcessor, vocabulary: Mapping[str, int] | None) -> bool:
-    """Whether a tokenizer.json has the pieces of a tokenizer.model."""
+    """Returns whether a tokenizer.json has the pieces of a tokenizer.model."""
     size = processor.get_piece_size()
     return (
         vocabulary is not None
@@ -282,7 +284,7 @@ def _agrees(processor: SentencePieceProcessor, vocabulary: Mapping[str, int] | N
 
 
 def find_tokenizer(folder: AnyPath, config: GriffinConfig) -> Tokenizer | None:
-    """The tokenizer beside a model, None where there is none.
+    """Returns the tokenizer beside a model, None where there is none.
 
     Raises:
       ImportError: as `load_tokenizer`.

@@ -60,7 +60,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def piece_to_id(self, piece: str) -> int | None:
-        """The id of `piece`, None where the vocabulary lacks it."""
+        """Returns the id of `piece`, None where the vocabulary lacks it."""
 
     @property
     @abc.abstractmethod
@@ -69,24 +69,26 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _encode(self, text: str) -> list[int]:
-        """Token ids of `text`, special pieces as their own tokens, nothing added."""
+        """Returns the token ids of `text`, special pieces as their own tokens, nothing added."""
 
     @abc.abstractmethod
     def _piece(self, token_id: int) -> str:
-        """The piece as the vocabulary writes it; empty for an id that stands for no text."""
+        """Returns the piece as the vocabulary writes it; empty for an id that stands for no
+        text.
+        """
 
     def _special_pieces(self) -> set[str]:
-        """How the tokens that mean something else than their letters are written."""
+        """Returns how the tokens that mean something else than their letters are written."""
         return {self._bos_piece, START_OF_TURN, END_OF_TURN}
 
     def _template_tokens(self) -> dict[str, str | None]:
-        """What bos_token and so on are in a chat template."""
+        """Returns what bos_token and so on are in a chat template."""
         return {"bos_token": self._bos_piece}
 
     def encode(
         self, text: str, bos: bool | None = None, special: Literal["token", "text"] = "token"
     ) -> list[int]:
-        """Token ids of `text`.
+        """Returns the token ids of `text`.
 
         A text that begins with `<bos>` (the BOS piece) starts with that one token, whatever `bos`
         says.
@@ -123,13 +125,13 @@ class Tokenizer(abc.ABC):
         return re.compile("|".join(map(re.escape, pieces)))
 
     def _encode_literally(self, text: str) -> list[int]:
-        """As `_encode`, every mark cut in two behind its first character, so that none is found."""
+        """Does what `_encode` does, every mark cut in two behind its first character, so that none is found."""
         cuts = [0, *(mark.start() + 1 for mark in self._marks.finditer(text)), len(text)]
         parts = [text[begin:end] for begin, end in itertools.pairwise(cuts)]
         return [token_id for part in parts for token_id in self._encode(part)]
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of `token_ids`, without special tokens.
+        """Returns the text of `token_ids`, without special tokens.
 
         Bytes that are not UTF-8 and ids outside the vocabulary become U+FFFD.
         """
@@ -162,7 +164,7 @@ class Tokenizer(abc.ABC):
     def format_chat(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as one text, to be passed to `encode`, which adds BOS.
+        """Returns a conversation as one text, to be passed to `encode`, which adds BOS.
 
         That is what the model's chat template makes of it where there is one of another kind, and
         otherwise Gemma's turns: white space around each message is dropped. Gemma has no system
@@ -191,7 +193,7 @@ class Tokenizer(abc.ABC):
         bos: bool | None = None,
         special: Literal["token", "text"] = "token",
     ) -> list[int]:
-        """Token ids of a conversation; under special="text" only its own marks are special.
+        """Returns the token ids of a conversation; under special="text" only its own marks are special.
 
         A message that comes from others can then not end its turn or open another one.
 
@@ -255,7 +257,7 @@ class StreamDecoder:
         self._drop_space = tokenizer._adds_space
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The text that `token_ids` complete; may be empty."""
+        """Returns the text that `token_ids` complete; may be empty."""
         text = self._utf8.decode(self._tokenizer._join(token_ids))
         if text and self._drop_space:
             self._drop_space = False
@@ -263,5 +265,7 @@ class StreamDecoder:
         return text
 
     def flush(self) -> str:
-        """What is still held back once no token follows: U+FFFD for an unfinished character."""
+        """Returns what is still held back once no token follows: U+FFFD for an unfinished
+        character.
+        """
         return self._utf8.decode(b"", final=True)

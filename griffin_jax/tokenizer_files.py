@@ -178,7 +178,7 @@ def _check_ids(folder: Path, added: Mapping[str, AddedToken]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file."""
+    """Returns the JSON object in a file; empty where there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -235,7 +235,9 @@ def _vocabulary(whole: dict[str, Any]) -> dict[str, int] | None:
 
 
 def _adds_bos(whole: dict[str, Any], folder: Path) -> bool | None:
-    """Whether the post-processor puts a token before a text, which is all that it may do."""
+    """Returns whether the post-processor puts a token before a text, which is all that it may
+    do.
+    """
     processor = whole.get("post_processor")
     steps = processor.get("processors", [processor]) if isinstance(processor, dict) else []
     templates = [s for s in steps if isinstance(s, dict) and s.get("type") == "TemplateProcessing"]

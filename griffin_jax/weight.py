@@ -31,7 +31,7 @@ class Weight:
         return type(self)
 
     def axes(self, axes: tuple) -> Any:
-        """The axes of each array of the weight, in its own structure.
+        """Returns the axes of each array of the weight, in its own structure.
 
         Args:
           axes: What the weight's own dimensions are, such as ("features", "width"). Arrays with more
@@ -40,42 +40,48 @@ class Weight:
         raise NotImplementedError
 
     def dequantize(self, dtype: DTypeLike | None = None) -> jax.Array:
-        """The weight as an array, in its own dtype by default."""
+        """Returns the weight as an array, in its own dtype by default."""
         raise NotImplementedError
 
     def layer(self) -> "Weight":
-        """The weight by itself, apart from a stack that it may be read in."""
+        """Returns the weight by itself, apart from a stack that it may be read in."""
         return self
 
     def divisible(self) -> "Weight":
-        """The same weight in a form of which a mesh may cut each array as `axes` says."""
+        """Returns the same weight in a form of which a mesh may cut each array as `axes` says."""
         return self
 
     def part(self) -> "Weight":
-        """What is left of the weight after a mesh cut its arrays, whose shape it says again."""
+        """Returns what is left of the weight after a mesh cut its arrays, whose shape it says
+        again.
+        """
         return self
 
 
 def is_weight(leaf: Any) -> bool:
-    """Whether a leaf of a parameter tree is a `Weight`, and no plain array."""
+    """Returns whether a leaf of a parameter tree is a `Weight`, and no plain array."""
     return isinstance(leaf, Weight)
 
 
 def format_of(weight: jax.Array | Weight) -> type:
-    """The format of a weight; `jax.Array` of a plain array."""
+    """Returns the format of a weight; `jax.Array` of a plain array."""
     return weight.format if is_weight(weight) else jax.Array
 
 
 def dequantized(weight: jax.Array | Weight, dtype: DTypeLike) -> jax.Array:
-    """A weight of any format as an array."""
+    """Returns a weight of any format as an array."""
     return weight.dequantize(dtype) if is_weight(weight) else weight.astype(dtype)
 
 
 def axes_of(leaf: Any, axes: tuple) -> Any:
-    """The axes of an array, or of each array of a `Weight`, whose own dimensions are `axes`."""
+    """Returns the axes of an array, or of each array of a `Weight`, whose own dimensions are
+    `axes`.
+    """
     return leaf.axes(axes) if is_weight(leaf) else behind(axes, leaf.ndim)
 
 
 def behind(axes: tuple, ndim: int) -> tuple:
-    """The axes of an array of so many dimensions: None in front of those that `axes` names."""
+    """Returns the axes of an array of so many dimensions: None in front of those that `axes`
+    names.
+    """
     return (None,) * (ndim - len(axes)) + tuple(axes)

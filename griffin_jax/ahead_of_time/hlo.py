@@ -52,7 +52,7 @@ class Instruction:
     argument: str
 
     def called(self, attribute: str) -> str | None:
-        """The computation that an attribute such as "body" names."""
+        """Returns the computation that an attribute such as "body" names."""
         found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
         return found and found.group(1)
 
@@ -85,7 +85,7 @@ class Module:
                 current[instruction.name] = instruction
 
     def executed(self) -> Iterator[tuple[Instruction, dict[str, Instruction], int]]:
-        """Instructions that run, with their computation and how often they do.
+        """Yields instructions that run, with their computation and how often they do.
 
         Loops count as often as their condition compares with, and once where that is not known.
         What a fusion is made of is not listed.
@@ -114,7 +114,9 @@ class Module:
         return len(self.computations[computation])
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often a loop turns: the constant that its condition compares with, or else 1."""
+        """Returns how often a loop turns: the constant that its condition compares with, or else
+        1.
+        """
         condition = self.computations[loop.called("condition")]
         for instruction in condition.values():
             if instruction.opcode != "compare":
@@ -126,7 +128,7 @@ class Module:
         return 1
 
     def collectives(self) -> dict[str, Collective]:
-        """What the devices tell each other, by kind."""
+        """Returns what the devices tell each other, by kind."""
         found = {}
         for instruction, _, times in self.executed():
             if kind := self._collective(instruction):
@@ -136,7 +138,7 @@ class Module:
         return found
 
     def _collective(self, instruction):
-        """The kind of an instruction that is a collective, or None.
+        """Returns the kind of an instruction that is a collective, or None.
 
         The TPU's compiler makes fusions of some: of a sum and the picking of each device's part of
         it, and of what runs beside products, where the last of several fusions stands for all.
@@ -153,7 +155,7 @@ class Module:
         return None
 
     def memory_traffic(self, instruction: Instruction, scope: dict[str, Instruction]) -> int:
-        """Bytes that an instruction reads from the device's main memory and writes to it.
+        """Returns the bytes that an instruction reads from the device's main memory and writes to it.
 
         Of what it takes slices, the slices count; where it writes into an array, what it writes.
         A kernel counts one layer of what is stacked over layers.
@@ -189,7 +191,9 @@ class Module:
         return total + (result if written is None else min(result, written))
 
     def _users(self, fusion, index):
-        """What uses an operand of a fusion in the end, as which operand, and in which computation."""
+        """Returns what uses an operand of a fusion in the end, as which operand, and in which
+        computation.
+        """
         body = self.computations.get(fusion.called("calls"), {})
         same = {
             x.name for x in body.values() if x.opcode == "parameter" and x.argument == str(index)
@@ -214,7 +218,7 @@ def _update_bytes(user, body):
 
 
 def _result(instruction):
-    """The type of a result; of an asynchronous start, that of what it brings."""
+    """Returns the type of a result; of an asynchronous start, that of what it brings."""
     if not instruction.opcode.endswith("-start") or not instruction.type.startswith("("):
         return instruction.type
     arrays = [match.group(0) for match in _ARRAY.finditer(instruction.type)]
@@ -222,7 +226,7 @@ def _result(instruction):
 
 
 def _one_layer(type):
-    """Bytes of an operand of a kernel; of [layers, a, b], those of one layer."""
+    """Returns the bytes of an operand of a kernel; of [layers, a, b], those of one layer."""
     dimensions = _ARRAY.match(type)
     if dimensions is None:
         return 0
@@ -232,7 +236,7 @@ def _one_layer(type):
 
 @functools.lru_cache(maxsize=100_000)
 def array_bytes(type: str, everywhere: bool = False) -> int:
-    """Bytes of the arrays of a type that lie in main memory, or anywhere."""
+    """Returns the bytes of the arrays of a type that lie in main memory, or anywhere."""
     total = 0
     for dtype, dimensions, layout in _ARRAY.findall(type):
         if not everywhere and re.search(r"S\([1-9]", layout or ""):

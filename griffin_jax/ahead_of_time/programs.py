@@ -100,14 +100,14 @@ def lower(program: Program, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def abstract_arguments(program: Program) -> dict[str, Any]:
-    """The parameters as shapes, nowhere in particular."""
+    """Returns the parameters as shapes, nowhere in particular."""
     if program.job == "train":
         return _stacked(program, abstract_params(program.config))
     return _stacked(program, _inference_params(program))
 
 
 def _arguments(program, mesh):
-    """Parameters and decoding state where they lie on a mesh."""
+    """Returns the parameters and the decoding state where they lie on a mesh."""
     params, state = abstract_arguments(program), _state(program)
     params = _place(params, param_shardings(program.config, params, mesh))
     return lay_out(params), _place(state, tree_shardings(state, mesh))

@@ -91,7 +91,7 @@ def _memory(analysis):
 
 
 def paper(program: Program) -> Roofline:
-    """The least time of a call of a program; its mesh has no -1."""
+    """Returns the least time of a call of a program; its mesh has no -1."""
     config, mesh = program.config, program.mesh
     if program.job == "train":
         params = programs.abstract_arguments(program)

@@ -82,7 +82,8 @@ def decode_roofline(
     machine: Machine = V5E,
     position: int = 4096,
 ) -> Roofline:
-    """One decoding step: every weight and the rows' state are read, one token a row is drawn.
+    """Costs one decoding step: every weight and the rows' state are read, one token a row is
+    drawn.
 
     Args:
       config: The model's shape.
@@ -119,7 +120,9 @@ def prefill_roofline(
     mesh: MeshShape = _ONE_CHIP,
     machine: Machine = V5E,
 ) -> Roofline:
-    """One call that reads so many tokens of each row; arguments as for `decode_roofline`."""
+    """Costs one call that reads so many tokens of each row; arguments as for
+    `decode_roofline`.
+    """
     copies = mesh.data * mesh.fsdp
     flops = prefill_flops(config, batch_size, tokens) / copies / mesh.model
     links = 0.0
@@ -144,7 +147,7 @@ def train_roofline(
     machine: Machine = V5E,
     recompute: bool = True,
 ) -> Roofline:
-    """One step of AdamW with float32 master weights.
+    """Costs one step of AdamW with float32 master weights.
 
     Args:
       config: The model's shape.
@@ -196,5 +199,5 @@ def _latency(chips, machine):
 
 
 def tree_bytes(tree) -> int:
-    """Bytes of the arrays of a tree, concrete or abstract."""
+    """Returns the bytes of the arrays of a tree, concrete or abstract."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

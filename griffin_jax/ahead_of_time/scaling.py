@@ -167,7 +167,7 @@ class Measured:
 
 
 def measured_figures(folder: Path) -> list[Measured]:
-    """What `experiments.benchmark` left; of decoding, where it left nothing, others' code.
+    """Returns what `experiments.benchmark` left; of decoding, where it left nothing, others' code.
 
     Args:
       folder: With JSON files of `experiments.benchmark`.
@@ -246,7 +246,7 @@ def errors_table(figures: list[Measured]) -> tuple[list[str], list[list[str]]]:
 
 
 def _floor(figure):
-    """What the figure is of, and the model's time of it."""
+    """Returns what the figure is of, and the model's time of it."""
     if figure.what == "train":
         count = sum(x.size for x in jax.tree.leaves(abstract_params(figure.config)))
         name = f"{count / 1e9:.1f}B train, {figure.rows} x {figure.tokens:,}"

@@ -55,7 +55,7 @@ class Estimate:
 
 
 def estimate(topology: str, program: Program, module: Module) -> Estimate:
-    """The time of a compiled program, on one chip of its mesh; takes two more compilations.
+    """Returns the time of a compiled program, on one chip of its mesh; takes two more compilations.
 
     Args:
       topology: What it was compiled for.
@@ -80,7 +80,7 @@ def _forms(module, cycles):
 
 
 def summed(module: Module, cycles: dict[str, int], forms: dict[tuple, int]) -> Estimate:
-    """The time of a program, given cycles of instructions by name or else by form."""
+    """Returns the time of a program, given cycles of instructions by name or else by form."""
     total = kernels = memory = covered = 0.0
     for instruction, scope, times in module.executed():
         found = cycles.get(instruction.name, forms.get(_form(instruction, scope), 0))
@@ -98,7 +98,7 @@ def _is_product(instruction):
 
 
 def _product(instruction):
-    """Rows, inputs and outputs of a product with a 4-bit weight."""
+    """Returns the rows, inputs and outputs of a product with a 4-bit weight."""
     constraints = re.search(r"operand_layout_constraints=\{.*?\}\}", instruction.attributes)
     arrays = _SHAPE.findall(constraints.group(0))
     rows, inputs = next(shape.split(",") for dtype, shape in arrays if dtype == "bf16")
@@ -116,7 +116,9 @@ def _form(instruction, scope):
 
 
 def _profile(what: dict[str, Any]) -> tuple[dict[str, int], str]:
-    """Cycles of instructions by name, as far as libtpu estimates them, and the program's text."""
+    """Returns the cycles of instructions by name, as far as libtpu estimates them, and the program's
+    text.
+    """
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for name in ("dump", "profile"):
@@ -156,7 +158,7 @@ def _main(what, text):
 
 
 def _lower_products(products):
-    """One program with products of these rows, inputs and outputs, on one chip."""
+    """Returns one program with products of these rows, inputs and outputs, on one chip."""
     mesh = make_mesh(devices=topologies.devices("v5e:1x1"))
     whole = NamedSharding(mesh, PartitionSpec())
 

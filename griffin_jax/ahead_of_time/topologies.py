@@ -26,7 +26,7 @@ def check_name(name: str) -> None:
 
 
 def num_chips(name: str) -> int:
-    """Chips of a topology, each of which is one JAX device.
+    """Returns the chips of a topology, each of which is one JAX device.
 
     Raises:
       ValueError: there is no such topology.
@@ -36,7 +36,7 @@ def num_chips(name: str) -> int:
 
 
 def devices(name: str) -> Sequence[jax.Device]:
-    """Devices that programs can be compiled for, and run on nowhere.
+    """Returns devices that programs can be compiled for, and run on nowhere.
 
     Raises:
       ValueError: there is no such topology.

@@ -12,19 +12,23 @@ from griffin_jax.training.flops import matmul_params, pair_flops
 
 
 def weight_bytes_per_step(config: GriffinConfig, weight_bytes: int, dtype: DTypeLike) -> int:
-    """Bytes of parameters that one call must read: all, but of an untied embedding a few rows."""
+    """Returns the bytes of parameters that one call must read: all, but of an untied embedding a few
+    rows.
+    """
     embedding = config.vocab_size * config.width * jnp.dtype(dtype).itemsize
     return weight_bytes if config.tie_embeddings else weight_bytes - embedding
 
 
 def weight_bytes_per_chunk(config: GriffinConfig, weight_bytes: int, dtype: DTypeLike) -> int:
-    """Bytes of parameters that a call reads which makes no logits: neither embedding nor head."""
+    """Returns the bytes of parameters that a call reads which makes no logits: neither embedding nor
+    head.
+    """
     embedding = config.vocab_size * config.width * jnp.dtype(dtype).itemsize
     return weight_bytes - (1 if config.tie_embeddings else 2) * embedding
 
 
 def state_bytes_per_step(config: GriffinConfig, position: int, dtype: DTypeLike) -> int:
-    """Bytes of one row's state that a decoding step must read and write, at this position.
+    """Returns the bytes of one row's state that a decoding step must read and write, at this position.
 
     Keys and values that are there are read; the recurrent blocks' part is read and written.
     """
@@ -33,18 +37,22 @@ def state_bytes_per_step(config: GriffinConfig, position: int, dtype: DTypeLike)
 
 
 def cache_bytes(config: GriffinConfig, tokens: int, itemsize: int = 2) -> int:
-    """Bytes that one row's state holds after so many tokens, with keys of `itemsize` bytes."""
+    """Returns the bytes that one row's state holds after so many tokens, with keys of `itemsize`
+    bytes.
+    """
     return sum(state_parts(config, tokens, itemsize))
 
 
 def decode_flops(config: GriffinConfig, batch_size: int, position: int) -> float:
-    """FLOPs of one decoding step: matrix products and attention."""
+    """Returns FLOPs of one decoding step: matrix products and attention."""
     keys = _reach(config, position) + 1
     return batch_size * (2 * matmul_params(config) + _attention_flops(config, keys))
 
 
 def prefill_flops(config: GriffinConfig, batch_size: int, tokens: int) -> float:
-    """FLOPs of reading a prompt: every product but the output head's, which no prompt needs."""
+    """Returns FLOPs of reading a prompt: every product but the output head's, which no prompt
+    needs.
+    """
     matmuls = matmul_params(config) - config.vocab_size * config.width
     reach = _reach(config, tokens)
     # Keys that a causal window shows, summed over all queries.
@@ -53,7 +61,9 @@ def prefill_flops(config: GriffinConfig, batch_size: int, tokens: int) -> float:
 
 
 def state_parts(config: GriffinConfig, tokens: int, itemsize: int) -> tuple[int, int]:
-    """Bytes of one row's state after so many tokens: of blocks whose state grows, and of others."""
+    """Returns the bytes of one row's state after so many tokens: of blocks whose state grows, and of
+    others.
+    """
     filled = tokens if config.attention_window is None else min(tokens, config.attention_window)
     one, dtype = config.replace(attention_window=1), f"uint{8 * itemsize}"
     growing = whole = 0

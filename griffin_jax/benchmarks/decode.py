@@ -128,7 +128,7 @@ def measure_decoding(
 def measure_streaming(
     subject: Subject, stack: GriffinStack, position: int, tokens: int, repeats: int
 ) -> Row:
-    """A text streamed as the commands stream it, and the same text drawn in one dispatch.
+    """Times a text streamed as the commands stream it, and the same text drawn in one dispatch.
 
     Streaming begins with a burst of one token, doubles it, and has the next burst under way while
     one is looked at. Both run one program, in turns, so that their ratio is that of the bursts.
@@ -183,7 +183,7 @@ def measure_streaming(
 
 
 def state_bytes(stack: GriffinStack, position: int, batch_size: int) -> int:
-    """Bytes of the state that decoding at this position holds, as it is laid out."""
+    """Returns the bytes of the state that decoding at this position holds, as it is laid out."""
     lm = stack.lm
     state = jax.eval_shape(
         lambda: prefill.fresh_state(lm.model, lm.params, batch_size, position + 1)

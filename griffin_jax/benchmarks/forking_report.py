@@ -39,7 +39,9 @@ def write(documents: Sequence[tuple[str, dict]], folder: Path) -> list[Path]:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """What was asked of which model, a line for each way, and what follows for all of MMLU."""
+    """Returns what was asked of which model, a line for each way, and what follows for all of
+    MMLU.
+    """
     head = ["way", "tokens read", "with padding", "seconds", "first round", "questions a second"]
     cells = []
     for row in content["rows"]:
@@ -67,7 +69,9 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def whole_seconds(content: Mapping[str, Any]) -> float:
-    """What all of MMLU would take: its tokens, as long as those here, at the tokens a second here."""
+    """Returns what all of MMLU would take: its tokens, as long as those here, at the tokens a
+    second here.
+    """
     examples = content["examples_tokens"] / content["subjects"] * _SUBJECTS
     questions = content["questions_tokens"] / content["questions"] * _QUESTIONS
     read = content["examples_tokens"] + content["questions_tokens"]

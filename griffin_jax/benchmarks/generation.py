@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def random_prompts(vocab_size: int, tokens: int, rows: int = 1) -> list[list[int]]:
-    """Token ids from all over the vocabulary, the same every time."""
+    """Returns the token ids from all over the vocabulary, the same every time."""
     return np.random.default_rng(0).integers(0, vocab_size, (rows, tokens)).tolist()
 
 
@@ -94,7 +94,8 @@ def measure_latency(
     repeats: int = 3,
     repeat_most: int = 512,
 ) -> Iterator[Row]:
-    """Seconds from a prompt's arrival until N tokens are there, for every N of `tokens` up to `most`.
+    """Yields seconds from a prompt's arrival until N tokens are there, for every N of `tokens` up
+    to `most`.
 
     One long generation gives all rows, and `repeats - 1` short ones of `repeat_most` tokens repeat
     those up to there. A row that memory does not suffice for says so.
@@ -135,7 +136,7 @@ def measure_latency(
 
 
 def step_cost(subject: Subject, position: int, batch_size: int) -> tuple[float, float]:
-    """Bytes and FLOPs of one decoding step, counted from the shapes."""
+    """Returns the bytes and FLOPs of one decoding step, counted from the shapes."""
     config = subject.config
     weights = counting.weight_bytes_per_step(config, subject.weight_bytes(), subject.dtype)
     state = batch_size * counting.state_bytes_per_step(config, position, subject.dtype)

@@ -13,7 +13,7 @@ _COMMAND = ["-m", "griffin_jax.benchmarks.worker"]
 
 
 def run_apart(job: Job) -> Iterator[dict[str, Any]]:
-    """As `tasks.run`, in a process of its own.
+    """Runs `tasks.run` in a process of its own.
 
     A process that dies makes a row with the status "failed" and its exit status, and the rows that
     it gave before stay.

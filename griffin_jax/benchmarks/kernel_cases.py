@@ -87,7 +87,7 @@ def packed_cases(
 def dense_cases(
     config: GriffinConfig, rows: Sequence[int], dtype: str, spread_bytes: int
 ) -> Iterator[Case]:
-    """The same products with weights in `dtype`, one weight at a time."""
+    """Yields the same products with weights in `dtype`, one weight at a time."""
     itemsize = jnp.dtype(dtype).itemsize
     for name, shapes in sorted(_products(config).items()):
         for shape in dict.fromkeys(shapes):
@@ -108,7 +108,7 @@ def dense_cases(
 
 
 def recurrence_cases(width: int, time: int, dtype: str) -> Iterator[Case]:
-    """The linear recurrence in float32 and the RG-LRU in `dtype`, forward and backward."""
+    """Yields the linear recurrence in float32 and the RG-LRU in `dtype`, forward and backward."""
     whole, state = (1, time, width), (1, width)
     elements = time * width
     plain = functools.partial(_recurrence_inputs, whole)
@@ -136,7 +136,7 @@ def recurrence_cases(width: int, time: int, dtype: str) -> Iterator[Case]:
 
 
 def attention_cases(config: GriffinConfig, time: int, dtype: str) -> Iterator[Case]:
-    """Local attention: a chunk of prefill behind a full ring, and a decoding step."""
+    """Yields local attention: a chunk of prefill behind a full ring, and a decoding step."""
     window = config.attention_window or time
     heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_size
     itemsize = jnp.dtype(dtype).itemsize
@@ -156,7 +156,7 @@ def attention_cases(config: GriffinConfig, time: int, dtype: str) -> Iterator[Ca
 
 
 def block_cases(config: GriffinConfig, dtype: str, quant_type: str) -> Iterator[Case]:
-    """A decoding step of one row through a residual block of each kind, 4-bit and not.
+    """Yields a decoding step of one row through a residual block of each kind, 4-bit and not.
 
     A turn goes through several blocks, behind one another.
     """
@@ -181,7 +181,7 @@ def block_cases(config: GriffinConfig, dtype: str, quant_type: str) -> Iterator[
 
 
 def head_cases(config: GriffinConfig, rows: Sequence[int], dtype: str) -> Iterator[Case]:
-    """Logits under the embedding."""
+    """Yields logits under the embedding."""
     shape, itemsize = (config.vocab_size, config.width), jnp.dtype(dtype).itemsize
     for count in rows:
         yield Case(
@@ -198,7 +198,7 @@ def head_cases(config: GriffinConfig, rows: Sequence[int], dtype: str) -> Iterat
 
 
 def _products(config):
-    """Shapes of the weights that are read together, by their layers' names."""
+    """Returns the shapes of the weights that are read together, by their layers' names."""
     products = {}
     for path, declaration in declarations(config).items():
         if declaration.kind == "linear":

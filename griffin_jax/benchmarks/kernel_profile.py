@@ -57,7 +57,7 @@ def summarize(data: ProfileData) -> list[KernelTime]:
 
 
 def format_profile(kernels: list[KernelTime], per: int = 1, top: int = 40) -> str:
-    """A text table of the kernels, with microseconds per `per` (steps, say)."""
+    """Returns a text table of the kernels, with microseconds per `per` (steps, say)."""
     total = sum(kernel.seconds for kernel in kernels)
     lines = [f"{'us':>10} {'share':>6} {'launches':>9}  kernel, per step of {per}"]
     shown = kernels[:top]
@@ -89,7 +89,7 @@ def _device_lines(data: ProfileData) -> Iterable[list]:
 
 
 def _self_times(events: list) -> Iterable[tuple[str, float]]:
-    """Each event's time without that of the events inside of it."""
+    """Returns each event's time without that of the events inside of it."""
     open_events = []  # (end, name, self time)
     done = []
     for event in sorted(events, key=lambda e: (e.start_ns, -e.duration_ns)):

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def measure(config: Mapping[str, Any], limits: Limits) -> Iterator[Row]:
-    """A row per case and kernel; one that cannot serve says why.
+    """Yields a row per case and kernel; one that cannot serve says why.
 
     Dispatch from the host costs more than a small kernel takes, so every figure is that of many
     calls in one program.
@@ -44,7 +44,7 @@ def measure(config: Mapping[str, Any], limits: Limits) -> Iterator[Row]:
 
 
 def cases(config: Mapping[str, Any]) -> Iterator[Case]:
-    """The cases of a config, at the shapes of its model."""
+    """Returns the cases of a config, at the shapes of its model."""
     shape = Subject.parse(config["model"], config.get("shapes")).config
     dtype, rows = config["dtype"], config["rows"]
     return itertools.chain(
@@ -58,7 +58,9 @@ def cases(config: Mapping[str, Any]) -> Iterator[Case]:
 
 
 def kernels_of(case: Case, carry: Any, arguments: Any) -> tuple[str | None, ...]:
-    """The kernels that there are for a case's operation; None for the one of a plain function."""
+    """Returns the kernels that there are for a case's operation; None for the one of a plain
+    function.
+    """
     with choice.recorded() as record:
         jax.eval_shape(lambda c, a: case.step(c, a, None), carry, arguments)
     return record.get(case.operation, (None,))

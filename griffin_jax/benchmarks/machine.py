@@ -32,13 +32,15 @@ class Limits:
     float32_flops_per_second: float
 
     def floor_seconds(self, num_bytes: float, flops: float, dtype: str = "bfloat16") -> float:
-        """The least time for so many bytes and FLOPs, each at its limit and both at once."""
+        """Returns the least time for so many bytes and FLOPs, each at its limit and both at
+        once.
+        """
         return max(num_bytes / self.bytes_per_second, flops / self._rate(dtype))
 
     def shares(
         self, seconds: float, num_bytes: float, flops: float, dtype: str = "bfloat16"
     ) -> dict[str, float]:
-        """What of both limits was reached, between 0 and 1 but for measuring errors."""
+        """Returns what of both limits was reached, between 0 and 1 but for measuring errors."""
         return {
             "bytes": num_bytes,
             "flops": flops,
@@ -50,7 +52,7 @@ class Limits:
         return self.float32_flops_per_second if dtype == "float32" else self.flops_per_second
 
     def to_dict(self) -> dict[str, float]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return dataclasses.asdict(self)
 
 
@@ -75,7 +77,9 @@ def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Li
 
 
 def _seconds_each(step, x):
-    """Seconds of one `step`, many of which follow one another on the device in one dispatch."""
+    """Returns the seconds of one `step`, many of which follow one another on the device in one
+    dispatch.
+    """
     steps = 2 if jax.default_backend() == "cpu" else 20
     run = jax.jit(lambda x: jax.lax.fori_loop(0, steps, lambda _, x: step(x), x), donate_argnums=0)
 
@@ -93,7 +97,7 @@ def _product(b, a):
 
 
 def describe() -> dict[str, Any]:
-    """The machine and the versions of what matters on it, for the record."""
+    """Returns the machine and the versions of what matters on it, for the record."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -108,7 +112,7 @@ def describe() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Returns the processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

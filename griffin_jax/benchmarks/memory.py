@@ -19,7 +19,8 @@ class OutOfMemory(Exception):
 
 
 def peak_bytes() -> int | None:
-    """The most bytes in use so far: on the device, or of this process where that is the host.
+    """Returns the most bytes in use so far: on the device, or of this process where that is the
+    host.
 
     It is the whole process's high-water mark and never falls, so a figure of one model needs a
     process of its own. None where there is no telling.
@@ -31,7 +32,9 @@ def peak_bytes() -> int | None:
 
 
 def host_peak_bytes() -> int | None:
-    """The most bytes of memory that this process has had; None where there is no telling."""
+    """Returns the most bytes of memory that this process has had; None where there is no
+    telling.
+    """
     if resource is None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -39,13 +42,13 @@ def host_peak_bytes() -> int | None:
 
 
 def limit_bytes() -> int | None:
-    """What the process may take of the device's memory; None where there is no telling."""
+    """Returns what the process may take of the device's memory; None where there is no telling."""
     stats = jax.local_devices()[0].memory_stats()
     return stats.get("bytes_limit") if stats else None
 
 
 def available_bytes() -> int | None:
-    """Memory of the host that is free for the taking; None where there is no telling."""
+    """Returns the memory of the host that is free; None where there is no telling."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
@@ -53,7 +56,7 @@ def available_bytes() -> int | None:
 
 
 def tree_bytes(tree) -> int:
-    """Bytes of all arrays of a tree."""
+    """Returns the bytes of all arrays of a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

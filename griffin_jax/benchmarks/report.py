@@ -44,7 +44,9 @@ def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
 
 
 def joined(documents: Sequence[Results]) -> list[Results]:
-    """Results of one kind and one machine as those of one run, the limits of all beside the first's."""
+    """Returns the results of one kind and one machine as those of one run, the limits of all beside the
+    first's.
+    """
     runs: dict[str, Results] = {}
     for results in documents:
         machine = json.dumps(results["machine"], sort_keys=True)
@@ -55,7 +57,7 @@ def joined(documents: Sequence[Results]) -> list[Results]:
 
 
 def setting(results: Results) -> str:
-    """The machine, its measured limits, and what was run on it."""
+    """Returns the machine, its measured limits, and what was run on it."""
     machine = results["machine"]
     all_limits = results.get("all_limits", [results["limits"]])
     found = dict(machine["versions"])
@@ -81,13 +83,13 @@ def setting(results: Results) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the rest to the right."""
+    """Returns a Markdown table, the first column to the left and the rest to the right."""
     rule = ["---", *("---:" for _ in head[1:])]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
 def failures(results: Results) -> str:
-    """What could not be measured, and why."""
+    """Returns what could not be measured, and why."""
     lines = [
         f"- {row.get('operation') or name(row)}, {_place(row)}: {row['status']}: "
         f"{row.get('message') or row.get('error')}"
@@ -218,7 +220,7 @@ def _decode(results):
 
 
 def _latency(results):
-    """The card's table, with a column for each model that was measured."""
+    """Returns the card's table, with a column for each model that was measured."""
     rows = [row for row in results["rows"] if row["what"] == "latency" and "tokens_sampled" in row]
     subjects = list(dict.fromkeys(map(name, rows)))
     cells = {(name(row), row["tokens_sampled"]): row for row in rows}

@@ -15,13 +15,13 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def name(row: Row) -> str:
-    """Model, weights and stack of a row."""
+    """Returns the model, weights and stack of a row."""
     dtype = "" if row.get("dtype") == row.get("weights") else f":{row.get('dtype')}"
     return f"{row.get('model')}:{row.get('weights')}{dtype}@{row.get('stack')}"
 
 
 def line(row: Row) -> str:
-    """A row for the screen."""
+    """Returns a row for the screen."""
     what = row["what"]
     begin = row.get("operation") or (name(row) if "weights" in row else row.get("model", what))
     if row.get("status", "ok") != "ok":

@@ -83,7 +83,7 @@ class Subject:
         return f"{self.model}:{self.weights}{dtype}@{self.stack}"
 
     def to_dict(self) -> dict[str, Any]:
-        """What a report says about it, as plain values for JSON."""
+        """Returns what a report says about it, as plain values for JSON."""
         values = {"stack": self.stack, "model": self.model, "weights": self.weights}
         return values | {"dtype": self.dtype, "random_weights": self.shape is not None}
 
@@ -103,7 +103,7 @@ class Subject:
         return self.shape or checkpoints.open_checkpoint(self.model).config
 
     def weight_bytes(self) -> int:
-        """Bytes of all weights, counted from the shapes."""
+        """Returns the bytes of all weights, counted from the shapes."""
         return memory.tree_bytes(abstract_weights(self.config, self.dtype, self.quantization))
 
     def check_size(self) -> None:
@@ -119,7 +119,7 @@ class Subject:
     def load(
         self, seed: int = 0, stack_layers: bool | None = None
     ) -> tuple[LanguageModel, dict[str, Any]]:
-        """The model on the device, and what a report says about it.
+        """Returns the model on the device, and what a report says about it.
 
         Args:
           seed: Of random weights.
@@ -155,6 +155,6 @@ class Subject:
 
 
 def count_parameters(config: GriffinConfig) -> int:
-    """How many numbers a model has learned."""
+    """Returns how many numbers a model has learned."""
     leaves = jax.tree.leaves(abstract_weights(config, "bfloat16"))
     return sum(math.prod(leaf.shape) for leaf in leaves)

@@ -45,12 +45,12 @@ class Job:
 
     @classmethod
     def from_json(cls, text: str) -> "Job":
-        """The inverse of `to_json`."""
+        """Returns the inverse of `to_json`."""
         return cls(**json.loads(text))
 
 
 def jobs(config: Mapping[str, Any], limits: dict[str, float]) -> list[Job]:
-    """The jobs of a config, after the one that measures `limits`.
+    """Returns the jobs of a config, after the one that measures `limits`.
 
     Raises:
       ValueError: the config's kind is unknown, or a model in it is none.
@@ -68,7 +68,7 @@ def jobs(config: Mapping[str, Any], limits: dict[str, float]) -> list[Job]:
 
 
 def run(job: Job) -> Iterator[Row]:
-    """Rows of a job, as they come. What a stack or the memory does not allow is a row, too.
+    """Yields rows of a job, as they come. What a stack or the memory does not allow is a row, too.
 
     Every row has "what" it holds and a "status": "ok", "out of memory" or "unavailable", the last
     two with a "message".

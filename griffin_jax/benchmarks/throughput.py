@@ -25,7 +25,8 @@ def measure_throughput(
     prefill_tokens: int,
     repeats: int,
 ) -> Iterator[Row]:
-    """A row per batch size; the first that memory does not suffice for ends the search, and says so.
+    """Yields a row per batch size; the first that memory does not suffice for ends the search, and
+    says so.
 
     Our own stack decodes from a state that stands at `prompt`, and reads real prompts, timed apart,
     in batches of up to `prefill_tokens` tokens. A peer reads real prompts in every batch.
@@ -75,7 +76,7 @@ def measure_throughput(
 
 
 def most_rows(subject: Subject, tokens: int) -> int | None:
-    """How many rows' states, with their logits, the device holds beside the weights."""
+    """Returns how many rows' states, with their logits, the device holds beside the weights."""
     limit = memory.limit_bytes() or memory.available_bytes()
     if limit is None:
         return None

@@ -42,7 +42,7 @@ class Timing:
         return (self.high - self.low) / self.median if self.median else 0.0
 
     def to_dict(self) -> dict[str, float]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return dataclasses.asdict(self) | {"spread": self.spread}
 
 
@@ -74,7 +74,7 @@ class Compilation:
     cached: int = 0
 
     def to_dict(self) -> dict[str, float]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         return dataclasses.asdict(self)
 
 

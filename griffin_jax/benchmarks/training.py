@@ -173,7 +173,7 @@ class Bench:
         row["seconds"] = Timing.of(seconds[2:]).to_dict()
 
     def _program(self, batch, length, variant):
-        """The compiled step, and how long tracing and compiling took."""
+        """Returns the compiled step, and how long tracing and compiling took."""
         if (length, variant) not in self._programs:
             step = make_train_step(
                 Griffin(self._config, dtype=self._dtype, remat=variant.remat),

@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def find_folder(path: AnyPath) -> Path:
-    """The folder of a checkpoint: `path` itself, or where a model of that name is kept.
+    """Returns the folder of a checkpoint: `path` itself, or where a model of that name is kept.
 
     A name is "griffin-tiny", the model that comes with the package, or one on the Hub.
 
@@ -111,7 +111,7 @@ def open_checkpoint(path: str | Path) -> Source:
 
 
 def _other_folder(folder: Path) -> str:
-    """What a folder is that is no checkpoint, and what to give in its place."""
+    """Returns what a folder is that is no checkpoint, and what to give in its place."""
     if (folder / peft.CONFIG_FILE).is_file():
         base = peft.base_of(folder)
         return (
@@ -263,7 +263,7 @@ def save_leaves(
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
     replace: bool = False,
 ) -> None:
-    """As `save_checkpoint`, of leaves that come one at a time.
+    """Does what `save_checkpoint` does, with leaves that come one at a time.
 
     With a source's `leaves()`, changed on the way or not, "huggingface" needs the memory of a few
     tensors whatever the model's size. For "orbax" the leaves wait in files, mapped into memory that
@@ -321,7 +321,7 @@ def _save_small_files(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def host_leaves(params: dict, progress: bool) -> Iterator[tuple[str, Any]]:
-    """Paths and host copies of a tree's leaves, one at a time, in the model's order."""
+    """Yields paths and host copies of a tree's leaves, one at a time, in the model's order."""
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     with progress_bar("saving", leaf_nbytes(params), progress) as bar:
         for path in sorted(leaves, key=model_order):

@@ -37,7 +37,9 @@ _RENAMES = (
 
 
 def array_name(path: str) -> str:
-    """The array of a leaf, dotted: blocks_0/mlp_block/up_proj/bias is in blocks.0.mlp_block.ffw_up.b."""
+    """Returns the array of a leaf, dotted: blocks_0/mlp_block/up_proj/bias is in
+    blocks.0.mlp_block.ffw_up.b.
+    """
     for pattern, replacement in _RENAMES:
         path = re.sub(pattern, replacement, path)
     return path
@@ -92,13 +94,14 @@ class DeepMindSource:
         return self._tree.nbytes
 
     def stored_name(self, path: str) -> str:
-        """How the checkpoint calls a leaf."""
+        """Returns how the checkpoint calls a leaf."""
         return array_name(path)
 
     def leaves(
         self, shardings: Shardings | None = None
     ) -> Iterator[tuple[str, np.ndarray | jax.Array]]:
-        """Every leaf's path and value, in the model's order; the host holds a block at a time.
+        """Yields every leaf's path and value, in the model's order; the host holds a block at a
+        time.
 
         With shardings the values are arrays that lie so, of which each process reads its part.
 
@@ -124,7 +127,7 @@ class DeepMindSource:
 
 
 def infer_config(shapes: dict[str, tuple[int, ...]], folder: Path) -> GriffinConfig:
-    """The config that a tree's shapes tell.
+    """Returns the config that a tree's shapes tell.
 
     Shapes do not tell the attention window, the soft cap and whether embeddings are scaled. They
     are those of the preset with the same shapes, of RecurrentGemma if there is none: 2,048, 30 and
@@ -199,7 +202,7 @@ def _shortest_cycle(kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _stored(path: str, sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
-    """Where a leaf's array lies as it is stored, if the leaf shall lie under `sharding`."""
+    """Returns where a leaf's array lies as it is stored, if the leaf shall lie under `sharding`."""
     name = array_name(path)
     axes = tuple(sharding.spec)
     if name.endswith("ffw_up.w"):

@@ -16,7 +16,7 @@ from griffin_jax.sharding import is_first, wait_for_all
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Returns the JSON object in a file.
 
     Raises:
       CheckpointError: it is not there, or no JSON object.
@@ -81,6 +81,6 @@ def _new_folder(target, replace, mark):
 
 
 def listed(names: list[str]) -> str:
-    """The first of some tensors' names with a verb, for messages: "tensors a, b are"."""
+    """Returns the first of some tensors' names with a verb, for messages: "tensors a, b are"."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"tensor {shown} is" if len(names) == 1 else f"tensors {shown} are"

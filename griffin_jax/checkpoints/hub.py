@@ -20,7 +20,7 @@ _FILES = (
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether a text could be a repository: "google/recurrentgemma-2b-it"."""
+    """Returns whether a text could be a repository: "google/recurrentgemma-2b-it"."""
     return _NAME.fullmatch(path) is not None
 
 

@@ -59,7 +59,7 @@ ARCHITECTURES = tuple(_RENAMES)
 
 
 def is_linear(path: str) -> bool:
-    """Whether a leaf is the weight of a linear layer, which bitsandbytes would pack.
+    """Returns whether a leaf is the weight of a linear layer, which bitsandbytes would pack.
 
     The embedding, the diagonal blocks of the gates and the convolution are none.
     """
@@ -67,7 +67,8 @@ def is_linear(path: str) -> bool:
 
 
 def tensor_name(path: str, architecture: str) -> str:
-    """The tensor of a leaf: model.layers.0.mlp_block.up_proj.bias is blocks_0/mlp_block/up_proj/bias.
+    """Returns the tensor of a leaf: model.layers.0.mlp_block.up_proj.bias is
+    blocks_0/mlp_block/up_proj/bias.
 
     `architecture` is `model_type` of the model's config.
     """
@@ -121,11 +122,11 @@ class HuggingFaceSource:
         return self._reader.nbytes
 
     def stored_name(self, path: str) -> str:
-        """How the checkpoint calls a leaf."""
+        """Returns how the checkpoint calls a leaf."""
         return tensor_name(path, self._architecture)
 
     def leaves(self, shardings: Shardings | None = None) -> Iterator[tuple[str, Any]]:
-        """Every leaf's path and value, in the model's order, mapped from disk in its turn.
+        """Yields every leaf's path and value, in the model's order, mapped from disk in its turn.
 
         Of an array that is mapped only what is used is read, so `shardings` change nothing.
 
@@ -247,7 +248,9 @@ def write_huggingface(
 
 
 def packing_kind(leaf: Any) -> tuple[str, bool] | None:
-    """The 4-bit type of a packed weight and whether it is double quantized; None of an array."""
+    """Returns the 4-bit type of a packed weight and whether it is double quantized; None of an
+    array.
+    """
     if isinstance(leaf, QuantizedTensor):
         return leaf.quant_type, leaf.double_quantized
     return None
@@ -258,7 +261,7 @@ def describe_packing(
     architecture: str,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The `quantization_config` of a model, from the `packing_kind` of its leaves by path.
+    """Returns the `quantization_config` of a model, from the `packing_kind` of its leaves by path.
 
     Args:
       kinds: Of all leaves.

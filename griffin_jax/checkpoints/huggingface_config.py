@@ -32,13 +32,14 @@ _FILE_NAMES = {
 
 
 def model_type(config: GriffinConfig) -> str:
-    """The architecture of transformers that a model would be stored as."""
+    """Returns the architecture of transformers that a model would be stored as."""
     unbounded = config.attention_window is None and set(config.block_types) == {ATTENTION}
     return GEMMA if unbounded else RECURRENT_GEMMA
 
 
 def config_from_json(values: dict[str, Any]) -> GriffinConfig:
-    """The shape that a config.json describes, with transformers' defaults for what it leaves out.
+    """Returns the shape that a config.json describes, with transformers' defaults for what it
+    leaves out.
 
     Of `recurrent_gemma`, `intermediate_size` is twice the MLP width and `block_types` is cycled over
     the layers. The attention window has the authors' meaning (`GriffinConfig.window_includes_query`
@@ -134,7 +135,7 @@ def _read_gemma(values, rope):
 
 
 def config_to_json(config: GriffinConfig) -> dict[str, Any]:
-    """The config.json of a model, without the dtype of its weights.
+    """Returns the config.json of a model, without the dtype of its weights.
 
     Raises:
       CheckpointError: the format has no way to say one of the config's values.
@@ -214,7 +215,9 @@ def _write_shared(config):
 
 
 def _by_file_name(message: str) -> str:
-    """The message about a field of `GriffinConfig`, behind what a config.json calls that field."""
+    """Returns the message about a field of `GriffinConfig`, behind what a config.json calls that
+    field.
+    """
     field = message.split(" ", 1)[0]
     return f"{_FILE_NAMES[field]}: {message}" if field in _FILE_NAMES else message
 

@@ -43,7 +43,7 @@ def _orbax() -> ModuleType:
 
 
 def is_orbax_tree(folder: Path) -> bool:
-    """Whether Orbax wrote a tree into this folder."""
+    """Returns whether Orbax wrote a tree into this folder."""
     return any((folder / mark).is_file() for mark in _MARKS)
 
 
@@ -158,11 +158,12 @@ class OrbaxSource:
         return self._tree.nbytes
 
     def stored_name(self, path: str) -> str:
-        """How the checkpoint calls a leaf."""
+        """Returns how the checkpoint calls a leaf."""
         return path
 
     def leaves(self, shardings: Shardings | None = None) -> Iterator[tuple[str, Any]]:
-        """Every leaf's path and value, in the model's order; the host holds a block at a time.
+        """Yields every leaf's path and value, in the model's order; the host holds a block at a
+        time.
 
         With shardings the values are arrays that lie so, of which each process reads its part.
         """
@@ -233,7 +234,7 @@ def write_orbax(
 
 
 def _packing(leaf: QuantizedTensor) -> dict[str, Any]:
-    """What `quantization.abstract` needs besides the shape."""
+    """Returns what `quantization.abstract` needs besides the shape."""
     return {
         "dtype": leaf.dtype.name,
         "quant_type": leaf.quant_type,

@@ -22,7 +22,7 @@ def pack_leaf(
     name: str | None = None,
     architecture: str = RECURRENT_GEMMA,
 ) -> Any:
-    """The leaf in 4 bits, if that is what the settings mean for it, and as it is otherwise.
+    """Returns the leaf in 4 bits, if that is what the settings mean for it, and as it is otherwise.
 
     As under transformers with bitsandbytes, these are the weights of linear layers that
     `settings.skips` does not name: neither the output head, by default, nor the embedding, the
@@ -60,7 +60,7 @@ def pack_leaf(
 def should_pack(
     path: str, settings: QuantizationConfig, architecture: str = RECURRENT_GEMMA
 ) -> bool:
-    """Whether the settings mean a leaf to be in 4 bits; see `pack_leaf`."""
+    """Returns whether the settings mean a leaf to be in 4 bits; see `pack_leaf`."""
     module = tensor_name(path, architecture).removesuffix(".weight")
     return is_linear(path) and not settings.skips(module)
 
@@ -71,7 +71,7 @@ def _describe(tensor: QuantizedTensor) -> str:
 
 
 def squared_errors(weight: jax.Array | np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
-    """The sums of (weight - its 4-bit values)^2 and of weight^2, float64[2]."""
+    """Returns the sums of (weight - its 4-bit values)^2 and of weight^2, float64[2]."""
     return np.sum(np.asarray(_squares_by_row(weight, tensor)), axis=1, dtype=np.float64)
 
 

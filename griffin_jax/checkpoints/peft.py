@@ -68,7 +68,7 @@ _DEFAULT_RANK = _DEFAULT_ALPHA = 8
 
 
 def base_of(folder: Path) -> str:
-    """What an adapter's settings call its base model; empty where they do not say."""
+    """Returns what an adapter's settings call its base model; empty where they do not say."""
     name = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
     return " ".join(name.split())[:200] if isinstance(name, str) else ""
 
@@ -296,7 +296,7 @@ def _check_regular_expression(name: str, pattern: str) -> None:
 
 
 def _modules(linear: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, str]:
-    """The name of each layer, in the architecture whose names the tensors have."""
+    """Returns the name of each layer, in the architecture whose names the tensors have."""
 
     def known(modules):
         return sum(_tensor(module, part) in tensors for module in modules.values() for part in "AB")
@@ -345,7 +345,7 @@ def _read(folder: Path, name: str, info: TensorInfo, shape: tuple[int, int]) -> 
 
 
 def _names_of(paths: list[str], linear: Mapping[str, Any]) -> tuple[str, ...]:
-    """Layers by name where all of that name are among the paths, and by path otherwise."""
+    """Returns layers by name where all of that name are among the paths, and by path otherwise."""
     layers = [path.removesuffix("/weight") for path in paths]
     others = {path.removesuffix("/weight") for path in linear} - set(layers)
     partly = {layer.rpartition("/")[2] for layer in others}

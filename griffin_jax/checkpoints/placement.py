@@ -102,12 +102,12 @@ def mapped_from_disk(leaves: Iterable[tuple[str, Any]], folder: Path) -> Iterato
 
 
 def leaf_nbytes(leaf: Any) -> int:
-    """Bytes of an array or of the arrays of a packed weight."""
+    """Returns the bytes of an array or of the arrays of a packed weight."""
     return sum(array.nbytes for array in jax.tree.leaves(leaf))
 
 
 def progress_bar(what: str, nbytes: int, progress: bool) -> Bar:
-    """A bar over bytes on standard error; silent for what takes no time."""
+    """Returns a bar over bytes on standard error; silent for what takes no time."""
     shown = progress and nbytes >= _SHOWN_FROM_BYTES and is_first()
     disable = None if shown else True
     return Bar(
@@ -121,7 +121,9 @@ def _all_finite_on_device(x: jax.Array) -> jax.Array:
 
 
 def all_finite(x: jax.Array) -> jax.Array | bool:
-    """Whether an array holds neither NaN nor infinity; may still be under way on a device."""
+    """Returns whether an array holds neither NaN nor infinity; may still be under way on a
+    device.
+    """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return True
     if {device.platform for device in x.devices()} != {"cpu"} or len(x.devices()) > 1:
@@ -131,6 +133,8 @@ def all_finite(x: jax.Array) -> jax.Array | bool:
 
 
 def all_finite_on_host(x: np.ndarray) -> bool:
-    """Whether a floating-point array holds neither NaN nor infinity; reads it piece by piece."""
+    """Returns whether a floating-point array holds neither NaN nor infinity; reads it piece by
+    piece.
+    """
     flat = x.reshape(-1)
     return all(np.isfinite(flat[i : i + _CHUNK]).all() for i in range(0, flat.size, _CHUNK))

@@ -24,7 +24,8 @@ def random_params(
     quantization: QuantizationConfig | None = None,
     seed: int = 0,
 ) -> dict:
-    """Parameters to measure with: the sizes of freshly initialized ones, and noise in content.
+    """Returns parameters to measure with: the sizes of freshly initialized ones, and noise in
+    content.
 
     Linear weights that `quantization` packs are drawn in their packed form, as random bytes under
     equal scales. One small program is compiled per shape.
@@ -53,7 +54,7 @@ def random_params(
 def abstract_weights(
     config: GriffinConfig, dtype: DTypeLike, quantization: QuantizationConfig | None = None
 ) -> dict[str, Any]:
-    """As `random_params` makes them, by path and with jax.ShapeDtypeStruct leaves."""
+    """Returns what `random_params` makes, by path and with jax.ShapeDtypeStruct leaves."""
     weights = {}
     for path, struct in flat_abstract_params(config).items():
         if quantization is not None and should_pack(path, quantization, model_type(config)):

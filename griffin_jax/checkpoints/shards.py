@@ -123,12 +123,14 @@ class TensorReader:
         return sum(info.nbytes for info in self._tensors.values())
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor called `name`, mapped read-only from disk for as long as it is referenced."""
+        """Returns the tensor called `name`, mapped read-only from disk for as long as it is
+        referenced.
+        """
         return read_tensor(self._tensors[name])
 
 
 def read_tensor(info: TensorInfo) -> np.ndarray:
-    """A tensor, mapped read-only from disk for as long as it is referenced."""
+    """Returns a tensor, mapped read-only from disk for as long as it is referenced."""
     if not info.nbytes:
         return np.empty(info.shape, info.dtype)
     # A mapping of its own for each tensor: dropping the array gives its memory back.
@@ -137,7 +139,7 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """The file of each tensor. Its `total_size` says nothing that the files do not."""
+    """Returns the file of each tensor. Its `total_size` says nothing that the files do not."""
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files = set(weight_map.values())
@@ -152,7 +154,8 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors in one safetensors file, whose bytes they share out without gap or overlap.
+    """Returns the tensors in one safetensors file, whose bytes they share out without gap or
+    overlap.
 
     Raises:
       CheckpointError: the file is truncated, or no safetensors file.
@@ -208,7 +211,7 @@ def _check_metadata(values: Any) -> None:
 
 
 def _span(name: str, entry: Any) -> tuple[int, int, np.dtype]:
-    """Where a tensor begins and ends behind the header, and its dtype."""
+    """Returns where a tensor begins and ends behind the header, and its dtype."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError(f"tensor {name} lacks dtype, shape or data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]

@@ -13,7 +13,7 @@ from griffin_jax.models import declarations
 
 
 def flat_abstract_params(config: GriffinConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path and shape of every parameter of an unpacked model, in the model's order."""
+    """Returns the path and shape of every parameter of an unpacked model, in the model's order."""
     return {
         path: jax.ShapeDtypeStruct(declaration.shape, jnp.float32)
         for path, declaration in declarations(config).items()
@@ -21,12 +21,12 @@ def flat_abstract_params(config: GriffinConfig) -> dict[str, jax.ShapeDtypeStruc
 
 
 def block_of(path: str) -> str:
-    """What a path belongs to: blocks_3, embedder, final_norm or lm_head."""
+    """Returns what a path belongs to: blocks_3, embedder, final_norm or lm_head."""
     return path.split("/", 1)[0]
 
 
 def array_paths(path: str, leaf: Any) -> Any:
-    """The leaf with the path of each array in its place.
+    """Returns the leaf with the path of each array in its place.
 
     That is the leaf's own path, or for a packed weight one for each field.
     """

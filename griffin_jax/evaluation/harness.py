@@ -142,7 +142,7 @@ class GriffinLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids, behind BOS unless `add_special_tokens` is False."""
+        """Returns the token ids, behind BOS unless `add_special_tokens` is False."""
         return self.lm.tokenizer.encode(string, bos=add_special_tokens is not False)
 
     def _loglikelihood_tokens(
@@ -168,7 +168,9 @@ class GriffinLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log-likelihood of whole texts of any length behind BOS: the state is carried on."""
+        """Returns the log-likelihood of whole texts of any length behind BOS: the state is carried
+        on.
+        """
         texts = [request.args for request in requests]
         ids = [self.tok_encode(text, add_special_tokens=False) for (text,) in texts]
         known = [i for i, tokens in enumerate(ids) if tokens]  # an empty text is certain
@@ -203,7 +205,8 @@ class GriffinLM(TemplateLM):
             )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes after each context, up to the first stop string or stop token.
+        """Returns what the model writes after each context, up to the first stop string or stop
+        token.
 
         Tasks that sample draw each text from a random stream of its own, which follows from the
         seed and how often the same request came before; what is beside it does not matter.
@@ -230,7 +233,7 @@ class GriffinLM(TemplateLM):
         return self._write(arguments, plans, disable_tqdm)
 
     def _write(self, arguments, plans, disable_tqdm):
-        """What the model writes for each of the plans, arguments of `Engine.submit`."""
+        """Returns what the model writes for each of the plans, arguments of `Engine.submit`."""
         texts = [""] * len(plans)
         slots = min(self._batch_size, max(len(plans), 1))
         cache = PrefixCache(_CACHE_BYTES, exact=False) if self._fork else None
@@ -253,7 +256,7 @@ class GriffinLM(TemplateLM):
         return texts
 
     def _seeds(self, settings, contexts):
-        """A seed for each text, from what it is and how often it came before."""
+        """Returns a seed for each text, from what it is and how often it came before."""
         seen: Counter[str] = Counter()
         seeds = []
         for context in contexts:
@@ -263,7 +266,9 @@ class GriffinLM(TemplateLM):
         return seeds
 
     def _drawing(self, settings):
-        """How to draw, how many tokens at most, and stop strings, of a request's arguments."""
+        """Returns how to draw, how many tokens at most, and stop strings, of a request's
+        arguments.
+        """
         settings = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
         stop = [string for string in settings.pop("until") if string]
         max_new_tokens = settings.pop("max_gen_toks")
@@ -278,12 +283,12 @@ class GriffinLM(TemplateLM):
         return drawing, max_new_tokens, stop
 
     def _is_own_stop(self, eos_token_id):
-        """Whether texts end at these tokens anyway."""
+        """Returns whether texts end at these tokens anyway."""
         ids = eos_token_id if isinstance(eos_token_id, list | tuple) else [eos_token_id]
         return set(ids) == set(self.lm.tokenizer.stop_ids) or list(ids) == [self.eot_token_id]
 
     def tokens_cut(self, requests: Sequence[Instance]) -> list[int]:
-        """What `max_length` takes from requests, whether they have been answered or not.
+        """Returns what `max_length` takes from requests, whether they have been answered or not.
 
         Returns:
           How many tokens each request loses that is longer.
@@ -310,7 +315,7 @@ class GriffinLM(TemplateLM):
         return [tokens for tokens in cut if tokens]
 
     def _excess(self, length, room, part):
-        """How many tokens of a text have no place beside `room` further ones."""
+        """Returns how many tokens of a text have no place beside `room` further ones."""
         limit = self.max_length
         if limit is None or length + room <= limit:
             return 0
@@ -322,7 +327,7 @@ class GriffinLM(TemplateLM):
         return length + room - limit
 
     def _truncate(self, texts, rooms, part):
-        """Texts without what has no place; what is cut comes after BOS."""
+        """Returns texts without what has no place; what is cut comes after BOS."""
         pairs = zip(texts, rooms, strict=True)
         cut = [self._excess(len(text), room, part) for text, room in pairs]
         if line := describe_cut(self.max_length, [tokens for tokens in cut if tokens], len(texts)):
@@ -332,7 +337,7 @@ class GriffinLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation in Gemma's turns, without BOS, which `tok_encode` adds.
+        """Returns a conversation in Gemma's turns, without BOS, which `tok_encode` adds.
 
         Without `add_generation_prompt` the last message is the beginning of an answer, which stays
         open. There is no system turn: a system message goes before the first user message.
@@ -343,7 +348,7 @@ class GriffinLM(TemplateLM):
         return self.lm.tokenizer.format_chat(before) + last["content"].strip()
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """A name for the turns of `apply_chat_template`, for reports."""
+        """Returns a name for the turns of `apply_chat_template`, for reports."""
         return f"<start_of_turn>ROLE\\nTEXT{END_OF_TURN}\\n" if chat_template else None
 
     @property
@@ -353,7 +358,9 @@ class GriffinLM(TemplateLM):
 
 
 def describe_cut(max_length: int | None, cut: Sequence[int], total: int) -> str:
-    """A line on what `GriffinLM.tokens_cut` found in `total` requests; empty if it is nothing."""
+    """Returns a line on what `GriffinLM.tokens_cut` found in `total` requests; empty if it is
+    nothing.
+    """
     if not cut:
         return ""
     return (

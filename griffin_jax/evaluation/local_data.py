@@ -52,7 +52,9 @@ class MissingDataError(LocalDataError):
 
 
 def card_task_manager(metadata: dict | None = None) -> TaskManager:
-    """A task manager that knows our tasks and the card's stock ones, and is quick to make."""
+    """Returns a task manager that knows our tasks and the card's stock ones, and is quick to
+    make.
+    """
     stock = Path(lm_eval.tasks.__file__).parent
     folders = [TASKS_PATH, *(stock / name for name in _STOCK_FOLDERS)]
     return TaskManager(
@@ -71,7 +73,7 @@ def local_tasks(
     metadata: dict | None = None,
     task_manager: TaskManager | None = None,
 ) -> dict[str, Task | Group]:
-    """Tasks and groups by name, in the order asked for, over the files in `data_dir`.
+    """Returns the tasks and groups by name, in the order asked for, over the files in `data_dir`.
 
     limit: keep the first so many rows of every file of questions (all rows are checked, and
       examples are drawn from whole files).
@@ -130,7 +132,7 @@ def _build(name: str, manager: TaskManager, data_dir: Path) -> dict[str, Task | 
 
 
 def _is_absent(member, manager: TaskManager, data_dir: Path) -> bool:
-    """Whether a group's member reads files that may be missing, and are."""
+    """Returns whether a group's member reads files that may be missing, and are."""
     entry = manager.task_index.get(member) if isinstance(member, str) else None
     if entry is None or not entry.cfg or "dataset_path" not in entry.cfg:
         return False

@@ -176,7 +176,7 @@ SOURCES = {
 
 
 def source_of(path: str, name: str | None) -> Source | None:
-    """The files that stand for a data set of the Hub; None if no such set is known."""
+    """Returns the files that stand for a data set of the Hub; None if no such set is known."""
     for key in (path, f"{path}:{name}"):
         for pattern, source in SOURCES.items():
             if fnmatch.fnmatchcase(key, pattern):
@@ -185,7 +185,9 @@ def source_of(path: str, name: str | None) -> Source | None:
 
 
 def first_problem(value: Any, kind: Any, where: str = "") -> str | None:
-    """The first field of a row that is missing or of another type, as a sentence; None if fine."""
+    """Returns the first field of a row that is missing or of another type, as a sentence; None if
+    fine.
+    """
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             return f"field {where!r} is {_kind(value)}, not an object" if where else "no object"

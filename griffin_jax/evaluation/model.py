@@ -27,7 +27,7 @@ def load(
     stack_layers: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
-    """The model to be evaluated.
+    """Returns the model to be evaluated.
 
     Args:
       checkpoint: As for `griffin_jax.load`; or "random:" and the name of a preset, for a model of
@@ -85,7 +85,7 @@ def _random(config, settings, dtype, stack_layers, mesh):
 
 
 def fingerprint(checkpoint: str) -> str:
-    """SHA-256, in hex, over every file of a checkpoint's folder and its name.
+    """Returns SHA-256, in hex, over every file of a checkpoint's folder and its name.
 
     A model with random weights has its name instead.
     """

@@ -22,7 +22,7 @@ def document(
     outcomes: Mapping,
     reasons: Mapping,
 ) -> dict[str, Any]:
-    """What is written of an evaluation.
+    """Returns what is written of an evaluation.
 
     Args:
       setting: Checkpoint, versions, seeds, device and the like.
@@ -58,7 +58,9 @@ def document(
 
 
 def _measured(measure, outcomes, reasons):
-    """A measure with its value in the card's unit; None and a reason where there is none."""
+    """Returns a measure with its value in the card's unit; None and a reason where there is
+    none.
+    """
     entry = dataclasses.asdict(measure) | {"value": None, "stderr": None, "reason": None}
     outcome = outcomes.get(measure.run)
     if outcome is None:
@@ -118,7 +120,7 @@ def write(documents: Sequence[tuple[str, dict]], folder: Path) -> list[Path]:
 
 
 def markdown(documents: Sequence[Mapping]) -> str:
-    """The table of one suite, the evaluations side by side, and how each was made."""
+    """Returns the table of one suite, the evaluations side by side, and how each was made."""
     models = list(dict.fromkeys(m for d in documents for row in d["rows"] for m in row["card"]))
     names = _names(documents)
     head = ["benchmark", "task", "shots", *(f"card: {model}" for model in models)]
@@ -157,7 +159,7 @@ def markdown(documents: Sequence[Mapping]) -> str:
 
 
 def _names(documents):
-    """A short name for each evaluation, different ones."""
+    """Returns a short name for each evaluation, different ones."""
     names = [f"{Path(str(d['checkpoint'])).name}, {_precision(d)}" for d in documents]
     for i, name in enumerate(names):
         if names.count(name) > 1:
@@ -172,7 +174,7 @@ def _precision(document):
 
 
 def _keys(documents):
-    """Every benchmark's measures, in the order of the suites."""
+    """Returns every benchmark's measures, in the order of the suites."""
     return list(
         dict.fromkeys(
             (row["benchmark"], measure["task"], measure["metric"])
@@ -192,7 +194,9 @@ def _entry(document, key):
 
 
 def card_model(document: Mapping, card: Mapping[str, float]) -> str | None:
-    """The column of the card that a model belongs to: the instruction-tuned one, or the base."""
+    """Returns the column of the card that a model belongs to: the instruction-tuned one, or the
+    base.
+    """
     tuned = "-it" in Path(str(document["checkpoint"])).name
     return next((m for m in card if m.endswith("-it") == tuned), next(iter(card), None))
 
@@ -211,7 +215,7 @@ def _value_and_difference(document, entry):
 
 
 def average(document: Mapping) -> float | None:
-    """The mean of the first measures of all rows; None while one is missing."""
+    """Returns the mean of the first measures of all rows; None while one is missing."""
     values = [row["measures"][0]["value"] for row in document["rows"]]
     if not document.get("average") or not values or None in values:
         return None

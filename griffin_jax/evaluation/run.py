@@ -63,7 +63,7 @@ class Options:
                 raise ValueError(f"{name} must be at least 1 question, got {value}")
 
     def limit_of(self, run: "Run") -> int | None:
-        """Questions of each task of a run; None for all."""
+        """Returns the number of questions of each task of a run; None for all."""
         if self.generation_limit is not None and run.writes:
             return self.generation_limit
         return self.limit
@@ -212,7 +212,7 @@ def _check_values(run, limit):
 
 
 def _no_choice(right, choices):
-    """Why what is said to be right is none of the choices; None if it is one."""
+    """Returns why what is said to be right is none of the choices; None if it is one."""
     for one in right if isinstance(right, list) else [right]:
         there = 0 <= one < len(choices) if isinstance(one, numbers.Integral) else one in choices
         if not there:
@@ -251,7 +251,8 @@ class Outcome:
 
 
 def tokens_cut(lm: GriffinLM, run: Run, options: Options) -> str:
-    """A line on what `max_length` takes from prompts, before any is asked; empty if it is nothing.
+    """Returns a line on what `max_length` takes from prompts, before any is asked; empty if it is
+    nothing.
 
     Raises:
       ValueError: `max_length` has no room for what a request needs beside its prompt.
@@ -334,7 +335,9 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
 
 
 def hash_requests(requests: Sequence) -> str:
-    """SHA-256, in hex, of what the model is asked, in order: prompts, choices and settings."""
+    """Returns SHA-256, in hex, of what the model is asked, in order: prompts, choices and
+    settings.
+    """
     digest = hashlib.sha256()
     for request in requests:
         digest.update(json.dumps(request.args, sort_keys=True).encode())

@@ -113,7 +113,9 @@ def run_all(
 
 @functools.cache
 def guarantees() -> dict[str, str]:
-    """How this machine keeps a program in: what is restricted -> the mechanism that does it."""
+    """Returns how this machine keeps a program in: what is restricted -> the mechanism that does
+    it.
+    """
     outcome, applied = _run("pass", Limits())
     if not outcome.passed:
         raise RuntimeError(f"the sandbox doesn't run here: {outcome.reason}")
@@ -131,7 +133,7 @@ def guarantees() -> dict[str, str]:
 
 
 def _run(program: str, limits: Limits) -> tuple[Outcome, list[str]]:
-    """The outcome and the names of the kernel's mechanisms that were in force."""
+    """Returns the outcome and the names of the kernel's mechanisms that were in force."""
     secret = secrets.token_hex(16)
     scratch = tempfile.mkdtemp(prefix="griffin_program_")
     reader, writer = os.pipe()
@@ -189,7 +191,9 @@ def _send(process: subprocess.Popen, job: dict) -> None:
 
 
 def _read(reader: int, seconds: float) -> tuple[bytes, bool]:
-    """What came through the pipe until all of its writers were gone, and whether time ran out."""
+    """Returns what came through the pipe until all of its writers were gone, and whether time ran
+    out.
+    """
     deadline, report = time.monotonic() + seconds, b""
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([reader], [], [], left)[0]:

@@ -135,7 +135,8 @@ def shut_in(libc, scratch, machine):
 
 
 def _own_network(libc):
-    """A network namespace holds no interface that is up. The user namespace is what allows it to a
+    """A network namespace holds no interface that is up. The user namespace is what allows
+    it to a
     user without privileges, and takes root's privileges over everything outside away."""
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWNS):
@@ -154,7 +155,9 @@ def _own_network(libc):
 
 
 def _small_scratch(libc, scratch):
-    """A file system in memory over the scratch directory: no number of files fills the disk."""
+    """Returns a file system in memory over the scratch directory: no number of files fills the
+    disk.
+    """
     options = b"size=16m,nr_inodes=1024"
     flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV)
     if libc.mount(b"scratch", scratch.encode(), b"tmpfs", flags, options):
@@ -190,7 +193,7 @@ def _landlock(libc, scratch):
 
 
 def _seccomp(libc, architecture, numbers):
-    """A filter over system calls: what is refused fails with EPERM.
+    """Returns a filter over system calls: what is refused fails with EPERM.
 
     New processes are refused and threads are not: clone(2) tells its flags in its first argument,
     clone3(2) hides them in memory and so seems not to exist, which libc takes as "use clone".

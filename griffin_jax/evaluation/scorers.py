@@ -37,7 +37,7 @@ class ScorerError(ValueError):
 
 
 def make_scorer(name: str, measures: str | None = None) -> Scorer | None:
-    """The scorer of that name, ready for use; None for "none".
+    """Returns the scorer of that name, ready for use; None for "none".
 
     measures: "toxicity" or "sentiment", if it is to be one of those.
 
@@ -64,7 +64,7 @@ def make_scorer(name: str, measures: str | None = None) -> Scorer | None:
 
 
 def perspective() -> Scorer:
-    """Toxicity by the Perspective API, one request per text at the allowed rate."""
+    """Scores toxicity by the Perspective API, one request per text at the allowed rate."""
     key = os.environ.get(_KEY_VARIABLE)
     if not key:
         raise ScorerError(
@@ -93,7 +93,7 @@ def perspective() -> Scorer:
 
 
 def _session(headers: dict):
-    """A session that tries again, for about a minute, when the service is busy or away."""
+    """Returns a session that tries again, for about a minute, when the service is busy or away."""
     import requests
     from requests.adapters import HTTPAdapter, Retry
 
@@ -155,7 +155,7 @@ def write_generations(path: Path, rows: Iterable[dict]) -> None:
 
 
 def score_file(path: str | Path, scorer: str) -> dict[str, float | int]:
-    """Mean score of a file of generations: {"mean", "scored", "unscored"}.
+    """Returns the mean score of a file of generations: {"mean", "scored", "unscored"}.
 
     path: JSON lines, packed or not; "-" is standard input.
 

@@ -55,7 +55,7 @@ class Row:
 
 
 def select(rows: Sequence[Row], names: str) -> list[Row]:
-    """The rows that some names choose, with the measures that they choose.
+    """Returns the rows that some names choose, with the measures that they choose.
 
     Args:
       rows: All there are.

@@ -40,7 +40,7 @@ def dense_matmul(
 
 
 def dense_matmul_reference(x: jax.Array, weight: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The definition; see `dense_matmul`."""
+    """Computes the definition; see `dense_matmul`."""
     # Float32 means float32, also where a device would round the factors by default.
     return jnp.einsum(
         "...i,oi->...o",
@@ -54,7 +54,7 @@ def dense_matmul_reference(x: jax.Array, weight: jax.Array, dtype: DTypeLike) ->
 def block_diagonal_matmul(
     x: jax.Array, weight: jax.Array, *, kernel: str | None = None
 ) -> jax.Array:
-    """The product of each block of x with its own weight, accumulated in float32.
+    """Returns the product of each block of x with its own weight, accumulated in float32.
 
     Args:
       x: [..., N, in], a floating-point type.
@@ -79,7 +79,9 @@ def block_diagonal_matmul(
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 numbers; False where there is no telling."""
+    """Returns whether this processor multiplies bfloat16 numbers; False where there is no
+    telling.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return False
@@ -133,7 +135,7 @@ def bfloat16_matmul(x: jax.Array, weight: jax.Array, dtype: DTypeLike) -> jax.Ar
 
 
 def _split(x):
-    """float32 as the sum of three arrays of bfloat16 numbers, largest first."""
+    """Returns float32 as the sum of three arrays of bfloat16 numbers, largest first."""
     # Not by casting there and back: XLA takes that for nothing.
     high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     middle = jax.lax.reduce_precision(x - high, exponent_bits=8, mantissa_bits=7)

@@ -79,7 +79,7 @@ def _combine(earlier, later):
 def linear_recurrence_reference(
     x: jax.Array, a: jax.Array, h0: jax.Array, reverse: bool = False
 ) -> jax.Array:
-    """The definition, one step after another; see `linear_recurrence`.
+    """Computes the definition, one step after another; see `linear_recurrence`.
 
     With `reverse` it starts from the last step, and x_t is added to a_t * h_{t+1}.
     """

@@ -18,7 +18,7 @@ _BACKWARD = {"groups": 8, "steps": 8}
 
 
 def unsupported_reason(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
-    """None, or the reason why the kernel does not serve inputs [B, T, R] of this shape and dtype."""
+    """Returns why inputs [B, T, R] of this shape and dtype are not supported; None if they are."""
     if dtype != jnp.float32:
         return f"the inputs are {dtype}, not float32"
     return time_chunks_gpu.unsupported_reason(shape, _FORWARD["steps"])
@@ -26,7 +26,7 @@ def unsupported_reason(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def forward(x: jax.Array, a: jax.Array, h0: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """As `griffin_jax.kernels.linear_recurrence.linear_recurrence_reference`.
+    """Computes `griffin_jax.kernels.linear_recurrence.linear_recurrence_reference`.
 
     Args:
       x: float32[B, T, R].
@@ -46,7 +46,9 @@ def forward(x: jax.Array, a: jax.Array, h0: jax.Array, *, interpret: bool = Fals
 def backward(
     a: jax.Array, h0: jax.Array, h: jax.Array, dh: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of x, a and h0, of the result h and its gradient dh, float32[B, T, R]."""
+    """Returns the gradients of x, a and h0, of the result h and its gradient dh, float32[B, T,
+    R].
+    """
     time = a.shape[1]
     a, h, dh = _in_whole_chunks(a, h, dh, **_BACKWARD)
     chunks = Chunks(a.shape, **_BACKWARD, backward=True, interpret=interpret)

@@ -74,7 +74,7 @@ def local_attention(
 
 
 def _in_time_shards(run, reach, shards, q, k, v, cached_k, cached_v, start, positions):
-    """Attention of one part, whose ring holds what stands before the part, oldest first.
+    """Computes the attention of one part, whose ring holds what stands before the part, oldest first.
 
     What is older than a query's document is out of reach already by the query's position.
     """
@@ -211,18 +211,22 @@ def _over_all_pairs(q, k, v, cached_k, cached_v, start, limit, kernel):
 
 
 def _ages(start, slots):
-    """Distance of each slot [B, S] from the first token of this call: 1 for the newest one."""
+    """Returns the distance of each slot [B, S] from the first token of this call: 1 for the newest
+    one.
+    """
     age = 1 + (start[:, None] - 1 - jnp.arange(slots)[None]) % max(slots, 1)
     return jnp.where(age <= start[:, None], age, _NEVER)
 
 
 def _masks(distances, limit):
-    """Which keys [B or 1, T, S] at these distances are seen under limit [B, T]."""
+    """Returns which keys [B or 1, T, S] at these distances are seen under limit [B, T]."""
     return [(distance >= 0) & (distance <= limit[:, :, None]) for distance in distances]
 
 
 def _attend(q, keys, values, masks, kernel):
-    """Softmax attention of q [B, T, N, H] over two groups of keys and values [B, S, K, H]."""
+    """Computes softmax attention of q [B, T, N, H] over two groups of keys and values [B, S, K,
+    H].
+    """
     if kernel == "cudnn_gpu":
         return jax.nn.dot_product_attention(
             q,
@@ -257,7 +261,7 @@ def _attend(q, keys, values, masks, kernel):
 
 
 def _one_query_of_many_heads(time, key):
-    """Whether to read keys or values [B, S, K, H] where they lie, for a decoding step.
+    """Returns whether to read keys or values [B, S, K, H] where they lie, for a decoding step.
 
     A batched matrix product wants one matrix per head, and XLA would keep the cache twice for it:
     the other way around in memory inside of a loop over steps.
@@ -266,7 +270,7 @@ def _one_query_of_many_heads(time, key):
 
 
 def _scores(q, key):
-    """float32[B, K, T, G, S] of q [B, T, K, G, H] and key [B, S, K, H].
+    """Returns float32[B, K, T, G, S] of q [B, T, K, G, H] and key [B, S, K, H].
 
     Queries and the heads of a group lie as in q, so that neither the scores nor what is mixed by
     them is put into another order.
@@ -278,7 +282,7 @@ def _scores(q, key):
 
 
 def _mixed(shares, value):
-    """float32[B, K, T, G, H] of shares [B, K, T, G, S] and value [B, S, K, H]."""
+    """Returns float32[B, K, T, G, H] of shares [B, K, T, G, S] and value [B, S, K, H]."""
     if not _one_query_of_many_heads(shares.shape[2], value):
         return jnp.einsum("bktgs,bskh->bktgh", shares, value, preferred_element_type=jnp.float32)
     shares = jnp.transpose(shares[:, :, 0], (0, 3, 1, 2))[..., None]
@@ -287,7 +291,7 @@ def _mixed(shares, value):
 
 
 def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, reach):
-    """The definition over all pairs; see `local_attention`."""
+    """Computes the definition over all pairs; see `local_attention`."""
     time, heads, size = q.shape[1:]
     slots, kv_heads = cached_k.shape[1:3]
     newest = start[:, None] - 1

@@ -68,7 +68,7 @@ def packed_matmul(
 
 
 def lay_out(params: Any, *, consume: bool = False) -> Any:
-    """A tree whose 4-bit weights lie in memory as this platform's kernel reads them.
+    """Returns a tree whose 4-bit weights lie in memory as this platform's kernel reads them.
 
     Nothing but the order of axes in memory changes, and that on TPUs only.
 
@@ -90,7 +90,7 @@ def lay_out(params: Any, *, consume: bool = False) -> Any:
 def packed_matmul_reference(
     x: jax.Array, weights: Sequence[QuantizedTensor]
 ) -> tuple[jax.Array, ...]:
-    """The definition; see `packed_matmul`."""
+    """Computes the definition; see `packed_matmul`."""
     return tuple(dense_matmul(x, decode(weight, x.dtype)) for weight in weights)
 
 

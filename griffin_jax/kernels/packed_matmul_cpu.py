@@ -50,7 +50,8 @@ _FEW, _MANY = 64, 256
 
 
 def add_transposed_if_it_fits(params: Any) -> Any:
-    """The parameters with `add_transposed`, on a CPU if half of the memory that is free is enough.
+    """Returns the parameters with `add_transposed`, on a CPU if half of the memory that is free is
+    enough.
 
     A copy takes 0.56 bytes per weight, beside the 0.56 of the weight itself.
     """
@@ -67,7 +68,8 @@ def add_transposed_if_it_fits(params: Any) -> Any:
 
 
 def add_transposed(params: Any) -> Any:
-    """The parameters with a second copy of the bytes of 4-bit weights, as decoding reads them.
+    """Returns the parameters with a second copy of the bytes of 4-bit weights, as decoding reads
+    them.
 
     Call it outside of jit. Weights that tables do not serve stay as they are.
     """
@@ -75,14 +77,14 @@ def add_transposed(params: Any) -> Any:
 
 
 def transposed_nbytes(params: Any) -> int:
-    """Bytes that `add_transposed` adds."""
+    """Returns the bytes that `add_transposed` adds."""
     leaves = jax.tree.leaves(params, is_leaf=is_packed)
     packed = [leaf for leaf in leaves if is_packed(leaf) and _has_rows(leaf)]
     return sum(leaf.packed.size + 4 * leaf.absmax.size for leaf in packed)
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that this process may still take; None where there is no telling."""
+    """Returns the bytes of memory that this process may still take; None where there is no telling."""
     meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if not meminfo.is_file():
         return None
@@ -99,7 +101,7 @@ def available_memory() -> int | None:
 
 
 def table_unsupported(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
-    """Why tables do not serve; None if they do."""
+    """Returns the reason why tables do not support these products; None if they do."""
     if rows > MAX_TABLE_ROWS:
         return f"it takes up to {MAX_TABLE_ROWS} rows, not {rows}"
     if any(weight.transposed is None for weight in weights):
@@ -108,7 +110,7 @@ def table_unsupported(rows: int, weights: Sequence[QuantizedTensor]) -> str | No
 
 
 def rows_unsupported(weights: Sequence[QuantizedTensor]) -> str | None:
-    """Why decoding row by row does not serve; None if it does."""
+    """Returns the reason why decoding row by row does not support these weights; None if it does."""
     for weight in weights:
         if weight.packed.ndim != weight.ndim:
             return f"rows of {weight.shape[1]} do not end with a block of {weight.block_size}"
@@ -167,7 +169,7 @@ def _vector_product(x, weight):
 
 
 def _steps_per_turn(steps, steps_per_block, out):
-    """The least that make `_TURN` sums: a part of a block, or whole ones.
+    """Returns the least that make `_TURN` sums: a part of a block, or whole ones.
 
     There are two turns at least: of one, XLA would compute the tables anew for every look-up.
     """
@@ -228,7 +230,9 @@ def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
 
 
 def _has_rows(weight):
-    """A linear layer's weight, not yet copied, on one device, whose rows are whole blocks."""
+    """Returns a linear layer's weight, not yet copied, on one device, whose rows are whole
+    blocks.
+    """
     return (
         weight.transposed is None
         and weight.ndim == weight.packed.ndim == 2

@@ -32,7 +32,7 @@ LEAVES = ("packed", "absmax", *_NESTED)
 
 
 def unsupported_reason(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
-    """None, or why the kernels do not serve so many rows of inputs under these weights."""
+    """Returns why products of so many rows by these weights are not supported; None if they are."""
     if reason := triton.missing():
         return reason
     if not 1 <= rows <= MAX_ROWS:
@@ -50,7 +50,7 @@ def unsupported_reason(rows: int, weights: Sequence[QuantizedTensor]) -> str | N
 def packed_matmul(
     x: jax.Array, weights: tuple[QuantizedTensor, ...], interpret: bool = False
 ) -> tuple[jax.Array, ...]:
-    """As `griffin_jax.kernels.packed_matmul.packed_matmul`, all weights in one launch.
+    """Computes `griffin_jax.kernels.packed_matmul.packed_matmul`, all weights in one launch.
 
     The gradient with respect to x decodes whole weights; there is none for the weights.
     """
@@ -79,14 +79,18 @@ packed_matmul.defvjp(_forward, _backward)
 
 
 def _pieces(size: int) -> list[int]:
-    """Powers of two that add up to `size`, the largest first: Triton's tiles have such sizes."""
+    """Returns powers of two that add up to `size`, the largest first: Triton's tiles have such
+    sizes.
+    """
     rest = size % _LARGEST_PIECE
     powers = [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
     return [_LARGEST_PIECE] * (size // _LARGEST_PIECE) + powers
 
 
 def lookup(packed, quant_type, interpret):
-    """The codes of the high and of the low halves of bytes, float32 of the shape of `packed`."""
+    """Returns the codes of the high and of the low halves of bytes, float32 of the shape of
+    `packed`.
+    """
     if interpret:
         return tuple(
             sum(
@@ -108,7 +112,9 @@ def lookup(packed, quant_type, interpret):
 
 
 def _lookup_asm(quant_type, first_bit):
-    """PTX that puts the codes of four bits from `first_bit` on of the bytes of $4 into $0 to $3."""
+    """Returns PTX that puts the codes of four bits from `first_bit` on of the bytes of $4 into $0
+    to $3.
+    """
     lines = ["{", ".reg .b32 place, code;", *lane_codes_asm(quant_type)]
     for k in range(_LOOKUP):
         # Within half a warp a shuffle takes the low four bits of its index: no mask is needed.
@@ -121,7 +127,8 @@ def _lookup_asm(quant_type, first_bit):
 
 
 def lane_codes_asm(quant_type: str) -> list[str]:
-    """Lines of PTX that declare own0 and make it the code of this lane, by its number's low bits.
+    """Returns lines of PTX that declare own0 and make it the code of this lane, by its number's low
+    bits.
 
     All that looks codes up begins like that, and the compiler keeps one of them.
     """
@@ -139,7 +146,9 @@ def lane_codes_asm(quant_type: str) -> list[str]:
 
 
 def _operands(weights):
-    """The leaves that a kernel reads, those of one weight after the other, and their names."""
+    """Returns the leaves that a kernel reads, those of one weight after the other, and their
+    names.
+    """
     names = [name for name in LEAVES if weights[0].double_quantized or name not in _NESTED]
     leaves = [
         getattr(weight, name).reshape(-1) if name == "nested_offset" else getattr(weight, name)
@@ -150,7 +159,9 @@ def _operands(weights):
 
 
 def _scales(refs, weight, rows, first, count):
-    """Scales `first` ... `first + count` of some rows: [count] for an index, [rows, count]."""
+    """Returns scales `first` ... `first + count` of some rows: [count] for an index, [rows,
+    count].
+    """
     absmax = refs["absmax"][rows, pl.ds(first, count)]
     if not weight.double_quantized:
         return absmax
@@ -162,7 +173,9 @@ def _scales(refs, weight, rows, first, count):
 
 
 def scales_at(refs, weight, row, column):
-    """Scales of the blocks at `row` and `column`, int32 arrays of one shape or that broadcast."""
+    """Returns the scales of the blocks at `row` and `column`, int32 arrays of one shape or that
+    broadcast.
+    """
     absmax = refs["absmax"][row, column]
     return _nested(refs, weight, absmax, row, column) if weight.double_quantized else absmax
 

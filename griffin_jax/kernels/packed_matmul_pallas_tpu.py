@@ -36,7 +36,7 @@ Weight = QuantizedTensor | LayerOf
 
 
 def unsupported_reason(x: jax.Array, weight: Weight) -> str | None:
-    """None, or the reason why the kernel does not serve this product."""
+    """Returns why this product is not supported; None if it is."""
     tensor = weight.stack if isinstance(weight, LayerOf) else weight
     if x.dtype != jnp.bfloat16:
         return f"it takes bfloat16, not {x.dtype}"
@@ -138,7 +138,9 @@ def _in_main_memory(stack, interpret):
 
 
 def _whole(inputs):
-    """Whether a tile of so many inputs is decoded in whole groups, or is one short group."""
+    """Returns whether a tile of so many inputs is decoded in whole groups, or is one short
+    group.
+    """
     return inputs % _GROUP == 0 or inputs < _GROUP
 
 
@@ -180,7 +182,7 @@ def _span(index, size):
 
 
 def _codes(code_ref, layer):
-    """The code book as two tables [8, 128] that are the same in every lane."""
+    """Returns the code book as two tables [8, 128] that are the same in every lane."""
     row = lax.broadcasted_iota(jnp.int32, (8, _LANES), 0)
     low = high = jnp.zeros((8, _LANES), jnp.float32)
     for i in range(8):
@@ -190,7 +192,8 @@ def _codes(code_ref, layer):
 
 
 def _decode(words, codes, scale, pack):
-    """int32[8, 128] with scale [1, 128] -> bfloat16[64, 128], byte pairs in the order of nibbles.
+    """Decodes int32[8, 128] with scale [1, 128] to bfloat16[64, 128], byte pairs in the order of
+    nibbles.
 
     Row 8 n + s is input 8 s + n of the unit: within a byte the high bits come first.
     """
@@ -238,13 +241,13 @@ def _take_along(values, index, axis):
 
 
 def _pack_on_tpu(low, high):
-    """float32 pairs as bfloat16 in the halves of int32 words."""
+    """Returns float32 pairs as bfloat16 in the halves of int32 words."""
     words = pltpu.pack_elementwise([low, high], packed_dtype=jnp.bfloat16)
     return lax.bitcast_convert_type(words, jnp.int32)
 
 
 def _pack_in_jax(low, high):
-    """As `_pack_on_tpu`, which the interpreter does not know."""
+    """Does what `_pack_on_tpu` does, which the interpreter does not know."""
 
     def bits(x):
         rounded = x.astype(jnp.bfloat16).astype(jnp.float32)
@@ -254,7 +257,8 @@ def _pack_in_jax(low, high):
 
 
 def to_device_layout(tensor: QuantizedTensor, *, consume: bool = False) -> QuantizedTensor:
-    """The same weight, or stack of weights, with its arrays in memory as the kernel reads them.
+    """Returns the same weight, or stack of weights, with its arrays in memory as the kernel reads
+    them.
 
     Values, shapes and shardings stay, and so do the bytes that `save` writes: only the order of the
     axes in memory changes. Without it the kernel's result is the same, but XLA transposes every

@@ -13,7 +13,7 @@ _QUERIES = 512  # of all rows together, but for tiles of 16
 
 
 def tile_size(batch: int) -> int:
-    """Queries of each row in a tile, for a batch of so many rows."""
+    """Returns the number of queries of each row in a tile, for a batch of so many rows."""
     return max(16, min(_TILE, _QUERIES // batch))
 
 
@@ -29,7 +29,7 @@ def attend_in_tiles(
     reach: int,
     attend: Attend,
 ) -> jax.Array:
-    """Local attention whose scores of one tile are all that exist of them at a time.
+    """Computes local attention whose scores of one tile are all that exist of them at a time.
 
     A tile of Q queries reads the reach + Q keys that end with its last one. The backward pass
     computes its scores again.
@@ -58,7 +58,7 @@ def attend_in_tiles(
         return jnp.pad(x, ((0, 0), (before, padding)) + ((0, 0),) * (x.ndim - 2))
 
     def line(ring, x):
-        """The `reach` newest of the ring, oldest first, and this call's."""
+        """Returns the `reach` newest of the ring, oldest first, and this call's."""
         if not slots:
             return pad(x, reach)
         order = (start[:, None] + jnp.arange(slots - reach, slots)[None]) % slots

@@ -27,7 +27,7 @@ def rg_lru(
     *,
     kernel: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gates and recurrence, in float32.
+    """Computes gates and recurrence, in float32.
 
         log a_t = -c softplus(a_param) sigmoid(gate_a_t)
         h_t     = a_t h_{t-1} + sqrt(1 - a_t^2) (sigmoid(gate_x_t) x_t)
@@ -76,7 +76,9 @@ def _on_one_device(*arguments, kernel):
 
 
 def _in_time_shards(run, x, gate_x, gate_a, a_param, hidden, positions, lengths):
-    """Each part of time from a state of zero first, and then from the state that enters it."""
+    """Runs each part of time from a state of zero first, and then from the state that enters
+    it.
+    """
     lengths = shard_lengths(lengths, x.shape[1])
     inputs = x, gate_x, gate_a, a_param
     _, gained = run(*inputs, jnp.zeros_like(hidden), positions, lengths)
@@ -95,7 +97,7 @@ def _log_a(gate_a, a_param):
 
 
 def rg_lru_reference(x, gate_x, gate_a, a_param, hidden, positions, lengths):
-    """The definition; see `rg_lru`."""
+    """Computes the definition; see `rg_lru`."""
     f32 = jnp.float32
     log_a = _log_a(gate_a, a_param)
     inputs = x.astype(f32) * jax.nn.sigmoid(gate_x.astype(f32))
@@ -110,7 +112,7 @@ def rg_lru_reference(x, gate_x, gate_a, a_param, hidden, positions, lengths):
 
 @jax.custom_vjp
 def sqrt_bounded_gradient(x: jax.Array) -> jax.Array:
-    """A square root whose derivative is at most `MAX_SQRT_GRADIENT`."""
+    """Returns a square root whose derivative is at most `MAX_SQRT_GRADIENT`."""
     return jnp.sqrt(x)
 
 

@@ -29,12 +29,12 @@ _RESET, _PADDING = -200.0, 1e30
 
 
 def unsupported_reason(shape: tuple[int, ...]) -> str | None:
-    """None, or the reason why the kernel does not serve inputs of this shape [B, T, R]."""
+    """Returns why inputs of this shape [B, T, R] are not supported; None if they are."""
     return time_chunks_gpu.unsupported_reason(shape, _BACKWARD_STEPS)
 
 
 def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=False):
-    """As `griffin_jax.kernels.rg_lru.rg_lru_reference`.
+    """Computes `griffin_jax.kernels.rg_lru.rg_lru_reference`.
 
     Args:
       x: [B, T, R]; this and the next six as there.
@@ -80,7 +80,7 @@ def _sigmoid(chunk, value):
 
 
 def _decay(chunk, gate_a, slope, shift):
-    """The recurrence gate, log2(a) and a."""
+    """Returns the recurrence gate, log2(a) and a."""
     r = _sigmoid(chunk, gate_a)
     log_a = jnp.minimum(chunk.fma(slope, r, shift), 0.0)
     return r, log_a, chunk.instruction("ex2", log_a)

@@ -28,7 +28,7 @@ _VMEM = 48 * 2**20
 
 
 def unsupported_reason(shape: tuple[int, ...]) -> str | None:
-    """None, or the reason why the kernel does not serve inputs of this shape [B, T, R]."""
+    """Returns why inputs of this shape [B, T, R] are not supported; None if they are."""
     _, time, width = shape
     if width % _LANES:
         return f"recurrence width {width} is not a multiple of {_LANES}"
@@ -38,7 +38,7 @@ def unsupported_reason(shape: tuple[int, ...]) -> str | None:
 
 
 def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=False):
-    """As `griffin_jax.kernels.rg_lru.rg_lru_reference`."""
+    """Computes `griffin_jax.kernels.rg_lru.rg_lru_reference`."""
     time = x.shape[1]
     real = jnp.arange(time)[None] < lengths[:, None]
     gate_a = jnp.where((positions == 0)[..., None], jnp.inf, gate_a)

@@ -8,7 +8,7 @@ _STRIDE = 2048  # positions
 
 
 def rotary_angles(positions: jax.Array, base: float, size: int) -> jax.Array:
-    """What each pair is rotated by at positions int32[B, T]: float32[B, T, size / 2].
+    """Returns what each pair is rotated by at positions int32[B, T]: float32[B, T, size / 2].
 
     A plain product rounds to 24 bits, which at position 1,000,000 is an error of 0.06. Whole
     strides turn by what is left of their angle after full circles; the rest is a small product.

@@ -29,7 +29,7 @@ _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt
 
 
 def unsupported_reason(shape: tuple[int, int, int], steps: int) -> str | None:
-    """None, or the reason why chunks do not serve inputs [B, T, R]; `steps` are the fewest."""
+    """Returns why chunks of at least `steps` steps do not support inputs [B, T, R]; None if they do."""
     if reason := triton.missing():
         return reason
     batch, time, width = shape
@@ -87,23 +87,23 @@ class Chunks:
         self._states = spec((None, self.count + 1, CHANNELS), lambda b, n, c: (b, 0, c))
 
     def place(self, program):
-        """Row, chunk and tile of channels of a program."""
+        """Returns the row, chunk and tile of channels of a program."""
         row = lax.rem(lax.div(program, self.tiles), self.batch)
         turn = lax.div(program, self.tiles * self.batch)
         chunk = self.count - 1 - turn if self.backward else turn
         return row, chunk, lax.rem(program, self.tiles)
 
     def split(self, x: jax.Array) -> jax.Array:
-        """[B, T, ...] as [B, T / steps, steps, ...]."""
+        """Returns [B, T, ...] as [B, T / steps, steps, ...]."""
         return x.reshape(self.batch, -1, self.steps, *x.shape[2:])
 
     def like(self, x: jax.Array) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
-        """An output of the inputs' shape, in x's dtype."""
+        """Returns an output of the inputs' shape, in x's dtype."""
         shape = (self.batch, self.time // self.steps, self.steps, self.width)
         return self.tile, jax.ShapeDtypeStruct(shape, x.dtype)
 
     def summed(self) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
-        """An output float32[B, T / chunk, R], for sums over chunks."""
+        """Returns an output float32[B, T / chunk, R], for sums over chunks."""
         return self.sums, jax.ShapeDtypeStruct((self.batch, self.count, self.width), jnp.float32)
 
     def __call__(self, kernel: Callable, inputs: list, outputs: list, initial: jax.Array):
@@ -167,7 +167,7 @@ class Chunk:
         self.lanes = pl.ds(lax.div(program, pl.num_programs(0)), CHANNELS)
 
     def load(self, ref) -> list[jax.Array]:
-        """Steps of a `Chunks.tile`, in float32."""
+        """Returns the steps of a `Chunks.tile`, in float32."""
         return [self._float32(ref[:, step, self.lanes]) for step in self.steps]
 
     def load_before(self, ref, initial: jax.Array) -> list[jax.Array]:
@@ -207,7 +207,9 @@ class Chunk:
         return [g + asks if d is None else self.fma(d, asks, g) for d, g in pairs]
 
     def instruction(self, name: str, value: jax.Array) -> jax.Array:
-        """One of the processor's own approximations, good to the last bit or two of a float32."""
+        """Returns one of the processor's own approximations, good to the last bit or two of a
+        float32.
+        """
         if self._interpret:
             return _INTERPRETED[name](value)
         return _assembly(f"{name}.approx.ftz.f32 $0, $1;", "=f,f", value)
@@ -219,7 +221,7 @@ class Chunk:
         return _assembly("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", *jnp.broadcast_arrays(a, b, c))
 
     def _entering(self, decay, added, order):
-        """The state that enters each group, [groups, channels]; passes on the last one's.
+        """Returns the state that enters each group, [groups, channels]; passes on the last one's.
 
         Args:
           decay: [groups, channels]; each group is state -> decay * state + added.
@@ -243,7 +245,7 @@ class Chunk:
         return self.fma(decay, state[None], added)
 
     def _wait(self):
-        """The state that enters the chunk, once it is there.
+        """Returns the state that enters the chunk, once it is there.
 
         32 words are one for each lane: so every warp reads all of them and decides for itself. With
         more, several warps would decide together, by what some of them have read.

@@ -11,17 +11,19 @@ from griffin_jax.devices import SEQUENCE
 
 
 def begin_of_shard(time: int) -> jax.Array:
-    """The place in the whole sequence of this part's first token; `time` is a part's length."""
+    """Returns the place in the whole sequence of this part's first token; `time` is a part's
+    length.
+    """
     return lax.axis_index(SEQUENCE) * time
 
 
 def shard_lengths(lengths: jax.Array, time: int) -> jax.Array:
-    """How many of this part's tokens are real, int32[B], of how many of the whole are."""
+    """Returns how many of this part's tokens are real, int32[B], of how many of the whole are."""
     return jnp.clip(lengths - begin_of_shard(time), 0, time)
 
 
 def preceding(x: jax.Array, before: jax.Array) -> jax.Array:
-    """A halo: the last L items before this part, [B, L, ...], oldest first.
+    """Returns a halo: the last L items before this part, [B, L, ...], oldest first.
 
     Args:
       x: [B, T, ...], this part's items.
@@ -49,7 +51,7 @@ def preceding(x: jax.Array, before: jax.Array) -> jax.Array:
 
 
 def newest(padded: jax.Array, lengths: jax.Array, count: int, cut: bool) -> jax.Array:
-    """The last `count` real items of each row of the whole sequence, [B, count, ...].
+    """Returns the last `count` real items of each row of the whole sequence, [B, count, ...].
 
     Args:
       padded: [B, count + T, ...], this part's items behind the `count` before them.
@@ -73,7 +75,7 @@ def newest(padded: jax.Array, lengths: jax.Array, count: int, cut: bool) -> jax.
 def entering_state(
     decay: jax.Array, gained: jax.Array, initial: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The linear recurrence over parts: a part makes decay * h + gained of a state h.
+    """Runs the linear recurrence over parts: a part makes decay * h + gained of a state h.
 
     Args:
       decay: float32[B, R], the product of this part's decays.

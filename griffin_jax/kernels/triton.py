@@ -15,7 +15,7 @@ _BACKEND = "jax.experimental.pallas.triton"
 
 @functools.cache
 def missing() -> str | None:
-    """Why no kernel of this backend serves; None where JAX has the backend."""
+    """Returns the reason why no kernel of this backend can run; None where JAX has the backend."""
     if importlib.util.find_spec(_BACKEND) is None:
         return "this JAX has no Triton backend of Pallas"
     return None

@@ -38,7 +38,7 @@ def _run(config, x, scales, layers, params, state, timeline, **options):
 
 
 def _rotation(config, position, dtype):
-    """Cosines and sines of a position's angles."""
+    """Returns the cosines and sines of a position's angles."""
     angle = rotary_angles(position.reshape(1, 1), config.rope_base, config.rotated_size).reshape(-1)
     return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
 

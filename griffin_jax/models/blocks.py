@@ -28,7 +28,7 @@ BLOCKS: dict[str, type[TemporalMixing]] = {
 
 
 def block_of(kind: str) -> type[TemporalMixing]:
-    """The temporal mixing of a kind.
+    """Returns the temporal mixing of a kind.
 
     Raises:
       ValueError: there is no such kind; the message lists those there are.
@@ -53,7 +53,7 @@ def init_state(
     dtype: DTypeLike = jnp.float32,
     capacity: int | None = None,
 ) -> State:
-    """The state before the first token.
+    """Returns the state before the first token.
 
     Args:
       config: The model's shape.

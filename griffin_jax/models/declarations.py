@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"^(?:groups/)?blocks_\d+/")
 
 @functools.lru_cache(maxsize=16)  # it traces the whole model
 def declarations(config: GriffinConfig) -> Mapping[str, Declaration]:
-    """What every parameter of a model is, by path ("blocks_0/mlp_block/up_proj/weight").
+    """Returns what every parameter of a model is, by path ("blocks_0/mlp_block/up_proj/weight").
 
     Paths are in the model's order. Nothing here is changed: the mapping is shared.
 
@@ -41,7 +41,7 @@ def declarations(config: GriffinConfig) -> Mapping[str, Declaration]:
 
 
 def abstract_params(config: GriffinConfig, dtype: DTypeLike = jnp.float32) -> dict:
-    """The tree of `init_params` as `jax.ShapeDtypeStruct`, without making any array."""
+    """Returns the tree of `init_params` as `jax.ShapeDtypeStruct`, without making any array."""
     return flax.traverse_util.unflatten_dict(
         {
             path: jax.ShapeDtypeStruct(declaration.shape, jnp.dtype(dtype))
@@ -52,7 +52,7 @@ def abstract_params(config: GriffinConfig, dtype: DTypeLike = jnp.float32) -> di
 
 
 def declaration_at(config: GriffinConfig, path: Sequence[str]) -> Declaration:
-    """What the parameter at a path is, be the layer stacked or not.
+    """Returns what the parameter at a path is, be the layer stacked or not.
 
     Raises:
       ValueError: the model has no such parameter.
@@ -64,7 +64,7 @@ def declaration_at(config: GriffinConfig, path: Sequence[str]) -> Declaration:
 
 
 def param_axes(config: GriffinConfig, tree: Any) -> Any:
-    """What the dimensions of each array are in a tree that holds parameters of a model.
+    """Returns what the dimensions of each array are in a tree that holds parameters of a model.
 
     Args:
       config: The model's shape.
@@ -94,7 +94,8 @@ def param_axes(config: GriffinConfig, tree: Any) -> Any:
 
 
 def param_shardings(config: GriffinConfig, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Where the arrays lie of a tree that holds parameters; see `param_axes` and `tree_shardings`.
+    """Returns where the arrays lie of a tree that holds parameters; see `param_axes` and
+    `tree_shardings`.
 
     Raises:
       MeshError: the mesh does not divide a dimension.
@@ -103,18 +104,18 @@ def param_shardings(config: GriffinConfig, tree: Any, mesh: Mesh | AbstractMesh)
 
 
 def leaf_shardings(config: GriffinConfig, mesh: Mesh, path: str, leaf: Any) -> Any:
-    """Where the arrays of one parameter lie, by its path; see `param_shardings`."""
+    """Returns where the arrays of one parameter lie, by its path; see `param_shardings`."""
     axes = axes_of(leaf, declarations(config)[path].axes)
     return tree_shardings({path: leaf}, mesh, {path: axes})[path]  # errors name the path
 
 
 def put_on_mesh(config: GriffinConfig, params: Any, mesh: Mesh) -> Any:
-    """The parameters where they belong on a mesh; see `param_shardings`."""
+    """Returns the parameters where they belong on a mesh; see `param_shardings`."""
     return jax.device_put(params, param_shardings(config, params, mesh))
 
 
 def kind_at(path: str) -> Kind:
-    """What follows for the parameter at a path of any model, be its layer stacked or not.
+    """Returns what follows for the parameter at a path of any model, be its layer stacked or not.
 
     Raises:
       ValueError: neither `Griffin` nor a block of `BLOCKS` has such a parameter.
@@ -127,7 +128,7 @@ def kind_at(path: str) -> Kind:
 
 
 def adapted_layers() -> tuple[str, ...]:
-    """The names of the linear layers that adapters add to, of all kinds of blocks."""
+    """Returns the names of the linear layers that adapters add to, of all kinds of blocks."""
     kinds = _kinds(tuple(BLOCKS.items()))
     return tuple(dict.fromkeys(path.split("/")[-2] for path in kinds if kinds[path].adapts))
 
@@ -153,6 +154,6 @@ def _kinds(blocks):
 
 
 def _is_part(name):
-    """Whether a name on the way to a parameter is one that `Griffin` gives its parts."""
+    """Returns whether a name on the way to a parameter is one that `Griffin` gives its parts."""
     parts = ("embedder", "final_norm", "lm_head")
     return name in parts or (isinstance(name, str) and name.startswith("blocks_"))

@@ -59,13 +59,13 @@ class _Recurrence(nn.Module):
         raise NotImplementedError
 
     def of_channels(self, name: str, init: nn.initializers.Initializer, size: int) -> jax.Array:
-        """A parameter of the recurrence for each channel, float32[1, 1, size]."""
+        """Returns a parameter of the recurrence for each channel, float32[1, 1, size]."""
         kind = {"axes": ("recurrence",), "kind": "recurrence"}
         value = parameter(self, name, init, (size,), self.param_dtype, **kind)
         return value.astype(_F32)[None, None]
 
     def gate(self, name: str, x: jax.Array, features: int | None = None) -> jax.Array:
-        """A gate before its sigmoid, float32."""
+        """Returns a gate before its sigmoid, float32."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return BlockDiagonalLinear(self.num_blocks, features, name=name, **types)(x).astype(_F32)
 
@@ -79,7 +79,7 @@ def _real(x, alpha, beta, forgetting, hidden, positions, lengths):
 
 
 def _marks(positions, lengths):
-    """Which tokens are no padding, and which begin a document, [B, T, 1] each."""
+    """Returns which tokens are no padding, and which begin a document, [B, T, 1] each."""
     real = jnp.arange(positions.shape[1])[None] < lengths[:, None]
     return real[..., None], (positions == 0)[..., None]
 
@@ -115,7 +115,7 @@ class Mamba(_Recurrence):
 
 
 def _rate_init(key, shape, dtype=_F32):
-    """Rates softplus(a_param) that are uniform from 0.5 to 1.5."""
+    """Returns rates softplus(a_param) that are uniform from 0.5 to 1.5."""
     rate = jax.random.uniform(key, shape, _F32, 0.5, 1.5)
     return jnp.log(jnp.expm1(rate)).astype(dtype)
 
@@ -165,12 +165,14 @@ class CGLRU(_Recurrence):
 
 
 def _angle_init(key, shape, dtype=_F32):
-    """Angles of up to half a turn under a gate that is open."""
+    """Returns angles of up to half a turn under a gate that is open."""
     return jax.random.uniform(key, shape, _F32, 0.0, jnp.pi / C).astype(dtype)
 
 
 def _complex(z, log_a, turn, hidden, positions, lengths):
-    """The recurrence of pairs [B, T, 2, R / 2]; products of complex numbers are written out."""
+    """Runs the recurrence of pairs [B, T, 2, R / 2]; products of complex numbers are written
+    out.
+    """
     real, reset = _marks(positions, lengths)
     scale = jnp.where(reset, 1.0, sqrt_bounded_gradient(-jnp.expm1(2 * log_a)))
     x = z * jnp.where(real, scale, 0.0)[:, :, None]
@@ -187,7 +189,7 @@ def _compose(earlier, later):
 
 
 def _times(a, b):
-    """The product of complex numbers, whose parts lie along the last axis but one."""
+    """Returns the product of complex numbers, whose parts lie along the last axis but one."""
     (p, q), (r, s) = (jnp.moveaxis(z, -2, 0) for z in (a, b))
     return jnp.stack([p * r - q * s, p * s + q * r], axis=-2)
 

@@ -111,7 +111,7 @@ class Griffin(nn.Module):
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
     ) -> tuple[jax.Array, AnyState]:
-        """As `__call__`, but returns what the output head reads, [B, T, D]."""
+        """Does what `__call__` does, but returns what the output head reads, [B, T, D]."""
         batch, time = tokens.shape
         fresh = state is None
         if fresh:
@@ -142,7 +142,7 @@ class Griffin(nn.Module):
         return x, tuple(after)
 
     def _stacked(self, x, state, timeline):
-        """As `_layers`, in a loop over groups, from and to a state of either layout."""
+        """Does what `_layers` does in a loop over groups, from and to a state of either layout."""
         before = stack_state(self.config, state) if isinstance(state, State) else state
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
 
@@ -167,13 +167,13 @@ class Griffin(nn.Module):
         return x, unstack_state(after) if isinstance(state, State) else after
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] of `features` -> float32[B, T, V]."""
+        """Maps [B, T, D] of `features` to logits float32[B, T, V]."""
         logits = self.uncapped_logits(x)
         cap = self.config.logits_soft_cap
         return logits if cap is None else jnp.tanh(logits / cap) * cap
 
     def uncapped_logits(self, x: jax.Array) -> jax.Array:
-        """As `logits`, before the soft cap."""
+        """Computes `logits` before the soft cap."""
         logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
         return constrain(logits, "batch", "time", "vocabulary")
 
@@ -205,6 +205,6 @@ class Head(nn.Module):
 
 
 def init_params(config: GriffinConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> dict:
-    """Random parameters, drawn as published; a nested dict of arrays of `dtype`."""
+    """Returns random parameters, drawn as published; a nested dict of arrays of `dtype`."""
     model = Griffin(config, dtype=dtype, param_dtype=dtype)
     return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]

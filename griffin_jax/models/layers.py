@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def parameters(self, width: int) -> tuple:
-        """The weight for inputs of this width, and the bias or None."""
+        """Returns the weight for inputs of this width, and the bias or None."""
         weight = parameter(
             self,
             "weight",
@@ -64,7 +64,9 @@ class Linear(nn.Module):
 
 
 def project(x: jax.Array, *layers: Linear) -> tuple[jax.Array, ...]:
-    """What each layer makes of x, [..., features]; they share a dtype and read x together."""
+    """Returns what each layer makes of x, [..., features]; they share a dtype and read x
+    together.
+    """
     dtype = layers[0].dtype
     weights, biases = zip(*(layer.parameters(x.shape[-1]) for layer in layers), strict=True)
     splits = [split_here(layer.axes) for layer in layers]
@@ -123,7 +125,7 @@ class Embedder(nn.Module):
         )
 
     def encode(self, tokens: jax.Array) -> jax.Array:
-        """int32[B, T] -> [B, T, D]."""
+        """Maps int32[B, T] to [B, T, D]."""
         x = embed(self.embedding, tokens).astype(self.dtype)
         if self.scale:
             # RecurrentGemma was trained with the factor rounded to bfloat16.
@@ -132,13 +134,13 @@ class Embedder(nn.Module):
         return x
 
     def decode(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] -> float32[B, T, V]."""
+        """Maps [B, T, D] to logits float32[B, T, V]."""
         return head(x, self.embedding)
 
 
 @jax.custom_vjp
 def embed(embedding: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The rows of embedding [V, D] at tokens int32[B, T], [B, T, D]."""
+    """Returns the rows of embedding [V, D] at tokens int32[B, T], [B, T, D]."""
     if jax.default_backend() != "cpu" or embedding.dtype != jnp.bfloat16:
         return embedding[tokens]
     # XLA's CPU compiler gathers from a float32 copy. Tied to the tokens, it is made of the rows
@@ -163,7 +165,7 @@ embed.defvjp(_embed_forward, _embed_backward)
 
 @jax.custom_vjp
 def head(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Logits float32[B, T, V] of x [B, T, D] under the rows of weight [V, D]."""
+    """Returns logits float32[B, T, V] of x [B, T, D] under the rows of weight [V, D]."""
     return dense_matmul(x, weight, dtype=jnp.float32)
 
 

@@ -41,7 +41,7 @@ def matmuls(
 
 
 def _dense(x, weights, splits):
-    """Products with plain arrays, which the compiler partitions."""
+    """Computes products with plain arrays, which the compiler partitions."""
     del splits
     return tuple(dense_matmul(x, weight) for weight in weights)
 
@@ -56,7 +56,7 @@ def _low_rank(x, weights, splits):
 
 
 def in_parts(kernel: Callable) -> Callable:
-    """A product by every device of a mesh, of its part of the weights.
+    """Multiplies on every device of a mesh by its part of the weights.
 
     Args:
       kernel: From x and weights of one format to a product for each, on one device.

@@ -46,14 +46,14 @@ class LoRAWeight(Weight):
         )
 
     def dequantize(self, dtype: DTypeLike | None = None) -> jax.Array:
-        """The sum, which is made in float32."""
+        """Returns the sum, which is made in float32."""
         added = jnp.matmul(self.b, self.a, precision="highest")
         total = dequantized(self.base, jnp.float32) + self.scale * added
         return total.astype(self.dtype if dtype is None else dtype)
 
 
 def adapt(adapter: dict[str, Any], base: dict[str, Any], scale: float) -> dict[str, Any]:
-    """The base's tree with a `LoRAWeight` where the adapter has something to add.
+    """Returns the base's tree with a `LoRAWeight` where the adapter has something to add.
 
     Args:
       adapter: A nested dict like `base`, with leaves LAYER/lora_a [rank, in] and LAYER/lora_b
@@ -74,5 +74,7 @@ def adapt(adapter: dict[str, Any], base: dict[str, Any], scale: float) -> dict[s
 
 
 def low_rank_axes(axes: tuple) -> tuple[tuple, tuple]:
-    """What the dimensions of b [out, rank] and of a [rank, in] are, from those of their weight."""
+    """Returns what the dimensions of b [out, rank] and of a [rank, in] are, from those of their
+    weight.
+    """
     return (axes[0], None), (None, axes[1])

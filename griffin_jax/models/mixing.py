@@ -46,7 +46,7 @@ class TemporalMixing(nn.Module):
     def init_state(
         cls, config: GriffinConfig, batch_size: int, dtype: DTypeLike, capacity: int | None
     ) -> BlockState:
-        """The state before the first token.
+        """Returns the state before the first token.
 
         Args:
           config: The model's shape.
@@ -65,7 +65,7 @@ class TemporalMixing(nn.Module):
 
     @classmethod
     def pair_flops(cls, config: GriffinConfig) -> int:
-        """FLOPs for each pair of a token and an earlier one that it looks at."""
+        """Returns FLOPs for each pair of a token and an earlier one that it looks at."""
         return 0
 
     @property

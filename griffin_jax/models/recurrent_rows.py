@@ -17,7 +17,7 @@ _TAPS = 4
 
 
 def unsupported_reason(params: dict, u: jax.Array, state: BlockState) -> str | None:
-    """None, or why the kernel does not serve these arrays; see `recurrent_rows`."""
+    """Returns why the kernel does not support these arguments of `recurrent_rows`; None if it does."""
     if reason := backend.missing():
         return reason
     batch, time, _ = u.shape

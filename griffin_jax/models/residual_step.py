@@ -143,15 +143,15 @@ def _run(config, step, name, params, x, state, timeline, interpret):
 
 
 def _layers(step, name, params):
-    """Pairs of weight and bias of all linear layers, by name."""
+    """Returns pairs of weight and bias of all linear layers, by name."""
     return pairs_of(params["mlp_block"], _MLP) | pairs_of(params[name], step.layers)
 
 
 def pairs_of(params: dict, names: Sequence[str]) -> dict[str, tuple[Any, jax.Array | None]]:
-    """The weight and the bias or None of some layers, by name."""
+    """Returns the weight and the bias or None of some layers, by name."""
     return {name: (params[name]["weight"], params[name].get("bias")) for name in names}
 
 
 def is_power(size: int, least: int) -> bool:
-    """Whether a size is a power of two of at least `least`."""
+    """Returns whether a size is a power of two of at least `least`."""
     return size >= least and not size & (size - 1)

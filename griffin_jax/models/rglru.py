@@ -39,7 +39,7 @@ class RecurrentState(BlockState):
 def causal_conv(
     x: jax.Array, weight: jax.Array, bias: jax.Array, previous: jax.Array, timeline: Timeline
 ) -> tuple[jax.Array, jax.Array]:
-    """A causal depthwise convolution that does not look into the document before.
+    """Computes a causal depthwise convolution that does not look into the document before.
 
     Args:
       x: [B, T, R].
@@ -203,7 +203,7 @@ def convolve_and_recur(
     state: RecurrentState,
     timeline: Timeline,
 ) -> tuple[jax.Array, RecurrentState]:
-    """The middle of a recurrent block as a function of its parameters, for its gradient."""
+    """Computes the middle of a recurrent block as a function of its parameters, for its gradient."""
     x, conv = conv_1d.apply({"params": params["conv_1d"]}, x, state.conv, timeline)
     x, hidden = rg_lru.apply({"params": params["rg_lru"]}, x, state.hidden, timeline)
     return gated_gelu(y, x), state.replace(hidden=hidden, conv=conv)

@@ -39,7 +39,7 @@ class StackedState:
     rest: tuple[BlockState, ...]
 
     def axes(self) -> "StackedState":
-        """What the dimensions of each array are; see `BlockState.axes`."""
+        """Returns what the dimensions of each array are; see `BlockState.axes`."""
         groups, rest = (tuple(s.axes() for s in states) for states in (self.groups, self.rest))
         return StackedState(position=("batch",), groups=groups, rest=rest)
 
@@ -48,12 +48,12 @@ AnyState = State | StackedState
 
 
 def num_groups(config: GriffinConfig) -> int:
-    """Whole repetitions of the pattern, G."""
+    """Returns whole repetitions of the pattern, G."""
     return config.num_layers // len(config.block_pattern)
 
 
 def stacks_by_default(config: GriffinConfig) -> bool:
-    """Whether to stack the layers of a model where nobody says."""
+    """Returns whether to stack the layers of a model where nobody says."""
     return jax.default_backend() in STACKED_PLATFORMS and num_groups(config) > 1
 
 
@@ -64,7 +64,7 @@ def is_stacked(params: dict[str, Any]) -> bool:
 def stack_params(
     config: GriffinConfig, params: dict[str, Any], *, consume: bool = False
 ) -> dict[str, Any]:
-    """Parameters in the layout of stacked layers, which `Griffin.apply` reads as well.
+    """Returns parameters in the layout of stacked layers, which `Griffin.apply` reads as well.
 
     Args:
       config: The model's shape.
@@ -114,7 +114,7 @@ def _stack(layers, path, consume):
 
 
 def unstack_params(config: GriffinConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `stack_params`; other parameters are returned as they are."""
+    """Returns the inverse of `stack_params`; other parameters are returned as they are."""
     if not is_stacked(params):
         return params
     places = len(config.block_pattern)
@@ -127,7 +127,7 @@ def unstack_params(config: GriffinConfig, params: dict[str, Any]) -> dict[str, A
 
 
 def stack_state(config: GriffinConfig, state: State) -> StackedState:
-    """The state in the layout of stacked layers."""
+    """Returns the state in the layout of stacked layers."""
     places = len(config.block_pattern)
     stacked = num_groups(config) * places
     groups = tuple(
@@ -138,7 +138,7 @@ def stack_state(config: GriffinConfig, state: State) -> StackedState:
 
 
 def unstack_state(state: StackedState) -> State:
-    """The inverse of `stack_state`."""
+    """Returns the inverse of `stack_state`."""
     count = jax.tree.leaves(state.groups)[0].shape[0] if state.groups else 0
     layers = [
         jax.tree.map(lambda x, g=g: x[g], stack) for g in range(count) for stack in state.groups

@@ -11,7 +11,9 @@ from griffin_jax.weight import behind
 
 
 def array(*axes: str | None) -> Any:
-    """A field of a state that is an array, and what its dimensions are; the first is the batch."""
+    """Returns a field of a state that is an array, and what its dimensions are; the first is the
+    batch.
+    """
     return flax.struct.field(metadata={"axes": axes})
 
 
@@ -29,7 +31,7 @@ class BlockState:
     grows: ClassVar[bool] = False
 
     def axes(self) -> Any:
-        """What the dimensions of each array are, in the state's structure.
+        """Returns what the dimensions of each array are, in the state's structure.
 
         Arrays of layers that are stacked have None in front.
         """
@@ -41,7 +43,7 @@ class BlockState:
         )
 
     def layer(self) -> "BlockState":
-        """The state by itself, apart from a stack that a `LayerOf` reads it in."""
+        """Returns the state by itself, apart from a stack that a `LayerOf` reads it in."""
         return self
 
     def slots(self) -> int | None:
@@ -49,7 +51,7 @@ class BlockState:
         return None
 
     def with_slots(self, slots: int) -> "BlockState":
-        """The state with room for so many tokens, of which none has been forgotten yet."""
+        """Returns the state with room for so many tokens, of which none has been forgotten yet."""
         del slots
         return self
 
@@ -70,7 +72,7 @@ class State:
     blocks: tuple[BlockState, ...]
 
     def axes(self) -> "State":
-        """What the dimensions of each array are; see `BlockState.axes`."""
+        """Returns what the dimensions of each array are; see `BlockState.axes`."""
         return State(position=("batch",), blocks=tuple(block.axes() for block in self.blocks))
 
 

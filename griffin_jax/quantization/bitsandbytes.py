@@ -28,7 +28,7 @@ _STATE = ".quant_state.bitsandbytes__"
 
 
 def to_arrays(tensor: QuantizedTensor, name: str, storage: str = "uint8") -> dict[str, np.ndarray]:
-    """The arrays that bitsandbytes stores for a weight called `name`, and nothing else.
+    """Returns the arrays that bitsandbytes stores for a weight called `name`, and nothing else.
 
     Args:
       tensor: The weight.
@@ -68,7 +68,7 @@ def to_arrays(tensor: QuantizedTensor, name: str, storage: str = "uint8") -> dic
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> QuantizedTensor:
-    """The weight called `name` among the arrays of a checkpoint.
+    """Returns the weight called `name` among the arrays of a checkpoint.
 
     Its leaves are numpy arrays that share memory with those given.
 
@@ -128,7 +128,7 @@ def _read_nested(arrays, name: str, state: dict[str, Any], scale_count: int) -> 
 
 
 def _array(arrays, name: str, dtype=None, size: int | None = None) -> np.ndarray:
-    """One array of a checkpoint, checked."""
+    """Returns one array of a checkpoint, checked."""
     if name not in arrays:
         raise CheckpointError(f"{name} is missing")
     array = np.asarray(arrays[name])
@@ -142,7 +142,7 @@ def _array(arrays, name: str, dtype=None, size: int | None = None) -> np.ndarray
 
 
 def _read_state(arrays, name: str) -> dict[str, Any]:
-    """The JSON object of a weight, with its type, block size, dtype and shape checked."""
+    """Returns the JSON object of a weight, with its type, block size, dtype and shape checked."""
     prefix = f"{name}{_STATE}"
     found = [key for key in arrays if key.startswith(prefix)]
     if len(found) != 1:

@@ -70,7 +70,9 @@ def quantize_flat(weight: jax.Array, quant_type: str, block_size: int):
 
 
 def _quantize_blocks(bits: jax.Array, form: _Format, quant_type: str, divide: bool = False):
-    """The bits of [n, block] weights to packed uint8[n, block / 2] and the bits of absmax int32[n]."""
+    """Converts the bits of [n, block] weights to packed uint8[n, block / 2] and the bits of absmax
+    int32[n].
+    """
     largest = jnp.iinfo(form.integer).max
     absmax = jnp.max(bits & largest, axis=1).astype(jnp.int32)
     finite = absmax < form.infinity
@@ -167,7 +169,9 @@ def _correct_quotient(quotient: jax.Array, dividend: jax.Array, divisor: jax.Arr
 
 
 def _split(bits: jax.Array, form: _Format):
-    """A positive float's bits to (m, e), value m * 2**(e - 23), m uint32 of exactly 24 bits."""
+    """Converts a positive float's bits to (m, e), value m * 2**(e - 23), m uint32 of exactly 24
+    bits.
+    """
     field = bits >> (form.precision - 1)
     fraction = bits & (2 ** (form.precision - 1) - 1)
     mantissa = jnp.where(field > 0, fraction | 2 ** (form.precision - 1), fraction)
@@ -177,7 +181,9 @@ def _split(bits: jax.Array, form: _Format):
 
 
 def _join(mantissa: jax.Array, exponent: jax.Array, form: _Format) -> jax.Array:
-    """The bits, int32, of the largest float of `form` not above mantissa * 2**(exponent - 23)."""
+    """Returns the bits, int32, of the largest float of `form` not above mantissa * 2**(exponent -
+    23).
+    """
     below = jnp.maximum(form.min_exponent - exponent, 0)
     shift = jnp.minimum(24 - form.precision + below, 31)
     field = jnp.maximum(exponent - form.min_exponent, 0) << (form.precision - 1)

@@ -23,7 +23,7 @@ NESTED_BLOCK_SIZE = 256
 
 
 def ordered_codes(quant_type: str) -> np.ndarray:
-    """The 16 codes by increasing value, int[16].
+    """Returns the 16 codes by increasing value, int[16].
 
     FP4 has two zeros, 0 and 8. The order (0, 8) is the one bitsandbytes has on the CPU: there a
     value that rounds to zero gets code 0 if it is not positive and code 8 if it is.
@@ -32,14 +32,14 @@ def ordered_codes(quant_type: str) -> np.ndarray:
 
 
 def midpoints(quant_type: str) -> np.ndarray:
-    """Where one code gives way to the next, float32[15]: half way between their values."""
+    """Returns where one code gives way to the next, float32[15]: half way between their values."""
     values = CODE_BOOKS[quant_type][ordered_codes(quant_type)]
     return (values[:-1] + values[1:]) / np.float32(2)
 
 
 @functools.cache
 def dynamic_map() -> np.ndarray:
-    """The signed 8-bit dynamic code book of the second level, float32[256], increasing.
+    """Returns the signed 8-bit dynamic code book of the second level, float32[256], increasing.
 
     A value is a sign, a decimal exponent in unary and a linear fraction in the bits left over
     ("8-bit approximations for parallelism in deep learning", arXiv:1511.04561).
@@ -54,7 +54,9 @@ def dynamic_map() -> np.ndarray:
 
 
 def _linspace(start: float, stop: float, count: int) -> np.ndarray:
-    """float32 points counted from the nearer end, each rounded once as torch.linspace does."""
+    """Returns float32 points counted from the nearer end, each rounded once as torch.linspace
+    does.
+    """
     first, last = np.float32(start), np.float32(stop)
     step = np.float64((last - first) / np.float32(count - 1))
     index = np.arange(count)

@@ -63,7 +63,7 @@ class QuantizationConfig:
             raise ValueError("load_in_4bit is false: there is nothing to quantize")
 
     def compute_dtype(self, requested: Any = None) -> np.dtype:
-        """What the model computes in.
+        """Returns what the model computes in.
 
         That is `requested` if the caller asks for a dtype, and `bnb_4bit_compute_dtype` otherwise,
         with bfloat16 in place of float16: published checkpoints name float16 for the sake of older
@@ -78,7 +78,7 @@ class QuantizationConfig:
         return check_dtype(requested)
 
     def skips(self, module: str) -> bool:
-        """Whether a linear layer is left alone, by its name, as transformers decides it.
+        """Returns whether a linear layer is left alone, by its name, as transformers decides it.
 
         It is if an entry of `llm_int8_skip_modules`, a regular expression, matches the beginning of
         the name ("model.layers.1" also matches layer 10) or if the name ends with it. By default
@@ -91,7 +91,7 @@ class QuantizationConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object that transformers writes, keys in its order."""
+        """Returns the JSON object that transformers writes, keys in its order."""
         values = dataclasses.asdict(self)
         if self.llm_int8_skip_modules is not None:
             values["llm_int8_skip_modules"] = list(self.llm_int8_skip_modules)
@@ -104,7 +104,7 @@ class QuantizationConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "QuantizationConfig":
-        """The inverse of `to_dict`; what a file leaves out has the default of transformers.
+        """Returns the inverse of `to_dict`; what a file leaves out has the default of transformers.
 
         Raises:
           ValueError: a field is unknown and not off, has a wrong value or contradicts another, the

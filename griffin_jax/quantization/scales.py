@@ -19,7 +19,9 @@ _VECTOR = 8
 
 @np.errstate(all="ignore")
 def quantize_scales(absmax: np.ndarray):
-    """float32[n] scales to (codes uint8[n], absmax float32[ceil(n / 256)], offset float32[])."""
+    """Quantizes float32[n] scales to (codes uint8[n], absmax float32[ceil(n / 256)], offset
+    float32[]).
+    """
     offset = mean(absmax)
     centered = absmax - offset
     size, block = centered.size, codes.NESTED_BLOCK_SIZE
@@ -36,14 +38,16 @@ def quantize_scales(absmax: np.ndarray):
 
 @np.errstate(all="ignore")
 def dequantize_scales(quantized, nested_absmax, nested_code, offset) -> np.ndarray:
-    """The inverse, on the host: float32[n], subnormal numbers included."""
+    """Returns the inverse, on the host: float32[n], subnormal numbers included."""
     nested = np.repeat(nested_absmax, codes.NESTED_BLOCK_SIZE)[: quantized.size]
     return nested_code[quantized.reshape(-1)] * nested + offset
 
 
 @functools.cache
 def _nearest_codes() -> np.ndarray:
-    """The code nearest to each of 65,536 even steps from -1 to 1, which bitsandbytes rounds to."""
+    """Returns the code nearest to each of 65,536 even steps from -1 to 1, which bitsandbytes rounds
+    to.
+    """
     book = codes.dynamic_map()
     middle = np.float32(0.5) * (book[:-1] + book[1:])
     steps = np.arange(_TABLE_SIZE, dtype=np.float32)
@@ -53,7 +57,7 @@ def _nearest_codes() -> np.ndarray:
 
 @np.errstate(all="ignore")
 def mean(values: np.ndarray) -> np.float32:
-    """The mean of float32[n], added in the order of PyTorch's cascade sum on the CPU.
+    """Returns the mean of float32[n], added in the order of PyTorch's cascade sum on the CPU.
 
     Four vectors of eight lanes run side by side, each adding in chunks of chunks, so that numbers
     of one order of magnitude meet; then the four, then the lanes, are added one after another.
@@ -70,7 +74,7 @@ def mean(values: np.ndarray) -> np.float32:
 
 
 def _cascade(rows: np.ndarray) -> np.ndarray:
-    """Sums over the first axis: chunks, chunks of chunks and so on, four levels in all."""
+    """Returns the sums over the first axis: chunks, chunks of chunks and so on, four levels in all."""
     count = rows.shape[0]
     step = 2 ** max(4, max(1, (count - 1).bit_length()) // 4)
     zero = np.zeros(rows.shape[1:], np.float32)

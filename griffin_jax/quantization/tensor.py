@@ -139,12 +139,12 @@ class QuantizedTensor(Weight):
 
 
 def is_packed(leaf: Any) -> bool:
-    """Whether a leaf of a parameter tree is a 4-bit weight."""
+    """Returns whether a leaf of a parameter tree is a 4-bit weight."""
     return isinstance(leaf, QuantizedTensor)
 
 
 def leaf_shapes(shape: tuple[int, ...], block_size: int):
-    """The shapes of `packed` and `absmax` for a weight of this shape."""
+    """Returns the shapes of `packed` and `absmax` for a weight of this shape."""
     if shape and shape[-1] % block_size == 0:
         leading, width = shape[:-1], shape[-1]
         return (*leading, width // 2), (*leading, width // block_size)
@@ -160,7 +160,7 @@ def abstract(
     block_size: int = 64,
     double_quant: bool = False,
 ) -> QuantizedTensor:
-    """What `quantize` gives for such a weight, with jax.ShapeDtypeStruct leaves."""
+    """Returns what `quantize` gives for such a weight, with jax.ShapeDtypeStruct leaves."""
     packed, absmax = leaf_shapes(shape, block_size)
     tensor = QuantizedTensor(
         packed=jax.ShapeDtypeStruct(packed, jnp.uint8),
@@ -250,7 +250,8 @@ def _first_level(weight, quant_type, block_size):
 
 
 def dequantize(tensor: QuantizedTensor, dtype=None) -> jax.Array:
-    """The values of a 4-bit weight, bit for bit those of bitsandbytes' CPU build, on any backend.
+    """Returns the values of a 4-bit weight, bit for bit those of bitsandbytes' CPU build, on any
+    backend.
 
     Each is a float32 product, rounded to `dtype`. Where bitsandbytes' own code paths differ, these
     are matched: bfloat16 results below the smallest normal number are zero, as AVX512-BF16 makes
@@ -285,7 +286,9 @@ def _dequantize(tensor: QuantizedTensor, dtype) -> jax.Array:
 
 
 def _round(values: jax.Array, dtype: np.dtype) -> jax.Array:
-    """float32 numbers in `dtype`, told by their bits: comparisons see subnormals, or do not."""
+    """Returns float32 numbers in `dtype`, told by their bits: comparisons see subnormals, or do
+    not.
+    """
     if dtype == jnp.bfloat16:
         bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
         subnormal = bits & _MAGNITUDE < _SMALLEST_NORMAL
@@ -313,7 +316,7 @@ def _products(tensor: QuantizedTensor) -> jax.Array:
 
 
 def decode_scales(tensor: QuantizedTensor) -> jax.Array:
-    """The scales in float32, shaped like `tensor.absmax`."""
+    """Returns the scales in float32, shaped like `tensor.absmax`."""
     if not tensor.double_quantized:
         return tensor.absmax
     nested = jnp.repeat(tensor.nested_absmax, tensor.nested_block_size)[: tensor.absmax.size]
@@ -324,7 +327,9 @@ def decode_scales(tensor: QuantizedTensor) -> jax.Array:
 
 
 def dequantize_scales(tensor: QuantizedTensor) -> np.ndarray:
-    """The scales as bitsandbytes' CPU build has them, float32, shaped like `tensor.absmax`."""
+    """Returns the scales as bitsandbytes' CPU build has them, float32, shaped like
+    `tensor.absmax`.
+    """
     if not tensor.double_quantized:
         return np.asarray(tensor.absmax)
     host = jax.tree.map(np.asarray, tensor)
@@ -334,7 +339,9 @@ def dequantize_scales(tensor: QuantizedTensor) -> np.ndarray:
 
 
 def _with_decoded_scales(tensor: QuantizedTensor) -> QuantizedTensor:
-    """The same weight with float32 scales, worked out on the host and put where they were."""
+    """Returns the same weight with float32 scales, worked out on the host and put where they
+    were.
+    """
     scale = dequantize_scales(tensor)
     if isinstance(tensor.absmax, jax.Array):
         scale = jax.device_put(scale, tensor.absmax.sharding)
@@ -342,14 +349,14 @@ def _with_decoded_scales(tensor: QuantizedTensor) -> QuantizedTensor:
 
 
 def _reaches_subnormal(scale: jax.Array | np.ndarray) -> bool:
-    """Whether some product of a code with one of these scales may be subnormal."""
+    """Returns whether some product of a code with one of these scales may be subnormal."""
     bits = jax.lax.bitcast_convert_type(scale, jnp.uint32) & _MAGNITUDE
     return bool(jnp.any((bits > 0) & (bits < np.float32(2.0**-118).view(np.uint32))))
 
 
 @np.errstate(all="ignore")
 def _dequantize_on_host(tensor: QuantizedTensor, dtype) -> jax.Array:
-    """As `_dequantize`, of a weight whose scales are float32."""
+    """Does what `_dequantize` does, for a weight whose scales are float32."""
     host = jax.tree.map(np.asarray, tensor)
     packed = host.packed.reshape(-1)
     values = host.code[np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[: tensor.size]]

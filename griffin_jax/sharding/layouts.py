@@ -19,7 +19,8 @@ from griffin_jax.weight import axes_of, is_weight
 
 
 def split_here(axes: tuple[str | None, str | None]) -> str | None:
-    """The side of a linear layer's weight [out, in] of these axes that is cut over "model" here.
+    """Returns the side of a linear layer's weight [out, in] of these axes that is cut over "model"
+    here.
 
     That is "out", "in", or None where nothing is cut.
     """
@@ -30,7 +31,9 @@ def split_here(axes: tuple[str | None, str | None]) -> str | None:
 
 
 def constrain_state(state: Any) -> Any:
-    """A decoding state in the layout of its axes, so that programs hand it on without moving it."""
+    """Returns a decoding state in the layout of its axes, so that programs hand it on without
+    moving it.
+    """
     mesh = current_mesh()
     if mesh is None:
         return state
@@ -42,7 +45,7 @@ def constrain_state(state: Any) -> Any:
 
 
 def gather_fsdp(value: Any, axes: tuple[str | None, ...]) -> Any:
-    """A parameter of these axes as the model reads it, gathered over `fsdp`.
+    """Returns a parameter of these axes as the model reads it, gathered over `fsdp`.
 
     Called where the parameter is used, so that a block that is computed again for its gradient
     gathers it again, and only few are whole at a time. Of a stack of layers only one is gathered.
@@ -62,7 +65,7 @@ def gather_fsdp(value: Any, axes: tuple[str | None, ...]) -> Any:
 
 
 def _without(axes: Axes, axis: str) -> Axes:
-    """The same with one mesh axis left out: its devices hold the whole."""
+    """Returns the same with one mesh axis left out: its devices hold the whole."""
 
     def leave_out(names):
         if isinstance(names, tuple):

@@ -36,7 +36,7 @@ class MeshShape:
         return {axis: getattr(self, axis) for axis in AXES}
 
     def resolve(self, devices: int) -> "MeshShape":
-        """The shape with -1 worked out.
+        """Returns the shape with -1 worked out.
 
         Raises:
           ValueError: the sizes do not make up so many devices.
@@ -67,7 +67,7 @@ def make_mesh(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh of the axes "data", "fsdp", "model" and "sequence"; see `MeshShape`.
+    """Returns a mesh of the axes "data", "fsdp", "model" and "sequence"; see `MeshShape`.
 
     Args:
       data: Size of the axis; -1 in one of the four takes all devices that remain.

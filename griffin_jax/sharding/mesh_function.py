@@ -13,7 +13,7 @@ from griffin_jax.devices import AXES, platform
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh of the four axes that the arrays of a tree lie on, concrete or abstract.
+    """Returns the mesh of the four axes that the arrays of a tree lie on, concrete or abstract.
 
     None if they lie on none; and for what is being traced, whose mesh is the caller's affair.
     """
@@ -74,7 +74,7 @@ class MeshFunction:
             return self._jitted_here()(*args, **kwargs)
 
     def on(self, mesh: Mesh | None, *args, **kwargs):
-        """A call whose caller knows what `mesh_of` says of the arguments.
+        """Returns a call whose caller knows what `mesh_of` says of the arguments.
 
         To ask a thousand leaves takes about as long as the call itself, which counts where a text is
         drawn a few tokens a call.
@@ -83,7 +83,7 @@ class MeshFunction:
             return self._jitted_here()(*args, **kwargs)
 
     def lower(self, *args, **kwargs):
-        """As that of `jax.jit`; abstract arguments tell their mesh by their shardings."""
+        """Lowers as `jax.jit` does; abstract arguments tell their mesh by their shardings."""
         with self._context(args, kwargs):
             return self._jitted_here().lower(*args, **kwargs)
 

@@ -14,7 +14,7 @@ from griffin_jax.sharding.trees import MeshError, batch_shards
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints, and writes what all have."""
+    """Returns whether this process is the one that prints, and writes what all have."""
     return jax.process_index() == 0
 
 
@@ -25,7 +25,9 @@ def wait_for_all(what: str) -> None:
 
 
 def to_host(tree: Any) -> Any:
-    """A tree of whole host arrays; every process must call this, as each has only its part."""
+    """Returns a tree of whole host arrays; every process must call this, as each has only its
+    part.
+    """
     return jax.tree.map(_to_host, tree)
 
 
@@ -58,7 +60,7 @@ class RowGroup:
     shards: tuple[int, ...]
 
     def places(self, batch_size: int) -> np.ndarray:
-        """The rows of a batch of so many that the group's devices hold, ascending.
+        """Returns the rows of a batch of so many that the group's devices hold, ascending.
 
         Raises:
           MeshError: the batch does not divide over the groups and their parts.
@@ -74,7 +76,7 @@ class RowGroup:
 
 
 def row_group(mesh: Mesh, process: int | None = None) -> RowGroup:
-    """The group of a process, by default of this one.
+    """Returns the group of a process, by default of this one.
 
     Raises:
       MeshError: the devices of some process hold part of the rows of another's.

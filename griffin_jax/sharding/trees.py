@@ -25,7 +25,7 @@ class MeshError(ValueError):
 
 
 def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh, axes: Any = None) -> Any:
-    """The tree with a `NamedSharding` in the place of each array.
+    """Returns the tree with a `NamedSharding` in the place of each array.
 
     Args:
       tree: Arrays, concrete or abstract.
@@ -53,7 +53,7 @@ def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh, axes: Any = None) -> An
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSharding:
-    """Where tokens [B, T] lie: rows over "data" and "fsdp", time over "sequence".
+    """Returns where tokens [B, T] lie: rows over "data" and "fsdp", time over "sequence".
 
     Args:
       mesh: Of the four axes.
@@ -66,7 +66,7 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSha
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """How many parts a batch is cut into."""
+    """Returns how many parts a batch is cut into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
@@ -109,7 +109,9 @@ def _check_divides(arrays: Iterable[tuple[str, tuple[int, ...], Axes]], mesh) ->
 
 
 def tree_path(path: tuple[jax.tree_util.KeyEntry, ...]) -> str:
-    """The names on the way to a leaf, joined by slashes; places in sequences are left out."""
+    """Returns the names on the way to a leaf, joined by slashes; places in sequences are left
+    out.
+    """
     names = (getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
     return "/".join(name for name in names if isinstance(name, str))
 

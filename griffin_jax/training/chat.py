@@ -163,7 +163,7 @@ class ChatRows:
         }
 
     def fingerprint(self) -> str:
-        """What tells these conversations from others."""
+        """Returns what tells these conversations from others."""
         digest = hashlib.sha256()
         for conversation in itertools.chain.from_iterable(self._rows):
             digest.update(np.asarray(conversation.tokens, np.int64).tobytes())

@@ -99,7 +99,7 @@ class RunCheckpoints:
             )
 
     def restore(self, state: TrainState, shardings: Any) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, and its place in the data.
+        """Returns the newest checkpoint, and its place in the data.
 
         Args:
           state: Shapes and dtypes, as of `jax.eval_shape`.

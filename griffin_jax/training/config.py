@@ -94,7 +94,7 @@ class TrainConfig:
             )
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on for the run to go on from it; ready for JSON."""
+        """Returns what a checkpoint must agree on for the run to go on from it; ready for JSON."""
         return {
             "model": self.model.to_dict(),
             "batch_size": self.batch_size,
@@ -105,7 +105,7 @@ class TrainConfig:
         }
 
     def settings(self) -> dict[str, Any]:
-        """What a run may go on with otherwise, if that is meant; ready for JSON."""
+        """Returns what a run may go on with otherwise, if that is meant; ready for JSON."""
         return {
             "optimizer": dataclasses.asdict(self.optimizer),
             "steps": self.steps,

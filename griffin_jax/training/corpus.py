@@ -57,7 +57,7 @@ class Corpus:
         return self.num_bytes and self.num_bytes / len(self.tokens)
 
     def document_of(self, offset: int) -> int:
-        """Index of the document that the token at `offset` belongs to."""
+        """Returns the index of the document that the token at `offset` belongs to."""
         return max(int(np.count_nonzero(self.tokens[: offset + 1] == self.bos_id)) - 1, 0)
 
 
@@ -108,7 +108,7 @@ def load_corpus(
 
 
 def read_documents(path: AnyPath) -> Iterator[str]:
-    """The texts of one file; see `load_corpus` for kinds of files and errors."""
+    """Returns the texts of one file; see `load_corpus` for kinds of files and errors."""
     return _documents(_text_file(path))
 
 

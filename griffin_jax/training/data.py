@@ -29,13 +29,13 @@ class Rows(Protocol):
     """
 
     def __len__(self) -> int:
-        """Rows in one epoch."""
+        """Returns the number of rows in one epoch."""
 
     def row(self, epoch: int, index: int) -> Batch:
-        """Row `index` of an epoch."""
+        """Returns row `index` of an epoch."""
 
     def describe(self, starts: np.ndarray) -> str:
-        """Where rows with these values of `start` come from, for a person."""
+        """Returns where rows with these values of `start` come from, for a person."""
 
 
 class Windows:
@@ -78,7 +78,7 @@ class Windows:
         }
 
     def fingerprint(self) -> str:
-        """What tells this data from other data: its length and a sample of its tokens."""
+        """Returns what tells this data from other data: its length and a sample of its tokens."""
         tokens = self.corpus.tokens
         places = np.linspace(0, max(len(tokens) - _SAMPLE, 0), _SAMPLES).astype(np.int64)
         digest = hashlib.sha256(str(len(tokens)).encode())

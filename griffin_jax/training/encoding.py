@@ -35,7 +35,7 @@ class Encoder(Protocol):
 
 
 def available_cores() -> int:
-    """How many cores this process may use, on any platform."""
+    """Returns how many cores this process may use, on any platform."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -44,7 +44,7 @@ def available_cores() -> int:
 def encode_all(
     documents: Iterable[str], tokenizer: Encoder, *, alone: int = _ALONE
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Tokens, BOS ... EOS, and UTF-8 bytes of each document, in order.
+    """Yields tokens, BOS ... EOS, and UTF-8 bytes of each document, in order.
 
     Args:
       documents: The texts.
@@ -78,7 +78,7 @@ def _tokens(tokenizer, document):
 
 
 def _encode_apart(documents, tokenizer, count):
-    """As `encode_all`, in `count` other processes; here where they cannot have the tokenizer."""
+    """Runs `encode_all` in `count` other processes; here where they cannot have the tokenizer."""
     with contextlib.ExitStack() as stack:
         workers = queue.SimpleQueue()
         try:

@@ -78,7 +78,7 @@ def document_divergences(
     rows: int = 8,
     capacity: int | None = None,
 ) -> list[np.ndarray]:
-    """How far a model is from another one, at every token but the first of each document.
+    """Returns how far a model is from another one, at every token but the first of each document.
 
     Args:
       config: The shape of both models.
@@ -111,7 +111,7 @@ def document_divergences(
 
 
 def _read_documents(documents, vocab_size, fresh_state, measure, chunk, rows):
-    """What `measure` finds at each token, [len(document) - 1, ...] for each document.
+    """Returns what `measure` finds at each token, [len(document) - 1, ...] for each document.
 
     Args:
       documents: Token ids.
@@ -176,7 +176,7 @@ def _chunk_divergences(config, dtype, models, states, tokens, lengths):
 def bits_per_byte(
     config: GriffinConfig, params: Any, tokenizer: Encoder, texts: Sequence[str], **options: Any
 ) -> list[float]:
-    """Bits that the model needs per UTF-8 byte of each text.
+    """Returns the bits that the model needs per UTF-8 byte of each text.
 
     Every token of a text is predicted, given BOS and all tokens before it; the end of the text is
     not. For several texts together, weigh each by its bytes.
@@ -204,7 +204,8 @@ def loss_by_position(
     edges: Sequence[int],
     **options: Any,
 ) -> list[float]:
-    """Mean loss in nats per token at positions edges[i] <= p < edges[i + 1], one for each i.
+    """Returns the mean loss in nats per token at positions edges[i] <= p < edges[i + 1], one for each
+    i.
 
     The texts are cut into pieces of `edges[-1]` tokens, each read from BOS on its own; what is
     left of a text is not used, so that every position averages over the same number of tokens.
@@ -232,7 +233,7 @@ def loss_by_position(
 
 
 def longest_text(texts: Sequence[str], tokenizer: Encoder) -> int:
-    """Tokens of the longest text, without BOS."""
+    """Returns the number of tokens of the longest text, without BOS."""
     return max((len(tokenizer.encode(text, bos=True)) - 1 for text in texts), default=0)
 
 
@@ -263,7 +264,7 @@ def measure_texts(
     chunk: int = 1024,
     cache: tuple[int, int] = (768, 256),
 ) -> dict[str, Any]:
-    """What held-out texts tell of a model, ready for JSON.
+    """Returns what held-out texts tell of a model, ready for JSON.
 
     Args:
       config: The model's shape.

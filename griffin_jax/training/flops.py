@@ -31,7 +31,8 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def matmul_params(config: GriffinConfig) -> int:
-    """Parameters that multiply every token in a matrix product; the output head is one of them.
+    """Returns parameters that multiply every token in a matrix product; the output head is one of
+    them.
 
     The look-up in the embedding, convolutions, norms and biases are left out.
     """
@@ -44,7 +45,7 @@ def matmul_params(config: GriffinConfig) -> int:
 
 
 def train_flops_per_token(config: GriffinConfig, seq_len: int, frozen: bool = False) -> float:
-    """FLOPs that training needs per token; recomputation is not counted.
+    """Returns FLOPs that training needs per token; recomputation is not counted.
 
     Six per parameter of a matrix product (two forward, four backward), and attention over the keys
     that a causal window shows on average in a sequence of `seq_len`. The recurrence itself is
@@ -62,5 +63,5 @@ def train_flops_per_token(config: GriffinConfig, seq_len: int, frozen: bool = Fa
 
 
 def pair_flops(config: GriffinConfig) -> int:
-    """FLOPs of all layers for each pair of a token and an earlier one within reach."""
+    """Returns FLOPs of all layers for each pair of a token and an earlier one within reach."""
     return sum(block_of(kind).pair_flops(config) for kind in config.block_types)

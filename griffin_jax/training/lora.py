@@ -51,7 +51,7 @@ class LoRAConfig:
 
 
 def init_adapter(config: LoRAConfig, base: Params, key: jax.Array) -> Params:
-    """A fresh adapter, which adds nothing: a is drawn uniformly as PEFT does, b is zero.
+    """Returns a fresh adapter, which adds nothing: a is drawn uniformly as PEFT does, b is zero.
 
     Returns:
       A nested dict like `base`, with float32 leaves blocks_<i>/.../<target>/lora_a [rank, in] and
@@ -72,14 +72,14 @@ def init_adapter(config: LoRAConfig, base: Params, key: jax.Array) -> Params:
 
 
 def adapt(config: LoRAConfig, adapter: Params, base: Params) -> Params:
-    """The base's tree with `LoRAWeight` leaves where the adapter has something to add."""
+    """Returns the base's tree with `LoRAWeight` leaves where the adapter has something to add."""
     return models.adapt(adapter, base, config.scale)
 
 
 def merge(
     config: LoRAConfig, adapter: Params, base: Params, dtype: DTypeLike | None = None
 ) -> Params:
-    """The base's tree with the adapter added to its weights, which unpacks 4-bit ones.
+    """Returns the base's tree with the adapter added to its weights, which unpacks 4-bit ones.
 
     Sums are float32, rounded to `dtype`, by default that of each weight (before it was packed).
     """

@@ -62,7 +62,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def decays(path: tuple[jax.tree_util.KeyEntry, ...]) -> bool:
-    """Whether weight decay acts on the parameter at `path` of a parameter tree.
+    """Returns whether weight decay acts on the parameter at `path` of a parameter tree.
 
     It acts on the matrices of linear layers, adapters and the embedding, and on nothing else: not
     on the RG-LRU, whose parameters are rates and gates, nor on convolutions, norms and biases; see
@@ -93,7 +93,7 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 
 def _promoting(function: Callable) -> Callable:
-    """The function under JAX's usual promotion of dtypes, which Optax counts on."""
+    """Returns the function under JAX's usual promotion of dtypes, which Optax counts on."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):

@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The name and both values of what differs."""
+    """Returns the name and both values of what differs."""
     was, here = _flat(before), _flat(now)
     both = [
         (name, was.get(name, _UNKNOWN), here.get(name, _UNKNOWN))

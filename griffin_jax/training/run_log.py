@@ -34,7 +34,7 @@ class Throughput:
         self._last = None
 
     def interval(self) -> float | None:
-        """Tokens per second since the last call of this."""
+        """Returns the tokens per second since the last call of this."""
         rate = self._rate(self._steps, self._seconds)
         self._total_steps += self._steps
         self._total_seconds += self._seconds
@@ -42,7 +42,7 @@ class Throughput:
         return rate
 
     def overall(self) -> float | None:
-        """Tokens per second of the whole run."""
+        """Returns the tokens per second of the whole run."""
         return self._rate(self._total_steps + self._steps, self._total_seconds + self._seconds)
 
     def _rate(self, steps: int, seconds: float) -> float | None:
@@ -88,7 +88,7 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
 
     def show(self, **metrics: str) -> None:
-        """What stands at the right of the progress bar."""
+        """Returns what stands at the right of the progress bar."""
         self._progress.set_postfix(metrics, refresh=False)
 
     def close(self) -> None:
@@ -102,7 +102,9 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is dropped."""
+    """Returns the lines of a metrics.jsonl; a last line that a killed run left unfinished is
+    dropped.
+    """
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

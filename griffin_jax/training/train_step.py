@@ -51,12 +51,12 @@ class TrainState:
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh that shares a batch over all devices or those given, and cuts nothing else."""
+    """Returns a mesh that shares a batch over all devices or those given, and cuts nothing else."""
     return make_mesh(data=-1, devices=devices)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The rows [B / groups, T] of this process's `RowGroup` in one global array [B, T].
+    """Returns the rows [B / groups, T] of this process's `RowGroup` in one global array [B, T].
 
     Raises:
       ValueError: the rows do not divide over the devices.
@@ -79,7 +79,9 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def put_flag(value: bool, mesh: Mesh) -> jax.Array:
-    """What each process says, float32[devices], which a step makes into what any of them says."""
+    """Returns what each process says, float32[devices], which a step makes into what any of them
+    says.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(AXES))
     return jax.make_array_from_callback(
         (mesh.size,), sharding, lambda index: np.full(1, value, np.float32)
@@ -93,7 +95,7 @@ def token_losses(
     chunks: int = 1,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums over the batch's targets of -ln p(target) and of the squared log-normalizer.
+    """Returns the sums over the batch's targets of -ln p(target) and of the squared log-normalizer.
 
     Args:
       model: Computes in its own dtype; logits and losses are float32.

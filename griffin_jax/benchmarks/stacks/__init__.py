@@ -41,11 +41,11 @@ class Stack(Protocol):
         """
 
     def peak_bytes(self) -> int | None:
-        """The most memory in use so far; see `memory.peak_bytes`."""
+        """Returns the most memory in use so far; see `memory.peak_bytes`."""
 
 
 def open_stack(subject: Subject, seed: int = 0, **options: Any) -> Stack:
-    """The subject's model in its stack.
+    """Returns the subject's model in its stack.
 
     Args:
       subject: What to load.

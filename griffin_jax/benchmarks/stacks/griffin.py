@@ -98,7 +98,7 @@ class GriffinStack:
         most: int | None = None,
         seconds: float | None = None,
     ) -> PlacedRows:
-        """Rows that go on from a state of zeros which stands at `position`.
+        """Returns rows that go on from a state of zeros which stands at `position`.
 
         Zeros cost what anything else costs; where the text stood before cannot be told from it.
 

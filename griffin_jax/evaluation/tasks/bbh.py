@@ -33,7 +33,9 @@ class BigBenchHard(GriffinTask):
 
 
 def answer_of(text: str) -> str:
-    """What follows the last "the answer is" on its line, without a full stop; else all of it."""
+    """Returns what follows the last "the answer is" on its line, without a full stop; else all of
+    it.
+    """
     line = (text.rpartition(_MARK)[2].strip().split("\n") or [""])[0].strip()
     return line.removesuffix(".").strip()
 

@@ -17,7 +17,9 @@ def disambiguated(dataset):
 
 
 def everything(dataset):
-    """The examples come from both conditions: from one alone, they would give the answer away."""
+    """The examples come from both conditions: from one alone, they would give the answer
+    away.
+    """
     return dataset
 
 

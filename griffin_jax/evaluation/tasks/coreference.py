@@ -68,7 +68,7 @@ def _question(row: dict, stereotype: str) -> dict:
 
 
 def _mentions(row: dict) -> tuple[str, str, str]:
-    """The sentence, the occupation that is meant, and its first pronoun."""
+    """Returns the sentence, the occupation that is meant, and its first pronoun."""
     if "sentence" in row:
         return row["sentence"], row["mentions"][0], row["mentions"][1]
     tokens = row["tokens"]

@@ -109,7 +109,7 @@ class Sentiment(GeneratedText):
 
 
 def bold_docs(dataset):
-    """One row per prompt; upstream a row is a name with all of its prompts."""
+    """Returns one row per prompt; upstream a row is a name with all of its prompts."""
 
     def split(rows):
         groups = zip(rows["domain"], rows["category"], rows["name"], rows["prompts"], strict=True)

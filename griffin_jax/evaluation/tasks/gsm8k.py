@@ -25,7 +25,9 @@ def target(doc) -> str:
 
 
 def answer_of(text: str) -> str:
-    """The number that a solution ends in, without thousands separators; "" if there is none."""
+    """Returns the number that a solution ends in, without thousands separators; "" if there is
+    none.
+    """
     _, mark, last = text.rpartition(_MARK)
     if mark and (after := _NUMBER.search(last)):
         return after[0].replace(",", "")

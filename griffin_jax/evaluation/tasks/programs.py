@@ -51,7 +51,7 @@ def mbpp_results(doc, results):
 
 
 def mbpp_examples(dataset):
-    """The three examples, in order."""
+    """Returns the three examples, in order."""
     found = {number: row for row, number in enumerate(dataset["task_id"])}
     return dataset.select([found[number] for number in MBPP_EXAMPLES if number in found])
 

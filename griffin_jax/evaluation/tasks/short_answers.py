@@ -14,7 +14,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalized(answer: str) -> str:
-    """Lower case, without punctuation, articles and doubled spaces."""
+    """Returns the text in lower case, without punctuation, articles and doubled spaces."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
 
 
@@ -24,7 +24,7 @@ def _match(generated: str, accepted: list[str]) -> dict:
 
 
 def triviaqa_target(doc) -> str:
-    """The answer that an example shows: the canonical one, not the first alias."""
+    """Returns the answer that an example shows: the canonical one, not the first alias."""
     return doc["answer"]["value"]
 
 

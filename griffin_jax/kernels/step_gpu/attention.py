@@ -187,7 +187,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
 
 
 def _qkv_parts(layers, norm, dtype, interpret):
-    """Parts for q, k and v of norm(x), not rotated yet."""
+    """Returns parts for q, k and v of norm(x), not rotated yet."""
 
     def of(name):
         def run(refs, row, count, wait):

@@ -82,7 +82,7 @@ def launch(
 
 
 def _launch(phases, turns, arrays, *, name, num_warps, first, interpret):
-    """One launch of `launch`, of the phases of these numbers; returns what it writes."""
+    """Runs one launch of `launch`, of the phases of these numbers, and returns what it writes."""
     own = [phases[turn] for turn in turns]
     written = ["counts"] if len(own) > 1 else []
     written += [name for phase in own for name in phase.updates]
@@ -162,6 +162,6 @@ def _wait(counts, phase, programs):
 
 
 def divide(number: jax.Array, by: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Quotient and remainder of int32 numbers that are not negative."""
+    """Returns the quotient and the remainder of int32 numbers that are not negative."""
     by = jnp.asarray(by, jnp.int32)
     return lax.div(number, by), lax.rem(number, by)

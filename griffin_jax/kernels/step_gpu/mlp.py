@@ -22,7 +22,7 @@ from griffin_jax.quantization.tensor import is_packed
 
 
 def gelu(x):
-    """The approximation by tanh, which is a sigmoid of twice the argument."""
+    """Computes the approximation by tanh, which is a sigmoid of twice the argument."""
     return x * jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
 
 

@@ -48,7 +48,7 @@ class Norm:
         return f"{self.of} scale"
 
     def like(self, x: jax.Array, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Buffers for what `write` writes in so many parts, for 4-bit weights."""
+        """Returns buffers for what `write` writes in so many parts, for 4-bit weights."""
         squares = jax.ShapeDtypeStruct((parts,), jnp.float32)
         return vector_like(self.vector, x.shape[0], x.dtype, True) | {self.factor[0]: squares}
 
@@ -61,7 +61,7 @@ class Norm:
     def prepare_inputs(
         self, x: jax.Array, scale: jax.Array, phases: int, *, interpret: bool
     ) -> dict:
-        """What phases begin with of which the first reads the norm of x.
+        """Prepares the inputs of phases of which the first reads the norm of x.
 
         Args:
           x: [D].

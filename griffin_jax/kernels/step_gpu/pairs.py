@@ -31,7 +31,7 @@ _TABLE = "griffin_pairs"
 
 
 def unsupported_reason(weights) -> str | None:
-    """None, or why 4-bit weights [out, in] are not served."""
+    """Returns the reason why 4-bit weights [out, in] are not supported; None if they are."""
     for weight in weights:
         out, width = weight.shape
         if weight.block_size < _SMALLEST_BLOCK or 512 % weight.block_size:
@@ -46,7 +46,7 @@ def unsupported_reason(weights) -> str | None:
 
 
 def programs(weights) -> tuple[int, int]:
-    """Rows of each weight that a program multiplies at a time, and how many times.
+    """Returns the rows of each weight that a program multiplies at a time, and how many times.
 
     A row is shared by as few warps as fill the multiprocessors, to nine tenths or as far as it goes.
     """
@@ -65,7 +65,9 @@ def programs(weights) -> tuple[int, int]:
 
 
 def to_vector(x: jax.Array) -> jax.Array:
-    """A vector [n] as `start_matvec` takes it: float16[n], a sixteenth of it, each number in its place."""
+    """Returns a vector [n] as `start_matvec` takes it: float16[n], a sixteenth of it, each number
+    in its place.
+    """
     # As `store` does it, in a form that XLA fuses.
     return _sixteenth(x).reshape(-1, 2, 8).swapaxes(0, 1).reshape(-1)
 
@@ -120,14 +122,14 @@ def start_matvec(
     rows = [divmod(index, len(weights)) for index in range(_ROWS)]  # of a warp: offset, weight
 
     def places(piece, lanes):
-        """The first row of each warp, and its columns where a piece has so many."""
+        """Returns the first row of each warp, and its columns where a piece has so many."""
         warp = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 0)
         column = lax.broadcasted_iota(jnp.int32, (WARPS, lanes), 1)
         column += (lax.rem(warp, share) * pieces + piece) * lanes
         return row + each * lax.div(warp, share), column
 
     def load(piece):
-        """Bytes of each row, [WARPS, _BYTES].
+        """Returns the bytes of each row, [WARPS, _BYTES].
 
         Volatile, since the compiler would ask for some only after it has multiplied by others, to
         spare registers, and wait for memory twice.
@@ -139,7 +141,7 @@ def start_matvec(
         ]
 
     def load_scales(piece):
-        """Scales of each row, [WARPS, blocks]."""
+        """Returns the scales of each row, [WARPS, blocks]."""
         found = []
         for offset, which in rows:
             weight = weights[which]
@@ -202,7 +204,7 @@ def _times_plainly(weight, row, count, x_ref):
 
 
 def _asm(text, arguments, result=jnp.int16):
-    """PTX of 8 places of [WARPS, _BYTES] at once; a type of n bytes takes 2 n registers.
+    """Returns PTX of 8 places of [WARPS, _BYTES] at once; a type of n bytes takes 2 n registers.
 
     So four numbers of float32 come as eight places of int16.
     """
@@ -225,7 +227,8 @@ _READY = "\n".join(["bar.sync 0;", *(f"mov.b32 ${i}, ${_ROWS + i};" for i in ran
 
 
 def _own_asm():
-    """PTX that puts the sum of row i of a group of four lanes into $0 of its lane i, 0 elsewhere.
+    """Returns PTX that puts the sum of row i of a group of four lanes into $0 of its lane i, 0
+    elsewhere.
 
     One of the four lanes has the column that is the group's own, by the group's number.
     """
@@ -251,7 +254,9 @@ def _own_asm():
 
 
 def _table_asm(quant_type):
-    """PTX that writes the 256 pairs, 32 copies of each side by side; a pair for each thread."""
+    """Returns PTX that writes the 256 pairs, 32 copies of each side by side; a pair for each
+    thread.
+    """
     lines = [
         f".shared .align 16 .b32 {_TABLE}[{256 * 32}];",
         "{",
@@ -278,7 +283,7 @@ def _table_asm(quant_type):
 
 
 def _times_asm():
-    """PTX that adds scale * (each row's 16 codes of a lane times the vector's) to the sums.
+    """Returns PTX that adds scale * (each row's 16 codes of a lane times the vector's) to the sums.
 
     First come the sums after, one of each row; then bytes, two words a row, eight pairs of the
     vector, eight scales, two of each row, and the sums before.

@@ -19,14 +19,14 @@ _TABLE = "table"
 
 
 def tiles(width: int) -> list[int]:
-    """Powers of two that add up to `width`, the largest first: tiles have such sizes."""
+    """Returns powers of two that add up to `width`, the largest first: tiles have such sizes."""
     rest = width % _LARGEST
     powers = [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
     return [_LARGEST] * (width // _LARGEST) + powers
 
 
 def options(weight) -> dict:
-    """How `launch` runs programs that multiply by such weights, 4-bit or plain."""
+    """Returns how `launch` runs programs that multiply by such weights, 4-bit or plain."""
     if not is_packed(weight):
         return {}
     return {
@@ -41,12 +41,14 @@ def _first(quant_type, interpret):
 
 
 def rows_of(weights: Sequence, rows: int = _ROWS) -> tuple[int, int]:
-    """Rows of each weight that a program multiplies at a time, `rows` of plain ones; how many times."""
+    """Returns the rows of each weight that a program multiplies at a time, `rows` of plain ones; how
+    many times.
+    """
     return pairs.programs(weights) if is_packed(weights[0]) else (rows, 1)
 
 
 def part(weights: Sequence, body: Callable, rows: int = _ROWS) -> tuple[int, Body]:
-    """A part of a `Phase` for all rows of some weights.
+    """Returns a part of a `Phase` for all rows of some weights.
 
     Args:
       weights: [out, in] each, all 4-bit or all plain.
@@ -71,12 +73,14 @@ def part(weights: Sequence, body: Callable, rows: int = _ROWS) -> tuple[int, Bod
 
 
 def vector(name: str, x: jax.Array, packed: bool) -> dict[str, jax.Array]:
-    """A vector as `start_matvec` takes it: as it is, or for 4-bit weights as `pairs` does."""
+    """Returns a vector as `start_matvec` takes it: as it is, or for 4-bit weights as `pairs`
+    does.
+    """
     return {name: pairs.to_vector(x) if packed else x}
 
 
 def vector_like(name: str, size: int, dtype, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """A buffer for a vector as `start_matvec` takes it."""
+    """Returns a buffer for a vector as `start_matvec` takes it."""
     return jax.eval_shape(lambda: vector(name, jnp.zeros(size, dtype), packed))
 
 
@@ -165,7 +169,7 @@ def start_matvec(
 
 
 def _whole(ref, interpret):
-    """A vector of any length and zeros behind it: Triton's have powers of two."""
+    """Returns a vector of any length and zeros behind it: Triton's have powers of two."""
     if interpret:
         return ref[...]
     place = jnp.arange(1 << (ref.size - 1).bit_length(), dtype=jnp.int32)
@@ -177,7 +181,9 @@ def _add(total, size, part):
 
 
 def bias_of(layer, rows) -> jax.Array | None:
-    """The bias of some rows of a layer, (weight, bias or None), to be read before its products."""
+    """Returns the bias of some rows of a layer, (weight, bias or None), to be read before its
+    products.
+    """
     return None if layer[1] is None else layer[1][rows]
 
 

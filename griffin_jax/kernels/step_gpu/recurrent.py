@@ -82,7 +82,7 @@ def recurrent_step(x, scales, layers, inner, state, timeline, *, eps, interpret=
 
 
 def _branches(layers, norm, dtype, interpret):
-    """Both linear layers of norm(x): y, and u, which the convolution reads."""
+    """Computes both linear layers of norm(x): y, and u, which the convolution reads."""
     both = {"y": "linear_y", "u": "linear_x"}
 
     def run(refs, row, count, wait):
