@@ -20,7 +20,7 @@ def base(kind: str, size: str) -> ConfigDict:
     config.copy_bytes = 2**22 if size else 0
     # Size of the matrices whose product gives the matrix rate; 0 for what suits the device.
     config.matrix = 256 if size else 0
-    # Of random weights.
+    # The seed of random weights.
     config.seed = 0
     return config
 

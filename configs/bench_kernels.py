@@ -31,9 +31,9 @@ def get_config(size: str = "") -> ConfigDict:
         "residual_block",
         "head",
     )
-    # Of activations, and of weights that are whole.
+    # The dtype of activations, and of weights that are not packed.
     config.dtype = "bfloat16"
-    # Of 4-bit weights.
+    # The type of 4-bit weights.
     config.quant_type = "nf4"
     # Rows of the products.
     config.rows = (1, 8, 64)
@@ -42,7 +42,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.chunk = 2048
     # Different weights that a turn of the loop reads, more than a cache holds.
     config.spread_bytes = 2**27
-    # Of a loop at a twentieth of the device's limit: it takes as long over what share it reaches.
+    # How long a loop takes at a twentieth of the device's limit; at a larger share it takes less.
     config.seconds = 0.2
     # Times each figure is taken.
     config.repeats = 5

@@ -40,7 +40,7 @@ def get_config(size: str = "1b") -> ConfigDict:
     config.tokens = 32_768
     # REMAT:LOSS_CHUNKS:MICROBATCHES.
     config.variants = ("none:8:1", "dots:8:1", "block:8:1")
-    # Of activations.
+    # The dtype of activations.
     config.dtype = "bfloat16"
     # Steps that are timed.
     config.repeats = 6

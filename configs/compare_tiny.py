@@ -24,10 +24,10 @@ def get_config() -> ConfigDict:
     config.text = "heldout.jsonl.xz"
     # Positions between which loss is averaged.
     config.edges = (0, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
-    # Of activations.
+    # The dtype of activations.
     config.dtype = "bfloat16"
     # Tokens in a call.
     config.chunk = 1024
-    # Of unbounded attention: keys kept, and tokens read before the oldest are dropped.
+    # Under unbounded attention: keys kept, and tokens read before the oldest are dropped.
     config.cache = (768, 256)
     return config

@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     four = one | {"topology": "v5e:2x2", "mesh": {"model": 4}, "static": False}
     eight = four | {"topology": "v5e:2x4", "mesh": {"model": 8}}
     train = {"job": "train", "weights": "bf16", "mesh": {"fsdp": -1}, "static": False}
-    # Of --sweep: what each row of the table changes.
+    # For --sweep: what each row of the table changes.
     config.rows = (
         *(one | {"job": "decode", "batch_size": rows} for rows in (1, 4, 16, 64)),
         one | {"job": "decode", "weights": "nf4-double"},

@@ -225,7 +225,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = "griffin-tiny"
     # "nf4" or "fp4" packs linear weights on the way. A folder in 4 bits loads as it is without.
     config.quantization = config_dict.placeholder(str)
-    # Of activations; None is what a 4-bit folder says, and otherwise bfloat16 on accelerators and
+    # The dtype of activations; None is what a 4-bit folder says, and otherwise bfloat16 on accelerators and
     # float32 on CPUs.
     config.dtype = config_dict.placeholder(str)
     # Devices along each axis; -1 along one of them takes the rest.
@@ -259,7 +259,7 @@ def get_config() -> ConfigDict:
     config.gen_toks_cap = config_dict.placeholder(int)
     # Read once what prompts have in common, and fork the state.
     config.fork = True
-    # Of texts that are drawn. The harness's own seeds are fixed: 0, and 1234 for examples.
+    # The seed of texts that are drawn. The harness's own seeds are fixed: 0, and 1234 for examples.
     config.seed = 0
     # Write each prompt, answer and judgment beside the results.
     config.log_samples = False

@@ -17,9 +17,9 @@ def get_config(size: str = "") -> ConfigDict:
     if size not in ("", "full"):
         raise ValueError(f"size {size!r}: there are '' (a quick look) and 'full'")
     config = ConfigDict()
-    # Of activations and, after they are packed and unpacked, of weights.
+    # The dtype of activations and, after they are packed and unpacked, of weights.
     config.dtype = "float32"
-    # Of each document, so many bytes from its beginning; 0 for all.
+    # How many bytes of each document are read, from its beginning; 0 for all.
     config.max_bytes = 25_000 if size else 1000
     # Documents read at the same time.
     config.rows = 8

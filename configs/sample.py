@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.model = "griffin-tiny"
     # A folder with a LoRA adapter for the model, as `train` or PEFT writes it.
     config.adapter = config_dict.placeholder(str)
-    # Of parameters and activations; None is what a 4-bit folder says, and otherwise bfloat16 on
+    # The dtype of parameters and activations; None is what a 4-bit folder says, and otherwise bfloat16 on
     # accelerators and float32 on CPUs.
     config.dtype = config_dict.placeholder(str)
     # Go on where a weight holds NaN or infinity.
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.top_p = 0.95
     config.min_p = config_dict.placeholder(float)
     config.repetition_penalty = config_dict.placeholder(float)
-    # Of the draws; the same seed gives the same text.
+    # The seed of the draws; the same seed gives the same text.
     config.seed = 0
     # Strings that end a text, besides the stop tokens of the model.
     config.stop = ()

@@ -29,10 +29,10 @@ class Run:
 
     Attributes:
       name: What the report calls it.
-      folder: Of the run.
+      folder: The folder of the run.
       identity: What run.json says: the model's shape, batch size and sequence length.
       metrics: The lines of metrics.jsonl.
-      evaluation: Of `griffin_jax.training.evaluate.measure_texts`.
+      evaluation: The result of `griffin_jax.training.evaluate.measure_texts`.
     """
 
     name: str

@@ -87,7 +87,7 @@ def load(choice: Choice, default: str, schema_of: Any, commands: Mapping[str, An
     """Returns the checked values of a config.
 
     Args:
-      choice: Of the command line.
+      choice: What the command line says.
       default: Name of the command's own file in configs/.
       schema_of: Gives the dataclass of a config's values.
       commands: The other commands' `schema_of`, to name the one that a config belongs to.

@@ -177,13 +177,13 @@ def describe(config, lm, fingerprint: str) -> dict:
 
 
 def file_name(config) -> str:
-    """Of the results: suite, model and precision, so that runs of several stand side by side."""
+    """Returns the name of the results: suite, model and precision, so that runs of several stand side by side."""
     model = Path(config.checkpoint.replace(":", "-")).name
     return "-".join(filter(None, (config.suite, model, config.quantization, config.dtype)))
 
 
 def kept_name(config, lm, fingerprint: str) -> str:
-    """Of the kept answers: all that an answer follows from besides the request."""
+    """Returns the key of the kept answers: all that an answer follows from besides the request."""
     quantization = lm.lm.quantization
     parts = (
         fingerprint.replace(":", "-")[:32],

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-# Of a shell's conventions: 128 and the signal's number.
+# A shell's convention: 128 and the signal's number.
 INTERRUPTED = 130
 _CONSOLE_SCRIPT = "griffin-jax"
 

@@ -34,7 +34,7 @@ class Packer:
       tensors: How many there are in each group.
       before: Bytes of each group as they came.
       after: Bytes as they leave.
-      squares: Of each group, sums over squared errors and squared weights.
+      squares: For each group, the sums over squared errors and squared weights.
     """
 
     def __init__(self, source: Any, settings: Any, block_size: int):

@@ -37,7 +37,7 @@ class Row:
       double_quant: Whether its scales are quantized, too.
       block_size: Weights per scale; None before packing.
       bits_per_weight: Stored bits per linear weight.
-      bits_per_byte: Of the text.
+      bits_per_byte: The bits per byte of the text.
       divergence: Mean nats per token, from the model before packing.
     """
 

@@ -18,7 +18,7 @@ _SEED = {"at_least": 0, "below": 2**32}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample(SamplingConfig):
-    """Of `experiments.sample`."""
+    """The config of `experiments.sample`."""
 
     model: str = field("griffin-tiny", filled=True)
     adapter: str | None = field(None, filled=True)
@@ -34,7 +34,7 @@ class Sample(SamplingConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-    """Of `experiments.pack`."""
+    """The config of `experiments.pack`."""
 
     format: str = field("huggingface", one_of=("huggingface", "orbax"))
     block_size: int = field(64, one_of=(32, 64, 128, 256, 512, 1024, 2048, 4096))
@@ -43,7 +43,7 @@ class Pack:
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Of `experiments.convert`."""
+    """The config of `experiments.convert`."""
 
     format: str = field("huggingface", one_of=("huggingface", "orbax"))
     dtype: str | None = field(None, one_of=DTYPES)
@@ -52,7 +52,7 @@ class Convert:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationQuality:
-    """Of `experiments.quantization_quality`."""
+    """The config of `experiments.quantization_quality`."""
 
     dtype: str = field("float32", one_of=DTYPES)
     max_bytes: int = field(0, at_least=0)
@@ -64,7 +64,7 @@ class QuantizationQuality:
 
 @dataclasses.dataclass(frozen=True)
 class CompareTraining:
-    """Of `experiments.compare_training`."""
+    """The config of `experiments.compare_training`."""
 
     runs: tuple[str, ...] = field((), filled=True)
     text: str = field("", filled=True)
@@ -76,7 +76,7 @@ class CompareTraining:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Of `experiments.evaluate`."""
+    """The config of `experiments.evaluate`."""
 
     suite: str = field("quality", filled=True)
     rows: tuple[Any, ...] = field((), filled=True)
@@ -105,7 +105,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class CompileTPU:
-    """Of `experiments.compile_tpu`."""
+    """The config of `experiments.compile_tpu`."""
 
     topology: str = field("v5e:1x1", filled=True)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
@@ -140,7 +140,7 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelsBenchmark(Benchmark):
-    """Of several models, one after another."""
+    """A benchmark of several models, one after another."""
 
     models: tuple[str, ...] = field(filled=True)
     shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -214,14 +214,14 @@ _BENCHMARKS = {
 
 
 def train(values: Mapping[str, Any]) -> type:
-    """Of `experiments.train`; its package needs the extra [train]."""
+    """Returns the dataclass of the config of `experiments.train`; its package needs the extra [train]."""
     from experiments import train_schema
 
     return train_schema.Train
 
 
 def benchmark(values: Mapping[str, Any]) -> type:
-    """Of `experiments.benchmark`, whose kind decides."""
+    """Returns the dataclass of the config of `experiments.benchmark`, whose kind decides."""
     kind = values.get("kind")
     return _BENCHMARKS.get(kind, Benchmark) if isinstance(kind, str) else Benchmark
 

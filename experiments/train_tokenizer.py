@@ -35,7 +35,7 @@ GEMMA_PIECES = [
     "\n",
     "\n\n",
 ]
-# Of what SentencePiece says of a corpus, which may quote much of it.
+# How many characters of a message of SentencePiece are shown: it may quote much of the corpus.
 _LONGEST = 300
 PRINTABLE_ASCII = "".join(map(chr, range(33, 127)))
 LATIN_AND_TYPOGRAPHIC = "‘’“”–—…£°àâäæçèéêëîïñôöùûüœÆÉ"  # noqa: RUF001

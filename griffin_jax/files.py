@@ -134,7 +134,7 @@ def new_folder(path: AnyPath, *, replace: bool = False, mark: str | None = None)
     target = Path(os.path.realpath(given))
     besides = _prefix(target.name)
     place = target if paths.stays(target) else target.parent
-    # Of several processes, JAX watches the signals.
+    # Where there are several processes, JAX watches the signals.
     ending = _ending_in_order() if mark is None else contextlib.nullcontext()
     with _naming(given, target), ending:
         if not replace:

@@ -51,7 +51,7 @@ def read_settings(
 
     Args:
       values: As the file has them.
-      rules: Of the settings that are known, by name.
+      rules: The rules of the settings that are known, by name.
       what: Names the file in errors.
       unknown: The rule of settings that `rules` do not name.
 

@@ -66,7 +66,7 @@ class LanguageModel:
       params: The parameters, a nested dict; leaves are arrays or packed tensors. One tree per
         layer, or those of `stack_params`.
       tokenizer: Turns text into tokens and back; None where only tokens are used.
-      dtype: Of activations, keys and values.
+      dtype: The dtype of activations, keys and values.
       quantization: What packed weights were made under, which `save` writes down; None where the
         weights tell all there is.
     """
@@ -118,7 +118,7 @@ class LanguageModel:
         Args:
           tokens: int32[B, T]. Those in a `jax.Array` stay on their device, so that their ids are not
             checked: the logits of a row with an id outside of the vocabulary mean nothing.
-          state: Of an earlier call, to go on from; None for nothing. It is not changed.
+          state: The state of an earlier call, to go on from; None for nothing. It is not changed.
           lengths: int32[B], how many of each row's tokens are real, the rest being padding at its
             right. Defaults to T.
           positions: int32[B, T], each token's position in its document. They go up by one, or start
@@ -154,7 +154,7 @@ class LanguageModel:
 
         tokens, lengths, positions = map(whole, (tokens, lengths, positions))
         arguments = (self.model, self.params, tokens, state, lengths, positions, last_only)
-        # Of traced parameters the mesh is the caller's affair, and of others it is known here.
+        # While parameters are traced, the mesh is the caller's affair; otherwise it is known here.
         return _apply(*arguments) if self.mesh is None else _apply.on(self.mesh, *arguments)
 
     def engine(self, *, slots: int = 32, **options: Any) -> Engine:

@@ -53,7 +53,7 @@ def load(
         format, with a published DeepMind tree, or written by `save`; or a name on the Hub.
       quantization: Pack linear weights to 4 bits, leaf by leaf on the way: as `quantize`, without
         ever holding the whole model. A folder that is in 4 bits loads as it is without this.
-      dtype: Of activations, and of parameters outside of packed weights. Defaults to what
+      dtype: The dtype of activations, and of parameters outside of packed weights. Defaults to what
         `QuantizationConfig.compute_dtype` says under 4 bits; otherwise to bfloat16 on accelerators
         and to float32 on CPUs. By default, parameters stored in bfloat16 also stay in it on a CPU
         that multiplies bfloat16: that halves their memory and the time of decoding, and products
@@ -62,7 +62,7 @@ def load(
       stack_layers: Run the layers in a loop over groups, see `stack_params`, which compiles faster;
         the result is the same. By default where it also runs as fast, as measured.
       allow_nan: Go on where a weight holds NaN or infinity.
-      mesh: Of `griffin_jax.sharding.make_mesh`: the parameters go straight to where its table says,
+      mesh: What `griffin_jax.sharding.make_mesh` returns: the parameters go straight to where its table says,
         however they were saved, and each process reads its part; whatever runs the model runs it
         on the mesh. None: all of it on one device.
       adapter: A folder with a LoRA adapter, as PEFT or `train` writes it. It stays beside the weights,
@@ -162,7 +162,7 @@ def dequantize(lm: LanguageModel, dtype: DTypeLike | None = None) -> LanguageMod
 
     Args:
       lm: The model, which is not changed.
-      dtype: Of the unpacked weights; that of the model's activations by default.
+      dtype: The dtype of the unpacked weights; that of the model's activations by default.
 
     Raises:
       ValueError: `dtype` is none that a model runs in.

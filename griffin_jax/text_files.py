@@ -66,7 +66,7 @@ class TextFile:
         Args:
           path: Where it is; "-" is standard input.
           kind: What messages say before the name, such as "corpus".
-          error: Of what is wrong with the file.
+          error: The class of errors that say what is wrong with the file.
         """
         self._error, self._before = error, f"{kind} " if kind else ""
         self._path: Path | None = None

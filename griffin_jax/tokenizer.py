@@ -48,7 +48,7 @@ class _FileTokenizer(Tokenizer):
         Args:
           path: The vocabulary's file.
           files: What lies beside it.
-          size: Of the vocabulary alone.
+          size: The size of the vocabulary alone.
           named: Its own ids of bos_token, eos_token and pad_token.
 
         Raises:

@@ -37,7 +37,7 @@ class Instruction:
 
     Attributes:
       name: Unique in the program.
-      type: Of its result, as written: "bf16[16,4096]{1,0:T(8,128)(2,1)S(1)}".
+      type: The type of its result, as written: "bf16[16,4096]{1,0:T(8,128)(2,1)S(1)}".
       opcode: Such as "fusion".
       operands: Names of instructions.
       attributes: What stands behind the operands.
@@ -63,7 +63,7 @@ class Collective:
 
     Attributes:
       count: Times.
-      num_bytes: Of the results of all of them, on one device.
+      num_bytes: The bytes of the results of all of them, on one device.
     """
 
     count: int = 0

@@ -49,7 +49,7 @@ class Program:
       job: "decode" draws a burst of tokens greedily, "prefill" reads a chunk of prompts, "train"
         makes a step of AdamW.
       batch_size: Rows, over all chips.
-      tokens: Of each row in a call, for prefill and training.
+      tokens: The number of tokens of each row in a call, for prefill and training.
       mesh: How the chips share the work.
       stack_layers: The layers run in a loop over groups; see `stack_params`.
       remat: For training, see `Griffin`.

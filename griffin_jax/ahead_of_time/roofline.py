@@ -16,11 +16,11 @@ class Machine:
     """What one chip can do at best.
 
     Attributes:
-      memory_bytes: Of its main memory that a program may use.
-      bytes_per_second: Of main memory.
-      flops_per_second: Of bfloat16 matrix products.
-      link_bytes_per_second: Of one axis of the interconnect, both directions together.
-      hop_seconds: From a chip to its neighbor.
+      memory_bytes: The bytes of its main memory that a program may use.
+      bytes_per_second: The bandwidth of main memory.
+      flops_per_second: The rate of bfloat16 matrix products.
+      link_bytes_per_second: The bandwidth of one axis of the interconnect, both directions together.
+      hop_seconds: The latency from a chip to its neighbor.
     """
 
     memory_bytes: float
@@ -87,7 +87,7 @@ def decode_roofline(
 
     Args:
       config: The model's shape.
-      weight_bytes: Of all parameters, on one copy of the model.
+      weight_bytes: The bytes of all parameters, on one copy of the model.
       batch_size: Rows, over all chips.
       mesh: "model" cuts weights and the recurrent state, the other axes cut rows. The one head of
         keys and values is whole on every chip of "model".
@@ -151,7 +151,7 @@ def train_roofline(
 
     Args:
       config: The model's shape.
-      num_params: Of the model.
+      num_params: The number of parameters of the model.
       batch_size: Sequences, over all chips.
       seq_len: Tokens of each.
       mesh: "fsdp" cuts all that is kept; parameters are gathered in bfloat16 for the forward and

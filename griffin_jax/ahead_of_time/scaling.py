@@ -39,7 +39,7 @@ class Point:
       job: What runs.
       chips: How many.
       mesh: How they share the work.
-      seconds: Of a step.
+      seconds: The duration of a step.
       tokens_per_second_per_chip: At that.
       bound: What the time goes into, mostly.
     """
@@ -146,13 +146,13 @@ class Measured:
     Attributes:
       what: "decode" or "prefill", of one row of the 9B, or "train".
       weights: As for `Program`.
-      seconds: Of a token, of a prompt, or of a step.
+      seconds: The duration of a token, of a prompt, or of a step.
       tokens: Read before, in the prompt, or in each sequence.
       limits: What that GPU reached in copies and matrix products.
       source: Where it comes from.
       config: What is trained.
       rows: Sequences in a step of training.
-      remat: Of training, what is computed again; see `Griffin`.
+      remat: In training, what is computed again; see `Griffin`.
     """
 
     what: str

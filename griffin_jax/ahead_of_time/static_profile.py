@@ -39,7 +39,7 @@ _ESTIMATE = re.compile(r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one call; of a decoding program, of one step.
+    """The time of one call; for a decoding program, of one step.
 
     Attributes:
       seconds: The sum over instructions of the larger of cycles and bytes.

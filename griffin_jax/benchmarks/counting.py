@@ -82,5 +82,5 @@ def _reach(config, tokens):
 
 
 def _attention_flops(config, pairs):
-    """Of scores and weighted sums, for so many pairs of query and key in each layer."""
+    """Returns the FLOPs of scores and weighted sums, for so many pairs of query and key in each layer."""
     return pair_flops(config) * pairs

@@ -82,7 +82,7 @@ def measure_decoding(
     Args:
       subject: What is measured.
       stack: It, loaded.
-      limits: Of the device.
+      limits: The limits of the device.
       position: How many tokens the state is taken to have read.
       tokens: How many are drawn and timed, rounded down to whole bursts.
       batch_size: Rows.
@@ -138,7 +138,7 @@ def measure_streaming(
       subject: What is measured.
       stack: It, loaded.
       position: How many tokens the state is taken to have read.
-      tokens: Of the text.
+      tokens: The number of tokens of the text.
       repeats: Texts of each kind, after one of each to warm up.
     """
     most = min(BURST, tokens)

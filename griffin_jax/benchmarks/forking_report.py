@@ -10,7 +10,7 @@ from griffin_jax.paths import resolve
 
 KIND = "forking"
 
-# Of the test split of MMLU.
+# What the test split of MMLU holds.
 _SUBJECTS, _QUESTIONS = 57, 14_042
 
 

@@ -43,9 +43,9 @@ class Case:
       carry: Draws what a turn passes to the next, so that no turn can be left out.
       step: (carry, arguments, kernel) -> carry; makes `calls` calls.
       num_bytes: Read and written in one call, counted from the shapes.
-      flops: Of matrix products in one call.
+      flops: The FLOPs of matrix products in one call.
       calls: Calls in one turn.
-      dtype: Of the products.
+      dtype: The dtype of the products.
     """
 
     operation: str

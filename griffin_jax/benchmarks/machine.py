@@ -22,9 +22,9 @@ class Limits:
     """What the device reaches in the two things that bound a model.
 
     Attributes:
-      bytes_per_second: Of a copy within the device's memory, bytes read and bytes written.
-      flops_per_second: Of a square bfloat16 matrix product, accumulated in float32.
-      float32_flops_per_second: Of a square float32 one, at full precision.
+      bytes_per_second: The bandwidth of a copy within the device's memory, bytes read and bytes written.
+      flops_per_second: The rate of a square bfloat16 matrix product, accumulated in float32.
+      float32_flops_per_second: The rate of a square float32 one, at full precision.
     """
 
     bytes_per_second: float
@@ -60,7 +60,7 @@ def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Li
     """Measures both limits on the default device.
 
     Args:
-      copy_bytes: Of the array that is copied; None or 0 is more than a cache holds.
+      copy_bytes: The size of the array that is copied; None or 0 is more than a cache holds.
       size: Rows and columns of the matrices that are multiplied; None or 0 is what fills a device.
     """
     on_cpu = jax.default_backend() == "cpu"
@@ -69,7 +69,7 @@ def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Li
     seconds = _seconds_each(lambda x: x + 1, jnp.ones(copy_bytes // 4, jnp.float32))
     rates = {}
     for dtype in ("bfloat16", "float32"):
-        # Of unit norm, so that products of products neither vanish nor overflow.
+        # They have unit norm, so that products of products neither vanish nor overflow.
         keys = jax.random.split(jax.random.key(0))
         a, b = (jax.random.normal(key, (size, size), dtype) * size**-0.5 for key in keys)
         rates[dtype] = 2 * size**3 / _seconds_each(functools.partial(_product, b), a)

@@ -21,9 +21,9 @@ def draw(results: Results, folder: Path, suffix: str = "") -> list[Path]:
     """Draws the plots that results of their kind have.
 
     Args:
-      results: Of one run.
+      results: The results of one run.
       folder: Where to put the PNG files.
-      suffix: Of the files' names.
+      suffix: The suffix of the files' names.
 
     Returns:
       The files.

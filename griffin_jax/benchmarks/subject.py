@@ -34,7 +34,7 @@ class Subject:
       model: A preset or a name in `shapes`, which get random weights, or a folder or name that
         `griffin_jax.load` takes.
       weights: A dtype or a 4-bit type ("nf4", "nf4-double", ...).
-      dtype: Of activations; for a dtype of weights it is that one.
+      dtype: The dtype of activations; weights of a dtype have the same one.
       stack: "griffin_jax", or one of the peers, "transformers" or "recurrentgemma".
       shape: The model's shape; None for a folder, which brings its own.
     """
@@ -47,7 +47,7 @@ class Subject:
 
     @classmethod
     def parse(cls, text: str, shapes: Shapes | None = None) -> "Subject":
-        """Of MODEL:WEIGHTS[:DTYPE][@STACK], such as "recurrentgemma-9b:nf4@transformers".
+        """Parses MODEL:WEIGHTS[:DTYPE][@STACK], such as "recurrentgemma-9b:nf4@transformers".
 
         Args:
           text: Without WEIGHTS, they are bfloat16; without DTYPE, it is that of the weights, and
@@ -122,7 +122,7 @@ class Subject:
         """Returns the model on the device, and what a report says about it.
 
         Args:
-          seed: Of random weights.
+          seed: The seed of random weights.
           stack_layers: As for `griffin_jax.load`.
 
         Raises:

@@ -26,7 +26,7 @@ class Job:
       kind: "limits", or one of `KINDS`.
       model: What is measured, as `Subject.parse` reads it; empty where no model is.
       config: The config's fields, as plain values.
-      limits: Of the device, of a "limits" job that came before.
+      limits: The limits of the device, of a "limits" job that came before.
     """
 
     kind: str

@@ -34,12 +34,12 @@ def measure_throughput(
     Args:
       subject: What is measured.
       stack: It, loaded.
-      limits: Of the device.
+      limits: The limits of the device.
       batch_sizes: Ascending.
       prompt: Tokens before the first sampled one.
       tokens: Sampled and timed in each row.
       prefill_tokens: Tokens of the largest batch whose prefill is timed.
-      repeats: Of prefill, and of a peer's generation.
+      repeats: The number of repetitions of prefill, and of a peer's generation.
     """
     for batch_size in batch_sizes:
         row = {"what": "throughput", "prompt": prompt, "batch_size": batch_size}

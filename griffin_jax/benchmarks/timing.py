@@ -28,12 +28,12 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float], per: int = 1) -> "Timing":
-        """Of measurements that each did `per` of what is counted."""
+        """Summarizes measurements that each did `per` of what is counted."""
         ordered = sorted(value / per for value in seconds)
         return cls(statistics.median(ordered), ordered[0], ordered[-1], len(ordered))
 
     def divided(self, count: int) -> "Timing":
-        """Of one of `count` equal things that were timed together."""
+        """Returns the time of one of `count` equal things that were timed together."""
         return Timing(self.median / count, self.low / count, self.high / count, self.repeats)
 
     @property
@@ -63,7 +63,7 @@ class Compilation:
     """What was compiled within `compilation()`.
 
     Attributes:
-      seconds: Of the compiler, or of reading programs from the persistent cache. Tracing is Python's
+      seconds: The time of compiling, or of reading programs from the persistent cache. Tracing is Python's
         own time and not in it.
       programs: How many programs there were.
       cached: How many of them came from the persistent cache.

@@ -44,7 +44,7 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> "Variant":
-        """Of REMAT, REMAT:LOSS_CHUNKS or REMAT:LOSS_CHUNKS:MICROBATCHES, such as "dots:8".
+        """Parses REMAT, REMAT:LOSS_CHUNKS or REMAT:LOSS_CHUNKS:MICROBATCHES, such as "dots:8".
 
         Raises:
           ValueError: the text is none of these.
@@ -79,7 +79,7 @@ def measure_lengths(
       lengths: Tokens in a sequence.
       tokens: In a batch, the same at every length.
       variants: Ways to spend memory.
-      dtype: Of activations; master weights and the optimizer's state are float32.
+      dtype: The dtype of activations; master weights and the optimizer's state are float32.
       repeats: Steps that are timed, after two that are not.
       document: Tokens of each packed document in the row that has them; 0 for no such row.
 
@@ -194,7 +194,7 @@ class Bench:
             params = init_params(self._config, key)
             return TrainState(jnp.int32(0), params, self._optimizer.init(params))
 
-        # Of the generators, this one compiles fastest and needs no temporaries of its own.
+        # Among the generators, this one compiles fastest and needs no temporaries of its own.
         return shard_state(self._config, start(jax.random.key(0, impl="rbg")), self._mesh)
 
     def _batch(self, batch_size, length, document):

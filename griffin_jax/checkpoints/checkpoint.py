@@ -151,7 +151,7 @@ def load_checkpoint(
 
     Args:
       path: A folder or a name, or what `open_checkpoint` has made of one.
-      dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
+      dtype: The dtype of every floating-point array outside of packed weights; None keeps the stored one.
       preserve_dtype: A dtype that arrays keep which are stored in it, whatever `dtype` says.
       quantization: Pack linear weights on the way, see `pack_leaf`; None leaves all as stored.
       shardings: Gives the shardings of a leaf from its path in the tree and the leaf; see

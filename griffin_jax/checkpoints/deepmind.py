@@ -62,7 +62,7 @@ class DeepMindSource:
     Attributes:
       config: The model's shape, see `infer_config`.
       quantization: None.
-      nbytes: Of all weights as stored.
+      nbytes: The bytes of all weights as stored.
       folder: The checkpoint's folder, in which a tokenizer lies.
 
     Raises:
@@ -134,7 +134,7 @@ def infer_config(shapes: dict[str, tuple[int, ...]], folder: Path) -> GriffinCon
     yes.
 
     Args:
-      shapes: Of every array, by its dotted name.
+      shapes: The shapes of every array, by its dotted name.
       folder: For messages.
 
     Raises:
@@ -215,7 +215,7 @@ def _stored(path: str, sharding: jax.sharding.NamedSharding) -> jax.sharding.Nam
 
 
 def _padded(axes: tuple) -> tuple:
-    """Of a matrix; a PartitionSpec leaves out the tail of dimensions that are whole."""
+    """Returns the axes of both dimensions of a matrix; a PartitionSpec leaves out the tail of dimensions that are whole."""
     return axes + (None,) * (2 - len(axes))
 
 

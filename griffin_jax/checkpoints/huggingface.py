@@ -88,7 +88,7 @@ class HuggingFaceSource:
     Attributes:
       config: The model's shape.
       quantization: `quantization_config` of config.json, or None.
-      nbytes: Of all weights as stored.
+      nbytes: The bytes of all weights as stored.
       folder: The checkpoint's folder.
 
     Raises:
@@ -264,7 +264,7 @@ def describe_packing(
     """Returns the `quantization_config` of a model, from the `packing_kind` of its leaves by path.
 
     Args:
-      kinds: Of all leaves.
+      kinds: The kinds of all leaves.
       architecture: `model_type` of the model's config.
       settings: What the weights were packed under, which stays but for layers that are not packed:
         a list of these replaces transformers' own, which is the head alone, so all are named.

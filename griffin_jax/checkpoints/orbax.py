@@ -85,7 +85,7 @@ class OrbaxTree:
         """Reads some of the arrays, to the host or straight to devices.
 
         Args:
-          keys: Of the arrays.
+          keys: The names of the arrays.
           shardings: Where each goes, by its key; a process reads no more than its part.
 
         Raises:
@@ -124,7 +124,7 @@ class OrbaxSource:
     Attributes:
       config: The model's shape.
       quantization: The quantization's settings, or None.
-      nbytes: Of all weights as stored.
+      nbytes: The bytes of all weights as stored.
       folder: The checkpoint's folder.
 
     Raises:

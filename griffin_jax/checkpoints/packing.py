@@ -29,7 +29,7 @@ def pack_leaf(
     gates and the convolution, which are no linear layers.
 
     Args:
-      path: Of the leaf, such as "blocks_0/mlp_block/up_proj/weight".
+      path: The path of the leaf, such as "blocks_0/mlp_block/up_proj/weight".
       leaf: An array, or a weight that is in 4 bits already and stays so.
       settings: What to pack, and how.
       block_size: Weights per scale. bitsandbytes always packs 64, and reads any.

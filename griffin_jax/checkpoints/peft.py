@@ -161,7 +161,7 @@ def write_adapter(
 
     Args:
       folder: Where to write.
-      rank: Of most layers.
+      rank: The rank of most layers.
       alpha: The scale is alpha / rank.
       targets: As `read_adapter` returns them.
       leaves: As `read_adapter` returns them.

@@ -31,7 +31,7 @@ class Placement:
     """Where leaves go, and as what.
 
     Attributes:
-      dtype: Of every floating-point array outside of packed weights; None keeps the stored one.
+      dtype: The dtype of every floating-point array outside of packed weights; None keeps the stored one.
       shardings: Gives the shardings of a leaf from its path in the tree ("blocks_0/mlp_block/
         up_proj/weight") and the leaf. None puts everything on the default device.
       preserve_dtype: A dtype that arrays keep which are stored in it, whatever `dtype` says.

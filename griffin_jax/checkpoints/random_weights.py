@@ -32,14 +32,14 @@ def random_params(
 
     Args:
       config: The model's shape.
-      dtype: Of every array outside of packed weights.
+      dtype: The dtype of every array outside of packed weights.
       quantization: What is packed, as `checkpoints.pack_leaf` decides it; None packs nothing.
-      seed: Of the random numbers.
+      seed: The seed of the random numbers.
 
     Returns:
       The tree of `models.init_params`, on the default device.
     """
-    # Of the generators, this one compiles fastest and needs no temporaries of its own.
+    # Among the generators, this one compiles fastest and needs no temporaries of its own.
     root = jax.random.key(seed, impl="rbg")
     params = {}
     for index, (path, leaf) in enumerate(abstract_weights(config, dtype, quantization).items()):

@@ -49,7 +49,7 @@ class TensorInfo:
 
     Attributes:
       file: The safetensors file it is in.
-      offset: Of its first byte in that file.
+      offset: The offset of its first byte in that file.
       shape: Its shape.
       dtype: Its numpy dtype; bfloat16 is that of ml_dtypes.
     """

@@ -27,7 +27,7 @@ from griffin_jax.tokenizer import END_OF_TURN
 
 log = logging.getLogger(__name__)
 
-# Of states that prompts have in common; those of one task's prompts are few.
+# The most bytes of states that prompts have in common; those of one task's prompts are few.
 _CACHE_BYTES = 2**30
 
 
@@ -79,7 +79,7 @@ class GriffinLM(TemplateLM):
           max_gen_toks: New tokens of generation tasks that do not say how many.
           gen_toks_cap: At most so many new tokens, whatever a task says: for trial runs.
           fork: Read once what requests have in common.
-          seed: Of tasks that sample.
+          seed: The seed of tasks that sample.
           max_batch_size: Ignored; the harness passes it.
           device: Ignored; jax chooses the device (JAX_PLATFORMS).
 

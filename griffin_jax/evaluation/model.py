@@ -33,7 +33,7 @@ def load(
       checkpoint: As for `griffin_jax.load`; or "random:" and the name of a preset, for a model of
         that shape with random weights and the tokenizer of griffin-tiny, to measure speed with.
       quantization: "nf4" or "fp4" packs linear weights; a folder in 4 bits loads as it is without.
-      dtype: Of activations; see `griffin_jax.load`.
+      dtype: The dtype of activations; see `griffin_jax.load`.
       stack_layers: See `griffin_jax.load`.
       mesh: See `griffin_jax.load`.
 

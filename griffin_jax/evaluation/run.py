@@ -239,7 +239,7 @@ class Outcome:
 
     Attributes:
       results: The harness's results by task and group.
-      versions: Of the tasks, by name.
+      versions: The versions of the tasks, by name.
       samples: What was asked and answered, by task.
       figures: Questions, requests, seconds, tokens and the like.
     """
@@ -270,7 +270,7 @@ def tokens_cut(lm: GriffinLM, run: Run, options: Options) -> str:
 
 
 def _turns(lm, options):
-    """Of the harness's `build_all_requests`."""
+    """Returns more arguments of the harness's `build_all_requests`."""
     if not options.chat:
         return {}
     return {

@@ -47,7 +47,7 @@ def save_context(context: Context, path: AnyPath, fingerprint: str) -> None:
     Args:
       context: The context.
       path: The file, which appears when it is complete.
-      fingerprint: Of the model's weights.
+      fingerprint: The fingerprint of the model's weights.
 
     Raises:
       OutputError: the file cannot be written.
@@ -71,8 +71,8 @@ def load_context(
     Args:
       path: The file.
       config: The model's shape.
-      dtype: Of its activations.
-      fingerprint: Of its weights.
+      dtype: The dtype of its activations.
+      fingerprint: The fingerprint of its weights.
       stacked: Whether its layers are.
 
     Raises:

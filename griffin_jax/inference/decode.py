@@ -105,7 +105,7 @@ def insert_row(rows: Rows, slot: np.ndarray, entry: Rows) -> Rows:
     Args:
       rows: The pool, which is donated.
       slot: int32, which row.
-      entry: Of `entry_of`, with a state of one row, and with counts and bias where `rows` has them.
+      entry: The result of `entry_of`, with a state of one row, and with counts and bias where `rows` has them.
     """
     state = per_row(
         lambda axis, all, one: lax.dynamic_update_slice_in_dim(

@@ -14,7 +14,7 @@ def most_rows(config: GriffinConfig, params: dict, dtype, tokens: int, limit: in
     Args:
       config: The model's shape.
       params: Its parameters, or their shapes.
-      dtype: Of keys and values.
+      dtype: The dtype of keys and values.
       tokens: That each row reads and writes; it matters under an unbounded window only.
       limit: Bytes that the device holds.
     """

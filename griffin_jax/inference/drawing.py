@@ -128,8 +128,8 @@ def choose(
     Args:
       logits: float32[B, V].
       keys: PRNG keys [B]; a row's draw depends on its own key, logits and settings only.
-      settings: Of each row.
-      needs: Of all rows together.
+      settings: The settings of each row.
+      needs: The needs of all rows together.
       methods: The users' own ways, by the number that `Settings.method` has.
       counts: int32[B, V], how often a row's text holds each token, and `IN_PROMPT` more where its
         prompt holds it; only needed under penalties.

@@ -80,7 +80,7 @@ class Engine:
           config: The model's shape.
           params: Its parameters.
           tokenizer: Its tokenizer.
-          dtype: Of activations, keys and values.
+          dtype: The dtype of activations, keys and values.
           slots: How many texts are read and written at once.
           waiting: How many more may wait for a slot; None for any number.
           burst: Steps in one dispatch at most.
@@ -153,13 +153,13 @@ class Engine:
           max_new_tokens: At most this many.
           sampling: How tokens are drawn, greedily by default: a `SamplingConfig`, or an object of
             one's own with the method of `SamplingMethod`.
-          seed: Of the text's random stream; or the key of one, a row of `row_keys`.
+          seed: The seed of the text's random stream; or the key of one, a row of `row_keys`.
           stop: Strings that end the text.
           stop_ids: Tokens that end it; by default those of the tokenizer.
           logprobs: Report so many of the most likely tokens with each token.
           context: What was read and written before; it is not changed.
           keep_context: Whether `Request.context` will be asked for, which keeps a state.
-          priority: Of waiting requests, those of larger ones go first; among equals, who came first.
+          priority: Waiting requests of a larger number go first; among equals, who came first.
           deadline: Seconds from now after which the request ends with what it has.
           name: What messages call the prompt.
           **settings: Fields of `SamplingConfig`, in place of `sampling`.

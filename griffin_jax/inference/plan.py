@@ -30,7 +30,7 @@ class Plan:
       stop: Strings that end the text.
       stop_ids: Tokens that end it.
       logprobs: How many of the most likely tokens are reported with each.
-      priority: Of waiting requests, larger ones go first.
+      priority: Waiting requests of a larger number go first.
       deadline: By `time.monotonic`, when it ends at the latest; None for never.
       keeps_context: Whether `Request.context` is asked for in the end.
     """

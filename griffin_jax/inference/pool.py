@@ -163,7 +163,7 @@ class Pool:
         """Waits for a burst; returns what was drawn.
 
         Args:
-          burst: Of `draw`.
+          burst: The burst length of `draw`.
           since: When the turn of the engine began; the time before is the caller's own.
         """
         begin = time.monotonic()

@@ -88,7 +88,7 @@ def read(model: Griffin, params: dict, state: AnyState, rows: Sequence[Sequence[
     Args:
       model: The model.
       params: Its parameters.
-      state: Of a batch of at least len(rows).
+      state: A state of a batch of at least len(rows).
       rows: Token ids of each row; an empty one leaves that row's state as it is.
     """
     batch_size = len(state.position)

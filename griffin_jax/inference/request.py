@@ -88,13 +88,13 @@ class Request:
         self._tops: list[TopLogprobs] = []
         self._met_stop_token = False
         self._cancelled = False
-        # Of the reader and the pool: the state after `read` tokens, which has room for `room`; the
+        # What the reader and the pool know: the state after `read` tokens, which has room for `room`; the
         # one after the prompt, where it may be needed again; how many steps were dispatched; and the
         # number that the user's own way of drawing has in the engine.
         self.state, self.read, self.room = state, read, 0
         self.after_prompt: AnyState | None = None
         self.dispatched = 0
-        # Of the prefix cache: whether it may know the text, how many tokens it knew, and where the
+        # What the prefix cache knows: whether it may know the text, how many tokens it knew, and where the
         # text is read up to next to keep a state.
         self.shares, self.cached_tokens = False, 0
         self.cut: int | None = None

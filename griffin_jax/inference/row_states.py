@@ -72,9 +72,9 @@ def read_rows(
     Args:
       model: The model.
       params: Its parameters.
-      states: Of one row each, with equal numbers of slots.
+      states: States of one row each, with equal numbers of slots.
       chunks: The tokens of each, `length` at most.
-      length: Of the call, of which there are few, as each is compiled.
+      length: The length of the call, of which there are few, as each is compiled.
 
     Returns:
       The states after, and a number that is there once they are.

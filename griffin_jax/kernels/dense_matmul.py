@@ -21,7 +21,7 @@ def dense_matmul(
     Args:
       x: [..., in], a floating-point type.
       weight: [out, in], used in x's dtype.
-      dtype: Of the result, float32 or that of x, which is the default.
+      dtype: The dtype of the result, float32 or that of x, which is the default.
       kernel: "bfloat16_cpu" multiplies bfloat16 weights as they are, by activations in bfloat16 or,
         without rounding them, in float32; "reference" leaves everything to XLA. By default the fastest
         that serves platform and types.

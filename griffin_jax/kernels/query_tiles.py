@@ -44,7 +44,7 @@ def attend_in_tiles(
       start: int32[B], the position that follows the newest cached one.
       limit: int32[B, T], how many tokens back each query sees, at most `reach`.
       reach: At most S, but where S is 0.
-      attend: Of (q, k, v, mask bool[B, Q, keys]).
+      attend: A function of (q, k, v, mask bool[B, Q, keys]).
 
     Returns:
       [B, T, N, H].

@@ -95,7 +95,7 @@ def _square(chunk, log_a, a):
 
 
 def _shifts(chunk, shift_ref):
-    """Of every step, [groups, 1]."""
+    """Returns the shift of every step, [groups, 1]."""
     return [shift_ref[:, step][:, None] for step in chunk.steps]
 
 

@@ -65,7 +65,7 @@ class Chunks:
         backward: bool = False,
         interpret: bool = False,
     ):
-        """Of inputs [B, T, R], in which `groups` times `steps` divides T and 32 divides R.
+        """Plans chunks of inputs [B, T, R], in which `groups` times `steps` divides T and 32 divides R.
 
         A group is a warp's. Chunks that go backward in time start with the last one.
         """
@@ -171,7 +171,7 @@ class Chunk:
         return [self._float32(ref[:, step, self.lanes]) for step in self.steps]
 
     def load_before(self, ref, initial: jax.Array) -> list[jax.Array]:
-        """Of `Chunks.times`, what the step before each has; `initial`, [channels], before all."""
+        """Returns of `Chunks.times` what the step before each has; `initial`, [channels], before all."""
         steps = []
         for step in self.steps:
             time = self._begin + self._group * len(self.steps) + step
@@ -280,5 +280,5 @@ def _assembly(code, constraints, *arguments):
 
 
 def _bits(state):
-    """Of a float32, never `_EMPTY`."""
+    """Returns the bits of a float32, which are never `_EMPTY`."""
     return jnp.where(state == state, lax.bitcast_convert_type(state, jnp.int32), _NAN)

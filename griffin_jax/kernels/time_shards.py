@@ -43,7 +43,7 @@ def preceding(x: jax.Array, before: jax.Array) -> jax.Array:
         return before
     pad = ((0, 0), (missing, 0)) + ((0, 0),) * (x.ndim - 2)
     received = jnp.pad(jnp.concatenate(parts, axis=1), pad)
-    # Of the first parts, some of it lies before the sequence.
+    # In the first parts, some of it lies before the sequence.
     place = index * time + jnp.arange(length)
     older = jnp.take(before, jnp.minimum(place, length - 1), axis=1)
     inside = (place >= length).reshape(1, length, *[1] * (x.ndim - 2))

@@ -73,7 +73,7 @@ def write_ring(
 
 
 def _write(rings, k, v, timeline, layer=None):
-    """Of rings [B, S, K, H], or of the one at the index `layer` of a stack of them."""
+    """Takes rings [B, S, K, H], or the one at the index `layer` of a stack of them."""
     if not rings.keys.shape[-3]:
         return rings
     cut = time_shards(k.shape[1]) > 1

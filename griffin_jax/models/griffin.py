@@ -38,8 +38,8 @@ class Griffin(nn.Module):
 
     Attributes:
       config: The model's shape.
-      dtype: Of activations, keys and values. Norms, softmax, recurrence and logits are float32.
-      param_dtype: Of parameters that `init` makes.
+      dtype: The dtype of activations, keys and values. Norms, softmax, recurrence and logits are float32.
+      param_dtype: The dtype of parameters that `init` makes.
       remat: What the backward pass recomputes: "none", "block" (everything in a block) or "dots"
         (everything but matrix products).
       dropout: Share of each residual branch's output that is left out, where `apply` is given a

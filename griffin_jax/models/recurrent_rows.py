@@ -55,11 +55,11 @@ def recurrent_rows(
 
     Args:
       reference: The same without this kernel, whose gradient is taken, a function of the next five.
-      params: Of conv_1d and rg_lru.
+      params: The parameters of conv_1d and rg_lru.
       y: [B, 1, R].
       u: [B, 1, R].
       state: A `RecurrentState` of B rows.
-      timeline: Of one token.
+      timeline: The timeline of one token.
       interpret: Parameters of Pallas' interpreter, or False.
     """
 

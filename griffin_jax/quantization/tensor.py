@@ -61,8 +61,8 @@ class QuantizedTensor(Weight):
       nested_code: float32[256], or None.
       nested_offset: float32[], the mean of the scales, or None.
       transposed: The same weight once more, for decoding on a CPU, or None.
-      shape: Of the weight; a linear layer's is (out, in).
-      dtype: Of the weight before it was quantized: float32, float16 or bfloat16.
+      shape: The shape of the weight; a linear layer's is (out, in).
+      dtype: The dtype of the weight before it was quantized: float32, float16 or bfloat16.
       quant_type: "nf4" or "fp4".
       block_size: Weights per scale, one of 32, 64, ... 4096.
       nested_block_size: Scales per second-level scale.
@@ -265,7 +265,7 @@ def dequantize(tensor: QuantizedTensor, dtype=None) -> jax.Array:
 
     Args:
       tensor: The weight.
-      dtype: Of the result; that of the original weight by default.
+      dtype: The dtype of the result; that of the original weight by default.
 
     Returns:
       An array of `tensor.shape`.

@@ -50,7 +50,7 @@ def jit_on_mesh(
       mesh: In place of that of the arguments.
       gpu_options: For XLA where it compiles for a single GPU, but for those that the user's own
         XLA_FLAGS set. With them the function cannot be called inside of another `jax.jit` there.
-      **options: Of `jax.jit`.
+      **options: Options of `jax.jit`.
     """
     return MeshFunction(function, mesh, gpu_options or {}, options)
 
@@ -91,7 +91,7 @@ class MeshFunction:
         return on_mesh_of((args, kwargs)) if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _jitted_here(self):
-        """Of the two, the one for what the program is compiled for: the mesh that is set."""
+        """Selects the jitted variant for the mesh that is set."""
         if not self._gpu_options:
             return self._jitted
         single = jax.sharding.get_abstract_mesh().size <= 1  # 0 where none is set

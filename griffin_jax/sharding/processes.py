@@ -50,7 +50,7 @@ class RowGroup:
     Processes whose devices hold the same rows (parts of the model or of time differ) are a group.
 
     Attributes:
-      index: Of the group.
+      index: The number of the group.
       count: Groups there are, each with as many rows.
       shards: Which of the equal parts of a batch (see `batch_shards`) the group's devices hold.
     """

@@ -29,7 +29,7 @@ def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh, axes: Any = None) -> An
 
     Args:
       tree: Arrays, concrete or abstract.
-      mesh: Of the four axes.
+      mesh: A mesh of the four axes.
       axes: What each array's dimensions are, a tuple of names of `LOGICAL_AXES` in its place; of
         parameters, `models.param_axes`. By default what the tree itself says, as a state does.
 
@@ -56,7 +56,7 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...] | None = None) -> NamedSha
     """Returns where tokens [B, T] lie: rows over "data" and "fsdp", time over "sequence".
 
     Args:
-      mesh: Of the four axes.
+      mesh: A mesh of the four axes.
       shape: Leaves out the axes that do not divide it, such as "sequence" for one token.
     """
     axes = (BATCH, SEQUENCE)

@@ -31,8 +31,8 @@ class RunCheckpoints:
         """Opens the run of `folder`, which is held until `close`.
 
         Args:
-          folder: Of the run; made where there is none.
-          config: Of the run.
+          folder: The folder of the run; made where there is none.
+          config: The settings of the run.
           data: What the rows are, as `Windows.fingerprint` has it; None where that is not known.
 
         Raises:

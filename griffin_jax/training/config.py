@@ -24,14 +24,14 @@ class TrainConfig:
       batch_size: Sequences per update, over all devices.
       seq_len: Tokens per sequence.
       microbatches: Parts of a batch whose gradients are accumulated one after another.
-      dtype: Of activations. Master weights, gradients and losses are float32.
+      dtype: The dtype of activations. Master weights, gradients and losses are float32.
       remat: What the backward pass recomputes: "none", "dots" or "block"; see `Griffin`.
       dropout: Share of the residual branches' outputs that training leaves out, to 1/256.
       loss_chunks: Parts of a sequence whose logits exist at a time; see `token_losses`.
       z_loss: Weight of the mean squared log-normalizer.
       ema: Decay per step of a running average of the parameters, which is then what is evaluated
         and exported; 0 keeps none.
-      seed: Of the initial parameters and of the order of the data.
+      seed: The seed of the initial parameters and of the order of the data.
       log_every: Steps between lines in metrics.jsonl.
       eval_every: Steps between evaluations; every checkpoint has one too.
       eval_batches: Batches in an evaluation, always the same.

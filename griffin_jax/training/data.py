@@ -11,7 +11,7 @@ from griffin_jax.training.corpus import Corpus, CorpusError
 
 Batch = dict[str, np.ndarray]
 
-# Of a corpus, which may be too large to be read whole: pieces, and tokens in each.
+# What is read of a corpus that may be too large to be read whole: pieces, and tokens in each.
 _SAMPLES, _SAMPLE = 64, 4096
 
 _MOST_ROWS = 2**52
@@ -110,7 +110,7 @@ def training_batches(
     Args:
       rows: Where they come from.
       batch_size: B, over all processes.
-      seed: Of the order.
+      seed: The seed of the order.
       places: Which rows of each batch to read, as of `RowGroup.places`; None for all.
     """
     count = len(rows)

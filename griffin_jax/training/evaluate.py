@@ -42,7 +42,7 @@ def document_losses(
       config: The model's shape.
       params: Its parameters.
       documents: Token ids, at least two each; BOS first.
-      dtype: Of activations. Logits and losses are float32.
+      dtype: The dtype of activations. Logits and losses are float32.
       chunk: Tokens per call.
       rows: Documents read at the same time.
       capacity: Needed when the attention window is unbounded: keys kept from chunk to chunk. A
@@ -85,7 +85,7 @@ def document_divergences(
       reference: The parameters that `params` are compared with.
       params: Those of the model in question, such as a packed one.
       documents: As for `document_losses`, and so are the rest.
-      dtype: Of activations.
+      dtype: The dtype of activations.
       chunk: Tokens per call.
       rows: Documents read at the same time.
       capacity: Keys kept when the attention window is unbounded.
@@ -272,7 +272,7 @@ def measure_texts(
       tokenizer: Encodes the texts.
       texts: At least one must have `edges[-1]` tokens.
       edges: See `loss_by_position`.
-      dtype: Of activations.
+      dtype: The dtype of activations.
       chunk: Tokens per call.
       cache: Under unbounded attention, (capacity, chunk) of reading with a sliding cache: a token
         sees the last `capacity` to `capacity + chunk` tokens. Whole texts are read that way.

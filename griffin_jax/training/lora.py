@@ -103,7 +103,7 @@ def save_adapter(
 
     Args:
       folder: What to make; must not exist, or be empty.
-      config: Of the adapter.
+      config: The settings of the adapter.
       adapter: As `init_adapter` makes it.
       base: Name or folder of the base model, for PEFT to find it.
       model: The base's config: RecurrentGemma and Gemma call their layers by other names. None

@@ -50,8 +50,8 @@ def check_run(folder: Path, config: TrainConfig, data: str | None) -> None:
     """Checks that a folder holds the run of a config, if it holds one.
 
     Args:
-      folder: Of the run.
-      config: Of the run.
+      folder: The folder of the run.
+      config: The settings of the run.
       data: What it is trained on, as `Windows.fingerprint` has it; None where that is not known.
 
     Raises:

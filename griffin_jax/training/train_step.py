@@ -164,14 +164,14 @@ def make_train_step(
     Args:
       model: The model, with its compute dtype and rematerialization.
       optimizer: Turns gradients into updates.
-      mesh: Of `make_mesh`. The batch and the parameters lie on it as the table says.
+      mesh: A mesh that `make_mesh` returns. The batch and the parameters lie on it as the table says.
       assemble: Joins trainable and frozen parameters into what the model reads.
       z_loss: Weight of the mean squared log-normalizer, which keeps logits from drifting.
       microbatches: Parts of the batch whose gradients are accumulated one after another.
       loss_chunks: See `token_losses`.
       ema: Decay per step of the state's average, where it has one. Early on it is (1 + t) / (10 + t)
         at step t where that is less, so that the initial parameters are soon forgotten.
-      seed: Of `model.dropout`; what a step leaves out depends on it and on the step alone.
+      seed: The seed of `model.dropout`; what a step leaves out depends on it and on the step alone.
 
     Metrics, float32 scalars: `loss` in nats per target, `z_loss` (the mean squared log-normalizer),
     `grad_norm` before clipping, `tokens` (targets that count), and `stop` where the batch has one
@@ -186,7 +186,7 @@ def make_train_step(
     def gradients(params, frozen, batch, step):
         key = None
         if model.dropout:
-            # Of the generators, this one makes bits in a quarter of the arithmetic.
+            # Among the generators, this one makes bits in a quarter of the arithmetic.
             key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)
         total = jnp.maximum(jnp.sum(batch["mask"]), 1.0)
         gradient = jax.grad(loss, has_aux=True)

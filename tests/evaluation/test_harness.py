@@ -149,7 +149,7 @@ def test_texts_do_not_depend_on_what_is_written_beside_them():
 def test_what_max_length_leaves_no_room_for_is_cut_behind_bos_and_said(caplog):
     lm = adapter(max_length=20)
     context = "0123456789" * 4
-    # Of 44 tokens behind BOS the last is not read.
+    # The last of 44 tokens behind BOS is not read.
     pairs = [(context, " yes"), ("0", " yes"), ("", context)]
     cut = choose(lm, pairs[:2])
     assert cut == choose(adapter(), [(context[-16:], " yes"), ("0", " yes")])

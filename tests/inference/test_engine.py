@@ -25,7 +25,7 @@ from tests.inference.tiny_model import (
 TOKENIZER = ByteTokenizer()
 PROMPTS = [TOKENIZER.encode(text) for text in ("x", "a short one", "far beyond the window " * 2)]
 WARM = SamplingConfig(temperature=1.0)
-# Of four rows some draw a stop token and some do not.
+# Some of four rows draw a stop token and some do not.
 SOME_STOP = {"sampling": SamplingConfig(temperature=3.0), "max_new_tokens": 60}
 
 

@@ -71,7 +71,7 @@ def test_draws_follow_the_softmax_at_the_temperature(temperature):
         ({"min_p": 0.3}, [1, 3, 4]),
         ({"min_p": 0.0}, range(5)),
         ({"min_p": 1.0}, [1]),
-        # Of the three that top_k leaves, the first two make up 0.7 / 0.85.
+        # The first two of the three that top_k leaves make up 0.7 / 0.85.
         ({"top_k": 3, "top_p": 0.8}, [1, 3]),
         ({"top_k": 4, "min_p": 0.5}, [1, 3]),
     ],

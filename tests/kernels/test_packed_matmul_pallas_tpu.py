@@ -29,7 +29,7 @@ def inputs(rows, width):
 
 
 def expected(x, tensor):
-    """Of the weight rounded to bfloat16, in float64."""
+    """Returns the product with the weight rounded to bfloat16, in float64."""
     return np.float64(x) @ np.float64(decode(tensor, jnp.bfloat16)).T
 
 

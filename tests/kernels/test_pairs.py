@@ -22,7 +22,7 @@ def multiply(weights, x, scale=None, interpret=not ON_GPU):
     Args:
       weights: 4-bit weights of one shape.
       x: The vector.
-      scale: Of its norm, None for none; epsilon is 1e-6.
+      scale: The scale of its norm, None for none; epsilon is 1e-6.
       interpret: Run on any device, slowly.
     """
     if scale is None:
@@ -122,7 +122,7 @@ def test_programs_that_take_several_rounds_wait_for_the_vector(monkeypatch):
         assert np.linalg.norm(found[name] - wanted) <= 2**-11 * np.linalg.norm(wanted)
 
 
-# Of 512 numbers the squares are in two parts, of 1,536 in six.
+# The squares of 512 numbers are in two parts, those of 1,536 in six.
 @pytest.mark.parametrize("width", [512, 1536])
 def test_a_norm_on_the_way_is_that_of_the_vector(width):
     weights, x = drawn(64, width, 2)

@@ -49,7 +49,7 @@ def open_stack(subject: Subject, seed: int = 0, **options: Any) -> Stack:
 
     Args:
       subject: What to load.
-      seed: Of random weights.
+      seed: The seed of random weights.
       **options: For our own stack; see `stacks.griffin.GriffinStack`.
 
     Raises:

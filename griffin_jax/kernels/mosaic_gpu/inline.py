@@ -36,7 +36,7 @@ def consume(plan: Plan, x_layout, w_layout, acc, w, s, x, table, tile, part):
       w: uint8[rows, bytes] of a stage, of all tiles and parts.
       s: float32[rows, scales] of a stage.
       x: float16[n, inputs] of a stage.
-      table: Of `fill_table`.
+      table: The result of `fill_table`.
       tile: Which tile of rows.
       part: Which part of the inputs.
     """

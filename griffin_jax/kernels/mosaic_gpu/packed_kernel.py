@@ -60,9 +60,9 @@ def multiply(
         `plan.columns`. The kernel takes sixteen times the scales.
       packed: uint8[out, in / 2] each, two codes a byte.
       scales: float32[out, in / block size] each.
-      plan: Of these shapes.
+      plan: The plan of these shapes.
       quant_type: "nf4" or "fp4".
-      dtype: Of the result where `plan.split` is 1.
+      dtype: The dtype of the result where `plan.split` is 1.
       interpret: Parameters of Pallas' interpreter, or False.
 
     Returns:

@@ -31,10 +31,10 @@ class Plan:
     Attributes:
       columns: Rows of x of a block.
       tiles: Tiles of 64 rows of the weight.
-      parts: Of the inputs, added up inside of a block.
-      split: Of the inputs, each with blocks of its own, added up by whoever reads.
+      parts: Parts of the inputs that are added up inside of a block.
+      split: Parts of the inputs with blocks of their own, added up by whoever reads.
       stages: Pieces of the inputs that are on their way or at work.
-      scales: Of a row and a piece.
+      scales: Scales of a row in a piece.
       ahead: Whether to look up a tile before the one before it goes to the tensor cores.
     """
 
@@ -127,11 +127,11 @@ def _with_stages(columns, tiles, split, pieces, scales):
 
 
 def stage_bytes(columns: int, tiles: int, parts: int, scales: int) -> int:
-    """Of shared memory: weights, scales and x."""
+    """Returns the bytes of shared memory for weights, scales and x."""
     rows = TILE * tiles
     return parts * (rows * (PIECE // 2 + 4 * scales) + columns * PIECE * 2)
 
 
 def sum_bytes(columns: int, tiles: int, parts: int) -> int:
-    """Of shared memory, for the sums of all parts of the inputs but the first."""
+    """Returns the bytes of shared memory for the sums of all parts of the inputs but the first."""
     return (parts - 1) * math.prod((TILE, tiles, columns, 4))

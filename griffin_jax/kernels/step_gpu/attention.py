@@ -35,7 +35,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
 
     Args:
       x: [D].
-      scales: Of both norms, [D] each.
+      scales: The scales of both norms, [D] each.
       layers: Pairs of weight and bias or None, a dict as for `run_block`, with q_proj [N H, D],
         k_proj and v_proj [H, D] and o_proj [D, N H].
       rings: Keys and values, [S, H] each, as in `AttentionState`.
@@ -44,7 +44,7 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
       rotation: Cosines and sines of the position's angles, in x's dtype; as many as a head has
         pairs of rotated columns, which lead, first ones before second ones.
       reach: How many tokens back a query sees; None for all.
-      eps: Of the norms.
+      eps: The epsilon of the norms.
       interpret: Run on any device, slowly, for tests.
 
     Returns:

@@ -31,7 +31,7 @@ def run_block(
 
     Args:
       x: [D].
-      scales: Of both norms, [D] each.
+      scales: The scales of both norms, [D] each.
       layers: Linear ones by name, pairs of weight and bias, the weights all 4-bit or all plain; of
         them gate_proj, up_proj and down_proj are the MLP's, see `mlp_phases`.
       mixing: Given the norm of "x", phases that read it and write "z", which `last` reads.
@@ -42,8 +42,8 @@ def run_block(
       together: How many phases each launch takes for 4-bit weights: as many as leave registers for
         four programs on a multiprocessor. Plain ones have a launch for each, since theirs take many
         more registers together.
-      eps: Of the norms.
-      name: Of the kernels, for profiles.
+      eps: The epsilon of the norms.
+      name: The name of the kernels, for profiles.
       interpret: Run on any device, slowly, for tests.
 
     Returns:

@@ -56,8 +56,8 @@ def launch(
       arrays: Inputs that all of them may read; where a launch takes several, also "counts", zeros,
         int32[N], one for each phase but the last.
       together: How many phases each launch takes; None for all in one.
-      name: Of the kernels, for profiles.
-      num_warps: Of a program.
+      name: The name of the kernels, for profiles.
+      num_warps: The number of warps of a program.
       first: What every program does first, given `interpret`; returns more references.
       interpret: Run on any device, slowly, for tests.
 

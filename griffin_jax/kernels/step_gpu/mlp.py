@@ -82,12 +82,12 @@ def project_and_add(
     """out = residual + layer(h), the end of half a residual block.
 
     Args:
-      x: Of the residual's shape and dtype, [D].
+      x: An array of the residual's shape and dtype, [D].
       layer: (weight [D, F], bias [D] or None).
-      norm: Of what comes of it; for 4-bit weights it is begun here.
+      norm: The norm of the result; for 4-bit weights it is begun here.
       beside: More parts of the phase.
       updates: What those overwrite, a dict.
-      name: Of the layer.
+      name: The name of the layer.
       residual: The name of a vector [D].
       h: The name of a vector [F] as `start_matvec` takes it.
       out: The name of what comes of it.

@@ -20,12 +20,12 @@ _PART = 256  # numbers of one program
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """Of a vector of a launch.
+    """The RMSNorm of a named vector inside of a launch.
 
     Attributes:
       of: The vector's name.
       packed: Whether it is multiplied by 4-bit weights.
-      eps: Of the norm.
+      eps: The epsilon of the norm.
     """
 
     of: str

@@ -158,10 +158,10 @@ def start_matvec(
             blocks = scales[index].shape[1]
             own = jnp.broadcast_to(scales[index][:, :, None], (WARPS, blocks, _BYTES // blocks))
             own = own.reshape(shape)
-            # Of eight registers a row has two.
+            # A row has two of eight registers.
             scale = own if scale is None else jnp.where(register < 2 * index + 2, own, scale)
         _, column = places(piece, _BYTES)
-        # Of its 16 numbers a lane reads eight and eight, side by side with other lanes'.
+        # A lane reads its 16 numbers as eight and eight, side by side with other lanes'.
         x = x_ref[column], x_ref[width * share + column]
         return _asm(_times_asm(), [*packed, *x, scale, sums])
 
@@ -320,7 +320,7 @@ def _times_asm():
                 f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {sums}, "
                 f"{{pair{k}, pair{8 + k}, pair{k + 1}, pair{9 + k}}}, {{${x}, ${x + 1}}}, {start};"
             )
-    # Of the two columns of a lane that the product gives one may be the group's own.
+    # One of the two columns of a lane that the product gives may be the group's own.
     # The lane's number is four times as large here.
     lines += ["and.b32 place, lane, 16;", "setp.ne.u32 is_odd, place, 0;"]
     for i in range(_ROWS):

@@ -54,7 +54,7 @@ def part(weights: Sequence, body: Callable, rows: int = _ROWS) -> tuple[int, Bod
       weights: [out, in] each, all 4-bit or all plain.
       body: body(refs, row, count, wait) for some rows of each weight, the first being `row`. It
         calls `start_matvec`, then `wait`.
-      rows: Of plain weights that a program multiplies.
+      rows: The number of rows of plain weights that a program multiplies.
     """
     count, rounds = rows_of(weights, rows)
     programs = weights[0].shape[0] // count // rounds
@@ -109,7 +109,7 @@ def start_matvec(
       row: The first row.
       count: How many; see `part`.
       refs: References by name, the vector among them, and what `options` begins a launch with.
-      name: Of the vector; see `vector_like`.
+      name: The name of the vector; see `vector_like`.
       norm: (name, epsilon) of a root mean square normalization of the vector, see `rms_norm`. For
         plain weights the name is that of its scale, [in]; for 4-bit weights, whose vector has been
         multiplied by that, of parts of the sum of its squares. The norm's factor is one number, so

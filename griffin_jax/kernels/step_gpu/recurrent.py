@@ -31,14 +31,14 @@ def recurrent_step(x, scales, layers, inner, state, timeline, *, eps, interpret=
 
     Args:
       x: [D].
-      scales: Of both norms, [D] each.
+      scales: The scales of both norms, [D] each.
       layers: Pairs of weight and bias, a dict as for `run_block`, with linear_y and linear_x [R, D]
         and linear_out [D, R].
       inner: A dict: pairs of weight and bias conv_1d [C, R], input_gate and a_gate
         [N, R/N (in), R/N (out)], and a_param, [R].
       state: hidden, float32[R], and conv, [C - 1, R].
       timeline: The token's position and length, int32[] each; a token of length 0 is padding.
-      eps: Of the norms.
+      eps: The epsilon of the norms.
       interpret: Run on any device, slowly, for tests.
 
     Returns:

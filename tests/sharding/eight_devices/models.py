@@ -112,7 +112,7 @@ def test_four_bit_weights_are_cut_on_either_side_and_multiplied_where_they_lie(
     sent = collectives(found[-1])
     if mesh.shape["fsdp"] > 1:
         assert sent.pop("all-gather") > 0
-    # Of stacked layers the program has one group, and the layer that is left over.
+    # The program of stacked layers has one group, and the layer that is left over.
     assert sent == {"all-reduce": 2 * (3 if stacked else 2) + 1}
     parts = on_mesh(params, mesh, config)
     layer = parts["groups"]["blocks_0"] if stacked else parts["blocks_0"]
