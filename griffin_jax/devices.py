@@ -68,10 +68,10 @@ def mesh_axes(names: tuple[str | None, ...]) -> Axes:
 
 
 def dividing_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: Axes) -> PartitionSpec:
-    """Returns the layout of an array over these mesh axes, but for those that do not divide it.
+    """Returns the layout of an array over these mesh axes, without those that do not divide it.
 
-    So is a batch that is smaller than its axes, or the one token of a decoding step over
-    "sequence": whole on each of their devices.
+    A dimension that an axis does not divide, such as a small batch or the one token of a decoding step
+    over "sequence", is whole on each device of that axis.
     """
 
     def divided(size, names):

@@ -67,8 +67,8 @@ class LanguageModel:
         layer, or those of `stack_params`.
       tokenizer: Turns text into tokens and back; None where only tokens are used.
       dtype: The dtype of activations, keys and values.
-      quantization: What packed weights were made under, which `save` writes down; None where the
-        weights tell all there is.
+      quantization: The config that packed weights were made under, which `save` writes down; None
+        where it can be inferred from the weights.
     """
 
     config: GriffinConfig

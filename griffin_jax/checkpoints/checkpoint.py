@@ -152,7 +152,7 @@ def load_checkpoint(
     Args:
       path: A folder or a name, or what `open_checkpoint` has made of one.
       dtype: The dtype of every floating-point array outside of packed weights; None keeps the stored one.
-      preserve_dtype: A dtype that arrays keep which are stored in it, whatever `dtype` says.
+      preserve_dtype: Arrays that are stored in this dtype are not cast, whatever `dtype` says.
       quantization: Pack linear weights on the way, see `pack_leaf`; None leaves all as stored.
       shardings: Gives the shardings of a leaf from its path in the tree and the leaf; see
         `Placement`. None puts everything on the default device, or on the mesh.

@@ -34,7 +34,7 @@ class Placement:
       dtype: The dtype of every floating-point array outside of packed weights; None keeps the stored one.
       shardings: Gives the shardings of a leaf from its path in the tree ("blocks_0/mlp_block/
         up_proj/weight") and the leaf. None puts everything on the default device.
-      preserve_dtype: A dtype that arrays keep which are stored in it, whatever `dtype` says.
+      preserve_dtype: Arrays that are stored in this dtype are not cast, whatever `dtype` says.
     """
 
     dtype: DTypeLike | None = None

@@ -20,9 +20,9 @@ class Phase:
 
     Attributes:
       parts: (count, body); program i of a part is body(refs, i, wait), of references by name to all
-        arrays of the launch. What earlier phases write is there once it has called `wait`, and not
-        before may it write. Every body calls it, also one that reads nothing of theirs: the phases
-        behind it rely on that. What nobody writes it had better ask for before.
+        arrays of the launch. A body calls `wait` before it reads what earlier phases write, and before it
+        writes anything. Every body calls it, also one that reads nothing of theirs: the phases
+        behind it rely on that. It should load inputs that no phase writes before it calls `wait`.
       inputs: Pytrees of arrays that are read; those without axes are seen as arrays of one number.
       outputs: Buffers that begin undefined.
       updates: Buffers that begin as these arrays, which a GPU overwrites where they lie.
@@ -47,7 +47,8 @@ def launch(
     """Runs phases one after another, several of them in one launch.
 
     In a launch a program waits until all of the phase before have counted themselves. That ends
-    because programs start in the order of their numbers, so that whom one waits for is already there.
+    because programs start in the order of their numbers, so the programs that are waited for have
+    already been scheduled.
     CUDA does not promise the order, but its GPUs keep to it, and single-pass scans rely on it, too;
     in another one the launch would hang.
 

@@ -221,8 +221,8 @@ def _asm(text, arguments, result=jnp.int16):
     )[0]
 
 
-# What writes the table says 0, and so does what waits for it. To the compiler all these texts are
-# pure: only the zeros that are passed on keep their order.
+# The assembly that writes the table returns 0, and so does the one that waits for it. The compiler
+# takes all of this assembly for pure: only the zeros that are passed on keep its order.
 _READY = "\n".join(["bar.sync 0;", *(f"mov.b32 ${i}, ${_ROWS + i};" for i in range(_ROWS))])
 
 
