@@ -105,7 +105,7 @@ def table_unsupported(rows: int, weights: Sequence[QuantizedTensor]) -> str | No
     if rows > MAX_TABLE_ROWS:
         return f"it takes up to {MAX_TABLE_ROWS} rows, not {rows}"
     if any(weight.transposed is None for weight in weights):
-        return "it needs a transposed copy of the bytes; see add_transposed"
+        return "it needs a copy of the bytes in transposed order; see add_transposed"
     return None
 
 
