@@ -122,7 +122,13 @@ def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> A
       batch_size: Number of rows.
       tokens: How many tokens the state will read; it matters under an unbounded window only.
     """
-    capacity = capacity_for(model.config, tokens)
+    return state_with_slots(model, params, batch_size, capacity_for(model.config, tokens))
+
+
+def state_with_slots(
+    model: Griffin, params: dict, batch_size: int, capacity: int | None
+) -> AnyState:
+    """As `fresh_state`, with exactly `capacity` slots for keys; see `init_state`."""
     where = mesh_of(params) or companion_sharding(params)
     stacked = is_stacked(params)
     return _init_program(model.config, batch_size, model.dtype, capacity, stacked, where)()

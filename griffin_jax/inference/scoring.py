@@ -11,19 +11,17 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from griffin_jax.devices import replicate
 from griffin_jax.inference import forking, prefill, prefix_tree
 from griffin_jax.inference.forking import Work
+from griffin_jax.inference.head_blocks import map_positions
 from griffin_jax.inference.overflow import check_finite
 from griffin_jax.inference.prefix_tree import Node
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import jit_on_mesh
 
 Score = tuple[float, bool]
-
-_HEAD_ROWS = 1024  # rows of logits that stand in memory at a time
 
 
 def score(
@@ -214,18 +212,10 @@ def _measure(model, params, x, places, targets):
     """
     x = jnp.take_along_axis(x, places[..., None], axis=1)
 
-    def block(inputs):
-        x, targets = inputs
+    def score_targets(x, targets):
         logits = model.apply({"params": params}, x, method="logits")
         chosen = jnp.take_along_axis(logits, targets, axis=-1)
         normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         return chosen - normalizer, targets == jnp.argmax(logits, axis=-1, keepdims=True)
 
-    # The head's result is the largest array of all: a few positions at a time.
-    size = min(x.shape[1], max(1, _HEAD_ROWS // x.shape[0]))
-
-    def split(x):
-        return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
-
-    found = lax.map(block, (split(x), split(targets)))
-    return replicate(jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(targets.shape), found))
+    return replicate(map_positions(score_targets, x, targets))

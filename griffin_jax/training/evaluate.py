@@ -12,9 +12,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax.config import ATTENTION, GriffinConfig, check_dtype
+from griffin_jax.devices import replicate
 from griffin_jax.fields import check_value
+from griffin_jax.inference import prefill
+from griffin_jax.inference.head_blocks import map_positions
 from griffin_jax.inputs import check_tokens
-from griffin_jax.models import Griffin, init_state
+from griffin_jax.models import Griffin
+from griffin_jax.sharding import batch_shards, jit_on_mesh, mesh_of
 
 
 class Encoder(Protocol):
@@ -36,11 +40,11 @@ def document_losses(
     """-ln p of every token but the first of each document, given all before it in the document.
 
     Documents are read `rows` at a time in chunks, state passed on, so memory does not depend on
-    their length.
+    their length; nor do the logits of a whole chunk ever exist (`map_positions`).
 
     Args:
       config: The model's shape.
-      params: Its parameters.
+      params: Its parameters; where they lie on a mesh, it runs there.
       documents: Token ids, at least two each; BOS first.
       dtype: The dtype of activations. Logits and losses are float32.
       chunk: Tokens per call.
@@ -55,16 +59,8 @@ def document_losses(
       ValueError: the window is unbounded and no capacity is given, or a document has no token to
         predict or one outside of the vocabulary.
     """
-    dtype, rows = check_dtype(dtype), check_value("rows", rows, int, at_least=1)
-    rows = min(rows, max(len(documents), 1))
-    return _read_documents(
-        documents,
-        config.vocab_size,
-        lambda: init_state(config, rows, dtype, capacity),
-        functools.partial(_chunk_losses, config, dtype, params),
-        chunk,
-        rows,
-    )
+    found = _read_documents(config, (params,), documents, dtype, chunk, rows, capacity)
+    return [losses for (losses,) in found]
 
 
 def document_divergences(
@@ -98,79 +94,85 @@ def document_divergences(
       ValueError: the window is unbounded and no capacity is given, or a document has no token to
         predict or one outside of the vocabulary.
     """
-    dtype, rows = check_dtype(dtype), check_value("rows", rows, int, at_least=1)
-    rows = min(rows, max(len(documents), 1))
-    return _read_documents(
-        documents,
-        config.vocab_size,
-        lambda: tuple(init_state(config, rows, dtype, capacity) for _ in range(2)),
-        functools.partial(_chunk_divergences, config, dtype, (reference, params)),
-        chunk,
-        rows,
-    )
+    found = _read_documents(config, (params, reference), documents, dtype, chunk, rows, capacity)
+    return [np.stack(measures, axis=-1) for measures in found]
 
 
-def _read_documents(documents, vocab_size, fresh_state, measure, chunk, rows):
-    """Returns what `measure` finds at each token, [len(document) - 1, ...] for each document.
+def _read_documents(config, models, documents, dtype, chunk, rows, capacity):
+    """Returns what `_measure` finds at every token but the first of each document.
 
     Args:
+      config: The shape of the models.
+      models: The parameters of one model, or of two; each may lie on the mesh that all lie on.
       documents: Token ids.
-      vocab_size: Rows of the model's embedding.
-      fresh_state: Gives the state before the first token of `rows` documents.
-      measure: From the state, tokens int32[rows, chunk + 1] and lengths int32[rows] to an array
-        [rows, chunk, ...] and the state after them.
+      dtype: The dtype of activations.
       chunk: Tokens per call.
       rows: Documents read at the same time.
+      capacity: Keys kept when the attention window is unbounded.
+
+    Returns:
+      For each document, arrays float32[len(document) - 1].
     """
-    found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(documents)
+    model = Griffin(config, dtype=check_dtype(dtype))
+    rows = min(check_value("rows", rows, int, at_least=1), max(len(documents), 1))
     check_value("chunk", chunk, int, at_least=1)
     for i, document in enumerate(documents):
         if len(document) < 2:
             raise ValueError(f"document {i} has no token to predict; it holds no text")
-        check_tokens(document, vocab_size, f"document {i}")
+        check_tokens(document, config.vocab_size, f"document {i}")
+    shards = 1 if (mesh := mesh_of(models)) is None else batch_shards(mesh)
+    size = -(-rows // shards) * shards  # the rows beyond are padding
+    found: list = [None] * len(documents)
     by_length = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     for first in range(0, len(by_length), rows):
         group = by_length[first : first + rows]
-        state = fresh_state()
-        longest = len(documents[group[-1]]) - 1
-        tokens = np.zeros((rows, -(-longest // chunk) * chunk + 1), np.int32)
-        lengths = np.zeros(rows, np.int32)
-        for row, i in enumerate(group):
-            tokens[row, : len(documents[i])] = documents[i]
-            lengths[row] = len(documents[i]) - 1
+        inputs = [documents[i][:-1] for i in group]
+        targets = [documents[i][1:] for i in group]
+        states = [prefill.state_with_slots(model, params, size, capacity) for params in models]
         parts = []
-        for begin in range(0, longest, chunk):
-            part, state = measure(
-                state, tokens[:, begin : begin + chunk + 1], np.clip(lengths - begin, 0, chunk)
-            )
-            parts.append(part)
-        joined = np.concatenate(jax.device_get(parts), axis=1)
+        for begin in range(0, len(inputs[-1]), chunk):
+            tokens = prefill.put_chunk(models[0], *prefill.pad(inputs, size, begin, chunk))
+            expected, _ = prefill.put_chunk(models[0], *prefill.pad(targets, size, begin, chunk))
+            features = []
+            for k, params in enumerate(models):
+                x, states[k] = prefill.read_features(model, params, states[k], *tokens)
+                features.append(x)
+            parts.append(_measure(model, models, features, expected))
+        joined = [np.concatenate(part, axis=1) for part in zip(*jax.device_get(parts), strict=True)]
         for row, i in enumerate(group):
-            found[i] = joined[row, : lengths[row]]
+            found[i] = [part[row, : len(documents[i]) - 1] for part in joined]
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _chunk_losses(config, dtype, params, state, tokens, lengths):
-    logits, state = Griffin(config, dtype=dtype).apply(
-        {"params": params}, tokens[:, :-1], state, lengths=lengths
-    )
-    chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen, state
+@functools.partial(jit_on_mesh, static_argnames="model")
+def _measure(model, models, features, targets):
+    """Returns -ln p of targets [B, T] under the first of one or two models, and their divergence.
 
+    Args:
+      model: `Griffin`.
+      models: The parameters of each.
+      features: What the output head of each reads, [B, T, D].
+      targets: int32[B, T].
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _chunk_divergences(config, dtype, models, states, tokens, lengths):
-    model = Griffin(config, dtype=dtype)
-    logps, after = [], []
-    for params, state in zip(models, states, strict=True):
-        logits, state = model.apply({"params": params}, tokens[:, :-1], state, lengths=lengths)
-        logps.append(jax.nn.log_softmax(logits, axis=-1))
-        after.append(state)
-    expected, actual = logps
-    chosen = jnp.take_along_axis(actual, tokens[:, 1:, None], axis=-1)[..., 0]
-    divergence = jnp.sum(jnp.exp(expected) * (expected - actual), axis=-1)
-    return jnp.stack([-chosen, divergence], axis=-1), tuple(after)
+    Returns:
+      float32[B, T]; and where there is a second model, the Kullback-Leibler divergence of the first
+      one's distribution from that of the second, float32[B, T].
+    """
+
+    def measure(targets, *features):
+        logits = [
+            model.apply({"params": params}, x, method="logits")
+            for params, x in zip(models, features, strict=True)
+        ]
+        normalizers = [jax.nn.logsumexp(x, axis=-1, keepdims=True) for x in logits]
+        chosen = jnp.take_along_axis(logits[0], targets[..., None], axis=-1)
+        loss = (normalizers[0] - chosen)[..., 0]
+        if len(models) == 1:
+            return (loss,)
+        actual, expected = (x - z for x, z in zip(logits, normalizers, strict=True))
+        return loss, jnp.sum(jnp.exp(expected) * (expected - actual), axis=-1)
+
+    return replicate(map_positions(measure, targets, *features))
 
 
 def bits_per_byte(

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from griffin_jax.config import GriffinConfig
+from griffin_jax.inference import head_blocks
 from griffin_jax.models import Griffin, init_params
+from griffin_jax.training import evaluate
 from griffin_jax.training.evaluate import (
     bits_per_byte,
     document_divergences,
@@ -59,6 +61,35 @@ def test_divergences_in_chunks_equal_those_of_one_pass():
     divergence = (np.exp(expected) * (expected - actual)).sum(-1)
     assert divergence.min() > 1e-3
     np.testing.assert_allclose(found, np.stack([loss, divergence], -1), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("models", [1, 2], ids=["losses", "divergences"])
+def test_logits_of_a_whole_chunk_never_exist(models):
+    config, rows, chunk = CONFIG.replace(vocab_size=256_000), 8, 1024
+    params = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    features = jax.ShapeDtypeStruct((rows, chunk, config.width), jnp.float32)
+    targets = jax.ShapeDtypeStruct((rows, chunk), jnp.int32)
+    program = evaluate._measure.lower(
+        Griffin(config), [params] * models, [features] * models, targets
+    ).compile()
+    whole = 4 * rows * chunk * config.vocab_size
+    # Two arrays of logits of 1,024 rows, of the 8,192 that there are, and little else.
+    assert program.memory_analysis().temp_size_in_bytes < models * 1.01 * whole / 4
+
+
+def test_positions_are_taken_apart_and_put_together_again(monkeypatch):
+    monkeypatch.setattr(head_blocks, "HEAD_ROWS", 8)
+    sizes = []
+
+    def double(x, y):
+        sizes.append(x.shape)
+        return 2 * x, y
+
+    x, y = np.arange(66).reshape(3, 11, 2), np.arange(33).reshape(3, 11)
+    found = head_blocks.map_positions(double, x, y)
+    assert set(sizes) == {(3, 2, 2)}
+    np.testing.assert_array_equal(found[0], 2 * x)
+    np.testing.assert_array_equal(found[1], y)
 
 
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_byte():

@@ -11,6 +11,7 @@ from griffin_jax.inference.decode import draw_burst, empty_rows
 from griffin_jax.inference.drawing import Needs
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.sharding import MeshError, jit_on_mesh, mesh_function
+from griffin_jax.training.evaluate import document_losses
 from tests.sharding.eight_devices.meshes import (
     CONFIG,
     MESHES,
@@ -69,6 +70,16 @@ def test_a_mesh_scores_as_one_device(name):
     found, expected = lm_on(name).score(PAIRS), ONE.score(PAIRS)
     np.testing.assert_allclose(*([p for p, _ in x] for x in (found, expected)), rtol=1e-5)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_a_mesh_loses_on_documents_what_one_device_does():
+    documents = [list(range(2, size)) for size in (40, 7, 25)]
+    options = {"dtype": "float32", "chunk": 16, "rows": 3}
+    params = on_mesh(params_of(CONFIG), mesh_called("data 2, fsdp 2, model 2"))
+    found = document_losses(CONFIG, params, documents, **options)
+    expected = document_losses(CONFIG, params_of(CONFIG), documents, **options)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("way", "more"), [("greedy", 0), ("drawn", 1)])
