@@ -165,7 +165,7 @@ def _vector_product(x, weight):
         part = _pairwise_sum([look_up(turn, i) for i in range(_LOOKUPS)])
         return y + part * jnp.repeat(scale, count // blocks, axis=0)
 
-    return jnp.sum(jax.lax.fori_loop(0, turns, add, jnp.zeros((count, out))), axis=0)
+    return jnp.sum(_loop_on_all_cores(turns, add, jnp.zeros((count, out))), axis=0)
 
 
 def _steps_per_turn(steps, steps_per_block, out):
@@ -225,8 +225,23 @@ def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
 
     # In float32 to the end: XLA's CPU compiler updates a bfloat16 array by way of a float32 copy.
     y = jnp.zeros((len(inputs), out), jnp.float32)
-    y = jax.lax.fori_loop(0, out // count, turn, y)
+    y = _loop_on_all_cores(out // count, turn, y)
     return y.reshape(*x.shape[:-1], out).astype(x.dtype)
+
+
+def _loop_on_all_cores(turns, body, start):
+    """`jax.lax.fori_loop`, each turn of which the cores share.
+
+    The CPU compiler of jax 0.12 makes a single kernel, which runs on one core, of any loop of plain
+    operations: it means small loops, and takes each for one. A loop with a sort it leaves alone,
+    so the turn's number is sorted beside itself, which takes a microsecond.
+    """
+
+    def turn(index, carry):
+        index = jax.lax.sort(jnp.stack([index, index]))[0]
+        return body(index, carry)
+
+    return jax.lax.fori_loop(0, turns, turn, start)
 
 
 def _has_rows(weight):

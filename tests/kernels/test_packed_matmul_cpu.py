@@ -1,5 +1,7 @@
 """4-bit products on a CPU, against the dequantized weight in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,19 @@ def test_rows_decoded_in_turns_give_the_same_product(batch, out):
     x, weight = operands(batch, out, 128)
     (y,) = packed_matmul(x, [weight], kernel="rows_cpu")
     check(y, x, weight)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_the_compiler_leaves_the_turns_to_all_cores(transposed):
+    # A loop that XLA takes for small is a function of its own, which one core runs.
+    x, weight = operands((1,), 2560, 2560)
+    multiply = cpu.table_matmul if transposed else cpu.rows_matmul
+    weight = cpu.add_transposed(weight) if transposed else weight
+    program = jax.jit(multiply).lower(x, weight).compile().as_text()
+    assert " while(" in program
+    for name in re.findall(r"to_apply=(%\S+), .*xla_cpu_small_call", program):
+        body = re.search(rf"^{re.escape(name)} .*?^}}", program, re.DOTALL | re.MULTILINE)[0]
+        assert " while(" not in body
 
 
 def test_rows_decoded_in_bfloat16_are_those_of_the_reference(monkeypatch):
