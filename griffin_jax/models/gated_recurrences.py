@@ -1,6 +1,6 @@
 """The other recurrences of the Griffin paper's appendices, as kinds of recurrent blocks.
 
-Appendix A (arXiv:2402.19427) sets the RG-LRU beside other gates. All of them are
+Appendix A (arXiv:2402.19427) compares the RG-LRU with other gates. All of them are
 
     h_t = alpha(r_t) h_{t-1} + beta(r_t) x_t,        r_t = sigmoid(W_a x_t + b_a)
 
@@ -26,56 +26,45 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import per_shard
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.rg_lru import C, sqrt_bounded_gradient
-from griffin_jax.models.parameters import parameter
-from griffin_jax.models.rglru import BlockDiagonalLinear, RecurrentBlock, radius_init
+from griffin_jax.models.rglru import Recurrence, RecurrentBlock, radius_init
 from griffin_jax.models.state import BlockState, Timeline, array
 
 _F32 = jnp.float32
 
 
-class _Recurrence(nn.Module):
-    """A recurrence that `coefficients` defines, in float32."""
+def _recur(x, hidden, timeline, alpha, beta, forgetting):
+    """Runs the recurrence in float32; returns its outputs [B, T, R] and its last state.
 
-    num_blocks: int
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, hidden: jax.Array, timeline: Timeline
-    ) -> tuple[jax.Array, jax.Array]:
-        alpha, beta, forgetting = (jnp.broadcast_to(c, x.shape) for c in self.coefficients(x))
-        # Each device has its channels and the whole of time.
-        sequence, state = ("batch", None, "recurrence"), ("batch", "recurrence")
-        return per_shard(
-            _real,
-            (x, alpha, beta, forgetting, hidden, timeline.positions, timeline.lengths),
-            (*[sequence] * 4, state, ("batch", None), ("batch",)),
-            ((x.shape, sequence), (hidden.shape, state)),
-        )
-
-    def coefficients(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """alpha, beta and the beta of a state that is forgotten, which broadcast to [B, T, R]."""
-        raise NotImplementedError
-
-    def of_channels(self, name: str, init: nn.initializers.Initializer, size: int) -> jax.Array:
-        """Returns a parameter of the recurrence for each channel, float32[1, 1, size]."""
-        kind = {"axes": ("recurrence",), "kind": "recurrence"}
-        value = parameter(self, name, init, (size,), self.param_dtype, **kind)
-        return value.astype(_F32)[None, None]
-
-    def gate(self, name: str, x: jax.Array, features: int | None = None) -> jax.Array:
-        """Returns a gate before its sigmoid, float32."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return BlockDiagonalLinear(self.num_blocks, features, name=name, **types)(x).astype(_F32)
+    Args:
+      x: [B, T, R].
+      hidden: float32[B, R], the state before.
+      timeline: Positions and lengths of the tokens.
+      alpha: The weight of the state before, which broadcasts to x as the next two do.
+      beta: The weight of the input.
+      forgetting: The weight of the input where the state is forgotten.
+    """
+    alpha, beta, forgetting = (jnp.broadcast_to(c, x.shape) for c in (alpha, beta, forgetting))
+    # Each device has its channels and the whole of time.
+    sequence, state = ("batch", None, "recurrence"), ("batch", "recurrence")
+    return per_shard(
+        _recur_on_one_device,
+        (x, alpha, beta, forgetting, hidden, timeline.positions, timeline.lengths),
+        (*[sequence] * 4, state, ("batch", None), ("batch",)),
+        ((x.shape, sequence), (hidden.shape, state)),
+    )
 
 
-def _real(x, alpha, beta, forgetting, hidden, positions, lengths):
+def _recur_on_one_device(x, alpha, beta, forgetting, hidden, positions, lengths):
     real, reset = _marks(positions, lengths)
     alpha = jnp.where(real, jnp.where(reset, 0.0, alpha), 1.0)
     beta = jnp.where(real, jnp.where(reset, forgetting, beta), 0.0)
     h = linear_recurrence(beta * x.astype(_F32), alpha, hidden)
     return h.astype(x.dtype), h[:, -1]
+
+
+def _broadcastable(channels):
+    """Returns a number for each channel as float32[1, 1, R], which broadcasts to tokens."""
+    return channels.astype(_F32)[None, None]
 
 
 def _marks(positions, lengths):
@@ -84,34 +73,47 @@ def _marks(positions, lengths):
     return real[..., None], (positions == 0)[..., None]
 
 
-class LRU(_Recurrence):
+class LRU(Recurrence):
     """The linear recurrent unit (arXiv:2303.06349), with a real decay: no gate at all."""
 
-    def coefficients(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        log_a = -jax.nn.softplus(self.of_channels("a_param", radius_init(), x.shape[-1]))
-        one = jnp.ones((1, 1, 1), _F32)
-        return jnp.exp(log_a), sqrt_bounded_gradient(-jnp.expm1(2 * log_a)), one
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, hidden: jax.Array, timeline: Timeline
+    ) -> tuple[jax.Array, jax.Array]:
+        a_param = _broadcastable(self.per_channel("a_param", radius_init(), x.shape[-1]))
+        log_a = -jax.nn.softplus(a_param)
+        beta = sqrt_bounded_gradient(-jnp.expm1(2 * log_a))
+        return _recur(x, hidden, timeline, jnp.exp(log_a), beta, forgetting=1.0)
 
 
-class GRU(_Recurrence):
+class GRU(Recurrence):
     """The gate of a GRU (arXiv:1406.1078), which moves between the state and the input."""
 
-    def coefficients(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        gate = self.gate("a_gate", x)
-        return jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate), jnp.ones((1, 1, 1), _F32)
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, hidden: jax.Array, timeline: Timeline
+    ) -> tuple[jax.Array, jax.Array]:
+        gate = self.gate("a_gate", x).astype(_F32)
+        alpha, beta = jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate)
+        return _recur(x, hidden, timeline, alpha, beta, forgetting=1.0)
 
 
-class Mamba(_Recurrence):
+class Mamba(Recurrence):
     """The gate of Mamba (arXiv:2312.00752): a step width softplus(W_a x + b_a) of an ODE of rate -a.
 
-    exp(-a softplus(z)) is (1 - sigmoid(z))^a. With B = 1 and C = 1 in Mamba's notation, whose A is -a.
+    Here exp(-a softplus(z)) is (1 - sigmoid(z))^a. In Mamba's notation, A is -a, and B and C are 1.
     """
 
-    def coefficients(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, hidden: jax.Array, timeline: Timeline
+    ) -> tuple[jax.Array, jax.Array]:
         # a is near 1 at first, where this is the GRU's gate.
-        rate = jax.nn.softplus(self.of_channels("a_param", _rate_init, x.shape[-1]))
-        log_alpha = -rate * jax.nn.softplus(self.gate("a_gate", x))
-        return jnp.exp(log_alpha), -jnp.expm1(log_alpha) / rate, 1 / rate
+        a_param = self.per_channel("a_param", _rate_init, x.shape[-1])
+        rate = jax.nn.softplus(_broadcastable(a_param))
+        log_alpha = -rate * jax.nn.softplus(self.gate("a_gate", x).astype(_F32))
+        beta = -jnp.expm1(log_alpha) / rate
+        return _recur(x, hidden, timeline, jnp.exp(log_alpha), beta, forgetting=1 / rate)
 
 
 def _rate_init(key, shape, dtype=_F32):
@@ -133,7 +135,7 @@ class ComplexState(BlockState):
     conv: jax.Array = array("batch", None, "recurrence")
 
 
-class CGLRU(_Recurrence):
+class CGLRU(Recurrence):
     """The complex-gated linear recurrent unit of appendix B, on half as many complex channels.
 
         z_t = x_t[: R / 2] + i x_t[R / 2 :]
@@ -149,11 +151,14 @@ class CGLRU(_Recurrence):
         self, x: jax.Array, hidden: jax.Array, timeline: Timeline
     ) -> tuple[jax.Array, jax.Array]:
         half = x.shape[-1] // 2
-        gate = C * jax.nn.sigmoid(self.gate("a_gate", x, half))
-        log_a = -gate * jax.nn.softplus(self.of_channels("a_param", radius_init(), half))
-        turn = gate * self.of_channels("theta", _angle_init, half)
-        z = x.reshape(*x.shape[:-1], 2, half).astype(_F32)
-        z = z * jax.nn.sigmoid(self.gate("input_gate", x, half))[:, :, None]
+        gate_a, gate_x = (
+            jax.nn.sigmoid(self.gate(name, x, half).astype(_F32))
+            for name in ("a_gate", "input_gate")
+        )
+        a_param = _broadcastable(self.per_channel("a_param", radius_init(), half))
+        theta = _broadcastable(self.per_channel("theta", _angle_init, half))
+        log_a, turn = -C * gate_a * jax.nn.softplus(a_param), C * gate_a * theta
+        z = x.reshape(*x.shape[:-1], 2, half).astype(_F32) * gate_x[:, :, None]
         parts, sequence = ("batch", None, None, "recurrence"), ("batch", None, "recurrence")
         y, hidden = per_shard(
             _complex,
@@ -170,9 +175,7 @@ def _angle_init(key, shape, dtype=_F32):
 
 
 def _complex(z, log_a, turn, hidden, positions, lengths):
-    """Runs the recurrence of pairs [B, T, 2, R / 2]; products of complex numbers are written
-    out.
-    """
+    """Runs the recurrence of pairs [B, T, 2, R / 2], with products of complex numbers written out."""
     real, reset = _marks(positions, lengths)
     scale = jnp.where(reset, 1.0, sqrt_bounded_gradient(-jnp.expm1(2 * log_a)))
     x = z * jnp.where(real, scale, 0.0)[:, :, None]

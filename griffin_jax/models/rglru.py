@@ -134,29 +134,42 @@ class BlockDiagonalLinear(nn.Module):
         return y.reshape(*y.shape[:-2], -1)
 
 
-class RGLRU(nn.Module):
-    """Gates and recurrence; see `rg_lru`."""
+class Recurrence(nn.Module):
+    """What the recurrences of `RecurrentBlock` have in common.
+
+    A subclass takes the inputs [B, T, R], the state before them and their `Timeline`, and returns the
+    outputs [B, T, R] and the state after them.
+
+    Attributes:
+      num_blocks: The number of diagonal blocks of a gate.
+      dtype: The dtype of the gates' products.
+      param_dtype: The dtype of parameters that `init` makes.
+    """
 
     num_blocks: int
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
+    def gate(self, name: str, x: jax.Array, features: int | None = None) -> jax.Array:
+        """Returns a gate of x before its sigmoid, [B, T, features or R]."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return BlockDiagonalLinear(self.num_blocks, features, name=name, **types)(x)
+
+    def per_channel(self, name: str, init: nn.initializers.Initializer, size: int) -> jax.Array:
+        """Returns a parameter with a number for each channel, [size]."""
+        kind = {"axes": ("recurrence",), "kind": "recurrence"}
+        return parameter(self, name, init, (size,), self.param_dtype, **kind)
+
+
+class RGLRU(Recurrence):
+    """Gates and recurrence; see `rg_lru`."""
+
     @nn.compact
     def __call__(
         self, x: jax.Array, hidden: jax.Array, timeline: Timeline
     ) -> tuple[jax.Array, jax.Array]:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        gate_x = BlockDiagonalLinear(self.num_blocks, name="input_gate", **types)(x)
-        gate_a = BlockDiagonalLinear(self.num_blocks, name="a_gate", **types)(x)
-        a_param = parameter(
-            self,
-            "a_param",
-            radius_init(),
-            x.shape[-1:],
-            self.param_dtype,
-            axes=("recurrence",),
-            kind="recurrence",
-        )
+        gate_x, gate_a = self.gate("input_gate", x), self.gate("a_gate", x)
+        a_param = self.per_channel("a_param", radius_init(), x.shape[-1])
         return rg_lru(x, gate_x, gate_a, a_param, hidden, timeline.positions, timeline.lengths)
 
 
@@ -213,11 +226,10 @@ class RecurrentBlock(TemporalMixing):
     """Two branches, gelu(y) and conv -> recurrence, multiplied and projected back to the width.
 
     Attributes:
-      recurrence: The name and the class of the recurrence; a subclass may have another. It is built
-        of num_heads, dtype and param_dtype, and takes and gives what `RGLRU` does.
+      recurrence: The name and the class of the recurrence; a subclass may have another.
     """
 
-    recurrence: ClassVar[tuple[str, type[nn.Module]]] = ("rg_lru", RGLRU)
+    recurrence: ClassVar[tuple[str, type[Recurrence]]] = ("rg_lru", RGLRU)
     step = RECURRENT_STEP
 
     @nn.compact

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import command, command_help, config_files, schemas
+from griffin_jax.models import blocks
 from griffin_jax.sharding import MeshShape
 from griffin_jax.training import TrainConfig
 
@@ -48,6 +49,13 @@ def test_every_config_that_comes_with_the_project_fits_its_command(name, file):
     assert load(name, f"--config={CONFIGS / file}")
     if file.startswith("bench_") and file != "bench_training.py":
         assert load(name, f"--config={CONFIGS / file}:tiny")
+
+
+@pytest.mark.parametrize("variant", ["tiny", "recurrent", "lru", "gru", "mamba", "cg_lru"])
+def test_a_griffin_with_other_gates_has_a_config_for_each(variant):
+    model = load("train", f"--config={CONFIGS / 'train_gates.py'}:{variant}").model
+    kinds = set(blocks.BLOCKS) - {"attention"} if variant == "tiny" else {variant}
+    assert set(model.block_pattern) == kinds | {"attention"}
 
 
 @pytest.mark.parametrize("file", [file for name, file in ALL if name == "train"])
