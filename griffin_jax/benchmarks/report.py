@@ -37,6 +37,8 @@ def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
         pictures += made
         shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in made]
         sections += [setting(results), *_TABLES[kind](results), *shown, failures(results)]
+    if kind == "generation":
+        sections = [*_side_by_side(runs), *sections]
     text = f"# {_TITLES[kind]}\n\n" + "\n\n".join(filter(None, sections)) + "\n"
     page = folder / f"{kind}.md"
     write_text(page, text)
@@ -152,6 +154,26 @@ def _generations(results):
         return []
     prompt = _of(results, "generation")[0]["prompt"]
     return [f"One row, a prompt of {prompt:,} tokens.", table(head, rows)]
+
+
+def _side_by_side(runs):
+    """Returns a table with two columns for each of several runs, and a line about it."""
+    if len(runs) < 2:
+        return []
+    titles = [f"jax {run['machine']['versions']['jax']}" for run in runs]
+    if len(set(titles)) < len(runs):
+        titles = [f"run {number + 1}" for number in range(len(runs))]
+    cells: dict[str, dict[int, list[str]]] = {}
+    for number, run in enumerate(runs):
+        for row in _of(run, "generation"):
+            prompt = f"{row['first_token_seconds']['median']:.3f}"
+            cells.setdefault(name(row), {})[number] = [prompt, _ms(row["seconds_per_token"])]
+    head = ["model", *(f"{title}: {x}" for title in titles for x in ("prompt, s", "ms a token"))]
+    lines = [
+        [model, *(cell for number in range(len(runs)) for cell in found.get(number, ["", ""]))]
+        for model, found in cells.items()
+    ]
+    return ["Run beside run; each is described below.", table(head, lines)]
 
 
 def _decode(results):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -351,3 +352,21 @@ def test_results_of_one_machine_are_one_table_and_of_several_machines_are_severa
     first, second = report.joined(documents)
     assert (first["rows"], second["rows"]) == ([1, 3], [2])
     assert first["all_limits"] == [{"bytes_per_second": 5.0}, {"bytes_per_second": 7.0}]
+
+
+def test_generations_under_two_versions_of_jax_stand_side_by_side(tmp_path):
+    def results(version, seconds, **more):
+        documents = json.loads(
+            (Path(__file__).parents[2] / "docs/benchmarks/cpu.json").read_text(encoding="utf-8")
+        )
+        first, *_, last = documents["rows"]
+        documents["machine"]["versions"]["jax"] = version
+        first["first_token_seconds"]["median"] = seconds
+        return documents | {"rows": [first | more, last][: 1 if more else 2]}
+
+    runs = [("a", results("0.10.2", 1.25)), ("b", results("0.12.0", 1.5, stack="griffin_jax"))]
+    page = report.write(runs, tmp_path)[0].read_text(encoding="utf-8")
+    head, _, first, last = page.split("\n\n")[2].splitlines()
+    assert head.split(" | ")[1:4:2] == ["jax 0.10.2: prompt, s", "jax 0.12.0: prompt, s"]
+    assert first.split(" | ")[1:4:2] == ["1.250", "1.500"]
+    assert last.endswith("|  |  |"), "what one of them did not measure stays empty"
