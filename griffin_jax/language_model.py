@@ -23,6 +23,7 @@ from griffin_jax.inference import (
     Sample,
     SamplingConfig,
     SamplingMethod,
+    Speculation,
 )
 from griffin_jax.inference.context import load_context, save_context
 from griffin_jax.inference.decode import row_keys
@@ -177,7 +178,7 @@ class LanguageModel:
                 raise ValueError(f"slots={slots}: {message}")
         return Engine(
             self.config,
-            self._decoding_params,
+            self.decoding_params,
             self.tokenizer,
             dtype=self.dtype,
             slots=slots,
@@ -185,7 +186,8 @@ class LanguageModel:
         )
 
     @functools.cached_property
-    def _decoding_params(self):
+    def decoding_params(self) -> dict[str, Any]:
+        """The parameters as an engine reads them; see `packed_matmul_cpu.prepare_decoding`."""
         return prepare_decoding(self.params)
 
     def sample(
@@ -196,6 +198,7 @@ class LanguageModel:
         sampling: SamplingConfig | SamplingMethod | None = None,
         seed: int | Sequence[int] = 0,
         batch_size: int = 32,
+        speculate: Speculation | bool | None = None,
         **options: Any,
     ) -> list[Sample] | Sample:
         """Continues each prompt, or the one text that stands in place of a list.
@@ -207,6 +210,7 @@ class LanguageModel:
             one's own with the method of `SamplingMethod`.
           seed: An int, or one per prompt: a prompt's own seed gives it the text that it gets alone.
           batch_size: Prompts that run together; it changes memory and speed, not the result.
+          speculate: Draft a few tokens at a time, as for `Engine`; it changes speed, not the result.
           **options: Fields of `SamplingConfig` in place of `sampling`, such as temperature, top_k
             and top_p; and `stop`, `stop_ids`, `logprobs` and `context` as for `Engine.submit`.
 
@@ -221,7 +225,8 @@ class LanguageModel:
         inputs.check_seeds(seed, len(prompts))
         keys = row_keys(seed, len(prompts))
         slots = min(batch_size, max(len(prompts), 1))
-        with self.engine(slots=slots, seconds=None, fill_first=True) as engine:
+        given = {"seconds": None, "fill_first": True, "speculate": speculate}
+        with self.engine(slots=slots, **given) as engine:
             requests = []
             for i, prompt in enumerate(prompts):
                 given = {"sampling": sampling, "seed": keys[i], "name": f"prompt {i}", **options}
@@ -231,7 +236,13 @@ class LanguageModel:
         return samples[0] if one else samples
 
     def stream(
-        self, prompt: Prompt, max_new_tokens: int = 64, *, seed: int = 0, **options: Any
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 64,
+        *,
+        seed: int = 0,
+        speculate: Speculation | bool | None = None,
+        **options: Any,
     ) -> Iterator[str]:
         """Continues one prompt, in pieces that join to `sample`'s text; arguments as there.
 
@@ -240,7 +251,7 @@ class LanguageModel:
         """
         inputs.check_seeds(seed, 1)
         key = row_keys(seed, 1)[0]
-        engine = self.engine(slots=1)
+        engine = self.engine(slots=1, speculate=speculate)
         request = engine.submit(prompt, max_new_tokens, seed=key, **options)
 
         def pieces():

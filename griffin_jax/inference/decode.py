@@ -11,8 +11,10 @@ from jax import lax
 
 from griffin_jax.devices import constrain, replicate
 from griffin_jax.inference import prefill
-from griffin_jax.inference.drawing import Settings, choose, most_likely, settings_of
-from griffin_jax.inference.row_states import per_row
+from griffin_jax.inference.drawing import Needs, Settings, choose, most_likely, settings_of
+from griffin_jax.inference.grammar import unpacked
+from griffin_jax.inference.row_states import per_row, with_row
+from griffin_jax.inference.sampling import SamplingMethod
 from griffin_jax.inputs import check_seeds
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
@@ -28,7 +30,7 @@ MAX_STOP_IDS = 16
 # under way while the one before is received. A list replaces the default, which in jaxlib 0.11
 # is these without WHILE. XLA leaves a loop whose body holds anything else out of graphs, such as
 # the collectives of several GPUs, for which nothing is asked.
-_LOOP_AS_A_GRAPH = {
+LOOP_AS_A_GRAPH = {
     "xla_gpu_enable_command_buffer": (
         "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
     )
@@ -45,6 +47,7 @@ class Rows:
       alive: bool[B], the rows that are written; the others' states stay as they are.
       step: int32[B], how many tokens have been drawn.
       limit: int32[B], how many are drawn at most.
+      least: int32[B], how many are drawn before a stop token may be.
       keys: uint32[B, 2], of `row_keys`; a row's t-th token is drawn by fold_in(key, t).
       stop_ids: int32[B, MAX_STOP_IDS], tokens that end a row, filled up with -1.
       settings: How each row draws.
@@ -57,6 +60,7 @@ class Rows:
     alive: jax.Array
     step: jax.Array
     limit: jax.Array
+    least: jax.Array
     keys: jax.Array
     stop_ids: jax.Array
     settings: Settings
@@ -73,7 +77,7 @@ def empty_rows(model: Griffin, params: dict, size: int, tokens: int) -> Rows:
       size: How many, a value of `prefill.batch_size_for`.
       tokens: As for `prefill.fresh_state`.
     """
-    values = entry_of(0, 0, np.zeros(2, np.uint32), (), settings_of(None))
+    values = entry_of(0, 0, 0, np.zeros(2, np.uint32), (), settings_of(None))
     values = jax.tree.map(lambda x: np.broadcast_to(x, (size, *np.shape(x))), values)
     values = jax.tree.map(lambda x: prefill.put(params, x), values)
     dead = prefill.put(params, np.zeros(size, bool))
@@ -81,7 +85,12 @@ def empty_rows(model: Griffin, params: dict, size: int, tokens: int) -> Rows:
 
 
 def entry_of(
-    token: int, limit: int, key: np.ndarray, stop_ids: Sequence[int], settings: Settings
+    token: int,
+    limit: int,
+    least: int,
+    key: np.ndarray,
+    stop_ids: Sequence[int],
+    settings: Settings,
 ) -> Rows:
     """One row that has drawn nothing yet, without its state, as `insert_row` takes it."""
     padded = np.full(MAX_STOP_IDS, -1, np.int32)
@@ -92,6 +101,7 @@ def entry_of(
         alive=np.bool_(True),
         step=np.int32(0),
         limit=np.int32(limit),
+        least=np.int32(least),
         keys=np.asarray(key, np.uint32),
         stop_ids=padded,
         settings=settings,
@@ -107,16 +117,10 @@ def insert_row(rows: Rows, slot: np.ndarray, entry: Rows) -> Rows:
       slot: int32, which row.
       entry: The result of `entry_of`, with a state of one row, and with counts and bias where `rows` has them.
     """
-    state = per_row(
-        lambda axis, all, one: lax.dynamic_update_slice_in_dim(
-            all, one.astype(all.dtype), slot, axis
-        ),
-        rows.state,
-        entry.state,
-    )
+    state = with_row(rows.state, slot, entry.state)
     rest, values = rows.replace(state=None), entry.replace(state=None)
     rest = jax.tree.map(lambda all, one: all.at[slot].set(one), rest, values)
-    return _laid_out(rest.replace(state=state))
+    return laid_out(rest.replace(state=state))
 
 
 @jit_on_mesh
@@ -124,7 +128,7 @@ def take(rows: Rows, index: np.ndarray, valid: np.ndarray) -> Rows:
     """A copy of the rows int32[B']; those that are not `valid`, bool[B'], belong to no text."""
     state = per_row(lambda axis, x: jnp.take(x, index, axis=axis), rows.state)
     rest = jax.tree.map(lambda x: jnp.take(x, index, axis=0), rows.replace(state=None))
-    return _laid_out(rest.replace(state=state, alive=rest.alive & valid))
+    return laid_out(rest.replace(state=state, alive=rest.alive & valid))
 
 
 @jit_on_mesh
@@ -139,9 +143,9 @@ def leave(state: AnyState, slot: np.ndarray) -> AnyState:
     jit_on_mesh,
     static_argnames=("model", "burst", "needs", "methods"),
     donate_argnames="rows",
-    gpu_options=_LOOP_AS_A_GRAPH,
+    gpu_options=LOOP_AS_A_GRAPH,
 )
-def draw_burst(model, burst, needs, methods, params, rows, wanted, steps):
+def draw_burst(model, burst, needs, methods, params, rows, wanted, steps, masks=None):
     """Up to `steps` tokens of each row, fewer when all rows end.
 
     Args:
@@ -153,6 +157,8 @@ def draw_burst(model, burst, needs, methods, params, rows, wanted, steps):
       rows: The pool, which is donated; its state is a `StackedState` for stacked parameters.
       wanted: bool[B], the rows that the host has not ended meanwhile.
       steps: int32, how many steps to take.
+      masks: uint32[B, ceil(V / 32)], the tokens that each row's grammar allows, which holds for one
+        step; only needed where `needs.masks` says so.
 
     Returns:
       The rows as the next burst takes them, one that met a stop token or its limit being dead, and
@@ -161,7 +167,6 @@ def draw_burst(model, burst, needs, methods, params, rows, wanted, steps):
       float32[B, burst, top], the most likely tokens and their log-probabilities.
     """
     batch = jnp.arange(len(rows.token), dtype=jnp.int32)
-    keys = jax.random.wrap_key_data(rows.keys, impl=_PRNG)
     variables = {"params": params}
 
     def unfinished(carry):
@@ -178,23 +183,7 @@ def draw_burst(model, burst, needs, methods, params, rows, wanted, steps):
             method="features",
         )
         logits = model.apply(variables, x, method="logits")[:, 0]
-        now = jax.vmap(jax.random.fold_in)(keys, rows.step)
-        token, logprob = choose(
-            logits,
-            now,
-            rows.settings,
-            needs,
-            methods=methods,
-            counts=rows.counts,
-            bias=rows.bias,
-        )
-        found = [token, logprob]
-        if methods:
-            known = (token >= 0) & (token < logits.shape[1])
-            found[0] = jnp.where(known, token, logits.shape[1])
-        found[0] = jnp.where(rows.alive, found[0], -1)
-        if needs.top:
-            found += most_likely(logits, needs.top)
+        token, found = draw(logits, rows, needs, methods, masks)
         drawn = tuple(all.at[:, i].set(one) for all, one in zip(drawn, found, strict=True))
         counts = rows.counts
         if counts is not None:
@@ -217,10 +206,63 @@ def draw_burst(model, burst, needs, methods, params, rows, wanted, steps):
         drawn += (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
     rows = rows.replace(alive=rows.alive & wanted)
     _, rows, drawn = lax.while_loop(unfinished, write, (jnp.int32(0), rows, drawn))
-    return _laid_out(rows), replicate(drawn)
+    return laid_out(rows), replicate(drawn)
 
 
-def _laid_out(rows):
+def draw(
+    logits: jax.Array,
+    rows: Rows,
+    needs: Needs,
+    methods: Sequence[SamplingMethod] = (),
+    masks: jax.Array | None = None,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Draws the next token of each row.
+
+    Args:
+      logits: float32[B, V].
+      rows: The rows, whose states are not looked at.
+      needs: Of all rows together.
+      methods: The users' own ways, by number.
+      masks: As for `draw_burst`.
+
+    Returns:
+      The tokens int32[B], and what is reported of them: the tokens, -1 in rows that are not alive and
+      V where a method drew what is no token; their log-probabilities float32[B]; and where
+      `needs.top` says so the most likely tokens and their log-probabilities, [B, top].
+    """
+    vocab_size = logits.shape[1]
+    keys = jax.random.wrap_key_data(rows.keys, impl=_PRNG)
+    token, logprob = choose(
+        logits,
+        jax.vmap(jax.random.fold_in)(keys, rows.step),
+        rows.settings,
+        needs,
+        methods=methods,
+        counts=rows.counts,
+        bias=rows.bias,
+        allowed=_allowed(rows, masks, vocab_size) if needs.masks else None,
+    )
+    reported = token
+    if methods:
+        reported = jnp.where((token >= 0) & (token < vocab_size), token, vocab_size)
+    found = [jnp.where(rows.alive, reported, -1), logprob]
+    if needs.top:
+        found += most_likely(logits, needs.top)
+    return token, found
+
+
+def _allowed(rows, masks, vocab_size):
+    """What each row may draw now, bool[B, V]: by its grammar, and no stop token too early."""
+    allowed = unpacked(masks, vocab_size)
+    early = (rows.step < rows.least)[:, None] & (rows.stop_ids >= 0)
+    # One past the end is dropped.
+    withheld = jnp.where(early, rows.stop_ids, vocab_size)
+    batch = jnp.arange(len(rows.token), dtype=jnp.int32)[:, None]
+    allowed = allowed.at[batch, withheld].set(False, mode="drop")
+    return constrain(allowed, "batch", "vocabulary")
+
+
+def laid_out(rows: Rows) -> Rows:
     """The rows in the layout in which every program takes and leaves them."""
     wide = {
         name: constrain(value, "batch", "vocabulary")

@@ -52,6 +52,7 @@ class Needs(NamedTuple):
       filters: A row keeps some of the tokens only: top_k, top_p or min_p.
       penalties: A row has a penalty, so that tokens are counted.
       bias: A row adds to logits, or allows some tokens only.
+      masks: A row has a grammar, or may not end yet.
       top: How many of the most likely tokens are reported with each one.
     """
 
@@ -59,6 +60,7 @@ class Needs(NamedTuple):
     filters: bool = False
     penalties: bool = False
     bias: bool = False
+    masks: bool = False
     top: int = 0
 
     def __or__(self, other: "Needs") -> "Needs":
@@ -122,6 +124,7 @@ def choose(
     methods: Sequence[SamplingMethod] = (),
     counts: jax.Array | None = None,
     bias: jax.Array | None = None,
+    allowed: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws one token per row.
 
@@ -134,6 +137,7 @@ def choose(
       counts: int32[B, V], how often a row's text holds each token, and `IN_PROMPT` more where its
         prompt holds it; only needed under penalties.
       bias: float32[B, V], added to the logits; only needed where `needs.bias` says so.
+      allowed: bool[B, V], what may be drawn at all; only needed where `needs.masks` says so.
 
     Returns:
       Tokens int32[B], and their log-probabilities float32[B] under the model's own distribution:
@@ -144,6 +148,9 @@ def choose(
         scores = _penalize(scores, settings, counts)
     if needs.bias:
         scores = scores + bias
+    own = logits  # that the users' own ways draw from
+    if needs.masks:
+        scores, own = (jnp.where(allowed, values, -jnp.inf) for values in (scores, own))
     if needs.draws:
         drawn = settings.temperature[:, None] > 0
         # Relative to the largest, so that a tiny temperature cannot make two infinities.
@@ -164,7 +171,7 @@ def choose(
         (whole, whole),
         (((scores.shape[0],), row), ((scores.shape[0],), row)),
     )
-    return _by_methods(methods, logits, keys, settings, token, logprob)
+    return _by_methods(methods, logits, own, keys, settings, token, logprob)
 
 
 def most_likely(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -183,10 +190,13 @@ def _penalize(scores, settings, counts):
     return scores - settings.frequency_penalty[:, None] * written
 
 
-def _by_methods(methods, logits, keys, settings, token, logprob):
-    """Tokens and log-probabilities, those of rows that a method draws replaced."""
+def _by_methods(methods, logits, allowed, keys, settings, token, logprob):
+    """Tokens and log-probabilities, those of rows that a method draws replaced.
+
+    Methods see the logits `allowed`; log-probabilities are those under `logits`.
+    """
     for number, method in enumerate(methods):
-        own = jax.vmap(method.draw)(logits, keys).astype(jnp.int32)
+        own = jax.vmap(method.draw)(allowed, keys).astype(jnp.int32)
         chosen = jnp.take_along_axis(logits, own[:, None], axis=-1, mode="clip")[:, 0]
         mine = settings.method == number
         token = jnp.where(mine, own, token)

@@ -7,8 +7,6 @@ the device is on the next burst while the host looks at the last one. Each text 
 request gets alone, whoever comes and goes beside it.
 """
 
-import collections
-import heapq
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,14 +20,17 @@ from jax.typing import DTypeLike
 from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import prefill
 from griffin_jax.inference.context import Context
+from griffin_jax.inference.grammar import Grammar
 from griffin_jax.inference.plan import make_plan
-from griffin_jax.inference.pool import Burst, Pool
+from griffin_jax.inference.pool import Pool
 from griffin_jax.inference.prefix_cache import PrefixCache
 from griffin_jax.inference.reader import Reader
 from griffin_jax.inference.request import Request
 from griffin_jax.inference.row_states import read_rows
 from griffin_jax.inference.sampling import SamplingConfig, SamplingMethod, sampling_from
-from griffin_jax.inference.stats import EngineStats
+from griffin_jax.inference.scheduler import Scheduler
+from griffin_jax.inference.speculation import Speculation, speculator_of
+from griffin_jax.inference.stats import EngineStats, Load
 from griffin_jax.models import Griffin
 from griffin_jax.tokenizer import Tokenizer
 
@@ -73,6 +74,7 @@ class Engine:
         seconds: float | None = STREAM_SECONDS,
         fill_first: bool = False,
         prefix_cache: PrefixCache | None = None,
+        speculate: Speculation | bool | None = None,
     ):
         """Makes an engine that has no rows yet.
 
@@ -89,9 +91,11 @@ class Engine:
           fill_first: Draw only once every slot is taken, or nothing waits: the faster way where all
             requests are there from the beginning.
           prefix_cache: Reads once what prompts have in common; None reads each by itself.
+          speculate: Draft a few tokens at a time and check them in one call, where that pays; True
+            for the defaults of `Speculation`.
 
         Raises:
-          ValueError: the cache belongs to another model, or `slots`, `waiting` or `burst` is out of its range.
+          ValueError: the cache belongs to another model, or another value is out of its range.
         """
         for name, value, least in (
             ("slots", slots, 1),
@@ -107,16 +111,16 @@ class Engine:
         self.changed = threading.Condition(threading.RLock())
         # Several processes must dispatch the same programs, which no clock may decide.
         seconds = seconds if jax.process_count() == 1 else None
-        self._pool = Pool(self.model, params, self.stats, slots, burst, seconds)
-        self._pool.keeps_states = prefix_cache is not None and not prefix_cache.exact
+        speculator = speculator_of(speculate, self.model)
+        pool = Pool(self.model, params, self.stats, slots, burst, seconds, speculator)
+        pool.keeps_states = prefix_cache is not None and not prefix_cache.exact
         if prefix_cache is not None:
             prefix_cache.bind(params)
-        self._cache = prefix_cache
-        self._reader = Reader(self.model, params, self.stats, prefix_cache)
-        self._waiting: list[tuple[int, int, Request]] = []
+        reader = Reader(self.model, params, self.stats, prefix_cache)
+        self._scheduler = Scheduler(
+            reader, pool, self.stats, self.changed, prefix_cache, self.context_of, fill_first
+        )
         self._most_waiting = waiting
-        self._fill_first = fill_first
-        self._coming: collections.deque[Burst | jax.Array] = collections.deque()
         self._turn = threading.RLock()
         self._driven = False
         self._closed = False
@@ -141,6 +145,8 @@ class Engine:
         keep_context: bool = False,
         priority: int = 0,
         deadline: float | None = None,
+        grammar: Grammar | None = None,
+        min_tokens: int = 0,
         name: str = "prompt",
         **settings: Any,
     ) -> Request:
@@ -161,6 +167,8 @@ class Engine:
           keep_context: Whether `Request.context` will be asked for, which keeps a state.
           priority: Waiting requests of a larger number go first; among equals, who came first.
           deadline: Seconds from now after which the request ends with what it has.
+          grammar: Says before each step which tokens may follow; an object of this request's own.
+          min_tokens: Stop tokens cannot be drawn before so many others were.
           name: What messages call the prompt.
           **settings: Fields of `SamplingConfig`, in place of `sampling`.
 
@@ -168,6 +176,7 @@ class Engine:
           ValueError: the prompt is empty or holds an id outside the vocabulary, or another value is
             out of its range.
           TypeError: there is no such option.
+          Exception: what the grammar raises when it is asked for the first time.
           EngineFull: too many requests wait.
           EngineClosed: the engine is closed.
         """
@@ -185,45 +194,49 @@ class Engine:
             keep_context=keep_context,
             priority=priority,
             deadline=deadline,
+            grammar=grammar,
+            min_tokens=min_tokens,
             name=name,
         )
         state, read = (context.state, context.read) if context else (None, 0)
+        request = Request(self, plan, self.tokenizer, state, read)
+        request.ask_grammar(self.model.config.vocab_size)
         with self.changed:
             if self._closed:
                 raise EngineClosed("the engine is closed; make another one")
-            if self._most_waiting is not None and len(self._waiting) >= max(self._most_waiting, 1):
+            waiting = self._scheduler.waiting
+            if self._most_waiting is not None and len(waiting) >= max(self._most_waiting, 1):
                 raise EngineFull(
-                    f"{len(self._waiting)} requests wait, which is this engine's bound; try later"
+                    f"{len(waiting)} requests wait, which is this engine's bound; try later"
                 )
-            request = Request(self, self.stats.submitted, plan, self.tokenizer, state, read)
+            request.number = self.stats.submitted
             request.method = self._method(plan.method)
             self.stats.submitted += 1
             self.stats.alone_tokens += len(plan.tokens) - 1
-            if plan.max_new_tokens or keep_context:
-                heapq.heappush(self._waiting, (-plan.priority, request.number, request))
+            if keep_context or request.reason_for_nothing is None:
+                waiting.push(request)
             else:  # which costs no work
-                self._end(request, "length")
+                self._scheduler.end(request, request.reason_for_nothing)
             self.changed.notify_all()
         return request
 
     def step(self, limit: int | None = None) -> bool:
         """Takes one turn: dispatches what is next, then receives what was dispatched before.
 
+        What the device raises ends the requests that it hits, and is told by their `result`.
+
         Args:
           limit: Steps of the burst at most.
 
         Returns:
           Whether anything is left to do.
-
-        Raises:
-          Exception: what the device raised, which ends all requests.
         """
         with self._turn:
             begin, waited = time.monotonic(), self.stats.wait_seconds
             try:
-                busy = self._step(begin, limit)
-            except Exception as error:
-                self._end_all(error)
+                busy = self._scheduler.turn(begin, limit)
+            except Exception as error:  # of the engine itself
+                self._scheduler.end_all(error)
                 raise
             took = time.monotonic() - begin - (self.stats.wait_seconds - waited)
             self.stats.host_seconds += took
@@ -253,7 +266,7 @@ class Engine:
                 with self.changed:
                     if self._closed:
                         return
-                    if not busy and not self._waiting:
+                    if not busy and not self._scheduler.waiting:
                         self.changed.wait()
         finally:
             with self.changed:
@@ -263,16 +276,30 @@ class Engine:
     def settle(self) -> None:
         """Receives all that has been dispatched, and dispatches nothing."""
         with self._turn:
-            begin = time.monotonic()
-            while self._coming:
-                self._receive(self._coming.popleft(), begin)
+            self._scheduler.settle()
 
     def close(self) -> None:
         """Ends all requests, which keep what they have, and lets go of the rows."""
         with self.changed:
             self._closed = True
         with self._turn:
-            self._end_all()
+            self._scheduler.end_all()
+
+    @property
+    def last_error(self) -> Exception | None:
+        """What the device raised last; None if it has raised nothing."""
+        return self._scheduler.last_error
+
+    def load(self) -> Load:
+        """How busy the engine is now; from any thread."""
+        scheduler = self._scheduler
+        return Load(
+            waiting=len(scheduler.waiting),
+            reading=len(scheduler.reader.requests),
+            writing=len(scheduler.pool.active),
+            slots=scheduler.pool.slots,
+            state_bytes=scheduler.pool.nbytes,
+        )
 
     def wait_for(self, request: Request, tokens: int | None) -> None:
         """Waits until a request has ended or, unless None, has more than so many tokens."""
@@ -308,123 +335,11 @@ class Engine:
                 read += len(part)
         return Context(state, tokens, read)
 
-    def _step(self, begin, limit):
-        self._end_overdue(begin)
-        older = len(self._coming)
-        self._admit()
-        if (done := self._reader.read()) is not None:
-            self._coming.append(done)
-        self._enter_pool()
-        filling = self._fill_first and self._reader.requests
-        if not filling and (burst := self._pool.draw(limit)) is not None:
-            self._coming.append(burst)
-        for _ in range(older):
-            self._receive(self._coming.popleft(), begin)
-        with self.changed:
-            return bool(self._coming or self._waiting or self._reader.requests or self._pool.active)
-
-    def _admit(self):
-        """Begins to read the requests that have waited longest, as far as there are slots."""
-        free = self._pool.free - len(self._reader.requests)
-        for _ in range(free):
-            with self.changed:
-                if not self._waiting:
-                    return
-                request = heapq.heappop(self._waiting)[-1]
-            self._reader.add(request)
-
-    def _enter_pool(self):
-        ready = self._reader.take_ready()
-        if self._fill_first:
-            expected = len(ready) + len(self._reader.requests) + len(self._waiting)
-        else:
-            expected = len(ready)
-        for request in ready:
-            if request.plan.max_new_tokens:
-                self._pool.admit(request, expected)
-            else:
-                with self.changed:
-                    self._end(request, "length")
-            expected -= 1
-
-    def _receive(self, arriving, begin):
-        if isinstance(arriving, Burst):
-            drawn = self._pool.fetch(arriving, begin)
-            with self.changed:
-                for request in self._pool.give(arriving, drawn):
-                    self.stats.count_end(request.finish_reason)
-                    self._keep_turn_end(request)
-                self.changed.notify_all()
-            return
-        waiting = time.monotonic()
-        jax.block_until_ready(arriving)
-        self.stats.wait_seconds += time.monotonic() - waiting
-
-    def _keep_turn_end(self, request):
-        """Has the cache keep the state after a text that has come to its own end."""
-        if self._pool.keeps_states and request.error is None and not request.stopped_by_string:
-            context = self.context_of(request)
-            self._cache.store(context.tokens[: context.read], context.state)
-        if not request.plan.keeps_context:
-            request.state = None
-
-    def _end_overdue(self, now):
-        """Ends the requests that were cancelled, or whose deadline is over."""
-        with self.changed:
-            overdue = [r for r in self._unfinished() if r.overdue(now) is not None]
-        if any(request.plan.keeps_context for request in overdue):
-            self.settle()  # the state then stands where the text does
-        with self.changed:
-            for request in overdue:
-                if not request.ended:
-                    self._end(request, request.overdue(now))
-            if any(entry[-1].ended for entry in self._waiting):
-                self._waiting = [entry for entry in self._waiting if not entry[-1].ended]
-                heapq.heapify(self._waiting)
-
-    def _unfinished(self):
-        """All requests that have not ended, wherever they are."""
-        dispatched = [
-            request
-            for burst in self._coming
-            if isinstance(burst, Burst)
-            for request in burst.requests
-            if request is not None
-        ]
-        waiting = [entry[-1] for entry in self._waiting]
-        everywhere = (*waiting, *self._reader.requests, *self._pool.active, *dispatched)
-        return [request for request in dict.fromkeys(everywhere) if not request.ended]
-
-    def _end(self, request, reason):
-        """Ends a request wherever it is, but for the list of those that wait."""
-        if request in self._reader.requests:
-            self._reader.requests.remove(request)
-            request.state = None
-        if request in self._pool.active:
-            self._pool.release(request)
-        if not request.plan.keeps_context:
-            request.state = None
-        request.end(reason)
-        self.stats.count_end(request.finish_reason)
-        self.changed.notify_all()
-
-    def _end_all(self, error=None):
-        with self.changed:
-            for request in self._unfinished():
-                request.end("cancelled") if error is None else request.fail(error)
-                request.state = None
-                self.stats.count_end(request.finish_reason)
-            self._waiting.clear()
-            self._coming.clear()
-            self._reader.requests.clear()
-            self._pool.clear()
-            self.changed.notify_all()
-
     def _method(self, method):
         """The number of a user's way of drawing; -1 for None."""
         if method is None:
             return -1
         with self.changed:
-            if method not in self._pool.methods:
-                self._pool.methods.append(method)
-            return self._pool.methods.index(method)
+            if method not in self._scheduler.pool.methods:
+                self._scheduler.pool.methods.append(method)
+            return self._scheduler.pool.methods.index(method)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from griffin_jax import inputs
-from griffin_jax.fields import check_value
+from griffin_jax.fields import check_value, shown
 from griffin_jax.inference.context import Context
 from griffin_jax.inference.decode import MAX_STOP_IDS, row_keys
 from griffin_jax.inference.drawing import Needs, Settings, bias_of, needs_of, settings_of
+from griffin_jax.inference.grammar import Grammar
 from griffin_jax.inference.sampling import SamplingConfig, SamplingMethod, check_method
 from griffin_jax.tokenizer import Tokenizer
 
@@ -33,6 +34,8 @@ class Plan:
       priority: Waiting requests of a larger number go first.
       deadline: By `time.monotonic`, when it ends at the latest; None for never.
       keeps_context: Whether `Request.context` is asked for in the end.
+      grammar: Says what may follow; None for anything.
+      min_tokens: How many are drawn before a stop token may be.
     """
 
     tokens: tuple[int, ...]
@@ -46,6 +49,8 @@ class Plan:
     priority: int
     deadline: float | None
     keeps_context: bool
+    grammar: Grammar | None
+    min_tokens: int
 
     def settings(self, method: int) -> Settings:
         """How a row of this request draws, by the number that its method has in an engine."""
@@ -54,7 +59,9 @@ class Plan:
     @property
     def needs(self) -> Needs:
         """What its row needs of a program."""
-        return needs_of(self.sampling, next(n for n in _TOPS if n >= self.logprobs))
+        needs = needs_of(self.sampling, next(n for n in _TOPS if n >= self.logprobs))
+        withholds = self.min_tokens > 0 and bool(self.stop_ids)
+        return needs._replace(masks=self.grammar is not None or withholds)
 
     def bias(self, vocab_size: int) -> np.ndarray:
         """float32[V]; see `drawing.bias_of`."""
@@ -76,6 +83,8 @@ def make_plan(
     keep_context: bool,
     priority: int,
     deadline: float | None,
+    grammar: Grammar | None,
+    min_tokens: int,
     name: str,
 ) -> Plan:
     """The plan of a request to a model of `vocab_size` tokens; see `Engine.submit`.
@@ -89,12 +98,19 @@ def make_plan(
         raise ValueError("stop strings need a tokenizer; this model has none")
     if stop_ids is None:
         stop_ids = () if tokenizer is None else tokenizer.stop_ids
+    elif len(stop_ids):
+        inputs.check_tokens(stop_ids, vocab_size, "stop_ids")
     if len(stop_ids) > MAX_STOP_IDS:
         raise ValueError(f"stop_ids holds {len(stop_ids)} tokens; {MAX_STOP_IDS} are the most")
     most = min(_TOPS[-1], vocab_size)
     logprobs = check_value("logprobs", logprobs, int, at_least=0, at_most=most)
     priority = check_value("priority", priority, int)
     deadline = check_value("deadline", deadline, float | None, above=0)
+    min_tokens = check_value("min_tokens", min_tokens, int, at_least=0, at_most=max_new_tokens)
+    if grammar is not None and (isinstance(grammar, type) or not isinstance(grammar, Grammar)):
+        raise ValueError(
+            f"grammar must be an object with a method allowed(tokens), got {shown(grammar)}"
+        )
     if context is not None:
         inputs.check_type("context", context, Context, "of LanguageModel.read or Request.context")
     method = None
@@ -115,6 +131,8 @@ def make_plan(
         priority=priority,
         deadline=None if deadline is None else time.monotonic() + deadline,
         keeps_context=keep_context,
+        grammar=grammar,
+        min_tokens=min_tokens,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -17,14 +18,20 @@ from griffin_jax.inference.decode import (
     take,
 )
 from griffin_jax.inference.drawing import IN_PROMPT, Needs
+from griffin_jax.inference.grammar import words_of
+from griffin_jax.inference.pace import Pace
 from griffin_jax.inference.request import Request
+from griffin_jax.inference.row_states import nbytes
 from griffin_jax.inference.sampling import SamplingMethod
+from griffin_jax.inference.speculation import ROUNDS, Speculator
 from griffin_jax.inference.stats import EngineStats
+from griffin_jax.inference.verification import draw_drafted
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import mesh_of
 
 # A pool gets smaller where its rows have so many bursts to go: each size is a program of its own.
 _BURSTS_WORTH_A_PROGRAM = 4
+_ALL = 0xFFFFFFFF  # of a packed mask
 
 
 @dataclasses.dataclass
@@ -36,12 +43,14 @@ class Burst:
       steps: How many steps were asked for.
       drawn: As `draw_burst` returns it.
       begun: When it was dispatched.
+      drafted: As `draw_drafted` returns it; None for a burst without drafts.
     """
 
     requests: tuple[Request | None, ...]
     steps: int
     drawn: tuple[jax.Array, ...]
     begun: float
+    drafted: jax.Array | np.ndarray | None = None
 
 
 class Pool:
@@ -64,6 +73,7 @@ class Pool:
         slots: int,
         burst: int,
         seconds: float | None,
+        speculator: Speculator | None = None,
     ):
         self.slots = slots
         self.keeps_states = False
@@ -71,13 +81,15 @@ class Pool:
         self.methods: list[SamplingMethod] = []
         self._model, self._params, self._stats = model, params, stats
         self._mesh = mesh_of(params)
-        self._burst, self._seconds = burst, seconds
-        self._steps = 1  # of the next burst, where bursts are to take `seconds`
+        self._burst = burst
+        self._speculator = speculator
+        self._pace, self._draft_pace = Pace(burst, seconds), Pace(min(ROUNDS, burst), seconds)
         self._needs = Needs()
         self._entered = False
         self._arrived = 0.0
         self._rows: Rows | None = None
         self._room = 0
+        self._no_masks: jax.Array | None = None  # those of rows without a grammar
 
     @property
     def active(self) -> list[Request]:
@@ -88,6 +100,34 @@ class Pool:
     def free(self) -> int:
         """How many more requests there is place for."""
         return self.slots - len(self.active)
+
+    @property
+    def must_see(self) -> bool:
+        """Whether the host must have seen all that was drawn before the next burst."""
+        if self.guided:
+            return True
+        behind = self._speculator is not None and self._speculator.memory is None
+        return behind and bool(self.active) and self._speculator.wants(self.active)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a grammar must see what was drawn before the next step.
+
+        All rows then go step by step together: a burst in which such rows rest costs the device as
+        much, and they would fall behind.
+        """
+        return any(request.mask is not None for request in self.active)
+
+    @property
+    def nbytes(self) -> int:
+        """What the states of the rows take on the device."""
+        rows = self._rows
+        return 0 if rows is None else nbytes(rows.state)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the rows are there still, also after a program that takes them has failed."""
+        return self._rows is None or not any(x.is_deleted() for x in jax.tree.leaves(self._rows))
 
     def admit(self, request: Request, expected: int = 1) -> None:
         """Gives a row to a request whose prompt has been read.
@@ -105,6 +145,7 @@ class Pool:
         entry = entry_of(
             plan.tokens[-1],
             plan.max_new_tokens,
+            plan.min_tokens,
             plan.key,
             plan.stop_ids,
             plan.settings(request.method),
@@ -118,6 +159,8 @@ class Pool:
             entry = entry.replace(bias=plan.bias(vocab_size))
         self._rows = insert_row.on(self._mesh, self._rows, np.int32(slot), entry)
         self.requests[slot] = request
+        if self._speculator is not None:
+            self._speculator.follow(self._mesh, slot, request)
         keep = plan.keeps_context and plan.stop
         request.after_prompt = request.state if keep else None
         request.state = None
@@ -132,29 +175,31 @@ class Pool:
         active = self.active
         if not active:
             if self._rows is not None and self._model.config.attention_window is None:
-                self._rows, self._room, self.requests = None, 0, []  # slots that texts outgrew
+                self.clear()  # slots that texts outgrew
             return None
         self._shrink(active)
+        drafts = self._begin_drafts(active)
         left = max(r.plan.max_new_tokens - r.dispatched for r in active)
-        steps = min(self._next_steps(), left, limit or left)
-        self._make_room(max(len(r.plan.tokens) + r.dispatched for r in active) + steps)
+        steps = 1 if self.guided else min(self._next_steps(drafts), left, limit or left)
+        width = 1 + self._speculator.count if drafts else 1
+        # Of a burst of drafts that is under way, it is not known how much was drawn.
+        ahead = 2 * ROUNDS * width if drafts else steps
+        self._make_room(max(len(r.plan.tokens) + r.dispatched for r in active) + ahead)
         wanted = np.array([request is not None for request in self.requests])
         methods = tuple(self.methods) if any(r.method >= 0 for r in active) else ()
-        self._rows, drawn = draw_burst.on(
-            self._mesh,
-            self._model,
-            self._burst,
-            self._needs,
-            methods,
-            self._params,
-            self._rows,
-            wanted,
-            np.int32(steps),
-        )
+        how = self._needs, methods, self._params
+        rest = wanted, np.int32(steps), self._masks() if self._needs.masks else None
+        drafted = None
+        if drafts:
+            drawn, drafted = self._draw_drafted(how, rest)
+        else:
+            self._rows, drawn = draw_burst.on(
+                self._mesh, self._model, self._burst, *how, self._rows, *rest
+            )
         self._stats.count_burst(steps, len(self.requests))
-        burst = Burst(tuple(self.requests), steps, drawn, time.monotonic())
+        burst = Burst(tuple(self.requests), steps, drawn, time.monotonic(), drafted)
         for request in active:
-            request.dispatched += steps
+            request.dispatched += steps  # at least; `give` counts what more was drawn
             if request.dispatched >= request.plan.max_new_tokens:
                 self.release(request)  # the next one may have its row
         return burst
@@ -167,26 +212,29 @@ class Pool:
           since: When the turn of the engine began; the time before is the caller's own.
         """
         begin = time.monotonic()
-        drawn = jax.device_get(burst.drawn)
+        drawn, burst.drafted = jax.device_get((burst.drawn, burst.drafted))
         now = time.monotonic()
         self._stats.wait_seconds += now - begin
         self._learn(burst, since, now)
         return drawn
 
-    def give(self, burst: Burst, drawn: tuple[np.ndarray, ...]) -> list[Request]:
-        """Gives each request what was drawn for it; returns those that have ended by it."""
+    def give(self, burst: Burst, drawn: tuple[np.ndarray, ...]) -> Iterator[Request]:
+        """Gives each request what was drawn for it; yields those that end by it."""
         tokens, logprobs, *tops = drawn
-        ended = []
         for slot, request in enumerate(burst.requests):
             if request is None or request.ended:
                 continue
             own = tokens[slot] >= 0
-            self._give(request, tokens[slot, own], logprobs[slot, own], _pairs(tops, slot))
+            count = request.num_tokens
+            self._give(request, tokens[slot, own], logprobs[slot, own], _pairs(tops, slot, own))
+            if burst.drafted is not None:
+                self._count_drafts(request, burst, slot, int(own.sum()))
+            elif self._speculator is not None:
+                self._speculator.rest(request.num_tokens - count)
             if request.ended:
-                ended.append(request)
                 if request in self.requests:
                     self.release(request)
-        return ended
+                yield request
 
     def release(self, request: Request) -> None:
         """Frees the row of a request; what the device still draws there is dropped."""
@@ -198,6 +246,8 @@ class Pool:
     def clear(self) -> None:
         """Forgets all rows."""
         self._rows, self._room, self.requests = None, 0, []
+        if self._speculator is not None:
+            self._speculator.memory = None
 
     def _give(self, request, tokens, logprobs, tops):
         try:
@@ -208,22 +258,86 @@ class Pool:
         before = request.num_tokens
         request.add(tokens.tolist(), logprobs.tolist(), tops)
         self._stats.drawn_tokens += request.num_tokens - before
+        if request.history is not None:
+            request.history.add(tokens.tolist())
+        if request.ended or not len(tokens):
+            return
+        try:
+            request.ask_grammar(self._model.config.vocab_size)
+            if request.is_complete:
+                request.end("stop")
+        except Exception as error:
+            request.fail(error)
 
-    def _next_steps(self):
-        if self._seconds is None:
-            return self._burst
+    def _masks(self):
+        """What each row's grammar allows in the next step, packed."""
+        size = len(self.requests), words_of(self._model.config.vocab_size)
+        if not self.guided:
+            if self._no_masks is None or self._no_masks.shape != size:
+                masks = np.full(size, _ALL, np.uint32)
+                self._no_masks = prefill.put(self._params, masks)
+            return self._no_masks
+        masks = np.full(size, _ALL, np.uint32)
+        for slot, request in enumerate(self.requests):
+            if request is not None and request.mask is not None:
+                masks[slot] = request.mask
+        return masks
+
+    def _begin_drafts(self, active):
+        """Whether the next burst is one of drafts; where it is, the memory of the rows is there."""
+        drafter = self._speculator
+        if drafter is None:
+            return False
+        wants = not self.guided and drafter.wants(active)
+        if wants and drafter.memory is None and all(r.dispatched == r.num_tokens for r in active):
+            drafter.know(self._mesh, self.requests)
+        if not wants:
+            drafter.memory = None  # it does not see what is drawn now
+        return wants and drafter.memory is not None
+
+    def _draw_drafted(self, how, rest):
+        drafter = self._speculator
+        needs, methods, params = how
+        self._rows, drafter.memory, drawn, drafted = draw_drafted.on(
+            self._mesh,
+            self._model,
+            drafter.drafter,
+            drafter.count,
+            min(ROUNDS, self._burst),
+            needs,
+            methods,
+            params,
+            drafter.params,
+            self._rows,
+            drafter.memory,
+            *rest,
+        )
+        return drawn, drafted
+
+    def _count_drafts(self, request, burst, slot, drawn):
+        """Takes note of what drafts of a row have spared, in the calls in which it took part."""
+        drafts = burst.drafted[slot][burst.drafted[slot] >= 0]
+        request.dispatched += max(drawn - burst.steps, 0)
+        self._stats.count_drafts(len(drafts), int(drafts.sum()), drawn - len(drafts))
+        self._speculator.learn(drawn, len(drafts))
+
+    def _next_steps(self, drafts):
+        pace = self._draft_pace if drafts else self._pace
         # The first token of a text comes at once.
-        steps = 1 if self._entered else self._steps
+        steps = pace.first() if self._entered else pace.steps
         self._entered = False
         return steps
 
     def _learn(self, burst, since, now):
-        """How many steps take `seconds`, by the time that this burst took; twice as many at most."""
-        if self._seconds is not None:
-            took = max(now - max(since, burst.begun, self._arrived), 1e-9)
-            most = max(2 * burst.steps, self._steps)
-            self._steps = min(max(int(burst.steps * self._seconds / took), 1), most, self._burst)
+        """Learns from the time that a burst took."""
+        took = max(now - max(since, burst.begun, self._arrived), 1e-9)
         self._arrived = now
+        pace = self._pace if burst.drafted is None else self._draft_pace
+        pace.learn(burst.steps, took)
+        costs = self._draft_pace.step_seconds, self._pace.step_seconds
+        # Several processes must decide alike, which no clock does.
+        if self._speculator is not None and None not in costs and jax.process_count() == 1:
+            self._speculator.cost = costs[0] / costs[1]
 
     def _prepare(self, needs, alone):
         """Has the program serve a row that enters, and makes the wide arrays that it needs.
@@ -269,12 +383,14 @@ class Pool:
             index[: len(used)] = used
             valid = np.arange(size) < len(used)
             self._rows = take.on(self._mesh, self._rows, index, valid)
+            if self._speculator is not None:
+                self._speculator.take(self._mesh, index)
         self.requests = [self.requests[slot] for slot in used] + [None] * (size - len(used))
 
 
-def _pairs(tops, slot):
-    """For each step the most likely tokens of a row, with their log-probabilities."""
+def _pairs(tops, slot, own):
+    """For each of a row's `own` steps the most likely tokens, with their log-probabilities."""
     if not tops:
         return None
-    tokens, values = (array[slot].tolist() for array in tops)
+    tokens, values = (array[slot, own].tolist() for array in tops)
     return [list(zip(*step, strict=True)) for step in zip(tokens, values, strict=True)]

@@ -1,5 +1,6 @@
 """Reading the prompts of requests, a few tokens a call, side by side."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -32,6 +33,21 @@ def next_chunk(position: int, remaining: int, every: int | None) -> tuple[int, i
         if length < 2 * count:
             break
     return count, length
+
+
+@dataclasses.dataclass
+class Reading:
+    """A call that reads.
+
+    Attributes:
+      requests: Those whose prompts it reads.
+      done: A number that is there when it is done.
+      error: Why there was no call after all.
+    """
+
+    requests: tuple[Request, ...]
+    done: jax.Array | None = None
+    error: Exception | None = None
 
 
 class Reader:
@@ -69,12 +85,21 @@ class Reader:
             request.room = prefill.slots_of(request.state)
         self.requests.append(request)
 
-    def read(self) -> jax.Array | None:
-        """Dispatches one call; returns a number that is there when it is done, None for no call."""
+    def read(self) -> Reading | None:
+        """Dispatches one call; None where nothing is left to read."""
         unread = [request for request in self.requests if request.unread]
         if not unread:
             return None
         batch, length = self._next_batch(unread)
+        reading = Reading(tuple(request for request, _ in batch))
+        try:
+            reading.done = self._read(batch, length)
+        except Exception as error:
+            reading.error = error
+        return reading
+
+    def _read(self, batch, length):
+        """Reads so many tokens of each text; returns a number that is there when that is done."""
         # Under an unbounded window: slots for what comes.
         room = max(max(r.read + count + 1, r.room) for r, count in batch)
         after, done = read_rows(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from griffin_jax.inference import grammar
 from griffin_jax.inference.context import Context
 from griffin_jax.inference.overflow import check_finite
 from griffin_jax.inference.plan import Plan
@@ -60,27 +61,31 @@ class Request:
     a stop string, and joined they are the text of `result`. All of it may be used from any thread.
 
     Attributes:
-      number: How many requests the engine had before.
+      number: How many requests the engine had before; -1 until it has taken it.
       plan: What was asked for.
       cached_tokens: How many tokens of the text did not have to be read, as the cache knew them.
-      finish_reason: As of `Sample`; None until it has ended.
+      finish_reason: As of `Sample`, or "error"; None until it has ended.
       error: What made it fail; None if nothing has.
+      submitted: When it came, by `time.monotonic`.
+      first_token_at: When the host had its first token; None until then.
+      ended_at: When it ended; None until then.
     """
 
     def __init__(
         self,
         engine: Owner,
-        number: int,
         plan: Plan,
         tokenizer: Tokenizer | None,
         state: AnyState | None,
         read: int,
     ):
-        self.number = number
+        self.number = -1
         self.plan = plan
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.submitted = time.monotonic()
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
         self._engine = engine
         self._text = StoppedText(decoder_after(tokenizer, plan.tokens), plan.stop)
         self._tokens: list[int] = []
@@ -99,6 +104,10 @@ class Request:
         self.shares, self.cached_tokens = False, 0
         self.cut: int | None = None
         self.method = -1
+        # Of speculation: what drafts by looking up would have spared.
+        self.history: Any = None
+        # Of the grammar: whether only the end may follow, and what may, packed; None without one.
+        self.is_complete, self.mask = False, None
 
     def __repr__(self) -> str:
         state = self.finish_reason or "unfinished"
@@ -130,6 +139,13 @@ class Request:
         return self._text.stopped
 
     @property
+    def reason_for_nothing(self) -> str | None:
+        """As of `finish_reason`, where nothing is to be drawn; None where something is."""
+        if self.is_complete:
+            return "stop"
+        return None if self.plan.max_new_tokens else "length"
+
+    @property
     def unread(self) -> int:
         """How many tokens are to be read before the first draw: all but the last one."""
         return max(len(self.plan.tokens) - 1 - self.read, 0)
@@ -143,6 +159,10 @@ class Request:
     def num_drawn(self) -> int:
         """How many tokens were drawn, a stop token included."""
         return len(self._tokens) + self._met_stop_token
+
+    def text_so_far(self) -> tuple[int, ...]:
+        """The prompt's tokens and all that were drawn."""
+        return (*self.plan.tokens, *self._tokens)
 
     def result(self) -> Sample:
         """What was written, once it has ended; a cancelled request has what it had until then.
@@ -203,6 +223,8 @@ class Request:
         self, tokens: Sequence[int], logprobs: Sequence[float], tops: Sequence[TopLogprobs] | None
     ) -> None:
         """Takes what was drawn next: it may hold a stop token, after which nothing counts."""
+        if self.first_token_at is None and len(tokens):
+            self.first_token_at = time.monotonic()
         for i, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
             if token in self.plan.stop_ids:
                 self._met_stop_token = True
@@ -217,6 +239,19 @@ class Request:
                 self.end("length")
                 return
 
+    def ask_grammar(self, vocab_size: int) -> None:
+        """Asks the grammar, if there is one, what may follow; `mask` is what it says.
+
+        Raises:
+          ValueError: its mask is none.
+          Exception: what the grammar itself raises.
+        """
+        if self.plan.grammar is None:
+            return
+        mask = self.plan.grammar.allowed(list(self._tokens))
+        self.mask = grammar.packed(mask, vocab_size)
+        self.is_complete = not grammar.allows_more_than(self.mask, self.plan.stop_ids)
+
     def check(self, tokens: np.ndarray, logprobs: np.ndarray, vocab_size: int, dtype: Any) -> None:
         """Raises ValueError where what was drawn is no token, or came of no numbers."""
         if (tokens >= vocab_size).any():
@@ -224,18 +259,25 @@ class Request:
                 f"a sampling method drew a token outside the vocabulary; ids are 0 to "
                 f"{vocab_size - 1}"
             )
+        if self.mask is not None and not all(grammar.allows(self.mask, t) for t in tokens):
+            raise ValueError(
+                "the grammar and the other settings (allowed_tokens, logit_bias, min_tokens) "
+                "leave no token to draw"
+            )
         check_finite(logprobs, dtype)
 
     def end(self, reason: str) -> None:
         """Nothing more comes, for `reason` if not for a stop string."""
         self._text.finish()
         self.finish_reason = "stop" if self._text.stopped else reason
+        self.ended_at = time.monotonic()
 
     def fail(self, error: Exception) -> None:
         """Nothing more comes, because of an error."""
         self.error = error
         self._text.finish()
         self.finish_reason = "error"
+        self.ended_at = time.monotonic()
 
 
 def decoder_after(tokenizer: Tokenizer | None, text: Sequence[int]) -> StreamDecoder | None:

@@ -35,6 +35,17 @@ def per_row(function: Callable[..., jax.Array], *states: AnyState) -> AnyState:
     )
 
 
+def with_row(states: AnyState, slot: jax.Array, state: AnyState) -> AnyState:
+    """The states of some rows with that of `slot`, int32, replaced by a state of one row; traced."""
+    return per_row(
+        lambda axis, all, one: jax.lax.dynamic_update_slice_in_dim(
+            all, one.astype(all.dtype), slot, axis
+        ),
+        states,
+        state,
+    )
+
+
 def fresh_row(model: Griffin, params: dict, tokens: int) -> AnyState:
     """The state of one row before the first token; arguments as for `prefill.fresh_state`."""
     rows = prefill.batch_size_for(1, params)

@@ -1,6 +1,7 @@
 """What an engine has done, in numbers."""
 
 import dataclasses
+from typing import NamedTuple
 
 
 @dataclasses.dataclass
@@ -10,6 +11,7 @@ class EngineStats:
     Attributes:
       submitted: Requests that came.
       ended: Requests that have ended, by `finish_reason`.
+      errors: Those that an error ended, by the name of its type.
       alone_tokens: Tokens of all texts, which would be read if each were read by itself.
       read_tokens: Tokens that were read before the first draw.
       padded_tokens: The same with the padding that calls of fixed lengths add.
@@ -19,12 +21,16 @@ class EngineStats:
       bursts: Calls that drew.
       steps: Steps that were asked for in them.
       row_steps: The same times the rows of the pool, which is what the device computes.
+      draft_calls: Calls over a draft, counted for each row that took part.
+      drafted_tokens: Tokens of drafts.
+      accepted_tokens: Those of them that were drawn: a call draws one more than it accepts.
       host_seconds: What the engine's own turns took on the host.
       wait_seconds: For how long they waited for the device.
     """
 
     submitted: int = 0
     ended: dict[str, int] = dataclasses.field(default_factory=dict)
+    errors: dict[str, int] = dataclasses.field(default_factory=dict)
     alone_tokens: int = 0
     read_tokens: int = 0
     padded_tokens: int = 0
@@ -34,6 +40,9 @@ class EngineStats:
     bursts: int = 0
     steps: int = 0
     row_steps: int = 0
+    draft_calls: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     host_seconds: float = 0.0
     wait_seconds: float = 0.0
 
@@ -49,6 +58,33 @@ class EngineStats:
         self.steps += steps
         self.row_steps += steps * rows
 
-    def count_end(self, reason: str) -> None:
-        """Counts a request that has ended."""
+    def count_drafts(self, calls: int, drafted: int, accepted: int) -> None:
+        """Counts the drafts of one row in a burst."""
+        self.draft_calls += calls
+        self.drafted_tokens += drafted
+        self.accepted_tokens += accepted
+
+    def count_end(self, reason: str, error: Exception | None = None) -> None:
+        """Counts a request that has ended, by an error if there is one."""
         self.ended[reason] = self.ended.get(reason, 0) + 1
+        if error is not None:
+            name = type(error).__name__
+            self.errors[name] = self.errors.get(name, 0) + 1
+
+
+class Load(NamedTuple):
+    """How busy an engine is now.
+
+    Attributes:
+      waiting: Requests that have no slot yet.
+      reading: Those whose prompts are being read.
+      writing: Those that have a row of the pool.
+      slots: How many may be read and written at once.
+      state_bytes: What the states of the pool's rows take on the device.
+    """
+
+    waiting: int
+    reading: int
+    writing: int
+    slots: int
+    state_bytes: int

@@ -1,5 +1,7 @@
 """The Griffin language model (arXiv:2402.19427; RecurrentGemma, arXiv:2404.07839)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -133,6 +135,43 @@ class Griffin(nn.Module):
             x, blocks = self._layers(self.blocks, x, state.blocks, timeline)
             after = State(position=timeline.end, blocks=blocks)
         return self.final_norm(x), constrain_state(after)
+
+    def lookahead(
+        self, tokens: jax.Array, state: AnyState, lengths: jax.Array
+    ) -> tuple[jax.Array, Callable[[jax.Array], AnyState]]:
+        """Reads tokens of which only the first few may turn out to be the text's own.
+
+        What a block's state becomes is computed from what the block has read, once it is known how
+        much of that counts; so nothing is ever taken back, at the wrap of the window either.
+
+        Args:
+          tokens: int32[B, T].
+          state: What the rows have read before.
+          lengths: int32[B], how many of a row's tokens are real.
+
+        Returns:
+          As of `features`, what the output head reads, [B, T, D]; and a function from int32[B], how
+          many of each row's tokens count, to the state after those. It must be called within the
+          same `apply`. XLA finds what both have in common; of stacked layers it does not, and all is
+          computed twice.
+        """
+        if self.has_variable("params", GROUPS):
+            x, _ = self.features(tokens, state, lengths=lengths)
+            return x, lambda kept: self.features(tokens, state, lengths=kept)[1]
+        positions = state.position[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        timeline = Timeline(positions, lengths, start=state.position)
+        x = constrain(self.embedder.encode(tokens), "batch", "time", None)
+        calls = []
+        for block, before in zip(self.blocks, state.blocks, strict=True):
+            calls.append((block, x, before))
+            x, _ = block(x, before, timeline)
+
+        def advance(kept):
+            counted = timeline.replace(lengths=kept)
+            blocks = tuple(block(x, before, counted)[1] for block, x, before in calls)
+            return constrain_state(State(position=counted.end, blocks=blocks))
+
+        return self.final_norm(x), advance
 
     def _layers(self, blocks, x, states, timeline):
         after = []

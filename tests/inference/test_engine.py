@@ -541,21 +541,6 @@ def test_threads_submit_while_one_drives(lm):
     assert len(found) == 8
 
 
-def test_what_the_device_raises_ends_all_requests_and_is_told(lm, monkeypatch):
-    engine = lm.engine(slots=2)
-    requests = [engine.submit(prompt, 9) for prompt in PROMPTS]
-
-    def fail(*args):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-
-    monkeypatch.setattr(Pool, "draw", fail)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="allocating 9 bytes"):
-        engine.run()
-    for request in requests:
-        with pytest.raises(jax.errors.JaxRuntimeError, match="allocating 9 bytes"):
-            request.result()
-
-
 @pytest.mark.parametrize(
     "prompt, options, message",
     [

@@ -22,8 +22,7 @@ class PlacedRows:
 
     def advance(self, steps: int) -> None:
         """Draws so many tokens in one dispatch, and waits for them."""
-        self._engine.step(steps)
-        self._engine.settle()
+        _step(self._engine, steps, settle=True)
 
     def bursts(self) -> Iterator[None]:
         """Runs to the end; yields whenever a burst has come in, the next one being under way."""
@@ -31,7 +30,7 @@ class PlacedRows:
         try:
             while busy:
                 before = self._requests[0].num_tokens
-                busy = self._engine.step(self._most)
+                busy = _step(self._engine, self._most)
                 if self._requests[0].num_tokens > before:
                     yield
         finally:
@@ -73,16 +72,14 @@ class GriffinStack:
         with memory.meeting_limits(), self._engine(len(prompts), self.burst) as engine:
             requests = [engine.submit(prompt, tokens) for prompt in prompts]
             while not engine.stats.bursts:
-                engine.step(1)
-            engine.settle()
+                _step(engine, 1, settle=True)
             mark(1)
             done = min(self.burst, tokens)
             if done > 1:
-                engine.step(done - 1)
-                engine.settle()
+                _step(engine, done - 1, settle=True)
                 mark(done)
             while done < tokens:
-                engine.step()
+                _step(engine)
                 if requests[0].num_tokens > done:
                     done = requests[0].num_tokens
                     mark(done)
@@ -125,3 +122,13 @@ class GriffinStack:
 
     def _engine(self, slots, burst, seconds=None):
         return self.lm.engine(slots=slots, burst=burst, seconds=seconds, fill_first=True)
+
+
+def _step(engine, limit=None, settle=False):
+    """`Engine.step`, and `settle` if asked for, with what the device raises in it."""
+    busy = engine.step(limit)
+    if settle:
+        engine.settle()
+    if engine.last_error is not None:
+        raise engine.last_error
+    return busy

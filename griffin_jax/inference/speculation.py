@@ -1,0 +1,212 @@
+"""Speculation: when drafts are worth a call over several tokens, and what it takes to make them."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from griffin_jax.fields import check_fields, field
+from griffin_jax.inference.drafting import Drafter, Lookup, Memory, SmallModel
+from griffin_jax.inference.request import Request
+from griffin_jax.models import Griffin
+from griffin_jax.sharding import jit_on_mesh
+
+ROUNDS = 4  # calls of the model in a dispatch at most
+# What a call over a draft costs before it was measured, in steps of one token.
+_GUESSED_COST = 1.5
+# Drafts begin where they spare so much of the time, and end where they spare none.
+_MARGIN = 1.1
+# A small model that did not pay is tried again after so many tokens, then after twice as many.
+_FIRST_REST = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Speculation:
+    """How texts are drawn several tokens at a time, which changes no text: only how fast it comes.
+
+    Attributes:
+      tokens: Of a draft at most.
+      draft: A smaller model of the same vocabulary, a `LanguageModel`, which drafts; None drafts by
+        what followed in the text before, where its last tokens stood before.
+      least: Without a model: so many last tokens must have stood there.
+      most: So many are compared.
+      room: So many last tokens of a text are looked through, or read by the smaller model.
+      always: Draft also where it does not pay, as measured.
+
+    Raises:
+      ValueError: a value is out of its range.
+    """
+
+    tokens: int = field(7, at_least=1, at_most=63)
+    draft: Any = None
+    least: int = field(2, at_least=1, at_most=16)
+    most: int = field(4, at_least=1, at_most=16)
+    room: int = field(8192, at_least=32, at_most=2**17)
+    always: bool = False
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.least > self.most:
+            raise ValueError(f"least must be at most most={self.most}, got {self.least}")
+
+
+class History:
+    """What drafts by looking up would have spared of a text, had they been made.
+
+    Attributes:
+      tokens_per_call: Of the last few tokens, how many a call would have drawn.
+    """
+
+    _WEIGHT = 0.9  # of the calls before, in the average
+
+    def __init__(self, lookup: Lookup, tokens: Sequence[int], count: int):
+        self.tokens_per_call = 1.0
+        self._lookup, self._count = lookup, count
+        self._text: list[int] = []
+        self._places: dict[tuple[int, ...], int] = {}
+        self._draft: list[int] = []  # that is left of the one that is being followed
+        self._of_this_call = 0
+        for token in tokens[-lookup.room :]:
+            self._remember(token)
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Takes what was drawn next."""
+        for token in tokens:
+            self._of_this_call += 1
+            agrees = bool(self._draft) and self._draft.pop(0) == token
+            self._remember(token)
+            if not agrees:
+                share = self._WEIGHT * (self.tokens_per_call - self._of_this_call)
+                self.tokens_per_call = self._of_this_call + share
+                self._of_this_call = 0
+                self._draft = self._guess()
+            elif not self._draft:
+                # The last one of a draft is followed by one more of the same call.
+                self._draft = [-1]
+
+    def _remember(self, token):
+        """Adds a token, and says of the tokens before it that this one follows."""
+        text = self._text
+        for size in range(self._lookup.least, self._lookup.most + 1):
+            if len(text) >= size:
+                self._places[tuple(text[-size:])] = len(text)
+        text.append(token)
+
+    def _guess(self):
+        for size in range(self._lookup.most, self._lookup.least - 1, -1):
+            begin = self._places.get(tuple(self._text[-size:])) if len(self._text) >= size else None
+            if begin is not None:
+                between = len(self._text) - begin
+                return [self._text[begin + i % between] for i in range(self._count)]
+        return []
+
+
+class Speculator:
+    """Makes drafts for the rows of a pool where they pay.
+
+    Attributes:
+      drafter: Makes them on the device.
+      count: Tokens of a draft.
+      params: Of the drafter.
+      memory: Of the drafter, of all rows; None where it is behind the texts.
+      cost: What a call over a draft takes, in steps of one token.
+    """
+
+    def __init__(self, config: Speculation, drafter: Drafter, params: Any):
+        self.drafter, self.count, self.params = drafter, config.tokens, params
+        self.memory: Memory | None = None
+        self._always = config.always
+        self.cost = _GUESSED_COST
+        self._on = True
+        self._paid = float("inf")  # tokens of a call, where a model drafts
+        self._rest, self._rested = _FIRST_REST, 0
+
+    def follow(self, mesh: Any, slot: int, request: Request) -> None:
+        """Begins to follow the text of a request that has got a row."""
+        if isinstance(self.drafter, Lookup):
+            request.history = History(self.drafter, request.plan.tokens, self.count)
+        if self.memory is not None:
+            self._enter(mesh, slot, request)
+
+    def wants(self, requests: Sequence[Request]) -> bool:
+        """Whether the next burst of these rows should be one of drafts."""
+        if self._always:
+            return True
+        if isinstance(self.drafter, Lookup):
+            expected = float(np.mean([request.history.tokens_per_call for request in requests]))
+        else:
+            expected = self._paid
+        self._on = expected > self.cost * (1.0 if self._on else _MARGIN)
+        return self._on
+
+    def know(self, mesh: Any, requests: Sequence[Request | None]) -> None:
+        """Makes the memory of all rows, of which the host knows every token that was drawn."""
+        self.memory = self.drafter.empty(self.params, len(requests))
+        for slot, request in enumerate(requests):
+            if request is not None:
+                self._enter(mesh, slot, request)
+
+    def take(self, mesh: Any, index: np.ndarray) -> None:
+        """Makes the memory one of other rows."""
+        if self.memory is not None:
+            self.memory = _take.on(mesh, self.drafter, self.memory, index)
+
+    def learn(self, drawn: int, calls: int) -> None:
+        """Takes how many tokens of a row were drawn in so many calls."""
+        if calls and not isinstance(self.drafter, Lookup):
+            before = drawn / calls if self._paid == float("inf") else self._paid
+            self._paid = before + 0.2 * (drawn / calls - before)
+
+    def rest(self, drawn: int) -> None:
+        """Takes note of so many tokens that were drawn without a draft."""
+        if self._on or isinstance(self.drafter, Lookup):
+            return
+        self._rested += drawn
+        if self._rested >= self._rest:
+            self._rest, self._rested, self._paid = 2 * self._rest, 0, float("inf")
+
+    def _enter(self, mesh, slot, request):
+        entry = self.drafter.entry(self.params, request.text_so_far())
+        self.memory = _enter.on(mesh, self.drafter, self.memory, np.int32(slot), entry)
+
+
+@functools.partial(jit_on_mesh, static_argnames="drafter", donate_argnames="memory")
+def _enter(drafter, memory, slot, entry):
+    return drafter.enter(memory, slot, entry)
+
+
+@functools.partial(jit_on_mesh, static_argnames="drafter")
+def _take(drafter, memory, index):
+    return drafter.take(memory, index)
+
+
+def speculator_of(config: Speculation | bool | None, model: Griffin) -> Speculator | None:
+    """What makes the drafts of an engine; None for none.
+
+    Args:
+      config: What the user says; True for the defaults.
+      model: The engine's own model.
+
+    Raises:
+      ValueError: the config is none, or its model does not suit this one.
+    """
+    if config is None or config is False:
+        return None
+    config = Speculation() if config is True else config
+    if not isinstance(config, Speculation):
+        raise ValueError(f"speculate must be True, False or a Speculation, got {config!r:.60}")
+    small = config.draft
+    if small is None:
+        return Speculator(config, Lookup(config.least, config.most, config.room), None)
+    if not isinstance(getattr(small, "model", None), Griffin):
+        raise ValueError(f"draft must be a LanguageModel, got {small!r:.60}")
+    if small.config.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"the draft model has {small.config.vocab_size} tokens and the model "
+            f"{model.config.vocab_size}; they must share one vocabulary"
+        )
+    if small.config.attention_window is None:
+        raise ValueError("the draft model must have an attention window: its rings must not grow")
+    return Speculator(config, SmallModel(small.model, config.room), small.decoding_params)
