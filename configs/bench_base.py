@@ -10,7 +10,7 @@ def base(kind: str, size: str) -> ConfigDict:
     if size not in ("", "tiny"):
         raise ValueError(f"size {size!r}: there are '' (published shapes) and 'tiny'")
     config = ConfigDict()
-    # What is measured: decode, generation, latency, throughput, kernels or training.
+    # What is measured: decode, generation, latency, throughput, engine, kernels or training.
     config.kind = kind
     # Refuse to run where JAX finds a CPU alone.
     config.accelerator = not size

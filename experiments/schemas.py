@@ -128,7 +128,15 @@ class Benchmark:
     """What every benchmark's config has."""
 
     kind: str = field(
-        one_of=("decode", "generation", "latency", "throughput", "kernels", "training")
+        one_of=(
+            "decode",
+            "generation",
+            "latency",
+            "throughput",
+            "engine",
+            "kernels",
+            "training",
+        )
     )
     accelerator: bool = True
     isolate: bool = False
@@ -180,6 +188,33 @@ class Throughput(ModelsBenchmark):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineWork(Benchmark):
+    models: tuple[str, ...] = field(filled=True)
+    shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    burst: int = field(16, at_least=1)
+    stack_layers: bool | None = None
+    workloads: tuple[str, ...] = field(filled=True)
+    slots: int = field(at_least=1)
+    offline: tuple[tuple[int, ...], ...] = field(filled=True)
+    static_batch: int = field(at_least=0)
+    concurrent: tuple[int, ...] = field(filled=True)
+    arrivals: int = field(at_least=2)
+    arriving: tuple[int, ...] = field(filled=True)
+    conversations: int = field(at_least=1)
+    turns: int = field(at_least=2)
+    system: int = field(at_least=1)
+    said: int = field(at_least=1)
+    answered: int = field(at_least=1)
+    cache_bytes: int = field(at_least=0)
+    document: int = field(at_least=1)
+    forks: int = field(at_least=1)
+    speculated: tuple[int, ...] = field(filled=True)
+    draft: int = field(at_least=1, at_most=63)
+    draft_model: str | None = None
+    steady: int = field(at_least=10)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernels(Benchmark):
     model: str = field(filled=True)
     shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -208,6 +243,7 @@ _BENCHMARKS = {
     "generation": Generation,
     "latency": Latency,
     "throughput": Throughput,
+    "engine": EngineWork,
     "kernels": Kernels,
     "training": Training,
 }

@@ -29,7 +29,7 @@ REPORTS = {
     "evaluation": "griffin_jax.evaluation.report",
     "forking": "griffin_jax.benchmarks.forking_report",
     **dict.fromkeys(
-        ("decode", "generation", "latency", "throughput", "kernels", "training"),
+        ("decode", "generation", "latency", "throughput", "engine", "kernels", "training"),
         "griffin_jax.benchmarks.report",
     ),
 }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from griffin_jax.benchmarks.report import table
+from griffin_jax.benchmarks.markdown import table
 from griffin_jax.files import write_text
 from griffin_jax.paths import resolve
 

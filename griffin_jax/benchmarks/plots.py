@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from griffin_jax.benchmarks import card, counting
+from griffin_jax.benchmarks.engine import tables
 from griffin_jax.benchmarks.results import name
 from griffin_jax.config import preset
 from griffin_jax.files import new_file
@@ -135,6 +136,7 @@ def pyplot() -> Any:
 _PLOTS: dict[str, dict[str, Callable[[Any, Results], None]]] = {
     "latency": {"latency": latency, "cache": cache},
     "throughput": {"throughput": throughput, "throughput-roofline": roofline},
+    "engine": {"engine-load": tables.load},
     "kernels": {"roofline": roofline},
     "decode": {"decode-roofline": roofline},
 }

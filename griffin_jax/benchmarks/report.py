@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from griffin_jax.benchmarks import card, plots
+from griffin_jax.benchmarks.engine import tables
+from griffin_jax.benchmarks.markdown import table
 from griffin_jax.benchmarks.results import name, variant
 from griffin_jax.files import write_text
 from griffin_jax.paths import resolve
@@ -82,12 +84,6 @@ def setting(results: Results) -> str:
         f"Weights are {'random' if random else 'a checkpoint'}{chr(39) + 's' if not random else ''}. "
         "Times are medians without compilation, with their range over the median as spread."
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table, the first column to the left and the rest to the right."""
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
 def failures(results: Results) -> str:
@@ -383,6 +379,7 @@ _TABLES: dict[str, Callable[[Results], list[str]]] = {
     "generation": _generations,
     "latency": _latency,
     "throughput": _throughput,
+    "engine": tables.sections,
     "kernels": _kernels,
     "training": _training,
 }
@@ -391,6 +388,7 @@ _TITLES = {
     "generation": "Prefill and decoding, beside the peers",
     "latency": "Latency: the model card's table",
     "throughput": "Throughput over batch sizes",
+    "engine": "The engine under work",
     "kernels": "Time per operation",
     "training": "Training steps",
 }

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from griffin_jax.benchmarks.engine import tables
 from griffin_jax.files import write_json
 
 Row = dict[str, Any]
@@ -150,4 +151,5 @@ _TEXTS = {
     "long prompt": _long_prompt,
     "kernel": _kernel,
     "training": _training,
+    **tables.LINES,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from griffin_jax.benchmarks import decode, generation, kernels, machine, throughput
+from griffin_jax.benchmarks import decode, engine, generation, kernels, machine, throughput
 from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.benchmarks.memory import OutOfMemory
 from griffin_jax.benchmarks.stacks import Unavailable, open_stack
@@ -15,7 +15,7 @@ from griffin_jax.benchmarks.stacks.griffin import GriffinStack
 from griffin_jax.benchmarks.subject import OURS, Subject
 
 Row = dict[str, Any]
-KINDS = ("decode", "generation", "latency", "throughput", "kernels", "training")
+KINDS = ("decode", "generation", "latency", "throughput", "engine", "kernels", "training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,10 @@ def jobs(config: Mapping[str, Any], limits: dict[str, float]) -> list[Job]:
         return [Job(values["kind"], "", values, limits)]
     for text in values["models"]:
         Subject.parse(text, values.get("shapes"))
+    for name in values.get("workloads", ()):
+        if name not in engine.WORKLOADS:
+            known = ", ".join(engine.WORKLOADS)
+            raise ValueError(f"config.workloads names {name!r}; there are {known}")
     return [Job(values["kind"], text, values, limits) for text in values["models"]]
 
 
@@ -172,9 +176,15 @@ def _throughput(subject, stack, limits, config) -> Iterator[Row]:
     )
 
 
+def _engine(subject, stack, limits, config) -> Iterator[Row]:
+    del subject, limits
+    return engine.measure(stack.lm, config)
+
+
 _MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
     "decode": _decode,
     "generation": _generation,
     "latency": _latency,
     "throughput": _throughput,
+    "engine": _engine,
 }

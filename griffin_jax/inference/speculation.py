@@ -71,8 +71,9 @@ class History:
         for token in tokens[-lookup.room :]:
             self._remember(token)
 
-    def add(self, tokens: Sequence[int]) -> None:
-        """Takes what was drawn next."""
+    def add(self, tokens: Sequence[int]) -> int:
+        """Takes what was drawn next; returns how many calls would have ended in it."""
+        calls = 0
         for token in tokens:
             self._of_this_call += 1
             agrees = bool(self._draft) and self._draft.pop(0) == token
@@ -82,9 +83,11 @@ class History:
                 self.tokens_per_call = self._of_this_call + share
                 self._of_this_call = 0
                 self._draft = self._guess()
+                calls += 1
             elif not self._draft:
                 # The last one of a draft is followed by one more of the same call.
                 self._draft = [-1]
+        return calls
 
     def _remember(self, token):
         """Adds a token, and says of the tokens before it that this one follows."""

@@ -36,7 +36,7 @@ ALL = [
     (name, path.name)
     for name, starts in {
         "train": ("train_", "finetune_"),
-        "benchmark": ("bench_cpu", "bench_d", "bench_k", "bench_l", "bench_t"),
+        "benchmark": ("bench_cpu", "bench_d", "bench_e", "bench_k", "bench_l", "bench_t"),
         "evaluate": ("eval_",),
     }.items()
     for path in sorted(CONFIGS.glob("*.py"))

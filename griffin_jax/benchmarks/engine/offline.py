@@ -1,0 +1,58 @@
+"""Tokens per second where all requests are there from the beginning."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from griffin_jax.benchmarks.engine import static
+from griffin_jax.language_model import LanguageModel
+
+Row = dict[str, Any]
+
+
+def requests_of(vocab_size: int, lengths: Sequence[Sequence[int]], seed: int) -> list:
+    """Prompts of random tokens and how many are to be drawn, for (prompt, new) of each."""
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(0, vocab_size, prompt).tolist(), new) for prompt, new in lengths]
+
+
+def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
+    """A row of the engine and one of static batches, over the same requests; greedy, no text ends early.
+
+    The first pass of each over a few requests compiles what it needs, and does not count.
+    """
+    requests = requests_of(lm.config.vocab_size, config["offline"], config["seed"])
+    slots, batch_size, burst = config["slots"], config["static_batch"], config["burst"]
+    asked = sum(new for _, new in requests)
+
+    def row(way, seconds, more):
+        about = {"what": "offline", "way": way, "requests": len(requests), "seconds": seconds}
+        about |= {"prompt_tokens": sum(len(p) for p, _ in requests), "new_tokens": asked}
+        return about | {"tokens_per_second": asked / seconds} | more
+
+    _through_engine(lm, requests, slots, burst)
+    begin = time.perf_counter()
+    ours, stats = _through_engine(lm, requests, slots, burst)
+    seconds = time.perf_counter() - begin
+    more = {"slots": slots, "steps": stats.steps, "row_steps": stats.row_steps}
+    more |= {"read_tokens": stats.read_tokens, "padded_tokens": stats.padded_tokens}
+    more |= {"host_share": stats.host_seconds / seconds}
+    yield row("engine", seconds, more | {"used_rows": asked / stats.row_steps})
+    if not batch_size:
+        return
+    static.run(lm, requests[: 2 * batch_size], batch_size, burst)
+    begin = time.perf_counter()
+    theirs = static.run(lm, requests, batch_size, burst)
+    seconds = time.perf_counter() - begin
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    yield row("static batches", seconds, {"slots": batch_size, "equal_texts": same})
+
+
+def _through_engine(lm, requests, slots, burst):
+    options = {"slots": slots, "seconds": None, "burst": burst, "fill_first": True}
+    with lm.engine(**options) as engine:
+        given = [engine.submit(prompt, new, stop_ids=()) for prompt, new in requests]
+        engine.run()
+        return [request.result().tokens for request in given], engine.stats

@@ -1,0 +1,119 @@
+"""What texts have in common: conversations, forks of one document, a context in a file."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from griffin_jax.inference import PrefixCache
+from griffin_jax.inference.row_states import nbytes
+from griffin_jax.language_model import LanguageModel
+
+Row = dict[str, Any]
+
+
+def conversations(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
+    """Many conversations with one system prompt, by turns; without a cache, then with one of each kind."""
+    count, turns = config["conversations"], config["turns"]
+    rng = np.random.default_rng(config["seed"])
+    system = rng.integers(0, lm.config.vocab_size, config["system"]).tolist()
+    said = rng.integers(0, lm.config.vocab_size, (turns, count, config["said"])).tolist()
+    for kind, cache in (
+        ("none", lambda: None),
+        ("exact", lambda: PrefixCache(config["cache_bytes"])),
+        ("every turn", lambda: PrefixCache(config["cache_bytes"], exact=False)),
+    ):
+        _converse(lm, config, system, [turn[:2] for turn in said[:2]], cache())  # compiles
+        kept = cache()
+        row = {"what": "conversations", "cache": kind, "conversations": count, "turns": turns}
+        yield row | {"system": len(system)} | _converse(lm, config, system, said, kept)
+
+
+def _converse(lm, config, system, said, cache):
+    texts = [list(system) for _ in said[0]]
+    first = []
+    begin = time.perf_counter()
+    options = {"slots": config["slots"], "burst": config["burst"], "prefix_cache": cache}
+    with lm.engine(**options) as engine:
+        for turn in said:
+            requests = []
+            for text, words in zip(texts, turn, strict=True):
+                text += words
+                requests.append(engine.submit(text, config["answered"], stop_ids=()))
+            engine.run()
+            for text, request in zip(texts, requests, strict=True):
+                text += request.result().tokens
+            first += [r.first_token_at - r.submitted for r in requests]
+        stats = engine.stats
+    found = {
+        "seconds": time.perf_counter() - begin,
+        "alone_tokens": stats.alone_tokens,
+        "read_tokens": stats.read_tokens,
+        "cached_tokens": stats.cached_tokens,
+        "first_token_seconds": float(np.median(first)),
+    }
+    if cache is not None:
+        hits, misses = cache.stats.hits, cache.stats.misses
+        found |= {"hit_rate": hits / (hits + sum(misses.values())), "misses": dict(misses)}
+    return found
+
+
+def forks(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
+    """Many texts that go on from one document, which is read once."""
+    rng = np.random.default_rng(config["seed"])
+    document = rng.integers(0, lm.config.vocab_size, config["document"]).tolist()
+    lm.read(document[: min(len(document), 5000)])  # compiles
+    begin = time.perf_counter()
+    context = lm.read(document)
+    read = time.perf_counter() - begin
+    count = config["forks"]
+    for warm in (True, False):
+        begin = time.perf_counter()
+        with lm.engine(slots=count, seconds=None, fill_first=True) as engine:
+            requests = [
+                engine.submit([i], config["answered"], context=context, stop_ids=(), seed=i)
+                for i in range(count)
+            ]
+            engine.run()
+        if warm:
+            continue
+        yield {
+            "what": "forks",
+            "document": len(document),
+            "forks": count,
+            "document_seconds": read,
+            "forks_seconds": time.perf_counter() - begin,
+            "read_tokens": engine.stats.read_tokens,
+            "drawn_tokens": sum(len(r.result().tokens) for r in requests),
+            "state_bytes": nbytes(context.state),
+        }
+    yield from _saved(lm, context, read)
+
+
+def _saved(lm, context, read):
+    """The context in a file, and what is written after it from there."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "document.safetensors")
+        lm.save_context(context, file)  # computes the fingerprint
+        begin = time.perf_counter()
+        lm.save_context(context, file)
+        saved = time.perf_counter() - begin
+        begin = time.perf_counter()
+        loaded = lm.load_context(file)
+        jax.block_until_ready(loaded.state)
+        took = time.perf_counter() - begin
+        size = file.stat().st_size
+    before, after = (lm.sample([[5]], 200, context=x, stop_ids=())[0] for x in (context, loaded))
+    yield {
+        "what": "saved context",
+        "tokens": len(context.tokens),
+        "read_seconds": read,
+        "save_seconds": saved,
+        "load_seconds": took,
+        "file_bytes": size,
+        "next_200_equal": before.tokens == after.tokens,
+    }

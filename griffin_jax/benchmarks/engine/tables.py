@@ -1,0 +1,245 @@
+"""The engine's workloads as text: a line for the screen, tables, a plot."""
+
+from collections.abc import Callable
+from typing import Any
+
+from griffin_jax.benchmarks.markdown import table
+
+Row = dict[str, Any]
+
+
+def _offline(row):
+    text = f"{row['tokens_per_second']:,.0f} new tokens/s over {row['requests']} requests"
+    return f"{row['way']}: {text} of {row['prompt_tokens']:,} + {row['new_tokens']:,} tokens"
+
+
+def _load(row):
+    first, each, gap = (
+        row[key] for key in ("first_token_seconds", "seconds_per_token", "seconds_between_pieces")
+    )
+    return (
+        f"{row['concurrent']} at once ({row['mean_inside']:.1f} on the way): first token "
+        f"{_two(first)} ms, per token {_two(each)} ms, between pieces {_two(gap)} ms; "
+        f"{row['tokens_per_second']:,.0f} tokens/s, host {row['host_share']:.1%}"
+    )
+
+
+def _conversations(row):
+    hits = f", {row['hit_rate']:.1%} hits" if "hit_rate" in row else ""
+    return (
+        f"{row['conversations']} conversations of {row['turns']} turns, cache {row['cache']}: "
+        f"{row['read_tokens']:,} of {row['alone_tokens']:,} tokens read{hits}, first token after "
+        f"{row['first_token_seconds']:.3f} s, {row['seconds']:.1f} s"
+    )
+
+
+def _forks(row):
+    return (
+        f"{row['document']:,} tokens read in {row['document_seconds']:.1f} s; {row['forks']} forks "
+        f"in {row['forks_seconds']:.2f} s, {row['read_tokens']} tokens read in them"
+    )
+
+
+def _saved(row):
+    return (
+        f"a context of {row['tokens']:,} tokens: {row['file_bytes'] / 1e6:.2f} MB, saved in "
+        f"{row['save_seconds']:.3f} s, loaded in {row['load_seconds']:.3f} s, next 200 tokens "
+        f"{'equal' if row['next_200_equal'] else 'DIFFER'}"
+    )
+
+
+def _speculation(row):
+    return (
+        f"text that {row['text']}, {row['way']}: {1e3 * row['seconds_per_token']:.3f} ms per token, "
+        f"{row['times_faster']:.2f} times as fast, {_accepted(row)} of drafts accepted, "
+        f"{row['equal_tokens']} of {row['new_tokens']} tokens equal"
+    )
+
+
+def _real_text(row):
+    return (
+        f"{row['text']}: {row['tokens_per_call']:.2f} tokens a call with drafts of {row['draft']}"
+    )
+
+
+def _memory(row):
+    live = " ".join(f"{x / 1e6:.2f}" for x in row["live_bytes"])
+    return (
+        f"{row['requests']} requests: {live} MB of arrays at a tenth, half and end, "
+        f"{row['left_bytes']} bytes left behind"
+    )
+
+
+LINES: dict[str, Callable[[Row], str]] = {
+    "offline": _offline,
+    "load": _load,
+    "conversations": _conversations,
+    "forks": _forks,
+    "saved context": _saved,
+    "speculation": _speculation,
+    "real text": _real_text,
+    "steady memory": _memory,
+}
+
+
+def sections(results: dict[str, Any]) -> list[str]:
+    """The tables of results, those of a workload under each other."""
+    found = []
+    for what, (head, cells) in _TABLES.items():
+        rows = [r for r in results["rows"] if r["what"] == what and r.get("status") == "ok"]
+        if rows:
+            found.append(table(["model", *head], [[_model(row), *cells(row)] for row in rows]))
+    return found
+
+
+def load(axis: Any, results: dict[str, Any]) -> None:
+    """Latencies over the requests that are on their way at once."""
+    rows = [row for row in results["rows"] if row["what"] == "load"]
+    counts = [row["concurrent"] for row in rows]
+    for key, label in (
+        ("first_token_seconds", "first token"),
+        ("seconds_between_pieces", "between pieces"),
+        ("seconds_per_token", "per token"),
+    ):
+        (line,) = axis.plot(counts, [1e3 * row[key]["median"] for row in rows], "o-", label=label)
+        late = [1e3 * row[key]["late"] for row in rows]
+        axis.plot(counts, late, "x:", color=line.get_color(), label=f"{label}, 99th percentile")
+    axis.set(xlabel="requests at once", ylabel="ms", yscale="log")
+    axis.set_xscale("log", base=2)
+    axis.legend(fontsize=8)
+
+
+def _model(row):
+    return f"{row['model']}:{row['weights']}"
+
+
+def _two(seconds):
+    return f"{1e3 * seconds['median']:,.1f} / {1e3 * seconds['late']:,.1f}"
+
+
+def _accepted(row):
+    return (
+        f"{row['accepted_tokens'] / row['drafted_tokens']:.1%}" if row["drafted_tokens"] else "none"
+    )
+
+
+_TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
+    "offline": (
+        ["offline", "rows", "requests", "prompt tokens", "new tokens", "s", "new tokens/s"],
+        lambda row: [
+            row["way"],
+            str(row["slots"]),
+            str(row["requests"]),
+            f"{row['prompt_tokens']:,}",
+            f"{row['new_tokens']:,}",
+            f"{row['seconds']:.1f}",
+            f"{row['tokens_per_second']:,.0f}",
+        ],
+    ),
+    "load": (
+        [
+            "at once",
+            "on the way",
+            "arriving/s",
+            "first token, ms",
+            "between pieces, ms",
+            "per token, ms",
+            "tokens/s",
+            "host's share",
+        ],
+        lambda row: [
+            str(row["concurrent"]),
+            f"{row['mean_inside']:.1f}",
+            f"{row['rate']:.2f}",
+            _two(row["first_token_seconds"]),
+            _two(row["seconds_between_pieces"]),
+            _two(row["seconds_per_token"]),
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['host_share']:.1%}",
+        ],
+    ),
+    "conversations": (
+        [
+            "cache",
+            "conversations",
+            "turns",
+            "tokens alone",
+            "tokens read",
+            "hits",
+            "first token, s",
+            "all, s",
+        ],
+        lambda row: [
+            row["cache"],
+            str(row["conversations"]),
+            str(row["turns"]),
+            f"{row['alone_tokens']:,}",
+            f"{row['read_tokens']:,}",
+            f"{row['hit_rate']:.1%}" if "hit_rate" in row else "",
+            f"{row['first_token_seconds']:.3f}",
+            f"{row['seconds']:.1f}",
+        ],
+    ),
+    "forks": (
+        ["document", "read in s", "forks", "tokens read in forks", "forks in s", "state bytes"],
+        lambda row: [
+            f"{row['document']:,}",
+            f"{row['document_seconds']:.1f}",
+            str(row["forks"]),
+            str(row["read_tokens"]),
+            f"{row['forks_seconds']:.2f}",
+            f"{row['state_bytes']:,}",
+        ],
+    ),
+    "saved context": (
+        ["context of", "read in s", "file bytes", "saved in s", "loaded in s", "next 200 equal"],
+        lambda row: [
+            f"{row['tokens']:,} tokens",
+            f"{row['read_seconds']:.1f}",
+            f"{row['file_bytes']:,}",
+            f"{row['save_seconds']:.3f}",
+            f"{row['load_seconds']:.3f}",
+            "yes" if row["next_200_equal"] else "no",
+        ],
+    ),
+    "speculation": (
+        [
+            "a text that",
+            "way",
+            "ms per token",
+            "times as fast",
+            "accepted",
+            "tokens a call",
+            "equal",
+        ],
+        lambda row: [
+            row["text"],
+            row["way"],
+            f"{1e3 * row['seconds_per_token']:.3f}",
+            f"{row['times_faster']:.2f}",
+            _accepted(row),
+            f"{1 + row['accepted_tokens'] / row['draft_calls']:.2f}" if row["draft_calls"] else "",
+            f"{row['equal_tokens']} of {row['new_tokens']}",
+        ],
+    ),
+    "real text": (
+        ["what is written", "draft", "tokens", "calls", "tokens a call"],
+        lambda row: [
+            row["text"],
+            str(row["draft"]),
+            f"{row['new_tokens']:,}",
+            f"{row['calls']:,}",
+            f"{row['tokens_per_call']:.2f}",
+        ],
+    ),
+    "steady memory": (
+        ["requests", "s", "MB of arrays at 10%, 50%, 100%", "MB of the process", "left behind"],
+        lambda row: [
+            f"{row['requests']:,}",
+            f"{row['seconds']:.0f}",
+            ", ".join(f"{x / 1e6:.2f}" for x in row["live_bytes"]),
+            ", ".join(f"{x / 1e6:,.0f}" for x in row["process_peak_bytes"]),
+            f"{row['left_bytes']:,}",
+        ],
+    ),
+}

@@ -1,0 +1,71 @@
+"""The engine's workloads on a tiny shape, as rows, lines, tables and a plot."""
+
+import json
+
+import pytest
+
+from griffin_jax.benchmarks import engine, report, run
+from griffin_jax.benchmarks.results import line
+from tests.benchmarks.test_jobs import config_of
+
+
+@pytest.fixture(scope="module")
+def results():
+    return run.measure(config_of("bench_engine", concurrent=[2]))
+
+
+def rows_of(results, what):
+    return [row for row in results["rows"] if row["what"] == what]
+
+
+def test_every_workload_has_its_rows(results):
+    assert {row["status"] for row in results["rows"]} == {"ok"}
+    whats = [*engine.WORKLOADS, "saved context", "real text", "steady memory"]
+    whats.remove("memory")
+    assert {row["what"] for row in results["rows"]} == set(whats)
+    assert all(line(row) for row in results["rows"])
+
+
+def test_the_engine_and_static_batches_write_the_same(results):
+    ours, theirs = rows_of(results, "offline")
+    assert theirs["equal_texts"] == ours["requests"] == 5
+    assert ours["new_tokens"] == theirs["new_tokens"] == 3 + 20 + 2 + 12 + 4
+    assert 0 < ours["used_rows"] <= 1
+
+
+def test_a_prefix_cache_spares_reading_and_a_fork_all_of_it(results):
+    none, exact, every = rows_of(results, "conversations")
+    assert none["read_tokens"] == none["alone_tokens"] and not none["cached_tokens"]
+    assert every["read_tokens"] < none["read_tokens"] and every["hit_rate"] > 0.8
+    assert exact["cached_tokens"] >= 0
+    (forks,) = rows_of(results, "forks")
+    assert forks["read_tokens"] == forks["forks"]  # the document's last token, for each
+    (saved,) = rows_of(results, "saved context")
+    assert saved["next_200_equal"]
+
+
+def test_drafts_change_no_token_and_memory_stays(results):
+    rows = rows_of(results, "speculation")
+    assert all(row["equal_tokens"] == row["new_tokens"] for row in rows)
+    always = [row for row in rows if row["way"] == "drafts always"]
+    assert all(row["draft_calls"] > 0 for row in always)
+    texts = {row["text"]: row["tokens_per_call"] for row in rows_of(results, "real text")}
+    assert texts["code that is edited"] > 3 > texts["other code"] >= 1
+    (memory,) = rows_of(results, "steady memory")
+    assert memory["left_bytes"] == 0
+
+
+def test_tables_and_a_plot_are_made(results, tmp_path):
+    results = json.loads(json.dumps(results))
+    written = report.write([("engine.json", results)], tmp_path)
+    assert [path.name for path in written] == ["engine.md", "engine-load.png"]
+    text = written[0].read_text(encoding="utf-8")
+    for words in ("| static batches |", "| every turn |", "saved in s", "drafts always"):
+        assert words in text
+
+
+def test_a_workload_that_there_is_not_is_named():
+    with pytest.raises(
+        ValueError, match="config.workloads names 'nothing'; there are offline, load"
+    ):
+        run.measure(config_of("bench_engine", workloads=["nothing"]))
