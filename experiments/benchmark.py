@@ -4,7 +4,7 @@
 
 The config says what is measured: configs/bench_latency.py and bench_throughput.py are the model card's
 tables, bench_decode.py takes decoding apart, bench_kernels.py its operations, bench_training.py is
-training, bench_cpu.py stands beside the peers on a CPU. Each has a :tiny variant that takes seconds on
+training, bench_cpu.py stands beside the peers on a CPU, bench_engine.py puts the engine to work. Each has a :tiny variant that takes seconds on
 a CPU, such as --config=configs/bench_latency.py:tiny.
 
 A line per figure goes to standard output as it comes. --output writes all figures as JSON with the

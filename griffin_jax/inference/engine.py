@@ -111,7 +111,7 @@ class Engine:
         self.changed = threading.Condition(threading.RLock())
         # Several processes must dispatch the same programs, which no clock may decide.
         seconds = seconds if jax.process_count() == 1 else None
-        speculator = speculator_of(speculate, self.model)
+        speculator = speculator_of(speculate, self.model, params)
         pool = Pool(self.model, params, self.stats, slots, burst, seconds, speculator)
         pool.keeps_states = prefix_cache is not None and not prefix_cache.exact
         if prefix_cache is not None:

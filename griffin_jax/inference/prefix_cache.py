@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from griffin_jax.fields import check_value
-from griffin_jax.inference.kept_states import KeptState, Tiers
+from griffin_jax.inference.kept_states import Folder, KeptState, Tiers
 from griffin_jax.models.stack import AnyState
+from griffin_jax.paths import AnyPath
 
 MIN_SAVED = 64  # tokens that a cut has to save at least, as it costs a call of its own
 _MOST_GONE = 4096  # places without a state that are remembered, to tell why there is none
@@ -83,6 +84,8 @@ class PrefixCache:
         device_bytes: int = 2**30,
         *,
         host_bytes: int = 0,
+        folder: AnyPath | None = None,
+        folder_bytes: int = 0,
         every: int = 256,
         exact: bool = True,
     ):
@@ -91,11 +94,14 @@ class PrefixCache:
         Args:
           device_bytes: What states on the device may take. 0 keeps none there.
           host_bytes: What states that had to leave the device may take in the host's memory.
+          folder: For states that had to leave both; the cache's own, and empty at first.
+          folder_bytes: What they may take there.
           every: See above.
           exact: See above.
 
         Raises:
-          ValueError: a value is out of its range.
+          ValueError: a value is out of its range, or the folder holds what is none of a cache's.
+          OutputError: (an OSError) the folder cannot be written.
         """
         self.every = check_value("every", every, int, at_least=1)
         self.exact = check_value("exact", exact, bool)
@@ -103,6 +109,8 @@ class PrefixCache:
         self._tiers = Tiers(
             check_value("device_bytes", device_bytes, int, at_least=0),
             check_value("host_bytes", host_bytes, int, at_least=0),
+            check_value("folder_bytes", folder_bytes, int, at_least=0),
+            _folder(folder, folder_bytes),
             self._gone,
         )
         self._root = Node((), 0)
@@ -114,12 +122,17 @@ class PrefixCache:
     @property
     def device_bytes(self) -> int:
         """What kept states take on the device now."""
-        return self._tiers.device_bytes
+        return self._tiers.device.nbytes
 
     @property
     def host_bytes(self) -> int:
         """What kept states take in the host's memory now."""
-        return self._tiers.host_bytes
+        return self._tiers.host.nbytes
+
+    @property
+    def folder_bytes(self) -> int:
+        """What kept states take in the folder now."""
+        return self._tiers.disk.nbytes
 
     def bind(self, params: Any) -> None:
         """Says whose states these are.
@@ -157,10 +170,12 @@ class PrefixCache:
                 for node, whole in self._walk(tokens)
                 if whole and node.kept is not None and read < node.end <= most
             ]
-            if usable:
-                node = usable[-1]
-                self.stats.tokens_saved += node.end - read
-                return node.end, self._tiers.use(node.kept)
+            for node in reversed(usable):
+                # What is moved to make room for one may be another one.
+                state = None if node.kept is None else self._tiers.use(node.kept)
+                if state is not None:
+                    self.stats.tokens_saved += node.end - read
+                    return node.end, state
         return None
 
     def count(self, tokens: Tokens, most: int, found: bool) -> None:
@@ -264,6 +279,12 @@ class PrefixCache:
             if above.children.get(node.tokens[0]) is node:
                 del above.children[node.tokens[0]]
             node = above
+
+
+def _folder(folder, folder_bytes):
+    if (folder is None) != (not folder_bytes):
+        raise ValueError(f"folder and folder_bytes go together, got {folder!r} and {folder_bytes}")
+    return None if folder is None else Folder(folder)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -112,13 +112,22 @@ class Speculator:
     Attributes:
       drafter: Makes them on the device.
       count: Tokens of a draft.
-      params: Of the drafter.
+      params: Those of the drafter, an empty dict where it has none.
       memory: Of the drafter, of all rows; None where it is behind the texts.
       cost: What a call over a draft takes, in steps of one token.
     """
 
-    def __init__(self, config: Speculation, drafter: Drafter, params: Any):
+    def __init__(self, config: Speculation, drafter: Drafter, params: Any, beside: Any = None):
+        """Begins without a memory.
+
+        Args:
+          config: What the user says.
+          drafter: Makes the drafts.
+          params: Those of the drafter.
+          beside: Arrays that say where its own belong; `params` by default.
+        """
         self.drafter, self.count, self.params = drafter, config.tokens, params
+        self._beside = beside or params
         self.memory: Memory | None = None
         self._always = config.always
         self.cost = _GUESSED_COST
@@ -146,7 +155,7 @@ class Speculator:
 
     def know(self, mesh: Any, requests: Sequence[Request | None]) -> None:
         """Makes the memory of all rows, of which the host knows every token that was drawn."""
-        self.memory = self.drafter.empty(self.params, len(requests))
+        self.memory = self.drafter.empty(self._beside, len(requests))
         for slot, request in enumerate(requests):
             if request is not None:
                 self._enter(mesh, slot, request)
@@ -185,12 +194,15 @@ def _take(drafter, memory, index):
     return drafter.take(memory, index)
 
 
-def speculator_of(config: Speculation | bool | None, model: Griffin) -> Speculator | None:
+def speculator_of(
+    config: Speculation | bool | None, model: Griffin, params: dict[str, Any]
+) -> Speculator | None:
     """What makes the drafts of an engine; None for none.
 
     Args:
       config: What the user says; True for the defaults.
       model: The engine's own model.
+      params: Its parameters.
 
     Raises:
       ValueError: the config is none, or its model does not suit this one.
@@ -202,7 +214,7 @@ def speculator_of(config: Speculation | bool | None, model: Griffin) -> Speculat
         raise ValueError(f"speculate must be True, False or a Speculation, got {config!r:.60}")
     small = config.draft
     if small is None:
-        return Speculator(config, Lookup(config.least, config.most, config.room), None)
+        return Speculator(config, Lookup(config.least, config.most, config.room), {}, params)
     if not isinstance(getattr(small, "model", None), Griffin):
         raise ValueError(f"draft must be a LanguageModel, got {small!r:.60}")
     if small.config.vocab_size != model.config.vocab_size:

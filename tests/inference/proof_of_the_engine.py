@@ -1,22 +1,31 @@
 """Each of very many requests against itself alone: python -m tests.inference.proof_of_the_engine 10000
 
 Requests come at random moments, of random lengths, settings and seeds, with beginnings in common;
-some are cancelled, slots and cached states are used again, and states are evicted all the while.
-The first argument is how many there are, the second "float32" or "nf4". It prints what differed,
-which must be nothing, and fails if anything did.
+some are cancelled, slots and cached states are used again, and states are evicted all the while. Every
+other 500 requests are drawn with drafts, and itself alone never is.
+
+The first argument is how many there are. The second is "float32" or "nf4", of the tests' tiny model, or
+a model as benchmarks name it, such as griffin-tiny:float32 or recurrentgemma-9b:nf4. The third is a file
+that keeps what was found, from which another run goes on. It prints what differed, which must be nothing
+where one kernel serves all numbers of rows, and fails if anything did. Where another kernel rounds
+otherwise, it says at what gap between the two most likely tokens a greedy text took the other one.
 """
 
 import collections
+import json
+import pathlib
 import sys
 
 import numpy as np
 
 import griffin_jax
-from griffin_jax.inference import PrefixCache, prefill
+from griffin_jax.benchmarks.subject import Subject
+from griffin_jax.inference import PrefixCache, Speculation, prefill
 from griffin_jax.inference.row_states import fresh_row, nbytes
-from tests.inference.tiny_model import CONFIG, language_model
+from tests.inference.tiny_model import language_model
 
 BOUND = 1e-5  # of log-probabilities
+PART = 500
 SETTINGS = (
     {},
     {"temperature": 1.0},
@@ -25,34 +34,41 @@ SETTINGS = (
     {"temperature": 1.0, "presence_penalty": 0.5, "frequency_penalty": 0.2},
     {"temperature": 1.0, "logit_bias": {70: 2.0}, "stop": "a"},
 )
+DRAFTS = Speculation(tokens=3, least=1, always=True)
 
 
 def model(weights):
-    """The tiny model of the tests."""
+    """The tiny model of the tests, or one of a benchmark."""
+    if ":" in weights:
+        return Subject.parse(weights).load()[0]
     lm = language_model()
     return griffin_jax.quantize(lm, griffin_jax.QuantizationConfig()) if weights == "nf4" else lm
 
 
-def draw_request(rng, beginnings, settings):
+def draw_request(rng, lm, beginnings, settings):
     """The prompt and the options of a request."""
     begin = beginnings[rng.integers(len(beginnings))][: rng.integers(0, 90)]
-    prompt = [*begin, *rng.integers(5, CONFIG.vocab_size, rng.integers(1, 12)).tolist()]
+    prompt = [*begin, *rng.integers(5, lm.config.vocab_size, rng.integers(1, 12)).tolist()]
     options = {"max_new_tokens": int(rng.integers(1, 30)), "seed": int(rng.integers(2**32))}
-    return prompt, options | settings[rng.integers(len(settings))]
+    chosen = dict(settings[rng.integers(len(settings))])
+    if lm.tokenizer is None:
+        chosen.pop("stop", None)
+    return prompt, options | chosen
 
 
-def run(lm, count, seed, settings=SETTINGS):
+def run(lm, count, seed, settings=SETTINGS, speculate=None):
     """Requests that have ended, of one engine, with their prompts and options."""
     rng = np.random.default_rng(seed)
-    beginnings = rng.integers(5, CONFIG.vocab_size, (6, 90)).tolist()
+    beginnings = rng.integers(5, lm.config.vocab_size, (6, 90)).tolist()
     state = nbytes(fresh_row(lm.model, lm.params, 1))
     cache = PrefixCache(12 * state, host_bytes=12 * state, every=8, exact=False)
     found, cancelled = [], set()
-    with lm.engine(slots=4, seconds=None, burst=4, prefix_cache=cache) as engine:
+    options = {"slots": 4, "seconds": None, "burst": 4}
+    with lm.engine(**options, prefix_cache=cache, speculate=speculate) as engine:
         busy = True
         while len(found) < count or busy:
             for _ in range(min(rng.integers(0, 3), count - len(found))):
-                prompt, options = draw_request(rng, beginnings, settings)
+                prompt, options = draw_request(rng, lm, beginnings, settings)
                 given = {"priority": int(rng.integers(2)), **options}
                 found.append((engine.submit(prompt, **given), prompt, options))
             recent = [r for r, *_ in found[-6:] if not r.ended and r not in cancelled]
@@ -63,37 +79,66 @@ def run(lm, count, seed, settings=SETTINGS):
     return found, engine.stats, cache.stats
 
 
-def differences(lm, found):
-    """What is not as it is alone: the requests whose tokens differ, and the largest difference."""
+def differences(lm, found, gaps=None):
+    """What is not as it is alone: the requests whose tokens differ, and the largest difference.
+
+    Args:
+      lm: The model.
+      found: Of `run`.
+      gaps: Is given, for greedy texts that differ, the gap in log-probability between the two most
+        likely tokens where they part.
+    """
     differ, largest = [], 0.0
     for request, prompt, options in found:
         sample = request.result()
-        seed = [options["seed"]]
-        (alone,) = lm.sample([prompt], **options | {"seed": seed})
+        more = {"seed": [options["seed"]]} | ({} if gaps is None else {"logprobs": 5})
+        (alone,) = lm.sample([prompt], **options | more)
         length = len(sample.tokens)
         cut = sample.finish_reason == "cancelled"
         same = sample.tokens == alone.tokens[:length] and (cut or sample.text == alone.text)
         if not same or not (cut or sample.finish_reason == alone.finish_reason):
             differ.append(request.number)
+            if gaps is not None and "temperature" not in options:
+                pairs = zip(sample.tokens, alone.tokens, strict=False)
+                place = next((i for i, (a, b) in enumerate(pairs) if a != b), -1)
+                (_, first), (_, second) = alone.top_logprobs[place][:2]
+                gaps.append(first - second)
         elif length:
-            gaps = np.abs(np.subtract(sample.logprobs, alone.logprobs[:length]))
-            largest = max(largest, float(gaps.max()))
+            gap = np.abs(np.subtract(sample.logprobs, alone.logprobs[:length]))
+            largest = max(largest, float(gap.max()))
     return differ, largest
+
+
+def part(lm, count, seed, gaps):
+    """The counts of so many requests, as plain values."""
+    found, stats, cached = run(lm, count, seed, speculate=DRAFTS if seed % 2 else None)
+    differ, largest = differences(lm, found, gaps)
+    counts = {"requests": len(found), "differ": len(differ), "largest": largest}
+    counts |= {"hits": cached.hits, "evicted": cached.evicted, "drafted": stats.drafted_tokens}
+    return counts | {"accepted": stats.accepted_tokens, **stats.ended, "gaps": gaps or []}
 
 
 def main():
     """See above."""
     count, weights = int(sys.argv[1]), (sys.argv[2:] or ["float32"])[0]
-    prefill.CHUNKS = (8, 32)
-    lm, totals = model(weights), collections.Counter()
-    largest = 0.0
-    for seed in range(-(-count // 500)):
-        found, stats, cached = run(lm, min(500, count - totals["requests"]), seed)
-        differ, gap = differences(lm, found)
-        largest = max(largest, gap)
-        totals.update(requests=len(found), differ=len(differ), hits=cached.hits)
-        totals.update(evicted=cached.evicted, **stats.ended)
+    kept = pathlib.Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    parts = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
+    if ":" not in weights:
+        prefill.CHUNKS = (8, 32)
+    lm = model(weights)
+    for seed in range(-(-count // PART)):
+        if str(seed) not in parts:
+            size = min(PART, count - seed * PART)
+            parts[str(seed)] = part(lm, size, seed, [] if ":" in weights else None)
+            if kept is not None:
+                kept.write_text(json.dumps(parts))
+        totals = collections.Counter()
+        for one in parts.values():
+            totals.update({k: v for k, v in one.items() if k not in ("largest", "gaps")})
+        largest = max(one["largest"] for one in parts.values())
         print(dict(totals), f"largest difference {largest:.1e}", flush=True)
+    if gaps := [gap for one in parts.values() for gap in one["gaps"]]:
+        print(f"gaps where greedy texts part: up to {max(gaps):.1e} of {len(gaps)}")
     if totals["differ"] or largest > BOUND:
         sys.exit("requests differ from themselves alone")
 

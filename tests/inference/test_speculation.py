@@ -70,7 +70,7 @@ def test_a_text_is_what_it_is_without_drafts(lm, draft, sampling):
     assert_equal(drafted, plain)
     assert 0 < stats.accepted_tokens <= stats.drafted_tokens
     assert stats.draft_calls + stats.accepted_tokens == stats.drawn_tokens
-    assert stats.steps < 6 * WINDOW
+    assert stats.draft_calls < stats.drawn_tokens
     for request in drafted:  # and it leaves behind what it would have
         context = request.context()
         probe = [*context.tokens[context.read :], 70]

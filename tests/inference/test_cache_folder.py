@@ -1,0 +1,109 @@
+"""The folder of the prefix cache: states that leave the memory come back, or cost nothing else."""
+
+import logging
+
+import pytest
+
+from griffin_jax.inference import PrefixCache
+from griffin_jax.inference.row_states import fresh_row, nbytes
+from griffin_jax.paths import OutputError
+from tests.inference.test_prefix_cache import EVERY, draw, run
+from tests.inference.tiny_model import language_model
+
+TEXTS = [draw(2 * EVERY + 3, i) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return language_model()
+
+
+@pytest.fixture
+def cache(lm, tmp_path):
+    """One that has read the texts, and keeps one state on the device, two on the host, the rest in files."""
+    row = nbytes(fresh_row(lm.model, lm.params, 1))
+    cache = PrefixCache(
+        row, host_bytes=2 * row, folder=tmp_path / "states", folder_bytes=20 * row, every=EVERY
+    )
+    cache.first, _ = run(lm, TEXTS, cache)
+    assert cache.device_bytes == row and cache.host_bytes == 2 * row
+    assert cache.folder_bytes == 5 * row
+    return cache
+
+
+def files(cache, tmp_path):
+    found = sorted((tmp_path / "states").iterdir())
+    assert len(found) * cache.device_bytes == cache.folder_bytes
+    return found
+
+
+def test_states_come_back_from_files_as_they_were_and_leave_none_behind(lm, cache, tmp_path):
+    assert len(files(cache, tmp_path)) == 5
+    again, stats = run(lm, TEXTS, cache)
+    assert stats.cached_tokens == 4 * 2 * EVERY and cache.stats.evicted == 0
+    assert [r.result() for r in again] == [r.result() for r in cache.first]
+    files(cache, tmp_path)
+    cache.clear()
+    assert not list((tmp_path / "states").iterdir()) and cache.folder_bytes == 0
+
+
+def test_files_stay_within_their_bytes(lm, cache, tmp_path):
+    for i in range(30):
+        run(lm, [draw(EVERY * (1 + i % 4) + 1, i)], cache)
+        assert len(files(cache, tmp_path)) <= 20
+
+
+@pytest.mark.parametrize("harm", ["removed", "damaged", "cut"])
+def test_a_file_that_is_lost_or_damaged_costs_its_state_alone(lm, cache, tmp_path, harm, caplog):
+    for file in files(cache, tmp_path):
+        if harm == "removed":
+            file.unlink()
+            continue
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 1
+        file.write_bytes(data if harm == "damaged" else data[:-9])
+    with caplog.at_level(logging.WARNING):
+        again, _ = run(lm, TEXTS, cache)
+    assert [r.result().tokens for r in again] == [r.result().tokens for r in cache.first]
+    assert cache.stats.evicted == 5
+    told = [r.message for r in caplog.records if "the prefix cache cannot read" in r.message]
+    assert len(told) == 1 and "\n" not in told[0]
+
+
+def test_a_folder_that_cannot_be_written_any_more_costs_states_alone(
+    lm, cache, monkeypatch, caplog
+):
+    def full(path):
+        raise OutputError(f"{path} cannot be written: no space left")
+
+    monkeypatch.setattr("griffin_jax.inference.kept_states.files.new_file", full)
+    texts = [draw(3 * EVERY + 1, 50 + i) for i in range(3)]
+    with caplog.at_level(logging.WARNING):
+        found, _ = run(lm, texts, cache)
+    alone, _ = run(lm, texts, None)
+    assert [r.result().tokens for r in found] == [r.result().tokens for r in alone]
+    assert cache.stats.evicted > 0
+    assert sum("cannot write" in r.message for r in caplog.records) == 1
+
+
+def test_what_an_earlier_cache_has_left_is_removed_and_foreign_files_are_refused(tmp_path):
+    (tmp_path / "7.prefix-state").write_bytes(b"old")
+    PrefixCache(folder=tmp_path, folder_bytes=100)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "7.prefix-state").write_bytes(b"old")
+    with pytest.raises(
+        ValueError, match=r"holds notes\.txt, which is no file of a prefix"
+    ) as caught:
+        PrefixCache(folder=tmp_path, folder_bytes=100)
+    assert "\n" not in str(caught.value)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        PrefixCache(folder=tmp_path / "file", folder_bytes=100)
+    for options in ({"folder": tmp_path}, {"folder_bytes": 5}):
+        with pytest.raises(ValueError, match="folder and folder_bytes go together"):
+            PrefixCache(**options)
