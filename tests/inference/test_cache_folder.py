@@ -65,7 +65,7 @@ def test_a_file_that_is_lost_or_damaged_costs_its_state_alone(lm, cache, tmp_pat
     with caplog.at_level(logging.WARNING):
         again, _ = run(lm, TEXTS, cache)
     assert [r.result().tokens for r in again] == [r.result().tokens for r in cache.first]
-    assert cache.stats.evicted == 5
+    assert cache.stats.evicted == 4  # the fifth is of a text whose longer one was found
     told = [r.message for r in caplog.records if "the prefix cache cannot read" in r.message]
     assert len(told) == 1 and "\n" not in told[0]
 
@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_written_any_more_costs_states_alone(
     lm, cache, monkeypatch, caplog
 ):
     def full(path):
-        raise OutputError(f"{path} cannot be written: no space left")
+        raise OutputError(path, "no space left")
 
     monkeypatch.setattr("griffin_jax.inference.kept_states.files.new_file", full)
     texts = [draw(3 * EVERY + 1, 50 + i) for i in range(3)]

@@ -18,14 +18,24 @@ Row = dict[str, Any]
 
 def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     """A row: bytes of live arrays and of the process, after a tenth of the requests and after all."""
+    jax.block_until_ready(jax.tree.leaves(lm.decoding_params))
+    before = _live()
+    begin = time.perf_counter()
+    row = _serve(lm, config)
+    gc.collect()
+    seconds = time.perf_counter() - begin
+    about = {"what": "steady memory", "requests": config["steady"], "seconds": seconds}
+    yield about | row | {"left_bytes": _live() - before}
+
+
+def _serve(lm, config):
+    """What was alive on the way; nothing of the engine outlives this call."""
     rng = np.random.default_rng(config["seed"])
     count, slots = config["steady"], config["slots"]
     state = nbytes(fresh_row(lm.model, lm.decoding_params, 1))
     cache = PrefixCache(8 * state, every=32, exact=False)
     marks: list[tuple[int, int]] = []
-    begin = time.perf_counter()
     with lm.engine(slots=slots, seconds=None, burst=8, prefix_cache=cache) as engine:
-        before = _live()
         given, done, at_work = [], 0, True
         while done < count or at_work:
             while done < count and len(given) < 2 * slots:
@@ -35,27 +45,17 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
                 if done in (count // 10, count // 2):
                     marks.append((_live(), memory.host_peak_bytes()))
             if given and rng.random() < 0.2:
-                chosen = given.pop(rng.integers(len(given)))
-                chosen.cancel()
+                given.pop(rng.integers(len(given))).cancel()
             at_work = engine.step()
             given = [request for request in given if not request.ended]
         marks.append((_live(), memory.host_peak_bytes()))
-        held = engine.load().state_bytes
-        stats = engine.stats
-    cache.clear()
-    del engine, given
-    gc.collect()
-    yield {
-        "what": "steady memory",
-        "requests": count,
-        "seconds": time.perf_counter() - begin,
-        "ended": stats.ended,
-        "state_bytes": state,
-        "pool_bytes": held,
-        "live_bytes": [live for live, _ in marks],
-        "process_peak_bytes": [peak for _, peak in marks],
-        "left_bytes": _live() - before,
-    }
+        return {
+            "ended": engine.stats.ended,
+            "state_bytes": state,
+            "pool_bytes": engine.load().state_bytes,
+            "live_bytes": [live for live, _ in marks],
+            "process_peak_bytes": [peak for _, peak in marks],
+        }
 
 
 def _live():

@@ -1,0 +1,74 @@
+"""Wrong input is met where it enters."""
+
+import pytest
+
+from tests.inference.comparisons import (
+    WARM,
+    Wrong,
+)
+from tests.inference.tiny_model import language_model
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return language_model()
+
+
+@pytest.mark.parametrize(
+    "prompt, options, message",
+    [
+        ([], {}, "prompt is empty"),
+        ("", {}, "prompt is empty"),
+        ([5, 261], {}, "prompt holds token 261; ids are 0 to 260"),
+        ([-1], {}, "prompt holds token -1"),
+        ([5], {"max_new_tokens": -1}, "a whole number of at least 0, got -1"),
+        ([5], {"max_new_tokens": 1.5}, "a whole number of at least 0, .*got 1.5|whole number"),
+        ([5], {"stop": ["a", ""]}, "stop must hold strings, none of them empty, got ''"),
+        ([5], {"stop": [7]}, "stop must hold strings, none of them empty, got 7"),
+        ([5], {"stop_ids": range(17)}, "stop_ids holds 17 tokens; 16 are the most"),
+        ([5.5], {}, "prompt holds token 5.5"),
+        ([5], {"seed": -1}, "seed must be"),
+        ([5], {"seed": 2**32}, "seed must be"),
+        ([5], {"seed": 0.5}, "seed must be"),
+        (
+            [5],
+            {"logprobs": 21},
+            "logprobs must be a whole number of at least 0 and at most 20, got 21",
+        ),
+        ([5], {"deadline": 0}, "deadline must be a number above 0"),
+        ([5], {"logit_bias": {261: 1.0}}, "logit_bias names token 261; ids are 0 to 260"),
+        ([5], {"logit_bias": {5: float("nan")}}, r"logit_bias\[5\] must be a number, got nan"),
+        ([5], {"allowed_tokens": []}, "allowed_tokens must be a list, not empty"),
+        ([5], {"allowed_tokens": [-1]}, "allowed_tokens names token -1"),
+        (
+            [5],
+            {"presence_penalty": float("inf")},
+            "presence_penalty must be a number of .*, got inf",
+        ),
+        ([5], {"sampling": WARM, "top_k": 3}, "give sampling or top_k, not both"),
+        ([5], {"sampling": Wrong("logits")}, r"method Wrong must draw one token.*float32\[261\]"),
+        ([5], {"sampling": Wrong([])}, "method Wrong has no hash"),
+    ],
+)
+def test_wrong_input_is_named_in_one_line_and_disturbs_nobody(lm, prompt, options, message):
+    engine = lm.engine(slots=1)
+    with pytest.raises(ValueError, match=message) as caught:
+        engine.submit(prompt, **options)
+    assert "\n" not in str(caught.value)
+    assert engine.stats.submitted == 0
+
+
+def test_wrong_options_and_engines_are_named(lm):
+    with pytest.raises(TypeError, match="there is no option 'topk'; sampling has temperature"):
+        lm.sample([[5]], topk=3)
+    with pytest.raises(ValueError, match=r"SamplingConfig or an object with a method draw"):
+        lm.sample([[5]], sampling=0.7)
+    for options, message in (
+        ({"slots": 0}, "slots must be a whole number of at least 1, got 0"),
+        ({"burst": 0}, "burst must be"),
+        ({"waiting": -1}, "waiting must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lm.engine(**options)
+    with pytest.raises(ValueError, match="2 seeds for 1 prompts"):
+        lm.sample([[5]], seed=[1, 2])
