@@ -75,7 +75,7 @@ def test_an_error_of_entering_ends_the_one_that_enters(lm, monkeypatch):
     with lm.engine(slots=3, seconds=None, fill_first=True) as engine:
         requests = [engine.submit(prompt, 9) for prompt in PROMPTS]
         with monkeypatch.context() as patch:
-            failing(patch, Pool, "enter", {1})
+            failing(patch, Pool, "admit", {1})
             engine.run()
     assert outcomes(lm, requests).count(True) == 1
 

@@ -23,7 +23,7 @@ def lm():
     return language_model()
 
 
-# Of four rows some draw a stop token and some do not.
+# Some of four rows draw a stop token and some do not.
 SOME_STOP = {"sampling": SamplingConfig(temperature=3.0), "max_new_tokens": 60}
 
 
