@@ -221,7 +221,7 @@ def draw(
     Args:
       logits: float32[B, V].
       rows: The rows, whose states are not looked at.
-      needs: Of all rows together.
+      needs: What all rows together need.
       methods: The users' own ways, by number.
       masks: As for `draw_burst`.
 

@@ -14,11 +14,10 @@ _WORD = 32  # bits
 class Grammar(Protocol):
     """Says which tokens may follow a text; an object of one request, which may keep what it has seen.
 
-    Attributes of the contract:
-      A call gets all tokens that were drawn so far. The first call gets none of them; each later one
-      gets those of the call before, and more. One thread calls at a time.
-      A stop token can be drawn only where its bit is set. Where nothing but stop tokens may follow,
-      or nothing at all, the text is complete and the request ends.
+    A call is given all tokens that were drawn so far: the first one none, each later one those of the
+    call before, and more. One thread calls at a time. A stop token can be drawn only where its bit is
+    set. Where nothing but stop tokens may follow, or nothing at all, the text is complete and the
+    request ends.
     """
 
     def allowed(self, tokens: Sequence[int]) -> np.ndarray:

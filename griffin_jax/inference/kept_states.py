@@ -29,8 +29,8 @@ class KeptState:
       nbytes: What they take.
       sharding: Where each of them lies on the device.
       file: The file that holds them; None while they are in memory.
-      checksum: Of what the file holds.
-      structure: Of the arrays.
+      checksum: The CRC-32 of what the file holds.
+      structure: The tree that the arrays make.
     """
 
     def __init__(self, state: AnyState):

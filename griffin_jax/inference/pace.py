@@ -5,7 +5,7 @@ class Pace:
     """The pace of one kind of burst.
 
     Attributes:
-      steps: Of the next burst at most.
+      steps: The most steps of the next burst.
       step_seconds: What a step takes, of late; None while that is not known.
     """
 

@@ -182,7 +182,7 @@ class Pool:
         left = max(r.plan.max_new_tokens - r.dispatched for r in active)
         steps = 1 if self.guided else min(self._next_steps(drafts), left, limit or left)
         width = 1 + self._speculator.count if drafts else 1
-        # Of a burst of drafts that is under way, it is not known how much was drawn.
+        # How much a burst of drafts that is under way has drawn is not known yet.
         ahead = 2 * ROUNDS * width if drafts else steps
         self._make_room(max(len(r.plan.tokens) + r.dispatched for r in active) + ahead)
         wanted = np.array([request is not None for request in self.requests])

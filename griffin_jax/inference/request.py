@@ -104,9 +104,9 @@ class Request:
         self.shares, self.cached_tokens = False, 0
         self.cut: int | None = None
         self.method = -1
-        # Of speculation: what drafts by looking up would have spared.
+        # What drafts by looking up would have spared, where the engine speculates.
         self.history: Any = None
-        # Of the grammar: whether only the end may follow, and what may, packed; None without one.
+        # What the grammar says: whether only the end may follow, and what may, packed; None without one.
         self.is_complete, self.mask = False, None
 
     def __repr__(self) -> str:

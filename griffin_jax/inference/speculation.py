@@ -27,7 +27,7 @@ class Speculation:
     """How texts are drawn several tokens at a time, which changes no text: only how fast it comes.
 
     Attributes:
-      tokens: Of a draft at most.
+      tokens: The most tokens of a draft.
       draft: A smaller model of the same vocabulary, a `LanguageModel`, which drafts; None drafts by
         what followed in the text before, where its last tokens stood before.
       least: Without a model: so many last tokens must have stood there.
@@ -56,7 +56,7 @@ class History:
     """What drafts by looking up would have spared of a text, had they been made.
 
     Attributes:
-      tokens_per_call: Of the last few tokens, how many a call would have drawn.
+      tokens_per_call: How many tokens a call would have drawn of late.
     """
 
     _WEIGHT = 0.9  # of the calls before, in the average
@@ -113,7 +113,7 @@ class Speculator:
       drafter: Makes them on the device.
       count: Tokens of a draft.
       params: Those of the drafter, an empty dict where it has none.
-      memory: Of the drafter, of all rows; None where it is behind the texts.
+      memory: What the drafter knows of all rows; None where it is behind the texts.
       cost: What a call over a draft takes, in steps of one token.
     """
 

@@ -84,7 +84,7 @@ def differences(lm, found, gaps=None):
 
     Args:
       lm: The model.
-      found: Of `run`.
+      found: What `run` returns.
       gaps: Is given, for greedy texts that differ, the gap in log-probability between the two most
         likely tokens where they part.
     """

@@ -120,7 +120,7 @@ def test_texts_of_all_settings_and_ends_are_what_they_are_without_drafts(lm, dra
 
 
 def test_what_is_drawn_with_drafts_is_distributed_as_the_model_says(lm):
-    """Of many texts of two tokens: the second one given the first, against the model's own."""
+    """Many texts of three tokens are as frequent as the model's own probabilities say."""
     count, allowed = 600, [70, 71, 72]
     heat = 8.0  # under which all three are likely
     sampling = {"temperature": heat, "allowed_tokens": allowed}
