@@ -202,7 +202,9 @@ class Scheduler:
             raise reading.error
         waiting = time.monotonic()
         jax.block_until_ready(reading.done)
-        self._stats.wait_seconds += time.monotonic() - waiting
+        waited = time.monotonic() - waiting
+        self._stats.wait_seconds += waited
+        self._stats.read_wait_seconds += waited
 
     def _keep_turn_end(self, request):
         """Has the cache keep the state after a text that has come to its own end."""

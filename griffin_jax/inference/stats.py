@@ -26,6 +26,7 @@ class EngineStats:
       accepted_tokens: Those of them that were drawn: a call draws one more than it accepts.
       host_seconds: What the engine's own turns took on the host.
       wait_seconds: For how long they waited for the device.
+      read_wait_seconds: For how long of that they waited for calls that read.
     """
 
     submitted: int = 0
@@ -45,6 +46,7 @@ class EngineStats:
     accepted_tokens: int = 0
     host_seconds: float = 0.0
     wait_seconds: float = 0.0
+    read_wait_seconds: float = 0.0
 
     def count_read(self, tokens: int, padded: int) -> None:
         """Counts one call over so many tokens, with and without its padding."""

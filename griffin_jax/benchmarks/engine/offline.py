@@ -39,6 +39,7 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     more = {"slots": slots, "steps": stats.steps, "row_steps": stats.row_steps}
     more |= {"read_tokens": stats.read_tokens, "padded_tokens": stats.padded_tokens}
     more |= {"host_share": stats.host_seconds / seconds}
+    more |= {"drawn_per_second": asked / (seconds - stats.read_wait_seconds)}
     yield row("engine", seconds, more | {"used_rows": asked / stats.row_steps})
     if not batch_size:
         return

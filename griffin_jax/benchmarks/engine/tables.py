@@ -10,6 +10,8 @@ Row = dict[str, Any]
 
 def _offline(row):
     text = f"{row['tokens_per_second']:,.0f} new tokens/s over {row['requests']} requests"
+    if "drawn_per_second" in row:
+        text += f" ({row['drawn_per_second']:,.0f} but for reading)"
     return f"{row['way']}: {text} of {row['prompt_tokens']:,} + {row['new_tokens']:,} tokens"
 
 
@@ -125,7 +127,16 @@ def _accepted(row):
 
 _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "offline": (
-        ["offline", "rows", "requests", "prompt tokens", "new tokens", "s", "new tokens/s"],
+        [
+            "offline",
+            "rows",
+            "requests",
+            "prompt tokens",
+            "new tokens",
+            "s",
+            "new tokens/s",
+            "but for reading",
+        ],
         lambda row: [
             row["way"],
             str(row["slots"]),
@@ -134,6 +145,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['new_tokens']:,}",
             f"{row['seconds']:.1f}",
             f"{row['tokens_per_second']:,.0f}",
+            f"{row['drawn_per_second']:,.0f}" if "drawn_per_second" in row else "",
         ],
     ),
     "load": (
