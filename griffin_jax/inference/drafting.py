@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from griffin_jax.devices import replicate
 from griffin_jax.inference import prefill
 from griffin_jax.inference.decode import Rows, draw
 from griffin_jax.inference.drawing import Needs
@@ -89,11 +90,11 @@ class Lookup:
 
     def enter(self, memory: Memory, slot: jax.Array, entry: Memory) -> Memory:
         """See `Drafter`."""
-        return jax.tree.map(lambda all, one: all.at[slot].set(one), memory, entry)
+        return replicate(jax.tree.map(lambda all, one: all.at[slot].set(one), memory, entry))
 
     def take(self, memory: Memory, index: jax.Array) -> Memory:
         """See `Drafter`."""
-        return jax.tree.map(lambda x: x[index], memory)
+        return replicate(jax.tree.map(lambda x: x[index], memory))
 
     def propose(
         self, params: Any, memory: Memory, rows: Rows, needs: Needs, count: int
@@ -128,7 +129,7 @@ class Lookup:
         ahead = jnp.arange(drawn.shape[1], dtype=jnp.int32)[None]
         slots = jnp.where(ahead < kept[:, None], (length[:, None] + ahead) % self.room, self.room)
         batch = jnp.arange(len(text), dtype=jnp.int32)[:, None]
-        return text.at[batch, slots].set(drawn, mode="drop"), length + kept
+        return replicate((text.at[batch, slots].set(drawn, mode="drop"), length + kept))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,9 +181,10 @@ class Pool:
         drafts = self._begin_drafts(active)
         left = max(r.plan.max_new_tokens - r.dispatched for r in active)
         steps = 1 if self.guided else min(self._next_steps(drafts), left, limit or left)
-        width = 1 + self._speculator.count if drafts else 1
-        # How much a burst of drafts that is under way has drawn is not known yet.
-        ahead = 2 * ROUNDS * width if drafts else steps
+        ahead = steps
+        if self._speculator is not None:
+            # How much a burst of drafts has drawn is not known while it is under way.
+            ahead += 2 * ROUNDS * (1 + self._speculator.count)
         self._make_room(max(len(r.plan.tokens) + r.dispatched for r in active) + ahead)
         wanted = np.array([request is not None for request in self.requests])
         methods = tuple(self.methods) if any(r.method >= 0 for r in active) else ()

@@ -257,6 +257,18 @@ def test_a_burst_without_drafts_leaves_nothing_stale(lm, draft, monkeypatch):
     assert_equal(drafted, run(lm, None, prompts, slots=3, **options)[0])
 
 
+@pytest.mark.slow
+def test_under_an_unbounded_window_drafts_have_the_room_they_need():
+    lm = language_model(
+        CONFIG.replace(attention_window=None, block_pattern=("attention",), num_layers=1)
+    )
+    prompts = [[20] * 118 + [30, 40], [30, 40] * 40]
+    options = {"max_new_tokens": 40, "stop_ids": ()}
+    drafted, stats = run(lm, LOOKUP, prompts, **options)
+    assert stats.accepted_tokens > 0
+    assert_equal(drafted, run(lm, None, prompts, **options)[0])
+
+
 @pytest.mark.parametrize(
     "speculate, message",
     [

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from griffin_jax.inference import prefill
+from griffin_jax.inference import Speculation, prefill
 from griffin_jax.inference.decode import draw_burst, empty_rows
 from griffin_jax.inference.drawing import Needs
 from griffin_jax.language_model import LanguageModel
@@ -122,6 +122,28 @@ def test_a_context_goes_on_and_forks_on_a_mesh():
             engine.run()
         runs.append([r.result().tokens for r in forked])
     assert runs[0] == runs[1]
+
+
+class Odd:
+    """A grammar that allows odd tokens alone."""
+
+    def allowed(self, tokens):
+        return np.arange(CONFIG.vocab_size) % 2 == 1
+
+
+@pytest.mark.slow
+def test_drafts_and_grammars_give_on_a_mesh_what_they_give_on_one_device():
+    runs = []
+    for lm in (ONE, lm_on("data 2, model 4")):
+        options = {"max_new_tokens": 12, "stop_ids": ()}
+        drafts = Speculation(tokens=2, least=1, always=True)
+        drafted = lm.sample([[5, 6, 5, 6, 5], *PROMPTS[:2]], speculate=drafts, **options)
+        odd = lm.sample(PROMPTS[:2], grammar=Odd(), **options)
+        assert all(token % 2 for sample in odd for token in sample.tokens)
+        runs.append([sample.tokens for sample in (*drafted, *odd)])
+    assert runs[0] == runs[1]
+    plain = ONE.sample([[5, 6, 5, 6, 5], *PROMPTS[:2]], **options)
+    assert runs[0][:3] == [sample.tokens for sample in plain]
 
 
 def test_apply_takes_and_gives_what_one_device_does_and_refuses_odd_batches():
