@@ -83,18 +83,20 @@ def get_config(size: str = "") -> ConfigDict:
     # Rows of the static batches beside it; 0 for none.
     config.static_batch = 32
     # How many requests are on their way at once, and how many arrive in all at least.
-    config.concurrent, config.arrivals = (1, 8, 64, 256), 64
+    config.concurrent, config.arrivals = (1, 8, 64, 256), 48
     # Tokens of the prompt and of the text of each of those.
-    config.arriving = (256, 64)
+    config.arriving = (64, 32)
     # Conversations, turns of each, and tokens: of the system prompt, of what is said and answered.
     config.conversations, config.turns = 200, 8
+    # So many of them without a cache, which take longest.
+    config.uncached = 8
     config.system, config.said, config.answered = 2000, 40, 24
     # What the prefix cache keeps on the device.
     config.cache_bytes = 2**30
     # Tokens of a document, and how many texts go on from it.
     config.document, config.forks = 100_000, 64
     # Tokens of a prompt and of the text after it, with drafts of so many tokens.
-    config.speculated, config.draft = (512, 512), 7
+    config.speculated, config.draft = (256, 512), 7
     # A smaller model that drafts, MODEL:WEIGHTS[:DTYPE]; None for looking up alone.
     config.draft_model = config_dict.placeholder(str)
     # Requests over which memory must stay flat.

@@ -202,6 +202,7 @@ class EngineWork(Benchmark):
     arriving: tuple[int, ...] = field(filled=True)
     conversations: int = field(at_least=1)
     turns: int = field(at_least=2)
+    uncached: int = field(at_least=1)
     system: int = field(at_least=1)
     said: int = field(at_least=1)
     answered: int = field(at_least=1)

@@ -17,16 +17,16 @@ _BUSY = 0.9  # of the rate at which an engine serves so many at once
 def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     """A row for each number of requests at once.
 
-    So many are first served all at once, which compiles what is needed and says how fast the engine
-    is; then requests arrive at random, at 0.9 of that rate, so that about as many are on their way.
+    So many are first served all at once, twice: that compiles what is needed, and says how fast the
+    engine is. Then requests arrive at random, at 0.9 of that rate.
     """
     for count in config["concurrent"]:
-        _serve(lm, config, count, np.zeros(2 * count))
+        _serve(lm, config, count, np.zeros(count))
         begin = time.monotonic()
-        _serve(lm, config, count, np.zeros(2 * count))
-        rate = _BUSY * 2 * count / (time.monotonic() - begin)
+        _serve(lm, config, count, np.zeros(count))
+        rate = _BUSY * count / (time.monotonic() - begin)
         rng = np.random.default_rng(config["seed"])
-        total = max(config["arrivals"], 4 * count)
+        total = max(config["arrivals"], 2 * count)
         at = np.cumsum(rng.exponential(1 / rate, total))
         yield {"what": "load", "concurrent": count, "rate": rate} | _serve(lm, config, count, at)
 

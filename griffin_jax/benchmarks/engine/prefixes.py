@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def conversations(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """Many conversations with one system prompt, by turns; without a cache, then with one of each kind."""
+    """Many conversations with one system prompt, by turns: some without a cache, then with one of each kind."""
     count, turns = config["conversations"], config["turns"]
     rng = np.random.default_rng(config["seed"])
     system = rng.integers(0, lm.config.vocab_size, config["system"]).tolist()
@@ -28,9 +28,10 @@ def conversations(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
         ("every turn", lambda: PrefixCache(config["cache_bytes"], exact=False)),
     ):
         _converse(lm, config, system, [turn[:2] for turn in said[:2]], cache())  # compiles
-        kept = cache()
-        row = {"what": "conversations", "cache": kind, "conversations": count, "turns": turns}
-        yield row | {"system": len(system)} | _converse(lm, config, system, said, kept)
+        some = min(count, config["uncached"]) if kind == "none" else count
+        row = {"what": "conversations", "cache": kind, "conversations": some, "turns": turns}
+        found = _converse(lm, config, system, [turn[:some] for turn in said], cache())
+        yield row | {"system": len(system)} | found
 
 
 def _converse(lm, config, system, said, cache):
