@@ -28,6 +28,7 @@ _TURNS = flags.DEFINE_integer("turns", 3, "Times each weight is packed.", lower_
 def main() -> None:
     import jax
 
+    from griffin_jax.markdown import table
     from griffin_jax.quantization import quantize
 
     theirs = bitsandbytes_packer()
@@ -57,7 +58,7 @@ def main() -> None:
         cells += [f"{other[0] * 1e3:.1f}", f"{other[0] / ours:.2f}"] if other else ["", ""]
         rows.append(cells)
     head = ["weight [out x in]", "ms", "GB/s", "bitsandbytes ms", "times as fast"]
-    print(command.table(head, rows))
+    print(table(head, rows, lined_up=True))
     double = ", scales quantized too" if _DOUBLE.value else ""
     print(f"{_DTYPE.value} to {_TYPE.value}, blocks of {_BLOCK.value}{double}; {command.machine()}")
 

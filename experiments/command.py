@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -222,29 +221,11 @@ def machine() -> str:
     """Returns the processor, and the accelerator if there is one, for reports."""
     import jax
 
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    cores = f"{name}, {os.cpu_count()} cores"
+    from griffin_jax.host import processor
+
+    cores = f"{processor()}, {os.cpu_count()} cores"
     device = jax.devices()[0]
     return cores if device.platform == "cpu" else f"{device.device_kind} ({cores})"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Returns a Markdown table with columns lined up, the first to the left, the rest to the
-    right.
-    """
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-
-    def line(cells):
-        first, *rest = zip(cells, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
 def _parse_flags(argv, module):

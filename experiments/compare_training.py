@@ -145,6 +145,7 @@ def curves_by_position(runs: list[Run]) -> dict[str, list[dict[str, float]]]:
 def write_report(folder: Path, runs: list[Run], config: Any) -> None:
     """Prints the tables and writes the report's files."""
     from griffin_jax.files import new_file, write_json, write_text
+    from griffin_jax.markdown import table
 
     summaries = {run.name: run.summary() for run in runs}
     rows = [
@@ -162,7 +163,7 @@ def write_report(folder: Path, runs: list[Run], config: Any) -> None:
     ]
     head = ["model", "parameters", "MFLOP a token", "million tokens", "tokens/s"]
     head += ["training loss", "held-out loss", "bits per byte"]
-    quality = command.table(head, rows)
+    quality = table(head, rows, lined_up=True)
 
     curves = curves_by_position(runs)
     parts = next(iter(curves.values()))
@@ -173,7 +174,7 @@ def write_report(folder: Path, runs: list[Run], config: Any) -> None:
         ]
         for i, part in enumerate(parts)
     ]
-    positions = command.table(["position", *curves], rows)
+    positions = table(["position", *curves], rows, lined_up=True)
     seq_len = runs[0].identity["seq_len"]
     low, high = config.cache[0], sum(config.cache) - 1
     page = f"""# {", ".join(summaries)}: the same size, the same tokens

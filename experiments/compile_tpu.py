@@ -139,6 +139,7 @@ def _size(num_bytes):
 def _write_page(folder: Path, results: list[dict[str, Any]]) -> None:
     from griffin_jax.ahead_of_time import scaling
     from griffin_jax.files import write_json, write_text
+    from griffin_jax.markdown import table
 
     measured = scaling.measured_figures(_CONFIG.value.benchmarks)
     points = scaling.points()
@@ -157,10 +158,10 @@ def _write_page(folder: Path, results: list[dict[str, Any]]) -> None:
     head += ["compiled in s", "roofline ms", "static ms", "tokens/s/chip"]
     rows = [_cells(result) for result in results]
     page = (Path(__file__).parent / "compile_tpu.md").read_text(encoding="utf-8")
-    page = page.replace("{compiled}", command.table(head, rows))
+    page = page.replace("{compiled}", table(head, rows, lined_up=True))
     page = page.replace("{machine}", command.machine())
-    page = page.replace("{scaling}", command.table(*scaling.table(points)))
-    page = page.replace("{errors}", command.table(*scaling.errors_table(measured)))
+    page = page.replace("{scaling}", table(*scaling.table(points), lined_up=True))
+    page = page.replace("{errors}", table(*scaling.errors_table(measured), lined_up=True))
     write_text(folder / "README.md", page)
 
 

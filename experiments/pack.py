@@ -81,6 +81,8 @@ class Packer:
 
     def report(self) -> str:
         """Returns a table of the groups and all together."""
+        from griffin_jax.markdown import table
+
         rows = []
         for group in sorted(self.tensors, key=lambda group: (group == _KEPT, group)):
             error = ""
@@ -90,7 +92,7 @@ class Packer:
             rows.append([*self._row(group, self.tensors, self.before, self.after, group), error])
         total = [{None: sum(x.values())} for x in (self.tensors, self.before, self.after)]
         rows.append([*self._row("all", *total, None), ""])
-        return command.table(["weights", "tensors", "MB before", "MB after", "error"], rows)
+        return table(["weights", "tensors", "MB before", "MB after", "error"], rows, lined_up=True)
 
     def _row(self, name, tensors, before, after, key):
         return [name, f"{tensors[key]:,}", *(f"{x[key] / 1e6:,.1f}" for x in (before, after))]

@@ -172,6 +172,7 @@ def _beginning(text, max_bytes):
 def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
     """Prints the table and writes README.md, results.json and quality.png."""
     from griffin_jax.files import new_file, write_json, write_text
+    from griffin_jax.markdown import table
 
     base = rows[0]
     cells = [
@@ -185,18 +186,18 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
         for row in rows
     ]
     head = ["linear weights", "bits per weight", "bits per byte", "change", "KL, nats per token"]
-    table = command.table(head, cells)
+    figures = table(head, cells, lined_up=True)
     model, text = Path(_CHECKPOINT.value).name, Path(_TEXT.value).name
     num_bytes = sum(len(text.encode()) for text in texts)
     setting = (
         f"{model} over {num_bytes:,} bytes of {text} ({len(texts)} documents), activations in "
         f"{_CONFIG.value.dtype}, on {command.machine()}."
     )
-    print(table)
+    print(figures)
     print(setting)
     page = (
         "# What packing to 4 bits costs\n\n"
-        f"{setting} Embedding, gates and convolutions stay as they are.\n\n{table}\n\n"
+        f"{setting} Embedding, gates and convolutions stay as they are.\n\n{figures}\n\n"
         "KL is the divergence of the packed model's next-token distribution from the first row's."
         "\n\n![bits per byte and divergence](quality.png)\n\nMade by "
         "`python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE "

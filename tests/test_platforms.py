@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from experiments import command
-from griffin_jax.benchmarks import machine, memory
+from griffin_jax import host
+from griffin_jax.benchmarks import memory
 from griffin_jax.benchmarks.results import line
-from griffin_jax.kernels import choice, dense_matmul, packed_matmul_cpu, triton
+from griffin_jax.kernels import choice, dense_matmul, triton
 from griffin_jax.kernels.linear_recurrence import linear_recurrence, linear_recurrence_reference
 from griffin_jax.kernels.packed_matmul import packed_matmul
 from griffin_jax.kernels.rg_lru import rg_lru
@@ -92,8 +93,8 @@ def test_a_kernel_of_triton_that_is_asked_for_says_that_jax_lost_it(without_trit
 def test_without_proc_nothing_is_told_of_the_processor_and_the_memory(monkeypatch):
     hiding.hide_files(monkeypatch.setattr, "/proc", "/sys/fs")
     assert dense_matmul.has_bfloat16.__wrapped__() is False
-    assert packed_matmul_cpu.available_memory() is None
-    assert machine.processor()
+    assert host.available_memory() is None
+    assert host.processor()
     assert command.machine()
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from griffin_jax.benchmarks.markdown import table
 from griffin_jax.files import write_text
+from griffin_jax.markdown import table
 from griffin_jax.paths import resolve
 
 KIND = "forking"

@@ -5,7 +5,6 @@ import functools
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from griffin_jax.benchmarks.memory import limit_bytes
 from griffin_jax.benchmarks.timing import measure
+from griffin_jax.host import processor
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
@@ -109,13 +109,3 @@ def describe() -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
-
-
-def processor() -> str:
-    """Returns the processor's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import os
 import sys
 from collections.abc import Iterator
 
@@ -45,14 +44,6 @@ def limit_bytes() -> int | None:
     """Returns what the process may take of the device's memory; None where there is no telling."""
     stats = jax.local_devices()[0].memory_stats()
     return stats.get("bytes_limit") if stats else None
-
-
-def available_bytes() -> int | None:
-    """Returns the memory of the host that is free; None where there is no telling."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def tree_bytes(tree) -> int:

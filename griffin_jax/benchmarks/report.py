@@ -7,9 +7,9 @@ from typing import Any
 
 from griffin_jax.benchmarks import card, plots
 from griffin_jax.benchmarks.engine import tables
-from griffin_jax.benchmarks.markdown import table
 from griffin_jax.benchmarks.results import name, variant
 from griffin_jax.files import write_text
+from griffin_jax.markdown import table
 from griffin_jax.paths import resolve
 
 Row = dict[str, Any]

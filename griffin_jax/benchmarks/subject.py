@@ -15,6 +15,7 @@ from griffin_jax.benchmarks import memory
 from griffin_jax.benchmarks.timing import compilation
 from griffin_jax.checkpoints.random_weights import abstract_weights, random_params
 from griffin_jax.config import DTYPES, PRESETS, GriffinConfig, preset
+from griffin_jax.host import available_memory
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import is_stacked, prepare_params
 from griffin_jax.quantization import QuantizationConfig
@@ -108,7 +109,7 @@ class Subject:
 
     def check_size(self) -> None:
         """Raises OutOfMemory where the weights alone are more than the device holds."""
-        needed, limit = self.weight_bytes(), memory.limit_bytes() or memory.available_bytes()
+        needed, limit = self.weight_bytes(), memory.limit_bytes() or available_memory()
         if limit is not None and needed > limit:
             device = jax.devices()[0].device_kind
             raise memory.OutOfMemory(

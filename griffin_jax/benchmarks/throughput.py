@@ -10,6 +10,7 @@ from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.benchmarks.stacks import Stack
 from griffin_jax.benchmarks.stacks.griffin import GriffinStack
 from griffin_jax.benchmarks.subject import Subject
+from griffin_jax.host import available_memory
 
 Row = dict[str, Any]
 
@@ -77,7 +78,7 @@ def measure_throughput(
 
 def most_rows(subject: Subject, tokens: int) -> int | None:
     """Returns how many rows' states, with their logits, the device holds beside the weights."""
-    limit = memory.limit_bytes() or memory.available_bytes()
+    limit = memory.limit_bytes() or available_memory()
     if limit is None:
         return None
     itemsize = 4 if subject.dtype == "float32" else 2

@@ -8,6 +8,7 @@ from typing import Any
 
 from griffin_jax.evaluation.suites import Row
 from griffin_jax.files import new_file, write_text
+from griffin_jax.markdown import table
 from griffin_jax.paths import resolve
 
 KIND = "evaluation"
@@ -126,7 +127,7 @@ def markdown(documents: Sequence[Mapping]) -> str:
     head = ["benchmark", "task", "shots", *(f"card: {model}" for model in models)]
     for name in names:
         head += [f"{name}", "difference"]
-    lines = [[*head, "known difference"]]
+    lines = []
     for key in _keys(documents):
         entries = [_entry(document, key) for document in documents]
         row, measure = next(entry for entry in entries if entry)
@@ -154,8 +155,8 @@ def markdown(documents: Sequence[Mapping]) -> str:
         for run in document.get("runs", ())
         if run.get("prompts_cut")
     ]
-    body = [_line(lines[0]), _line(["---"] * len(lines[0])), *map(_line, lines[1:])]
-    return "\n".join([*body, "", *notes, *cut, *missing, ""])
+    body = table([*head, "known difference"], lines, numbers=False)
+    return "\n".join([body, "", *notes, *cut, *missing, ""])
 
 
 def _names(documents):
@@ -269,10 +270,6 @@ def _shots(measure):
 
 def _number(value):
     return "" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def _line(cells):
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def plot(documents: Sequence[Mapping], path: Path) -> None:

@@ -1,12 +1,12 @@
 """Products with weights that are plain arrays."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from griffin_jax.host import processor_fields
 from griffin_jax.kernels.choice import choose
 
 _X86 = ("avx512_bf16", "amx_bf16")
@@ -82,15 +82,11 @@ def has_bfloat16() -> bool:
     """Returns whether this processor multiplies bfloat16 numbers; False where there is no
     telling.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return False
-    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            known = _X86 if name.strip() == "flags" else _ARM
-            return not set(known).isdisjoint(value.split())
-    return False
+    fields = processor_fields()
+    return not (
+        set(_X86).isdisjoint(fields.get("flags", "").split())
+        and set(_ARM).isdisjoint(fields.get("Features", "").split())
+    )
 
 
 def _bfloat16_unsupported(x, weight):

@@ -12,7 +12,6 @@ For that it reads a second copy of the bytes, by column (`add_transposed`).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from griffin_jax.host import available_memory
 from griffin_jax.kernels.dense_matmul import bfloat16_matmul, dense_matmul, has_bfloat16
 from griffin_jax.quantization.tensor import (
     QuantizedTensor,
@@ -81,23 +81,6 @@ def transposed_nbytes(params: Any) -> int:
     leaves = jax.tree.leaves(params, is_leaf=is_packed)
     packed = [leaf for leaf in leaves if is_packed(leaf) and _has_rows(leaf)]
     return sum(leaf.packed.size + 4 * leaf.absmax.size for leaf in packed)
-
-
-def available_memory() -> int | None:
-    """Returns the bytes of memory that this process may still take; None where there is no telling."""
-    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if not meminfo.is_file():
-        return None
-    fields = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
-    if "MemAvailable" not in fields:
-        return None
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = (group / "memory.current").read_text(encoding="ascii")
-    except OSError:
-        return available
-    return available if limit == "max" else min(available, int(limit) - int(used))
 
 
 def table_unsupported(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:

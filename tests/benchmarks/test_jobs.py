@@ -253,7 +253,7 @@ def test_a_process_that_dies_is_a_row(monkeypatch):
 
 def test_a_model_larger_than_the_device_says_so_before_anything_is_made(monkeypatch):
     monkeypatch.setattr(memory, "limit_bytes", lambda: None)
-    monkeypatch.setattr(memory, "available_bytes", lambda: 10_000)
+    monkeypatch.setattr("griffin_jax.benchmarks.subject.available_memory", lambda: 10_000)
     results = run.measure(config_of("bench_decode", models=["small:bfloat16"]))
     (row,) = results["rows"]
     assert row["status"] == "out of memory"

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax import host
 from griffin_jax.kernels import choice
 from griffin_jax.kernels import dense_matmul as module
 from griffin_jax.kernels.dense_matmul import (
@@ -70,7 +71,7 @@ def test_gradients_are_those_of_the_reference(dtype):
 def test_a_processor_is_asked_for_its_bfloat16_instructions(tmp_path, monkeypatch, flags, served):
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor\t: 0\n{flags}\n")
-    monkeypatch.setattr(module, "Path", lambda path: file)
+    monkeypatch.setattr(host, "Path", lambda path: file)
     assert module.has_bfloat16.__wrapped__() is served
 
 

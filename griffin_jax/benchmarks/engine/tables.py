@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from griffin_jax.benchmarks.markdown import table
+from griffin_jax.markdown import table
 
 Row = dict[str, Any]
 
