@@ -155,8 +155,8 @@ class LanguageModel:
 
         tokens, lengths, positions = map(whole, (tokens, lengths, positions))
         arguments = (self.model, self.params, tokens, state, lengths, positions, last_only)
-        # While parameters are traced, the mesh is the caller's affair; otherwise it is known here.
-        return _apply(*arguments) if self.mesh is None else _apply.on(self.mesh, *arguments)
+        # The mesh is known, so nobody walks the tree for it; while it is traced, it is the caller's.
+        return _apply.on(self.mesh, *arguments)
 
     def engine(self, *, slots: int = 32, **options: Any) -> Engine:
         """Returns an engine, which writes many texts at once that come and go at any moment.
