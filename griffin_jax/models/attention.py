@@ -175,7 +175,7 @@ class AttentionBlock(TemporalMixing):
             name="o_proj",
             **types,
         )(out.reshape(*x.shape[:2], -1))
-        return out, write_ring(state, k, v, timeline)
+        return out, timeline.settle(functools.partial(write_ring, state, k, v))
 
     @classmethod
     def init_state(

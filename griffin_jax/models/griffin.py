@@ -1,5 +1,6 @@
 """The Griffin language model (arXiv:2402.19427; RecurrentGemma, arXiv:2404.07839)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -141,8 +142,8 @@ class Griffin(nn.Module):
     ) -> tuple[jax.Array, Callable[[jax.Array], AnyState]]:
         """Reads tokens of which only the first few may turn out to be the text's own.
 
-        What a block's state becomes is computed from what the block has read, once it is known how
-        much of that counts; so nothing is ever taken back, at the wrap of the window either.
+        A block's state is computed from what the block has computed, once it is known how many tokens
+        count; so nothing is ever taken back, at the wrap of the window either.
 
         Args:
           tokens: int32[B, T].
@@ -152,23 +153,26 @@ class Griffin(nn.Module):
         Returns:
           As of `features`, what the output head reads, [B, T, D]; and a function from int32[B], how
           many of each row's tokens count, to the state after those. It must be called within the
-          same `apply`. XLA finds what both have in common; of stacked layers it does not, and all is
-          computed twice.
+          same `apply`. Stacked layers compute all a second time for it, as does a block of a kind that
+          knows nothing of open timelines.
         """
         if self.has_variable("params", GROUPS):
             x, _ = self.features(tokens, state, lengths=lengths)
             return x, lambda kept: self.features(tokens, state, lengths=kept)[1]
         positions = state.position[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        timeline = Timeline(positions, lengths, start=state.position)
+        timeline = Timeline(positions, lengths, start=state.position, open=True)
         x = constrain(self.embedder.encode(tokens), "batch", "time", None)
-        calls = []
+        states_after = []
         for block, before in zip(self.blocks, state.blocks, strict=True):
-            calls.append((block, x, before))
-            x, _ = block(x, before, timeline)
+            given = x
+            x, after = block(x, before, timeline)
+            if not callable(after):
+                after = functools.partial(_state_after, block, given, before)
+            states_after.append(after)
 
         def advance(kept):
-            counted = timeline.replace(lengths=kept)
-            blocks = tuple(block(x, before, counted)[1] for block, x, before in calls)
+            counted = timeline.replace(lengths=kept, open=False)
+            blocks = tuple(state_after(counted) for state_after in states_after)
             return constrain_state(State(position=counted.end, blocks=blocks))
 
         return self.final_norm(x), advance
@@ -215,6 +219,10 @@ class Griffin(nn.Module):
         """Computes `logits` before the soft cap."""
         logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
         return constrain(logits, "batch", "time", "vocabulary")
+
+
+def _state_after(block, x, before, timeline):
+    return block(x, before, timeline)[1]
 
 
 def _has_empty_rings(state):

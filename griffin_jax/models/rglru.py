@@ -255,7 +255,7 @@ class RecurrentBlock(TemporalMixing):
             name="linear_out",
             **linear,
         )
-        if kind is RGLRU and not self.is_initializing():
+        if kind is RGLRU and not self.is_initializing() and not timeline.open:
             layers = self.variables["params"]
             params = {"conv_1d": layers["conv_1d"], "rg_lru": layers[name]}
             reasons = {
@@ -267,9 +267,14 @@ class RecurrentBlock(TemporalMixing):
                 reference = functools.partial(convolve_and_recur, *inner)
                 z, state = recurrent_rows.recurrent_rows(reference, params, y, x, state, timeline)
                 return out(z), state
-        x, conv = conv_1d(x, state.conv, timeline)
-        x, hidden = recurrence(x, state.hidden, timeline)
-        return out(gated_gelu(y, x)), state.replace(hidden=hidden, conv=conv)
+
+        def recur(timeline):
+            h, conv = conv_1d(x, state.conv, timeline)
+            h, hidden = recurrence(h, state.hidden, timeline)
+            return h, state.replace(hidden=hidden, conv=conv)
+
+        h, after = recur(timeline)
+        return out(gated_gelu(y, h)), (lambda t: recur(t)[1]) if timeline.open else after
 
     @classmethod
     def init_state(

@@ -1,6 +1,7 @@
 """What a Griffin model remembers, and where the tokens of one call stand."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.struct
@@ -85,12 +86,19 @@ class Timeline:
       lengths: int32[B], how many of a row's T tokens are real; padding stands at the right.
       start: int32[B], `State.position` before the call.
       fresh: Nothing was read before, which is known without looking at `start`.
+      open: How many of the tokens count will be known later. A block that can then tell its state from
+        what it has computed returns, in place of the state, a function from the timeline that says so.
     """
 
     positions: jax.Array
     lengths: jax.Array
     start: jax.Array
     fresh: bool = flax.struct.field(pytree_node=False, default=False)
+    open: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def settle(self, state_after: Callable[["Timeline"], Any]) -> Any:
+        """Returns the state after the tokens; while the timeline is `open`, what will tell it."""
+        return state_after if self.open else state_after(self)
 
     @property
     def end(self) -> jax.Array:
