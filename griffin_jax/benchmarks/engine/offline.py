@@ -31,29 +31,32 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     cut = [(prompt[:_CUT], min(new, _CUT // 8)) for prompt, new in requests]
     _through_engine(lm, cut[: slots + slots // 4], slots, burst)
 
-    def row(way, seconds, more):
+    def row(way, seconds, cpu, more):
         about = {"what": "offline", "way": way, "requests": len(requests), "seconds": seconds}
+        about |= {"cpu_seconds": cpu}
         about |= {"prompt_tokens": sum(len(p) for p, _ in requests), "new_tokens": asked}
         return about | {"tokens_per_second": asked / seconds} | more
 
     with compilation() as compiled:
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         ours, stats = _through_engine(lm, requests, slots, burst)
+        cpu = time.process_time() - cpu
     seconds = time.perf_counter() - begin - compiled.seconds
     more = {"slots": slots, "steps": stats.steps, "row_steps": stats.row_steps}
     more |= {"read_tokens": stats.read_tokens, "padded_tokens": stats.padded_tokens}
     more |= {"host_share": stats.host_seconds / seconds}
     more |= {"drawn_per_second": asked / (seconds - stats.read_wait_seconds)}
-    yield row("engine", seconds, more | {"used_rows": asked / stats.row_steps})
+    yield row("engine", seconds, cpu, more | {"used_rows": asked / stats.row_steps})
     if not batch_size:
         return
     static.run(lm, cut[:batch_size], batch_size, burst)
     with compilation() as compiled:
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         theirs = static.run(lm, requests, batch_size, burst)
+        cpu = time.process_time() - cpu
     seconds = time.perf_counter() - begin - compiled.seconds
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
-    yield row("static batches", seconds, {"slots": batch_size, "equal_texts": same})
+    yield row("static batches", seconds, cpu, {"slots": batch_size, "equal_texts": same})
 
 
 def _through_engine(lm, requests, slots, burst):
