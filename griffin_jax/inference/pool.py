@@ -172,6 +172,7 @@ class Pool:
         Args:
           limit: Steps at most.
         """
+        self._release_dispatched()
         active = self.active
         if not active:
             if self._rows is not None and self._model.config.attention_window is None:
@@ -201,8 +202,7 @@ class Pool:
         burst = Burst(tuple(self.requests), steps, drawn, time.monotonic(), drafted)
         for request in active:
             request.dispatched += steps  # at least; `give` counts what more was drawn
-            if request.dispatched >= request.plan.max_new_tokens:
-                self.release(request)  # the next one may have its row
+        self._release_dispatched()
         return burst
 
     def fetch(self, burst: Burst, since: float) -> tuple[np.ndarray, ...]:
@@ -283,6 +283,12 @@ class Pool:
             if request is not None and request.mask is not None:
                 masks[slot] = request.mask
         return masks
+
+    def _release_dispatched(self):
+        """Frees the rows of requests whose last token is under way, for others to have."""
+        for request in self.active:
+            if request.dispatched >= request.plan.max_new_tokens:
+                self.release(request)
 
     def _begin_drafts(self, active):
         """Whether the next burst is one of drafts; where it is, the memory of the rows is there."""

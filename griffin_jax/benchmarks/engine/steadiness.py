@@ -19,6 +19,7 @@ Row = dict[str, Any]
 def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     """A row: bytes of live arrays and of the process, after a tenth of the requests and after all."""
     jax.block_until_ready(jax.tree.leaves(lm.decoding_params))
+    gc.collect()
     before = _live()
     begin = time.perf_counter()
     row = _serve(lm, config)
