@@ -4,8 +4,9 @@
 
 By default griffin-tiny on two CPU cores, about half an hour; `--config.workloads="('offline',)"` does one
 of offline, load, conversations, forks, speculation and memory. Expected: at least 1.8 times the tokens
-per second of static batches. `--config=configs/bench_engine.py:9b` is the shape of RecurrentGemma-9B,
-offline and with drafts, on one H200 or a like GPU: three minutes, mostly compilation.
+per second of static batches. `--config=configs/bench_engine.py:9b` is the shape of RecurrentGemma-9B
+with drafts, on one H200 or a like GPU: three minutes, mostly compilation; its offline workload takes as
+long for each model.
 `--config=configs/bench_engine.py:tiny` takes seconds on a CPU.
 """
 
@@ -96,14 +97,14 @@ def get_config(size: str = "") -> ConfigDict:
     # Tokens of a document, and how many texts go on from it.
     config.document, config.forks = 100_000, 64
     # Tokens of a prompt and of the text after it, with drafts of so many tokens.
-    config.speculated, config.draft = (256, 512), 7
+    config.speculated, config.draft = (1500, 512), 7
     # A smaller model that drafts, MODEL:WEIGHTS[:DTYPE]; None for looking up alone.
     config.draft_model = config_dict.placeholder(str)
     # Requests over which memory must stay flat.
     config.steady = 10_000
     if size == "9b":
-        config.models = ("recurrentgemma-9b:nf4",)
-        config.workloads = ("speculation", "offline")
+        config.models = ("recurrentgemma-9b:nf4", "recurrentgemma-9b:bfloat16")
+        config.workloads = ("speculation",)
         config.slots, config.static_batch = 64, 0
         config.offline = OFFLINE[:192]
         config.burst = 32

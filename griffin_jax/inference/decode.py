@@ -231,10 +231,9 @@ def draw(
       `needs.top` says so the most likely tokens and their log-probabilities, [B, top].
     """
     vocab_size = logits.shape[1]
-    keys = jax.random.wrap_key_data(rows.keys, impl=_PRNG)
     token, logprob = choose(
         logits,
-        jax.vmap(jax.random.fold_in)(keys, rows.step),
+        step_keys(rows.keys, rows.step),
         rows.settings,
         needs,
         methods=methods,
@@ -290,6 +289,11 @@ def row_keys(seed: int | Sequence[int], rows: int) -> np.ndarray:
     keys[:, 1] = seeds
     streams = np.arange(rows) if single else np.zeros(rows, np.int32)
     return np.asarray(_streams(keys, streams))
+
+
+def step_keys(keys: jax.Array, steps: jax.Array) -> jax.Array:
+    """Returns the PRNG keys [B] with which rows of key data uint32[B, 2] draw at steps int32[B]."""
+    return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys, impl=_PRNG), steps)
 
 
 @jax.jit

@@ -1,15 +1,20 @@
 """Speculation: what drafts spare, on text that repeats itself and on text that does not."""
 
+import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 import griffin_jax
 from griffin_jax import files, inputs
-from griffin_jax.benchmarks.engine.offline import requests_of
 from griffin_jax.benchmarks.subject import Subject
 from griffin_jax.inference import Speculation
+from griffin_jax.inference.decode import row_keys, step_keys
 from griffin_jax.inference.drafting import Lookup
 from griffin_jax.inference.speculation import History
 from griffin_jax.language_model import LanguageModel
@@ -17,13 +22,44 @@ from griffin_jax.language_model import LanguageModel
 Row = dict[str, Any]
 
 
-def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """Rows of one text that repeats itself and one that does not, with and without drafts.
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Draws given texts, whatever the logits are: each step is known by its random key.
 
-    Greedy decoding of small models, and of those of random weights, ends in repetition; at temperature
-    1 the latter repeat nothing. "drafts always" on the second says what a call over a draft costs that
-    nothing is accepted of. Then what drafts spare of real texts, as their tokens tell: what a model
-    that writes these texts would need.
+    So a model of random weights writes what a trained one would, at its own cost.
+
+    Attributes:
+      marks: The first number of the key of each step.
+      tokens: The token of each step.
+    """
+
+    marks: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]]) -> "Replay":
+        """Returns the method under which a request of seed i writes text i."""
+        marks: list[int] = []
+        for seed, text in enumerate(texts):
+            keys = np.repeat(row_keys(seed, 1), len(text), axis=0)
+            steps = np.arange(len(text), dtype=np.int32)
+            marks += jax.random.key_data(step_keys(keys, steps))[:, 0].tolist()
+        return cls(tuple(marks), tuple(token for text in texts for token in text))
+
+    def draw(self, logits: jax.Array, key: jax.Array) -> jax.Array:
+        """See `SamplingMethod`."""
+        del logits
+        marks = jnp.array(np.array(self.marks, np.uint32))
+        place = jnp.argmax(marks == jax.random.key_data(key)[0])
+        return jnp.array(np.array(self.tokens, np.int32))[place]
+
+
+def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
+    """Rows of one text that repeats what was read and one that does not, with and without drafts.
+
+    Both are texts of this package, which the model writes whatever it would have said. "drafts always"
+    on the second says what a call over a draft costs of which little is accepted. Then how many
+    tokens a call draws of longer texts, as the texts themselves tell.
     """
     draft = config["draft"]
     ways = {
@@ -34,24 +70,27 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     if config["draft_model"]:
         small, _ = Subject.parse(config["draft_model"], config["shapes"]).load(config["seed"])
         ways["drafts of a smaller model"] = Speculation(tokens=draft, draft=small)
-    for text, temperature in (("repeats itself", 0.0), ("does not", 1.0)):
+    prompt, new = config["speculated"]
+    texts = {name: _tokens(lm, *both) for name, both in _texts().items() if "code" in name}
+    texts = {name: (before[:prompt], after[:new]) for name, (before, after) in texts.items()}
+    method = Replay.of([after for _, after in texts.values()])
+    for seed, (text, (before, after)) in enumerate(texts.items()):
         plain = None
         for way, speculate in ways.items():
-            tokens, row = _write(lm, config, speculate, temperature)
-            plain = plain or (tokens, row["seconds_per_token"])
-            same = sum(a == b for a, b in zip(tokens, plain[0], strict=True))
-            row |= {"equal_tokens": same, "times_faster": plain[1] / row["seconds_per_token"]}
+            tokens, row = _write(lm, config, speculate, before, len(after), method, seed)
+            plain = plain or row["seconds_per_token"]
+            same = sum(a == b for a, b in zip(tokens, after, strict=True))
+            row |= {"equal_tokens": same, "times_faster": plain / row["seconds_per_token"]}
             yield {"what": "speculation", "text": text, "way": way, "draft": draft} | row
     yield from of_real_texts(draft)
 
 
-def _write(lm, config, speculate, temperature):
+def _write(lm, config, speculate, prompt, new, method, seed):
     """What is written after one prompt, and how fast."""
-    ((prompt, new),) = requests_of(lm.config.vocab_size, [config["speculated"]], config["seed"])
     for _ in range(2):  # the first compiles
         engine = lm.engine(slots=1, seconds=None, burst=config["burst"], speculate=speculate)
         with engine:
-            request = engine.submit(prompt, new, temperature=temperature, stop_ids=())
+            request = engine.submit(prompt, new, sampling=method, seed=seed, stop_ids=())
             engine.run()
     stats = engine.stats
     seconds = (request.ended_at - request.first_token_at) / (new - 1)
@@ -63,6 +102,13 @@ def _write(lm, config, speculate, temperature):
         "accepted_tokens": stats.accepted_tokens,
         "calls": stats.steps,
     }
+
+
+def _tokens(lm, before, written):
+    """The tokens of both by griffin-tiny's tokenizer, as ids that the model has."""
+    tokenizer = griffin_jax.load("griffin-tiny").tokenizer
+    both = tokenizer.encode(before), tokenizer.encode(written, bos=False)
+    return tuple([token % lm.config.vocab_size for token in tokens] for tokens in both)
 
 
 def of_real_texts(draft: int) -> Iterator[Row]:

@@ -52,7 +52,7 @@ def _saved(row):
 
 def _speculation(row):
     return (
-        f"text that {row['text']}, {row['way']}: {1e3 * row['seconds_per_token']:.3f} ms per token, "
+        f"{row['text']}, {row['way']}: {1e3 * row['seconds_per_token']:.3f} ms per token, "
         f"{row['times_faster']:.2f} times as fast, {_accepted(row)} of drafts accepted, "
         f"{row['equal_tokens']} of {row['new_tokens']} tokens equal"
     )
@@ -218,7 +218,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     ),
     "speculation": (
         [
-            "a text that",
+            "what is written",
             "way",
             "ms per token",
             "times as fast",
