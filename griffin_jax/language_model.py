@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ from griffin_jax.sharding import (
     to_host,
 )
 from griffin_jax.tokenizer import Tokenizer
+from griffin_jax.tracing import Trace
+from griffin_jax.tracing.trace import select, select_patches, trace
 
 Prompt = str | Sequence[int]
 
@@ -137,6 +139,50 @@ class LanguageModel:
             [B] or outside of 0 to T, `positions` is not [B, T] or takes other steps, `state` is of
             another model or of other rows, or the rows do not divide over the mesh.
         """
+        arguments = *self._checked(tokens, state, lengths, positions), last_only
+        # The mesh is known, so nobody walks the tree for it; while it is traced, it is the caller's.
+        return _apply.on(self.mesh, self.model, self.params, *arguments)
+
+    def trace(
+        self,
+        tokens: jax.Array | np.ndarray | Sequence[Sequence[int]],
+        names: Sequence[str] | str = (),
+        patch: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
+        state: State | None = None,
+        lengths: jax.Array | np.ndarray | Sequence[int] | None = None,
+        positions: jax.Array | np.ndarray | Sequence[Sequence[int]] | None = None,
+    ) -> Trace:
+        """Computes what `apply` does, and brings out or changes what is computed on the way.
+
+        What is there by which name, `tracing.place_names(lm.config)` lists; docs/tracing says what
+        each is. Patches come before captures, so what is brought out is what the model went on with.
+        Where a fused kernel does not compute a place that is asked for, its plain definition runs.
+
+        Args:
+          tokens: int32[B, T]; this and the last three are as for `apply`.
+          names: Of the places to bring out, in which "*" stands for any part, such as
+            "blocks.*.rg_lru.decay".
+          patch: For names or patterns, what is to be there as a function of what is there. It must
+            be pure and is compiled once, as `jax.jit` would; arrays that change from call to call
+            reach it through a `jax.jit` or `jax.grad` of one's own around the trace.
+          state: Of an earlier call, to go on from.
+          lengths: int32[B].
+          positions: int32[B, T].
+
+        Raises:
+          ValueError: as for `apply`; or there is no such place, a patch returns another shape or
+            dtype than it is given, or it is of a place that nothing reads.
+        """
+        names = select(self.config, names, "names")
+        patches = select_patches(self.config, patch or {})
+        if not (names or patches):
+            return Trace(*self.apply(tokens, state, lengths, positions), {})
+        arguments = self._checked(tokens, state, lengths, positions)
+        chosen = {"names": names, "patches": patches, "mesh": self.mesh}
+        return trace(self.model, self.params, *arguments, **chosen)
+
+    def _checked(self, tokens, state, lengths, positions):
+        """Tokens, state, lengths and positions of a call, as arrays."""
         if isinstance(tokens, jax.Array):
             inputs.check_shape_of_rows(tokens)
         else:
@@ -153,10 +199,7 @@ class LanguageModel:
         def whole(numbers):
             return None if numbers is None else jnp.asarray(numbers, jnp.int32)
 
-        tokens, lengths, positions = map(whole, (tokens, lengths, positions))
-        arguments = (self.model, self.params, tokens, state, lengths, positions, last_only)
-        # The mesh is known, so nobody walks the tree for it; while it is traced, it is the caller's.
-        return _apply.on(self.mesh, *arguments)
+        return whole(tokens), state, whole(lengths), whole(positions)
 
     def engine(self, *, slots: int = 32, **options: Any) -> Engine:
         """Returns an engine, which writes many texts at once that come and go at any moment.

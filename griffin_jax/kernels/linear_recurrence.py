@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from griffin_jax.devices import platform
+from griffin_jax.devices import per_shard, platform
 from griffin_jax.kernels import linear_recurrence_pallas_gpu as pallas_gpu
 from griffin_jax.kernels.choice import choose
+from griffin_jax.kernels.places import At
 
 # Time steps that one associative scan covers; the blocks follow one another. A block's temporaries
 # stay small, and the program stays the same size however long the sequence.
@@ -44,6 +45,39 @@ def linear_recurrence(
         **dict.fromkeys(portable),
     }
     return _recurrence(choose("linear_recurrence", reasons, kernel), x, a, h0)
+
+
+def recur(x: jax.Array, a: jax.Array, h0: jax.Array, at: At) -> jax.Array:
+    """`linear_recurrence` as part of a plain definition, whose states are a place to see and change.
+
+    Where a patch changes a state, the recurrence goes on from what it was changed to: that state has
+    the changed value and later ones follow from it. A patch is given the states without it.
+
+    Args:
+      x: float32[B, T, R], the inputs.
+      a: float32[B, T, R], the decays.
+      h0: float32[B, R], the state before the first step.
+      at: Called of "state".
+
+    Returns:
+      float32[B, T, R], the state after every step.
+    """
+    sequence, state = ("batch", None, "recurrence"), ("batch", "recurrence")
+
+    def run(x, a):
+        # Each device has its channels and the whole of time.
+        return per_shard(
+            linear_recurrence, (x, a, h0), (sequence, sequence, state), ((x.shape, sequence),)
+        )
+
+    h = run(x, a)
+
+    def settle(wanted):
+        changed = wanted != h
+        # A difference of nothing changes nothing, and passes a gradient on.
+        return run(jnp.where(changed, wanted, x + (wanted - h)), jnp.where(changed, 0.0, a))
+
+    return at("state", h, settle)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -290,20 +290,48 @@ def _mixed(shares, value):
     return (shares * value).sum(axis=1)[:, :, None]
 
 
-def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, reach):
-    """Computes the definition over all pairs; see `local_attention`."""
-    time, heads, size = q.shape[1:]
-    slots, kv_heads = cached_k.shape[1:3]
-    newest = start[:, None] - 1
-    slot_position = newest - (newest - jnp.arange(slots)[None]) % max(slots, 1)
+def attention_scores(
+    q: jax.Array,
+    k: jax.Array,
+    cached_k: jax.Array,
+    start: jax.Array,
+    positions: jax.Array,
+    *,
+    reach: int | None,
+) -> jax.Array:
+    """What the softmax is taken of, by the definition over all pairs; arguments as `local_attention`.
+
+    Returns:
+      float32[B, N, T, S + T]. The first S keys are those of the ring, oldest first, and then come
+      those of this call. A key that is not seen has the lowest number there is for it.
+    """
+    (time, heads, size), slots = q.shape[1:], cached_k.shape[1]
     # Places on one time line: this call's tokens at start, start + 1, ...
     place = start[:, None] + jnp.arange(time)[None]
-    k_place = jnp.concatenate([slot_position, place], axis=1)
+    k_place = start[:, None] + jnp.arange(-slots, time)[None]
     distance = place[:, :, None] - k_place[:, None, :]
     limit = positions if reach is None else jnp.minimum(positions, reach)
     seen = (distance >= 0) & (distance <= limit[:, :, None]) & (k_place >= 0)[:, None, :]
-    keys = jnp.repeat(jnp.concatenate([cached_k, k], axis=1), heads // kv_heads, axis=2)
-    values = jnp.repeat(jnp.concatenate([cached_v, v], axis=1), heads // kv_heads, axis=2)
+    keys = jnp.repeat(_on_a_line(cached_k, k, start), heads // k.shape[2], axis=2)
     scores = jnp.einsum("btnh,bsnh->bnts", q, keys).astype(jnp.float32) * size**-0.5
-    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, _MASKED), axis=-1).astype(q.dtype)
-    return jnp.einsum("bnts,bsnh->btnh", weights, values)
+    return jnp.where(seen[:, None], scores, _MASKED)
+
+
+def attended(weights: jax.Array, v: jax.Array, cached_v: jax.Array, start: jax.Array) -> jax.Array:
+    """The values [B, T, N, H] that weights [B, N, T, S + T] mix, whose keys are in the order above."""
+    values = _on_a_line(cached_v, v, start)
+    values = jnp.repeat(values, weights.shape[1] // v.shape[2], axis=2)
+    return jnp.einsum("bnts,bsnh->btnh", weights.astype(v.dtype), values)
+
+
+def _on_a_line(ring, x, start):
+    """What is in a ring [B, S, K, H], oldest first, and behind it x [B, T, K, H]."""
+    slots = ring.shape[1]
+    order = (start[:, None] + jnp.arange(slots)[None]) % max(slots, 1)
+    return jnp.concatenate([jnp.take_along_axis(ring, order[..., None, None], axis=1), x], axis=1)
+
+
+def local_attention_reference(q, k, v, cached_k, cached_v, start, positions, *, reach):
+    """Computes the definition over all pairs; see `local_attention`."""
+    scores = attention_scores(q, k, cached_k, start, positions, reach=reach)
+    return attended(jax.nn.softmax(scores, axis=-1), v, cached_v, start)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from griffin_jax.devices import per_shard, time_shards
 from griffin_jax.kernels import rg_lru_pallas_gpu, rg_lru_pallas_tpu
 from griffin_jax.kernels.choice import choose
-from griffin_jax.kernels.linear_recurrence import linear_recurrence
+from griffin_jax.kernels.linear_recurrence import recur
+from griffin_jax.kernels.places import At, unseen
 from griffin_jax.kernels.time_shards import entering_state, shard_lengths
 
 C = 8.0  # the paper's constant c
@@ -91,22 +92,30 @@ def _in_time_shards(run, x, gate_x, gate_a, a_param, hidden, positions, lengths)
     return h, last
 
 
-def _log_a(gate_a, a_param):
+def _log_a(gate_a, a_param, at=unseen):
     rate = C * jax.nn.softplus(a_param.astype(jnp.float32))[None, None]
-    return -rate * jax.nn.sigmoid(gate_a.astype(jnp.float32))
+    return at(
+        "log_decay",
+        -rate * at("recurrence_gate", jax.nn.sigmoid(gate_a.astype(jnp.float32))),
+    )
 
 
-def rg_lru_reference(x, gate_x, gate_a, a_param, hidden, positions, lengths):
-    """Computes the definition; see `rg_lru`."""
+def rg_lru_reference(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, at: At = unseen):
+    """Computes the definition; see `rg_lru`.
+
+    Places that `at` is called of, all float32[B, T, R]: "recurrence_gate" and "input_gate" (behind
+    their sigmoids), "log_decay" (of the gate alone), "decay" (0 where a document begins, 1 at
+    padding), "input" (what is added to the decayed state) and "state".
+    """
     f32 = jnp.float32
-    log_a = _log_a(gate_a, a_param)
-    inputs = x.astype(f32) * jax.nn.sigmoid(gate_x.astype(f32))
+    log_a = _log_a(gate_a, a_param, at)
+    inputs = x.astype(f32) * at("input_gate", jax.nn.sigmoid(gate_x.astype(f32)))
     real = (jnp.arange(x.shape[1])[None] < lengths[:, None])[..., None]
     reset = (positions == 0)[..., None]
     multiplier = jnp.where(reset, 1.0, sqrt_bounded_gradient(-jnp.expm1(2 * log_a)))
-    a = jnp.where(real, jnp.where(reset, 0.0, jnp.exp(log_a)), 1.0)
-    inputs = jnp.where(real, inputs * multiplier, 0.0)
-    h = linear_recurrence(inputs, a, hidden)
+    a = at("decay", jnp.where(real, jnp.where(reset, 0.0, jnp.exp(log_a)), 1.0))
+    inputs = at("input", jnp.where(real, inputs * multiplier, 0.0))
+    h = recur(inputs, a, hidden, at)
     return h.astype(x.dtype), h[:, -1]
 
 

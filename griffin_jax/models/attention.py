@@ -11,13 +11,14 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import SEQUENCE, per_shard, time_shards
-from griffin_jax.kernels.local_attention import local_attention
+from griffin_jax.kernels.local_attention import attended, attention_scores, local_attention
 from griffin_jax.kernels.rotary import rotary_angles
 from griffin_jax.kernels.time_shards import begin_of_shard
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models.attention_step import ATTENTION_STEP
 from griffin_jax.models.layers import Linear, project
 from griffin_jax.models.mixing import TemporalMixing
+from griffin_jax.models.places import asked, place
 from griffin_jax.models.state import BlockState, Timeline, array
 
 
@@ -156,17 +157,23 @@ class AttentionBlock(TemporalMixing):
         positions = timeline.positions
         q = rotate(q, positions, config.rope_base, config.rope_fraction)
         k = rotate(k, positions, config.rope_base, config.rope_fraction)
+        q, k, v = (
+            place(self, f"attention.{name}", x) for name, x in zip("qkv", (q, k, v), strict=True)
+        )
+        ring = cached.keys.astype(self.dtype), cached.values.astype(self.dtype)
         out = local_attention(
             q,
             k,
             v,
-            cached.keys.astype(self.dtype),
-            cached.values.astype(self.dtype),
+            *ring,
             timeline.start,
             positions,
             reach=config.attention_reach,
             fresh=timeline.fresh,
         )
+        if asked(self, "attention.scores", "attention.weights"):
+            out = self.name_scores(out, q, k, v, *ring, timeline)
+        out = place(self, "attention.out", out)
         out = Linear(
             config.width,
             axes=("width", "heads"),
@@ -176,6 +183,42 @@ class AttentionBlock(TemporalMixing):
             **types,
         )(out.reshape(*x.shape[:2], -1))
         return out, timeline.settle(functools.partial(write_ring, state, k, v))
+
+    def name_scores(
+        self,
+        out: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        timeline: Timeline,
+    ) -> jax.Array:
+        """Names scores and weights, which no kernel shows, by the definition over all pairs.
+
+        Args:
+          out: [B, T, N, H], what the kernel made of the others.
+          q: [B, T, N, H], rotated.
+          k: [B, T, K, H], rotated.
+          v: [B, T, K, H].
+          keys: [B, S, K, H], the ring.
+          values: [B, S, K, H].
+          timeline: Positions and lengths of the tokens.
+
+        Returns:
+          `out`, and what patches of scores and weights add to it.
+        """
+        if timeline.fresh:
+            keys, values = keys[:, :0], values[:, :0]
+        where = timeline.start, timeline.positions
+        scores = attention_scores(q, k, keys, *where, reach=self.config.attention_reach)
+        plain = jax.nn.softmax(scores, axis=-1)
+        given = place(self, "attention.scores", scores)
+        weights = plain if given is scores else jax.nn.softmax(given, axis=-1)
+        weights = place(self, "attention.weights", weights)
+        if weights is plain:
+            return out
+        return out + attended(weights - plain, v, values, timeline.start).astype(out.dtype)
 
     @classmethod
     def init_state(

@@ -13,6 +13,7 @@ from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.gated_recurrences import CGLRUBlock, GRUBlock, LRUBlock, MambaBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
 from griffin_jax.models.mixing import TemporalMixing
+from griffin_jax.models.places import asked_within, place
 from griffin_jax.models.rglru import RecurrentBlock
 from griffin_jax.models.state import BlockState, State, Timeline
 
@@ -96,6 +97,7 @@ class MLPBlock(nn.Module):
             Linear(self.expanded_width, name="gate_proj", **expand, **linear),
             Linear(self.expanded_width, name="up_proj", **expand, **linear),
         )
+        gate, up = place(self, "mlp.gate", gate), place(self, "mlp.up", up)
         down = Linear(
             self.width,
             axes=("width", "features"),
@@ -103,7 +105,7 @@ class MLPBlock(nn.Module):
             name="down_proj",
             **linear,
         )
-        return down(gated_gelu(gate, up))
+        return place(self, "mlp.out", down(place(self, "mlp.hidden", gated_gelu(gate, up))))
 
 
 def drop_out(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
@@ -137,7 +139,7 @@ class ResidualBlock(nn.Module):
         drops = self.dropout and self.has_rng("dropout")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block, name = block_of(self.kind), f"{self.kind}_block"
-        if not self.is_initializing() and not drops:
+        if not (self.is_initializing() or drops or asked_within(self)):
             params = self.variables["params"]
             arguments = config, block.step, name
             reasons = {"step_gpu": residual_step.unsupported_reason(*arguments, params, x, state)}
@@ -160,6 +162,11 @@ class ResidualBlock(nn.Module):
         def drop(x):
             return drop_out(x, self.dropout, self.make_rng("dropout")) if drops else x
 
-        mixed, state = mixing(RMSNorm(name="temporal_pre_norm", **norm)(x), state, timeline)
-        x = x + drop(mixed)
-        return x + drop(mlp(RMSNorm(name="channel_pre_norm", **norm)(x))), state
+        def normed(name, x):
+            return place(self, name, RMSNorm(name=name, **norm)(x))
+
+        x = place(self, "resid_pre", x)
+        mixed, state = mixing(normed("temporal_pre_norm", x), state, timeline)
+        x = place(self, "resid_mid", x + drop(place(self, "temporal_out", mixed)))
+        x = x + drop(mlp(normed("channel_pre_norm", x)))
+        return place(self, "resid_post", x), state

@@ -15,6 +15,8 @@ Appendix B makes the RG-LRU complex: the CG-LRU. Everything around the recurrenc
 gate that does so (alpha = 0); padding leaves the state as it is.
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,18 +26,21 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import per_shard
-from griffin_jax.kernels.linear_recurrence import linear_recurrence
+from griffin_jax.kernels.linear_recurrence import recur
+from griffin_jax.kernels.places import unseen
 from griffin_jax.kernels.rg_lru import C, sqrt_bounded_gradient
+from griffin_jax.models.places import asked, place
 from griffin_jax.models.rglru import Recurrence, RecurrentBlock, radius_init
 from griffin_jax.models.state import BlockState, Timeline, array
 
 _F32 = jnp.float32
 
 
-def _recur(x, hidden, timeline, alpha, beta, forgetting):
+def _recur(module, x, hidden, timeline, alpha, beta, forgetting):
     """Runs the recurrence in float32; returns its outputs [B, T, R] and its last state.
 
     Args:
+      module: The recurrence, whose places "decay", "input" and "state" are as the RG-LRU's.
       x: [B, T, R].
       hidden: float32[B, R], the state before.
       timeline: Positions and lengths of the tokens.
@@ -44,21 +49,24 @@ def _recur(x, hidden, timeline, alpha, beta, forgetting):
       forgetting: The weight of the input where the state is forgotten.
     """
     alpha, beta, forgetting = (jnp.broadcast_to(c, x.shape) for c in (alpha, beta, forgetting))
+    arguments = x, alpha, beta, forgetting, hidden, timeline.positions, timeline.lengths
+    if asked(module):
+        return _recur_on_one_device(*arguments, at=functools.partial(place, module))
     # Each device has its channels and the whole of time.
     sequence, state = ("batch", None, "recurrence"), ("batch", "recurrence")
     return per_shard(
         _recur_on_one_device,
-        (x, alpha, beta, forgetting, hidden, timeline.positions, timeline.lengths),
+        arguments,
         (*[sequence] * 4, state, ("batch", None), ("batch",)),
         ((x.shape, sequence), (hidden.shape, state)),
     )
 
 
-def _recur_on_one_device(x, alpha, beta, forgetting, hidden, positions, lengths):
+def _recur_on_one_device(x, alpha, beta, forgetting, hidden, positions, lengths, *, at=unseen):
     real, reset = _marks(positions, lengths)
-    alpha = jnp.where(real, jnp.where(reset, 0.0, alpha), 1.0)
+    alpha = at("decay", jnp.where(real, jnp.where(reset, 0.0, alpha), 1.0))
     beta = jnp.where(real, jnp.where(reset, forgetting, beta), 0.0)
-    h = linear_recurrence(beta * x.astype(_F32), alpha, hidden)
+    h = recur(at("input", beta * x.astype(_F32)), alpha, hidden, at)
     return h.astype(x.dtype), h[:, -1]
 
 
@@ -83,7 +91,7 @@ class LRU(Recurrence):
         a_param = _broadcastable(self.per_channel("a_param", radius_init(), x.shape[-1]))
         log_a = -jax.nn.softplus(a_param)
         beta = sqrt_bounded_gradient(-jnp.expm1(2 * log_a))
-        return _recur(x, hidden, timeline, jnp.exp(log_a), beta, forgetting=1.0)
+        return _recur(self, x, hidden, timeline, jnp.exp(log_a), beta, forgetting=1.0)
 
 
 class GRU(Recurrence):
@@ -95,7 +103,7 @@ class GRU(Recurrence):
     ) -> tuple[jax.Array, jax.Array]:
         gate = self.gate("a_gate", x).astype(_F32)
         alpha, beta = jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate)
-        return _recur(x, hidden, timeline, alpha, beta, forgetting=1.0)
+        return _recur(self, x, hidden, timeline, alpha, beta, forgetting=1.0)
 
 
 class Mamba(Recurrence):
@@ -113,7 +121,7 @@ class Mamba(Recurrence):
         rate = jax.nn.softplus(_broadcastable(a_param))
         log_alpha = -rate * jax.nn.softplus(self.gate("a_gate", x).astype(_F32))
         beta = -jnp.expm1(log_alpha) / rate
-        return _recur(x, hidden, timeline, jnp.exp(log_alpha), beta, forgetting=1 / rate)
+        return _recur(self, x, hidden, timeline, jnp.exp(log_alpha), beta, forgetting=1 / rate)
 
 
 def _rate_init(key, shape, dtype=_F32):
@@ -152,20 +160,24 @@ class CGLRU(Recurrence):
     ) -> tuple[jax.Array, jax.Array]:
         half = x.shape[-1] // 2
         gate_a, gate_x = (
-            jax.nn.sigmoid(self.gate(name, x, half).astype(_F32))
-            for name in ("a_gate", "input_gate")
+            place(self, name, jax.nn.sigmoid(self.gate(layer, x, half).astype(_F32)))
+            for name, layer in (("recurrence_gate", "a_gate"), ("input_gate", "input_gate"))
         )
         a_param = _broadcastable(self.per_channel("a_param", radius_init(), half))
         theta = _broadcastable(self.per_channel("theta", _angle_init, half))
         log_a, turn = -C * gate_a * jax.nn.softplus(a_param), C * gate_a * theta
         z = x.reshape(*x.shape[:-1], 2, half).astype(_F32) * gate_x[:, :, None]
         parts, sequence = ("batch", None, None, "recurrence"), ("batch", None, "recurrence")
-        y, hidden = per_shard(
-            _complex,
-            (z, log_a, turn, hidden, timeline.positions, timeline.lengths),
-            (parts, sequence, sequence, sequence, ("batch", None), ("batch",)),
-            ((z.shape, parts), (hidden.shape, sequence)),
-        )
+        arguments = z, log_a, turn, hidden, timeline.positions, timeline.lengths
+        if asked(self):
+            y, hidden = _complex(*arguments, at=functools.partial(place, self))
+        else:
+            y, hidden = per_shard(
+                _complex,
+                arguments,
+                (parts, sequence, sequence, sequence, ("batch", None), ("batch",)),
+                ((z.shape, parts), (hidden.shape, sequence)),
+            )
         return y.reshape(x.shape).astype(x.dtype), hidden
 
 
@@ -174,16 +186,30 @@ def _angle_init(key, shape, dtype=_F32):
     return jax.random.uniform(key, shape, _F32, 0.0, jnp.pi / C).astype(dtype)
 
 
-def _complex(z, log_a, turn, hidden, positions, lengths):
-    """Runs the recurrence of pairs [B, T, 2, R / 2], with products of complex numbers written out."""
+def _complex(z, log_a, turn, hidden, positions, lengths, *, at=unseen):
+    """Runs the recurrence of pairs [B, T, 2, R / 2], with products of complex numbers written out.
+
+    Its places are "decay" and "angle" of [B, T, R / 2], by which the state shrinks and turns, and
+    "input" and "state" of pairs.
+    """
     real, reset = _marks(positions, lengths)
     scale = jnp.where(reset, 1.0, sqrt_bounded_gradient(-jnp.expm1(2 * log_a)))
-    x = z * jnp.where(real, scale, 0.0)[:, :, None]
-    radius = jnp.where(real, jnp.where(reset, 0.0, jnp.exp(log_a)), 1.0)
-    turn = jnp.where(real, turn, 0.0)
+    x = at("input", z * jnp.where(real, scale, 0.0)[:, :, None])
+    radius = at("decay", jnp.where(real, jnp.where(reset, 0.0, jnp.exp(log_a)), 1.0))
+    turn = at("angle", jnp.where(real, turn, 0.0))
     a = jnp.stack([radius * jnp.cos(turn), radius * jnp.sin(turn)], axis=2)
-    x = x.at[:, 0].add(_times(a[:, 0], hidden))
-    _, h = lax.associative_scan(_compose, (a, x), axis=1)
+
+    def run(x, a):
+        x = x.at[:, 0].add(_times(a[:, 0], hidden))
+        return lax.associative_scan(_compose, (a, x), axis=1)[1]
+
+    h = run(x, a)
+
+    def settle(wanted):  # as `recur` does
+        changed = jnp.any(wanted != h, axis=2, keepdims=True)
+        return run(jnp.where(changed, wanted, x + (wanted - h)), jnp.where(changed, 0.0, a))
+
+    h = at("state", h, settle)
     return h, h[:, -1]
 
 

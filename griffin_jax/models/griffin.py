@@ -14,6 +14,7 @@ from griffin_jax.models.blocks import ResidualBlock, check_blocks, init_state
 from griffin_jax.models.layers import Embedder, RMSNorm, head
 from griffin_jax.models.linear import matmul
 from griffin_jax.models.parameters import fan_in, parameter
+from griffin_jax.models.places import ASKED, RECORDED, apply_and_record, in_groups, place
 from griffin_jax.models.stack import (
     GROUPS,
     AnyState,
@@ -130,12 +131,13 @@ class Griffin(nn.Module):
             lengths = jnp.full(batch, time, jnp.int32)
         timeline = Timeline(positions, lengths, start=state.position, fresh=fresh)
         x = constrain(self.embedder.encode(tokens), "batch", "time", None)
+        x = place(self, "embedding", x)
         if self.has_variable("params", GROUPS):
             x, after = self._stacked(x, state, timeline)
         else:
             x, blocks = self._layers(self.blocks, x, state.blocks, timeline)
             after = State(position=timeline.end, blocks=blocks)
-        return self.final_norm(x), constrain_state(after)
+        return place(self, "final_norm", self.final_norm(x)), constrain_state(after)
 
     def lookahead(
         self, tokens: jax.Array, state: AnyState, lengths: jax.Array
@@ -189,22 +191,29 @@ class Griffin(nn.Module):
         before = stack_state(self.config, state) if isinstance(state, State) else state
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
 
-        places = len(before.groups)
+        places, stacked = len(before.groups), len(self.blocks) - len(before.rest)
+        asked, records = self.variables.get(ASKED), self.is_mutable_collection(RECORDED)
 
-        def at(place):
-            block = self.blocks[place].clone(parent=None)
+        def at(index):
+            block = self.blocks[index].clone(parent=None)
 
             def run(params, x, state, group):
                 rngs = None
                 if key is not None:
-                    rngs = {"dropout": jax.random.fold_in(key, group * places + place)}
-                return block.apply({"params": params}, x, state, timeline, rngs=rngs)
+                    rngs = {"dropout": jax.random.fold_in(key, group * places + index)}
+                variables = {"params": params}
+                if asked is not None:
+                    layers = [asked[f"blocks_{i}"] for i in range(index, stacked, places)]
+                    variables[ASKED] = in_groups(layers, group)
+                return apply_and_record(block, records, variables, x, state, timeline, rngs=rngs)
 
             return run
 
         groups = self.get_variable("params", GROUPS)
-        x, stacks = scan_groups([*map(at, range(places))], groups, x, before.groups)
-        rest = self.blocks[len(self.blocks) - len(before.rest) :]
+        x, stacks, recorded = scan_groups([*map(at, range(places))], groups, x, before.groups)
+        if any(recorded):
+            self.put_variable(RECORDED, GROUPS, dict(zip(groups, recorded, strict=True)))
+        rest = self.blocks[stacked:]
         x, rest = self._layers(rest, x, before.rest, timeline)
         after = StackedState(position=timeline.end, groups=stacks, rest=rest)
         return x, unstack_state(after) if isinstance(state, State) else after
@@ -213,7 +222,12 @@ class Griffin(nn.Module):
         """Maps [B, T, D] of `features` to logits float32[B, T, V]."""
         logits = self.uncapped_logits(x)
         cap = self.config.logits_soft_cap
-        return logits if cap is None else jnp.tanh(logits / cap) * cap
+        logits = logits if cap is None else jnp.tanh(logits / cap) * cap
+        return place(self, "logits", logits)
+
+    def read_out(self, x: jax.Array) -> jax.Array:
+        """Logits float32[B, T, V] of a residual stream [B, T, D], as if no layer followed."""
+        return self.logits(self.final_norm(x))
 
     def uncapped_logits(self, x: jax.Array) -> jax.Array:
         """Computes `logits` before the soft cap."""

@@ -38,7 +38,8 @@ class TemporalMixing(nn.Module):
     ) -> tuple[jax.Array, BlockState | LayerOf]:
         """Mixes [B, T, D]; any split of a text into calls must give the same result.
 
-        A state that `grows` may come as a `LayerOf`, and is returned as it came.
+        A state that `grows` may come as a `LayerOf`, and is returned as it came. What a reader may
+        want to see goes through `places.place` by a name.
         """
         raise NotImplementedError
 

@@ -13,12 +13,13 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import per_shard, time_shards
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.dense_matmul import block_diagonal_matmul
-from griffin_jax.kernels.rg_lru import rg_lru
+from griffin_jax.kernels.rg_lru import rg_lru, rg_lru_reference
 from griffin_jax.kernels.time_shards import newest, preceding
 from griffin_jax.models import recurrent_rows
 from griffin_jax.models.layers import Linear, gated_gelu, project
 from griffin_jax.models.mixing import TemporalMixing
 from griffin_jax.models.parameters import parameter
+from griffin_jax.models.places import asked, asked_within, place
 from griffin_jax.models.recurrent_step import RECURRENT_STEP
 from griffin_jax.models.state import BlockState, Timeline, array
 
@@ -170,7 +171,10 @@ class RGLRU(Recurrence):
     ) -> tuple[jax.Array, jax.Array]:
         gate_x, gate_a = self.gate("input_gate", x), self.gate("a_gate", x)
         a_param = self.per_channel("a_param", radius_init(), x.shape[-1])
-        return rg_lru(x, gate_x, gate_a, a_param, hidden, timeline.positions, timeline.lengths)
+        arguments = x, gate_x, gate_a, a_param, hidden, timeline.positions, timeline.lengths
+        if asked(self):
+            return rg_lru_reference(*arguments, at=functools.partial(place, self))
+        return rg_lru(*arguments)
 
 
 class Conv1D(nn.Module):
@@ -255,7 +259,8 @@ class RecurrentBlock(TemporalMixing):
             name="linear_out",
             **linear,
         )
-        if kind is RGLRU and not self.is_initializing() and not timeline.open:
+        fused = not (self.is_initializing() or timeline.open or asked_within(self))
+        if kind is RGLRU and fused:
             layers = self.variables["params"]
             params = {"conv_1d": layers["conv_1d"], "rg_lru": layers[name]}
             reasons = {
@@ -270,11 +275,12 @@ class RecurrentBlock(TemporalMixing):
 
         def recur(timeline):
             h, conv = conv_1d(x, state.conv, timeline)
-            h, hidden = recurrence(h, state.hidden, timeline)
+            h, hidden = recurrence(place(self, "conv_1d", h), state.hidden, timeline)
             return h, state.replace(hidden=hidden, conv=conv)
 
         h, after = recur(timeline)
-        return out(gated_gelu(y, h)), (lambda t: recur(t)[1]) if timeline.open else after
+        z = place(self, "gated_output", gated_gelu(y, h))
+        return out(z), (lambda t: recur(t)[1]) if timeline.open else after
 
     @classmethod
     def init_state(

@@ -151,20 +151,21 @@ def scan_groups(
     params: dict[str, Any],
     x: jax.Array,
     states: tuple[BlockState, ...],
-) -> tuple[jax.Array, tuple[BlockState, ...]]:
+) -> tuple[jax.Array, tuple[BlockState, ...], tuple[dict, ...]]:
     """Runs all groups, one after another, in a loop that compiles one.
 
     Weights that are read in their stack and states that grow reach the blocks as `LayerOf` views,
     the latter to be written in place. Other arrays are sliced.
 
     Args:
-      blocks: For each place of the pattern a function (params, x, state, group) -> x, state.
+      blocks: For each place of the pattern a function (params, x, state, group) -> (x, state),
+        recorded; see `models.places`.
       params: The stacked parameters, params["groups"].
       x: [B, T, D].
       states: `StackedState.groups`.
 
     Returns:
-      x and the states after.
+      x, the states after, and for each place of the pattern what was recorded there, [G, ...].
     """
     leaves, treedef = jax.tree.flatten(params, is_leaf=_stays)
     sliced = [None if _stays(leaf) else leaf for leaf in leaves]
@@ -176,20 +177,22 @@ def scan_groups(
             LayerOf(leaf, index) if array is None else array
             for leaf, array in zip(leaves, arrays, strict=True)
         )
-        after = []
+        after, recorded = [], []
         for block, name, stack in zip(blocks, params, states, strict=True):
             view = LayerOf(stack, index)
             if stack.grows:
-                x, view = block(layer[name], x, view, index)
+                (x, view), seen = block(layer[name], x, view, index)
             else:
-                x, state = block(layer[name], x, view.take(), index)
+                (x, state), seen = block(layer[name], x, view.take(), index)
                 view = view.put(state)
             after.append(view.stack)
-        return (x, tuple(after)), None
+            recorded.append(seen)
+        return (x, tuple(after)), tuple(recorded)
 
     count = jax.tree.leaves(states)[0].shape[0]
-    carry, _ = lax.scan(group, (x, states), (jnp.arange(count, dtype=jnp.int32), sliced))
-    return carry
+    indices = jnp.arange(count, dtype=jnp.int32)
+    (x, states), recorded = lax.scan(group, (x, states), (indices, sliced))
+    return x, states, recorded
 
 
 def _stays(leaf):

@@ -1,0 +1,196 @@
+"""What a trace brings out is what the model computes, and a patch takes its place."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from griffin_jax.config import ATTENTION, RECURRENT
+from griffin_jax.language_model import LanguageModel
+from griffin_jax.models import (
+    Griffin,
+    attention,
+    blocks,
+    gated_recurrences,
+    griffin,
+    recurrent_rows,
+    residual_step,
+    rglru,
+    stack_params,
+)
+from griffin_jax.tracing import place_names
+from tests.tiny import CONFIGS, GRIFFIN, params_of, random_tokens, relative_error
+
+DEEP = GRIFFIN.replace(num_layers=5)
+KINDS = GRIFFIN.replace(num_layers=4, block_pattern=("lru", "gru", "mamba", "cg_lru"))
+LENGTHS = np.array([11, 3], np.int32)
+TOKENS = random_tokens(GRIFFIN, (2, 11))
+
+
+@functools.cache
+def model(config=GRIFFIN, stacked=False):
+    params = params_of(config)
+    return LanguageModel(config, stack_params(config, params) if stacked else params)
+
+
+@functools.cache
+def everything(config=GRIFFIN, stacked=False):
+    return model(config, stacked).trace(TOKENS, "*", lengths=LENGTHS)
+
+
+def same(value):
+    return value
+
+
+def assert_same_run(actual, expected):
+    np.testing.assert_array_equal(actual.logits, expected[0])
+    jax.tree.map(np.testing.assert_array_equal, actual.state, expected[1])
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), KINDS], ids=[*CONFIGS, "other recurrences"])
+def test_seeing_or_patching_nothing_away_changes_no_bit(config):
+    lm, calls = model(config), (TOKENS, random_tokens(config, (2, 3), seed=1))
+    state = seen_state = patched_state = None
+    for tokens, lengths in zip(calls, (LENGTHS, [3, 2]), strict=True):
+        expected = lm.apply(tokens, state, lengths)
+        seen = lm.trace(tokens, "*", state=seen_state, lengths=lengths)
+        places = [x for x in place_names(config) if "logits" not in x]
+        patch = dict.fromkeys(places, same)
+        patched = lm.trace(tokens, patch=patch, state=patched_state, lengths=lengths)
+        assert_same_run(seen, expected)
+        assert_same_run(patched, expected)
+        assert tuple(sorted(seen)) == tuple(sorted(place_names(config)))
+        state, seen_state, patched_state = expected[1], seen.state, patched.state
+
+
+def test_places_that_nobody_asks_for_leave_the_program_as_it_is(monkeypatch):
+    def lowered(config, params):
+        def run(params, tokens):
+            return Griffin(config).apply({"params": params}, tokens)
+
+        return jax.jit(run).lower(params, TOKENS).as_text()
+
+    config = GRIFFIN.replace(num_layers=5, block_pattern=(RECURRENT, ATTENTION, "gru", "cg_lru"))
+    params = params_of(config)
+    forms = params, stack_params(config, params)
+    texts = [lowered(config, form) for form in forms]
+    for module in (attention, blocks, gated_recurrences, griffin, rglru):
+        monkeypatch.setattr(module, "place", lambda module, name, value, settle=None: value)
+    assert [lowered(config, form) for form in forms] == texts
+    assert texts[0] != texts[1]
+
+
+def test_without_names_a_trace_is_a_plain_call():
+    lm = model()
+    trace = lm.trace(TOKENS, lengths=LENGTHS)
+    assert not trace and not list(trace)
+    assert_same_run(trace, lm.apply(TOKENS, lengths=LENGTHS))
+
+
+def test_no_fused_kernel_is_asked_where_something_is_seen(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a fused kernel hides the place")
+
+    monkeypatch.setattr(residual_step, "serves", refuse)
+    monkeypatch.setattr(recurrent_rows, "serves", refuse)
+    lm = LanguageModel(GRIFFIN.replace(num_layers=2), params_of(GRIFFIN.replace(num_layers=2)))
+    trace = lm.trace(TOKENS[:, :1], ("*.decay", "*.resid_mid"))
+    assert list(trace.layers("*.resid_mid")) == [0, 1]
+
+
+def test_what_is_seen_is_what_the_definitions_say():
+    """Each place computed from those before it with NumPy."""
+    config, params = GRIFFIN, jax.tree.map(lambda x: np.asarray(x, np.float64), params_of(GRIFFIN))
+    seen = {name: np.asarray(x, np.float64) for name, x in everything().items()}
+    real = np.arange(TOKENS.shape[1]) < LENGTHS[:, None]
+
+    def near(actual, expected, bound=1e-6):
+        assert relative_error(actual[real], expected[real]) <= bound
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def linear(layer, x):
+        return x @ layer["weight"].T + layer["bias"]
+
+    def norm(layer, x):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * (1 + layer["scale"])
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+    scale = np.float64(jnp.bfloat16(config.width**0.5))
+    near(seen["embedding"], params["embedder"]["embedding"][TOKENS] * scale)
+    residual = seen["embedding"]
+    for i in range(config.num_layers):
+        layer = params[f"blocks_{i}"]
+        at = {x.removeprefix(f"blocks.{i}."): v for x, v in seen.items() if f"blocks.{i}." in x}
+        near(at["resid_pre"], residual)
+        near(at["temporal_pre_norm"], norm(layer["temporal_pre_norm"], at["resid_pre"]))
+        near(at["resid_mid"], at["resid_pre"] + at["temporal_out"])
+        near(at["channel_pre_norm"], norm(layer["channel_pre_norm"], at["resid_mid"]))
+        mlp = layer["mlp_block"]
+        near(at["mlp.gate"], linear(mlp["gate_proj"], at["channel_pre_norm"]), 2e-6)
+        near(at["mlp.up"], linear(mlp["up_proj"], at["channel_pre_norm"]), 2e-6)
+        near(at["mlp.hidden"], gelu(at["mlp.gate"]) * at["mlp.up"])
+        near(at["mlp.out"], linear(mlp["down_proj"], at["mlp.hidden"]), 2e-6)
+        near(at["resid_post"], at["resid_mid"] + at["mlp.out"])
+        residual = at["resid_post"]
+        final = norm(params["final_norm"], residual) @ params["embedder"]["embedding"].T
+        near(at["logits"], 30 * np.tanh(final / 30), 2e-6)
+        if "rg_lru.state" in at:
+            block, unit = layer["recurrent_block"], layer["recurrent_block"]["rg_lru"]
+            x, width = linear(block["linear_x"], at["temporal_pre_norm"]), config.recurrence_width
+            conv = np.zeros_like(x)
+            for distance, tap in enumerate(block["conv_1d"]["weight"][::-1]):
+                conv[:, distance:] += x[:, : x.shape[1] - distance] * tap
+            near(at["conv_1d"], conv + block["conv_1d"]["bias"], 2e-6)
+            heads = at["conv_1d"].reshape(*x.shape[:2], config.num_heads, -1)
+            for gate, place in (("a_gate", "recurrence_gate"), ("input_gate", "input_gate")):
+                y = np.einsum("btni,nio->btno", heads, unit[gate]["weight"]) + unit[gate]["bias"]
+                near(at[f"rg_lru.{place}"], sigmoid(y).reshape(*x.shape[:2], width), 2e-6)
+            log_a = -8 * np.log1p(np.exp(unit["a_param"])) * at["rg_lru.recurrence_gate"]
+            near(at["rg_lru.log_decay"], log_a)
+            begins = np.arange(x.shape[1])[None, :, None] == 0
+            near(at["rg_lru.decay"], np.where(begins, 0, np.exp(log_a)))
+            multiplier = np.where(begins, 1, np.sqrt(-np.expm1(2 * log_a)))
+            near(at["rg_lru.input"], multiplier * at["rg_lru.input_gate"] * at["conv_1d"])
+            h = np.zeros_like(x)
+            for t in range(x.shape[1]):
+                h[:, t] = at["rg_lru.decay"][:, t] * h[:, t - 1] + at["rg_lru.input"][:, t]
+            near(at["rg_lru.state"], h)
+            near(
+                at["gated_output"],
+                gelu(linear(block["linear_y"], at["temporal_pre_norm"])) * h,
+                2e-6,
+            )
+            near(at["temporal_out"], linear(block["linear_out"], at["gated_output"]), 2e-6)
+        else:
+            block = layer["attention_block"]
+            v = at["temporal_pre_norm"] @ block["v_proj"]["weight"].T
+            near(at["attention.v"][:, :, 0], v, 2e-6)
+            q, k = at["attention.q"], at["attention.k"][:, :, 0]
+            # Rotated heads keep their lengths, and the first token's is not turned at all.
+            plain = (at["temporal_pre_norm"] @ block["q_proj"]["weight"].T).reshape(q.shape)
+            near(np.square(q).sum(-1), np.square(plain).sum(-1), 2e-6)
+            assert relative_error(q[:, 0], plain[:, 0]) <= 2e-6
+            t = np.arange(q.shape[1])
+            visible = (t <= t[:, None]) & (t >= t[:, None] - config.attention_window)
+            scores = np.einsum("btnh,bsh->bnts", q, k) * config.head_size**-0.5
+            assert (
+                relative_error(at["attention.scores"][..., visible], scores[..., visible]) <= 1e-6
+            )
+            weights = np.where(visible, np.exp(scores), 0)
+            weights /= weights.sum(-1, keepdims=True)
+            assert relative_error(at["attention.weights"], weights) <= 1e-6
+            near(
+                at["attention.out"],
+                np.einsum("bnts,bsh->btnh", weights, at["attention.v"][:, :, 0]),
+                2e-6,
+            )
+            out = at["attention.out"].reshape(*q.shape[:2], -1)
+            near(at["temporal_out"], linear(block["o_proj"], out), 2e-6)
+    near(seen["final_norm"], norm(params["final_norm"], residual))
+    np.testing.assert_array_equal(everything()["logits"], everything().logits)
