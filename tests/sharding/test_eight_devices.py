@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("models", "inference", "training", "checkpoints", "evaluation")
+FILES = ("models", "inference", "training", "checkpoints", "evaluation", "tracing")
 # Those in which tests are marked as slow, which are a run of their own.
 SLOW = ("models", "inference", "training", "evaluation")
 

@@ -1,5 +1,6 @@
 """What a trace brings out is what the model computes, and a patch takes its place."""
 
+import dataclasses
 import functools
 
 import jax
@@ -20,8 +21,8 @@ from griffin_jax.models import (
     rglru,
     stack_params,
 )
-from griffin_jax.tracing import place_names
-from tests.tiny import CONFIGS, GRIFFIN, params_of, random_tokens, relative_error
+from griffin_jax.tracing import gradients, place_names
+from tests.tiny import CONFIGS, GRIFFIN, assert_same_state, params_of, random_tokens, relative_error
 
 DEEP = GRIFFIN.replace(num_layers=5)
 KINDS = GRIFFIN.replace(num_layers=4, block_pattern=("lru", "gru", "mamba", "cg_lru"))
@@ -194,3 +195,155 @@ def test_what_is_seen_is_what_the_definitions_say():
             near(at["temporal_out"], linear(block["o_proj"], out), 2e-6)
     near(seen["final_norm"], norm(params["final_norm"], residual))
     np.testing.assert_array_equal(everything()["logits"], everything().logits)
+
+
+def test_stacked_layers_have_the_same_places_and_patches():
+    patch = {
+        "blocks.2.rg_lru.recurrence_gate": jnp.sqrt,
+        "blocks.[13].attention.weights": lambda x: x[..., ::-1],
+        "blocks.4.*.state": lambda x: x.at[:, 5].set(1.0),
+        "blocks.0.mlp.hidden": jnp.zeros_like,
+    }
+    one_by_one, stacked = (model(DEEP, stacked).trace(TOKENS, "*", patch) for stacked in (0, 1))
+    assert list(stacked) == list(one_by_one) and len(stacked) > 80
+    for name, value in one_by_one.items():
+        assert relative_error(stacked[name], value) <= 1e-5, name
+    assert_same_state(stacked.state, one_by_one.state)
+    assert not stacked["blocks.0.mlp.hidden"].any() and stacked["blocks.1.mlp.hidden"].any()
+    plain = model(DEEP, True).trace(TOKENS, "*.rg_lru.decay")
+    assert relative_error(plain.logits, stacked.logits) > 1e-3
+    assert list(plain.layers("*.decay")) == [0, 2, 4]
+
+
+def test_a_state_that_is_swapped_is_what_the_recurrence_goes_on_from():
+    lm, swapped = model(), np.linspace(-1, 1, GRIFFIN.recurrence_width, dtype=np.float32)
+    patch = {"blocks.2.rg_lru.state": lambda h: h.at[:, 4].set(swapped)}
+    found = lm.trace(TOKENS, "blocks.2.rg_lru.state", patch)
+    _, state = lm.apply(TOKENS[:, :5])
+    hidden = jnp.broadcast_to(swapped, state.blocks[2].hidden.shape)
+    layers = (*state.blocks[:2], state.blocks[2].replace(hidden=hidden))
+    logits, after = lm.apply(TOKENS[:, 5:], dataclasses.replace(state, blocks=layers))
+    assert relative_error(found.logits[:, 5:], logits) <= 1e-5
+    assert_same_state(found.state, after)
+    np.testing.assert_array_equal(found["blocks.2.rg_lru.state"][:, 4], hidden)
+    # Frozen, it stays as it is.
+    frozen = {"blocks.2.rg_lru.state": lambda h: h.at[:, 4:].set(h[:, 4:5])}
+    states = lm.trace(TOKENS, "*.state", frozen)["blocks.2.rg_lru.state"]
+    np.testing.assert_array_equal(
+        states[:, 4:], np.broadcast_to(states[:, 4:5], states[:, 4:].shape)
+    )
+
+
+def test_scores_that_are_patched_make_the_weights():
+    def first_alone(scores):
+        return jnp.where(jnp.arange(scores.shape[-1]) == 0, scores, -1e30)
+
+    found = model().trace(TOKENS[:, :6], "*.attention.*", {"*.attention.scores": first_alone})
+    weights = found["blocks.1.attention.weights"]
+    np.testing.assert_allclose(weights[..., 0], 1, atol=1e-6)
+    values = jnp.broadcast_to(
+        found["blocks.1.attention.v"][:, :1], found["blocks.1.attention.out"].shape
+    )
+    assert relative_error(found["blocks.1.attention.out"], values) <= 1e-6
+
+
+def test_patches_of_one_place_follow_one_another_and_take_traced_values():
+    lm, place = model(), "blocks.0.rg_lru.decay"
+    twice = lm.trace(TOKENS, place, {"*.decay": lambda a: a / 2, place: lambda a: a + 0.25})
+    np.testing.assert_array_equal(twice[place], lm.trace(TOKENS, place)[place] / 2 + 0.25)
+
+    @jax.jit
+    def logits(lm, factor):
+        return lm.trace(TOKENS, patch={"blocks.1.resid_mid": lambda x: x * factor}).logits
+
+    np.testing.assert_array_equal(logits(lm, 1.0), lm.apply(TOKENS)[0])
+    expected = lm.trace(TOKENS, patch={"blocks.1.resid_mid": lambda x: x * 3.0}).logits
+    assert relative_error(logits(lm, 3.0), expected) <= 1e-6
+
+
+def test_gradients_are_how_the_loss_changes():
+    lm, names = (
+        model(),
+        ("blocks.0.rg_lru.state", "blocks.1.attention.weights", "blocks.2.resid_mid"),
+    )
+
+    def loss(trace):
+        return jnp.sum(jnp.sin(trace.logits[:, -1]))
+
+    found = gradients(lm, TOKENS, names, loss)
+    assert sorted(found) == sorted(names)
+    for name, gradient in found.items():
+        direction = gradient / jnp.linalg.norm(gradient)
+
+        def moved(by, name=name, direction=direction):
+            return float(loss(lm.trace(TOKENS, patch={name: lambda x: x + by * direction})))
+
+        step = 1e-2
+        slope = (moved(step) - moved(-step)) / (2 * step)
+        if name.endswith(
+            "state"
+        ):  # where a patch that reaches all tokens keeps none of their effect
+            at = gradient.at[:, :-1].set(0)
+            direction = at / jnp.linalg.norm(at)
+            slope = (moved(step, direction=direction) - moved(-step, direction=direction)) / (
+                2 * step
+            )
+            gradient = at
+        np.testing.assert_allclose(slope, jnp.linalg.norm(gradient), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda lm: lm.trace(TOKENS, ["blocks.*.rglru.decay"]),
+            r"names: the model has no place 'blocks.\*.rglru.decay'; the nearest are blocks.\*.rg_lru.decay",
+        ),
+        (
+            lambda lm: lm.trace(TOKENS, "blocks.0.attention.q"),
+            "the nearest are blocks.1.attention.q",
+        ),
+        (lambda lm: lm.trace(TOKENS, "blocks.3.resid_pre"), "nearest are blocks.[012].resid_pre"),
+        (
+            lambda lm: lm.trace(TOKENS, 5),
+            "names must be names of places or patterns of them, got 5",
+        ),
+        (
+            lambda lm: lm.trace(TOKENS, patch={"resid": same}),
+            "patch: the model has no place 'resid'",
+        ),
+        (
+            lambda lm: lm.trace(TOKENS, patch=[same]),
+            "patch must be functions by the names of places",
+        ),
+        (
+            lambda lm: lm.trace(TOKENS, patch={"embedding": 0}),
+            r"patch\['embedding'\] must be a function",
+        ),
+        (
+            lambda lm: lm.trace(TOKENS, patch={"blocks.1.logits": same}),
+            "patch: nothing reads blocks.1.logits; patch blocks.1.resid_post",
+        ),
+        (
+            lambda lm: lm.trace(TOKENS, patch={"embedding": lambda x: x[:, :2]}),
+            r"the patch of embedding returned float32\[2, 2, 32\]; .* float32\[2, 11, 32\]",
+        ),
+        (
+            lambda lm: lm.trace(TOKENS, patch={"*.0.resid_pre": lambda x: x.astype(jnp.bfloat16)}),
+            r"the patch of blocks.0.resid_pre returned bfloat16\[2, 11, 32\]; .*float32\[2, 11, 32\]",
+        ),
+        (
+            lambda lm: lm.trace(TOKENS, patch={"embedding": lambda x: None}),
+            "the patch of embedding returned None; it must return an array",
+        ),
+        (lambda lm: lm.trace([[99]], "*"), "tokens range over 99 to 99; ids are 0 to 63"),
+        (
+            lambda lm: gradients(lm, TOKENS, "blocks.0.logits", None),
+            "nothing reads blocks.0.logits",
+        ),
+    ],
+)
+def test_wrong_input_is_named_in_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(model())
+    assert "\n" not in str(caught.value)
