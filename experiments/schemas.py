@@ -75,6 +75,16 @@ class CompareTraining:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Of `experiments.inspect`."""
+
+    model: str = field("griffin-tiny", filled=True)
+    dtype: str | None = field(None, one_of=DTYPES)
+    token: int = field(1, at_least=0)
+    max_tokens: int = field(512, at_least=2)
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluate:
     """The config of `experiments.evaluate`."""
 
@@ -277,4 +287,5 @@ COMMANDS: dict[str, Callable[[Mapping[str, Any]], type]] = {
     "quantization_quality": _always(QuantizationQuality),
     "compare_training": _always(CompareTraining),
     "compile_tpu": _always(CompileTPU),
+    "inspect": _always(Inspect),
 }

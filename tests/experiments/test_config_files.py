@@ -21,6 +21,7 @@ DEFAULTS = {
     "quantization_quality": "quantization_quality.py",
     "compare_training": "compare_tiny.py",
     "compile_tpu": "compile_tpu.py",
+    "inspect": "inspect.py",
 }
 
 

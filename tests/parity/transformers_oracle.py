@@ -95,3 +95,27 @@ def greedy(model, prompt: np.ndarray, num_tokens: int) -> np.ndarray:
         use_cache=use_cache,
     )
     return out[0, len(prompt) :].numpy()
+
+
+def outputs(model, tokens: np.ndarray):
+    """Logits, hidden states and attention weights of rows without padding.
+
+    Of a model without a cache: a hidden state before each layer and one behind the last norm; attention
+    weights of the layers that have some.
+    """
+    import torch
+
+    model.set_attn_implementation("eager")  # which has weights to show
+    with torch.no_grad():
+        out = model(
+            torch.tensor(tokens, dtype=torch.long),
+            attention_mask=torch.ones(tokens.shape, dtype=torch.long),
+            output_hidden_states=True,
+            output_attentions=True,
+            use_cache=False,
+        )
+    found = out.attentions or ()
+    out.attentions = [x.numpy() for x in found if x is not None]
+    out.hidden_states = [x.numpy() for x in out.hidden_states]
+    out.logits = out.logits.numpy()
+    return out
