@@ -36,7 +36,7 @@ def gradients(
     select_patches(
         lm.config, {names: _same} if isinstance(names, str) else dict.fromkeys(names, _same)
     )
-    shapes = jax.eval_shape(lambda: lm.trace(tokens, names, **options)).places
+    shapes = jax.eval_shape(lambda lm: lm.trace(tokens, names, **options).places, lm)
 
     def run(lm, added):
         def total(added):
