@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     # "griffin-tiny", a folder of a model, or a name on the Hub; it must have RG-LRU layers.
     config.model = "griffin-tiny"
-    # Of parameters and activations; None as for `sample`.
+    # The dtype of parameters and activations; None as for `sample`.
     config.dtype = config_dict.placeholder(str)
     # The token whose memory is drawn, by its number in the text; 0 is BOS.
     config.token = 1

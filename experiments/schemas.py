@@ -76,7 +76,7 @@ class CompareTraining:
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Of `experiments.inspect`."""
+    """The config of `experiments.inspect`."""
 
     model: str = field("griffin-tiny", filled=True)
     dtype: str | None = field(None, one_of=DTYPES)

@@ -154,18 +154,17 @@ class LanguageModel:
     ) -> Trace:
         """Computes what `apply` does, and brings out or changes what is computed on the way.
 
-        What is there by which name, `tracing.place_names(lm.config)` lists; docs/tracing says what
-        each is. Patches come before captures, so what is brought out is what the model went on with.
+        `tracing.place_names(lm.config)` lists the names; docs/tracing says what is at each. Patches come before captures, so what is brought out is what the model went on with.
         Where a fused kernel does not compute a place that is asked for, its plain definition runs.
 
         Args:
           tokens: int32[B, T]; this and the last three are as for `apply`.
-          names: Of the places to bring out, in which "*" stands for any part, such as
+          names: Names of the places to bring out, in which "*" stands for any part, such as
             "blocks.*.rg_lru.decay".
           patch: For names or patterns, what is to be there as a function of what is there. It must
             be pure and is compiled once, as `jax.jit` would; arrays that change from call to call
             reach it through a `jax.jit` or `jax.grad` of one's own around the trace.
-          state: Of an earlier call, to go on from.
+          state: The state of an earlier call, to go on from.
           lengths: int32[B].
           positions: int32[B, T].
 
@@ -182,7 +181,7 @@ class LanguageModel:
         return trace(self.model, self.params, *arguments, **chosen)
 
     def _checked(self, tokens, state, lengths, positions):
-        """Tokens, state, lengths and positions of a call, as arrays."""
+        """Returns tokens, state, lengths and positions of a call, as arrays."""
         if isinstance(tokens, jax.Array):
             inputs.check_shape_of_rows(tokens)
         else:

@@ -58,9 +58,9 @@ def write(reading: Reading, folder: Path, title: str) -> list[Path]:
     """Draws all plots.
 
     Args:
-      reading: Of `read`.
+      reading: What `read` returns.
       folder: Where PNG files and index.html go; the page has the plots in itself, too.
-      title: The page's.
+      title: The page's title.
 
     Returns:
       The files.

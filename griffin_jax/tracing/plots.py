@@ -34,7 +34,7 @@ class Reading:
     Attributes:
       tokens: int32[T].
       texts: What each token is in writing.
-      trace: Of one row, these tokens, with the places of `NAMES` that the model has.
+      trace: The run of one row, these tokens, with the places of `NAMES` that the model has.
       token: The token whose memory is looked at.
       heads: The diagonal blocks of the gates, N.
     """

@@ -20,7 +20,7 @@ def effective_attention(decay: jax.Array, channels: Sequence[int] | None = None)
 
     Args:
       decay: float32[B, T, R], the decay of each token and channel.
-      channels: Of these alone; a channel takes T * T numbers.
+      channels: Numbers of channels, to compute no others; each takes T * T numbers.
 
     Returns:
       float32[B, C, T, T]. Entry [t, s] is a_{s+1} ... a_t for s <= t, and 0 beyond: with inputs x,

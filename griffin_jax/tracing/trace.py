@@ -97,7 +97,7 @@ def select(config: GriffinConfig, patterns: Sequence[str] | str, name: str) -> t
       config: The model's shape.
       patterns: Names, in which "*" stands for any part, "?" for any character and "[02]" for any of
         some. One by itself may come without a list.
-      name: Of the argument, for messages.
+      name: The argument's name, for messages.
 
     Raises:
       ValueError: a pattern names no place; the message has the nearest names.
@@ -198,9 +198,9 @@ def trace(
       state: What the rows have read before; None for nothing.
       lengths: int32[B], or None.
       positions: int32[B, T], or None.
-      names: The places to bring out, of `select`.
-      patches: Of `select_patches`.
-      mesh: That the parameters lie on, if they lie on one.
+      names: The places to bring out, as `select` returns them.
+      patches: What `select_patches` returns.
+      mesh: The mesh that the parameters lie on, if they lie on one.
     """
     arguments = params, tokens, state, lengths, positions
     return _program(model, names, patches).on(mesh, *arguments)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from griffin_jax.config import TINY
@@ -27,8 +28,9 @@ def test_the_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 3
     names = {}
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), names)
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        for block in blocks:
+            exec(compile(block, str(PAGE), "exec"), names)
     time = len(names["tokens"][0])
     assert names["weights"].shape == (1, 2, time, time)
     assert names["ablated"].logits.shape == (1, time, names["lm"].config.vocab_size)

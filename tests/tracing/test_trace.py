@@ -94,8 +94,8 @@ def test_no_fused_kernel_is_asked_where_something_is_seen(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("a fused kernel hides the place")
 
-    monkeypatch.setattr(residual_step, "serves", refuse)
-    monkeypatch.setattr(recurrent_rows, "serves", refuse)
+    monkeypatch.setattr(residual_step, "unsupported_reason", refuse)
+    monkeypatch.setattr(recurrent_rows, "unsupported_reason", refuse)
     lm = LanguageModel(GRIFFIN.replace(num_layers=2), params_of(GRIFFIN.replace(num_layers=2)))
     trace = lm.trace(TOKENS[:, :1], ("*.decay", "*.resid_mid"))
     assert list(trace.layers("*.resid_mid")) == [0, 1]
