@@ -136,7 +136,8 @@ def _associative(x, a, h0, reverse=False):
         return h + decay * h0[:, None]
 
     def block(h_before, inputs):
-        h = _associative(*inputs, h_before, reverse=reverse)
+        x_t, a_t = inputs
+        h = _associative(x_t, a_t, h_before, reverse=reverse)
         return h[:, 0 if reverse else -1], h
 
     # Steps of padding (a = 1, x = 0) pass the state on, at whichever end the scan meets them.

@@ -1,6 +1,7 @@
 """Local multi-query attention over a ring of cached keys and the keys of this call."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -251,7 +252,7 @@ def _attend(q, keys, values, masks, kernel):
     ]
     largest = functools.reduce(jnp.maximum, (s.max(axis=-1, keepdims=True) for s in scores))
     shares = [jnp.exp(s - jax.lax.stop_gradient(largest)) for s in scores]
-    total = sum(share.sum(axis=-1) for share in shares)
+    total: Any = sum(share.sum(axis=-1) for share in shares)
     out = sum(
         _mixed(share.astype(q.dtype), value)
         for share, (_, value, _) in zip(shares, groups, strict=True)

@@ -200,7 +200,7 @@ def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
         codes = jax.lax.dynamic_slice_in_dim(weight.packed, begin, count)
         scale = jax.lax.dynamic_slice_in_dim(scales, begin, count)
         scale = jnp.repeat(scale, weight.block_size // 2, axis=1)
-        high = multiply(even, weight.code[codes >> 4] * scale)
+        high: Any = multiply(even, weight.code[codes >> 4] * scale)
         return high + multiply(odd, weight.code[codes & 15] * scale)
 
     def turn(index, y):

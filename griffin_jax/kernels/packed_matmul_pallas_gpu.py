@@ -12,6 +12,7 @@ and never leaves the chip.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def _pieces(size: int) -> list[int]:
     return [_LARGEST_PIECE] * (size // _LARGEST_PIECE) + powers
 
 
-def lookup(packed, quant_type, interpret):
+def lookup(packed, quant_type, interpret) -> Any:
     """Returns the codes of the high and of the low halves of bytes, float32 of the shape of
     `packed`.
     """

@@ -12,6 +12,7 @@ multiplier sqrt(1 - a^2) is then 1 at a reset and 0 at padding, as it should be.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,8 @@ def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=
     padding = ((0, 0), (0, -time % (_GROUPS * _STEPS)), (0, 0))
     shift = jnp.pad(shift, padding[:2], constant_values=_PADDING)
     x, gate_x, gate_a = (jnp.pad(v, padding) for v in (x, gate_x, gate_a))
-    h, last = _recurrence(x, gate_x, gate_a, slope, hidden, shift, interpret)
+    found: Any = _recurrence(x, gate_x, gate_a, slope, hidden, shift, interpret)
+    h, last = found
     return h[:, :time], last
 
 
@@ -132,7 +134,8 @@ def _backward_kernel(
     gates = [_decay(chunk, gate, slope, shift) for gate, shift in zip(gates_a, shifts, strict=True)]
     gs = chunk.backward([a for _, _, a in gates], dh)
 
-    dx, dgate_x, dgate_a, dslope = [], [], [], 0.0
+    dx, dgate_x, dgate_a = [], [], []
+    dslope: Any = 0.0
     steps = zip(xs, gates_x, gates, gs, hs_before, shifts, strict=True)
     for x, gate_x, (r, log_a, a), g, before, shift in steps:
         i = _sigmoid(chunk, gate_x)

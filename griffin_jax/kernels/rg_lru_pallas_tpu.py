@@ -10,6 +10,7 @@ infinity keeps it, so resets and padding cost nothing.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,8 @@ def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=
     x, gate_x = jnp.pad(x, padding), jnp.pad(gate_x, padding)
     gate_a = jnp.pad(gate_a, padding, constant_values=-jnp.inf)
     slope = -_C * jax.nn.softplus(a_param.astype(jnp.float32))[None]
-    h, last = _recurrence(x, gate_x, gate_a, slope, hidden[:, None], interpret)
+    found: Any = _recurrence(x, gate_x, gate_a, slope, hidden[:, None], interpret)
+    h, last = found
     return h[:, :time], last[:, 0]
 
 

@@ -1,6 +1,7 @@
 """The parts of Mosaic GPU kernels that Pallas has no words for, as PTX."""
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,7 @@ def _i32():
     return ir.IntegerType.get_signless(32)
 
 
-def _asm(text, constraints, arguments, results=1, effects=False, kind=None):
+def _asm(text, constraints, arguments, results=1, effects=False, kind=None) -> Any:
     """PTX of some results of one type; without results, it has effects."""
     kind = kind or _i32()
     if results == 0:

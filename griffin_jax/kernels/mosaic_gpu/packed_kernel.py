@@ -159,7 +159,7 @@ def multiply(
             def step(i, acc):
                 slot = lax.rem(i, stages)
                 plgpu.barrier_wait(full.at[slot])
-                arrays = (ref.at[slot] for ref in (w_smem, s_smem, x_smem))
+                arrays = w_smem.at[slot], s_smem.at[slot], x_smem.at[slot]
                 if interpret:
                     acc = _plainly(plan, codes_gmem, acc, *arrays, tile, own_part)
                 else:

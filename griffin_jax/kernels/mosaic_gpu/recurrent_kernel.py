@@ -51,7 +51,7 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
     def load(ref, layout=_WGMMA):
         if interpret:
             return ref[...]
-        return plgpu.load(ref, layout=layout, optimized=False)
+        return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue]
 
     def body(
         u_gmem, y_gmem, conv_gmem, hidden_gmem, tap_gmem, bias_gmem, wx_gmem, bx_gmem, wa_gmem,
@@ -81,7 +81,7 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
         copy(tap_gmem.at[:, mine], tap_smem, first)
         copy(bias_gmem.at[mine], bias_smem, first)
         copy(position_gmem.at[pl.ds(row, ROWS)], position_smem, first)
-        for gate, source in enumerate((wx_gmem, wa_gmem)):
+        for gate, source in enumerate((wx_gmem, wa_gmem)):  # pyright: ignore[reportAssignmentType]
             for j in range(chunks):
                 inputs = pl.ds(head * size + j * CHANNELS, CHANNELS)
                 outputs = pl.ds(chunk * CHANNELS, CHANNELS)

@@ -101,7 +101,7 @@ def start_matvec(
     norm: tuple[str, float] | None = None,
     *,
     interpret: bool,
-) -> Callable[[], list[jax.Array]]:
+) -> Callable[[], list]:
     """Starts to read rows `row` ... `row + count` of each weight, to multiply a vector by them.
 
     Args:
