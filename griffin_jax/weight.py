@@ -1,6 +1,6 @@
 """What a leaf of a parameter tree offers that is more than an array."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
 import jax
 from jax.typing import DTypeLike
@@ -24,6 +24,10 @@ class Weight:
     dtype: Any
     divides: bool = True
     read_in_stack: ClassVar[bool] = False
+
+    if TYPE_CHECKING:  # flax.struct.dataclass brings it
+
+        def replace(self, **changes: Any) -> Self: ...
 
     @property
     def format(self) -> type:
@@ -58,7 +62,7 @@ class Weight:
         return self
 
 
-def is_weight(leaf: Any) -> bool:
+def is_weight(leaf: Any) -> TypeGuard[Weight]:
     """Returns whether a leaf of a parameter tree is a `Weight`, and no plain array."""
     return isinstance(leaf, Weight)
 
@@ -70,7 +74,7 @@ def format_of(weight: jax.Array | Weight) -> type:
 
 def dequantized(weight: jax.Array | Weight, dtype: DTypeLike) -> jax.Array:
     """Returns a weight of any format as an array."""
-    return weight.dequantize(dtype) if is_weight(weight) else weight.astype(dtype)
+    return weight.dequantize(dtype) if isinstance(weight, Weight) else weight.astype(dtype)
 
 
 def axes_of(leaf: Any, axes: tuple) -> Any:

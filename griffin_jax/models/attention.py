@@ -1,7 +1,7 @@
 """The local attention block: multi-query attention with rotary positions over a ring cache."""
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -128,7 +128,7 @@ class AttentionBlock(TemporalMixing):
         self, x: jax.Array, state: AttentionState | LayerOf, timeline: Timeline
     ) -> tuple[jax.Array, AttentionState | LayerOf]:
         config = self.config
-        cached = state.layer()
+        cached: Any = state.layer()
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def linear(name, heads, axis):
@@ -235,4 +235,4 @@ class AttentionBlock(TemporalMixing):
 
     @classmethod
     def pair_flops(cls, config: GriffinConfig) -> int:
-        return 4 * config.num_heads * config.head_size
+        return config.head_size * 4 * config.num_heads

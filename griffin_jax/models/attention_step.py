@@ -46,6 +46,6 @@ def _rotation(config, position, dtype):
 ATTENTION_STEP = FusedStep(
     layers=("q_proj", "k_proj", "v_proj", "o_proj"),
     unsupported_reason=_unsupported,
-    width=lambda config: config.num_heads * config.head_size,
+    width=lambda config: config.head_size * config.num_heads,
     run=_run,
 )

@@ -135,7 +135,8 @@ class Griffin(nn.Module):
         if self.has_variable("params", GROUPS):
             x, after = self._stacked(x, state, timeline)
         else:
-            x, blocks = self._layers(self.blocks, x, state.blocks, timeline)
+            before = state if isinstance(state, State) else unstack_state(state)
+            x, blocks = self._layers(self.blocks, x, before.blocks, timeline)
             after = State(position=timeline.end, blocks=blocks)
         return place(self, "final_norm", self.final_norm(x)), constrain_state(after)
 
@@ -268,4 +269,4 @@ class Head(nn.Module):
 def init_params(config: GriffinConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> dict:
     """Returns random parameters, drawn as published; a nested dict of arrays of `dtype`."""
     model = Griffin(config, dtype=dtype, param_dtype=dtype)
-    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return dict(model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])

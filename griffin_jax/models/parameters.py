@@ -124,7 +124,7 @@ def declared(variables: Mapping[str, Any]) -> dict[str, Declaration]:
     """Returns the declarations among what a module's `init` returns, by path, in the model's
     order.
     """
-    flat = flax.traverse_util.flatten_dict(variables[DECLARED], sep="/")
+    flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(variables[DECLARED], sep="/"))
     return {path: flat[path] for path in sorted(flat, key=model_order)}
 
 

@@ -2,13 +2,14 @@
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from griffin_jax.devices import current_mesh
 from griffin_jax.kernels.mosaic_gpu import backend
-from griffin_jax.models.state import BlockState, Timeline
+from griffin_jax.models.state import Timeline
 
 _FEWEST = 16
 _CHANNELS = 64  # of a block of threads
@@ -16,7 +17,7 @@ _LARGEST_HEAD = 256  # what shared memory holds
 _TAPS = 4
 
 
-def unsupported_reason(params: dict, u: jax.Array, state: BlockState) -> str | None:
+def unsupported_reason(params: dict, u: jax.Array, state: Any) -> str | None:
     """Returns why the kernel does not support these arguments of `recurrent_rows`; None if it does."""
     if reason := backend.missing():
         return reason
@@ -46,11 +47,11 @@ def recurrent_rows(
     params: dict,
     y: jax.Array,
     u: jax.Array,
-    state: BlockState,
+    state: Any,
     timeline: Timeline,
     *,
     interpret=False,
-) -> tuple[jax.Array, BlockState]:
+) -> tuple[jax.Array, Any]:
     """gelu(y) * rg_lru(conv(u)) for one token of each row, and the state after.
 
     Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import flax.struct
 import jax
@@ -30,6 +30,10 @@ class BlockState:
     """
 
     grows: ClassVar[bool] = False
+
+    if TYPE_CHECKING:  # flax.struct.dataclass brings it
+
+        def replace(self, **changes: Any) -> Self: ...
 
     def axes(self) -> Any:
         """Returns what the dimensions of each array are, in the state's structure.

@@ -8,14 +8,16 @@ import functools
 import numpy as np
 
 # Sixteen quantiles of the normal distribution, scaled to [-1, 1] (QLoRA, arXiv:2305.14314).
-_NF4 = np.float32([
+_NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-])  # fmt: skip
+], np.float32)  # fmt: skip
 # One sign, two exponent and one mantissa bit, in the order of the bit patterns.
-_FP4 = np.float32([0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3]) / 12
+_FP4 = (
+    np.array([0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32) / 12
+)
 
 CODE_BOOKS = {"nf4": _NF4, "fp4": _FP4}
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)

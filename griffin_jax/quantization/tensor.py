@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from griffin_jax.quantization import blocks, codes, scales
@@ -271,7 +272,7 @@ def dequantize(tensor: QuantizedTensor, dtype=None) -> jax.Array:
       An array of `tensor.shape`.
     """
     dtype = jnp.dtype(tensor.dtype if dtype is None else dtype)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tensor)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tensor)):
         return _dequantize(tensor, dtype)
     if tensor.double_quantized:
         tensor = _with_decoded_scales(tensor)
@@ -323,7 +324,7 @@ def decode_scales(tensor: QuantizedTensor) -> jax.Array:
     product = tensor.nested_code[tensor.absmax] * nested.reshape(tensor.absmax.shape)
     # bitsandbytes rounds the product; the selection keeps XLA from fusing it with the sum.
     product = jnp.where(jnp.isnan(product), 0, product)
-    return product + tensor.nested_offset
+    return tensor.nested_offset + product
 
 
 def dequantize_scales(tensor: QuantizedTensor) -> np.ndarray:
