@@ -1,5 +1,6 @@
 """Rows of text that are written together: the arrays of all of them, and the programs over them."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -110,7 +110,8 @@ def bias_of(sampling: SamplingConfig | None, vocab_size: int) -> np.ndarray:
     if sampling.allowed_tokens is not None:
         bias[:] = -np.inf
         bias[list(sampling.allowed_tokens)] = 0
-    for token, value in sampling.logit_bias or ():
+    pairs: Any = sampling.logit_bias or ()
+    for token, value in pairs:
         bias[token] += value
     return bias
 
@@ -147,7 +148,7 @@ def choose(
     if needs.penalties:
         scores = _penalize(scores, settings, counts)
     if needs.bias:
-        scores = scores + bias
+        scores = bias + scores
     own = logits  # that the users' own ways draw from
     if needs.masks:
         scores, own = (jnp.where(allowed, values, -jnp.inf) for values in (scores, own))

@@ -12,7 +12,8 @@ import numpy as np
 from griffin_jax.inference import prefill, prefix_tree
 from griffin_jax.inference.prefix_tree import Node
 from griffin_jax.inference.stats import EngineStats
-from griffin_jax.models import Griffin, State
+from griffin_jax.models import Griffin
+from griffin_jax.models.stack import AnyState
 
 
 @dataclasses.dataclass
@@ -55,11 +56,11 @@ class Fork:
     """
 
     rows: dict[Node, int]
-    state: State
+    state: AnyState
 
     def start_state(
         self, model: Griffin, params: dict, nodes: Sequence[Node], tokens: int
-    ) -> State:
+    ) -> AnyState:
         """What children of the nodes start from, `prefill.batch_size_for` rows.
 
         Args:
@@ -78,7 +79,7 @@ def walk(
     params: dict,
     nodes: Sequence[Node],
     batch_size: int,
-    read: Callable[[list[Node], State], State],
+    read: Callable[[list[Node], AnyState], AnyState],
     fork: Fork | None = None,
 ) -> None:
     """Reads nodes and all below them, in batches, each node after its parent.
@@ -106,7 +107,7 @@ def walk(
 
 def start_state(
     model: Griffin, params: dict, nodes: Sequence[Node], fork: Fork | None, tokens: int
-) -> State:
+) -> AnyState:
     """What nodes start from: a fresh state where there is no fork; see `Fork.start_state`."""
     if fork is None:
         return prefill.fresh_state(

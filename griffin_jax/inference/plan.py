@@ -113,16 +113,17 @@ def make_plan(
         )
     if context is not None:
         inputs.check_type("context", context, Context, "of LanguageModel.read or Request.context")
-    method = None
+    plain = method = None
     if isinstance(sampling, SamplingConfig):
-        sampling.check_vocabulary(vocab_size)
+        plain = sampling
+        plain.check_vocabulary(vocab_size)
     else:
-        check_method(sampling, vocab_size)
-        method, sampling = sampling, None
+        method = sampling
+        check_method(method, vocab_size)
     return Plan(
         tokens=_whole_text(vocab_size, tokenizer, prompt, context, name),
         max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        sampling=plain,
         method=method,
         key=row_keys(seed, 1)[0] if np.ndim(seed) == 0 else np.asarray(seed),
         stop=stop,

@@ -149,14 +149,16 @@ class Pool:
             plan.key,
             plan.stop_ids,
             plan.settings(request.method),
-        ).replace(state=prefill.with_room(self._model, request.state, self._room))
+        )
+        state = prefill.with_room(self._model, request.state, self._room)
+        entry = dataclasses.replace(entry, state=state)
         if self._rows.counts is not None:
             counts = np.zeros(vocab_size, np.int32)
             if plan.needs.penalties:
                 counts[list(plan.tokens)] = IN_PROMPT
-            entry = entry.replace(counts=counts)
+            entry = dataclasses.replace(entry, counts=counts)
         if self._rows.bias is not None:
-            entry = entry.replace(bias=plan.bias(vocab_size))
+            entry = dataclasses.replace(entry, bias=plan.bias(vocab_size))
         self._rows = insert_row.on(self._mesh, self._rows, np.int32(slot), entry)
         self.requests[slot] = request
         if self._speculator is not None:
@@ -361,7 +363,8 @@ class Pool:
                 return prefill.put(self._params, zeros, "batch", "vocabulary")
             return array if needed else None
 
-        self._rows = self._rows.replace(
+        self._rows = dataclasses.replace(
+            self._rows,
             counts=wide(self._needs.penalties, self._rows.counts, np.int32),
             bias=wide(self._needs.bias, self._rows.bias, np.float32),
         )
@@ -371,7 +374,7 @@ class Pool:
         self._room = max(self._room, tokens)
         state = prefill.with_room(self._model, self._rows.state, self._room)
         if state is not self._rows.state:
-            self._rows = self._rows.replace(state=state)
+            self._rows = dataclasses.replace(self._rows, state=state)
 
     def _shrink(self, active):
         size = prefill.batch_size_for(len(active), self._params)

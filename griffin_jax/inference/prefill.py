@@ -1,5 +1,6 @@
 """Reading many tokens into a state, in calls of a few fixed lengths."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -222,7 +223,7 @@ def take_rows(state: AnyState, rows: np.ndarray, capacity: int | None = None) ->
         block = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), block)
         return _padded(block, capacity, axis + 1)
 
-    taken = _each_block(state, take).replace(position=state.position[rows])
+    taken = dataclasses.replace(_each_block(state, take), position=state.position[rows])
     return constrain_state(taken)
 
 
@@ -237,8 +238,8 @@ def _each_block(state, change):
     """The state with `change(block, axis=)` of every block; `axis` is that of rows."""
     if isinstance(state, StackedState):
         groups = tuple(change(stack, axis=1) for stack in state.groups)
-        return state.replace(groups=groups, rest=tuple(map(change, state.rest)))
-    return state.replace(blocks=tuple(map(change, state.blocks)))
+        return dataclasses.replace(state, groups=groups, rest=tuple(map(change, state.rest)))
+    return dataclasses.replace(state, blocks=tuple(map(change, state.blocks)))
 
 
 def _padded(block, capacity, axis):

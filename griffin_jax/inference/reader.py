@@ -126,14 +126,14 @@ class Reader:
         """Texts to be read in one call, with how many tokens of each, and the call's length."""
         self._turn += 1
         first = unread[0] if self._turn % 2 else min(unread, key=lambda r: r.unread)
-        batch, length, most, beginnings = [], None, 0, set()
+        batch, length, most, beginnings = [], 0, 0, set()
         for request in [first, *(r for r in unread if r is not first)]:
             if request.shares:
                 self._look_up(request)
             if not request.unread:
                 continue
             count, own = self._next_chunk(request)
-            if length is None:
+            if not length:
                 length, most = own, max(self._tokens_per_call // own, self._least)
             if own != length or len(batch) == most:
                 continue

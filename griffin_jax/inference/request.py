@@ -52,6 +52,7 @@ class Owner(Protocol):
 
     def context_of(self, request: "Request") -> Context:
         """What the text of a request that has ended leaves behind."""
+        ...
 
 
 class Request:

@@ -4,8 +4,10 @@ A text is read in a state of its own, so that texts at any place can be read in 
 can be kept for other texts to go on from, and none but the reader needs to know of batches.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from griffin_jax.sharding import jit_on_mesh, mesh_of
 from griffin_jax.sharding.layouts import constrain_state
 
 
-def per_row(function: Callable[..., jax.Array], *states: AnyState) -> AnyState:
+def per_row(function: Callable[..., jax.Array], *states: Any) -> AnyState:
     """`function(axis, *leaves)` of the leaves of states of one structure; rows lie along `axis`."""
 
     def along(axis):
@@ -28,7 +30,8 @@ def per_row(function: Callable[..., jax.Array], *states: AnyState) -> AnyState:
     first = states[0]
     if not isinstance(first, StackedState):
         return along(0)(*states)
-    return first.replace(
+    return dataclasses.replace(
+        first,
         position=along(0)(*(state.position for state in states)),
         groups=along(1)(*(state.groups for state in states)),
         rest=along(0)(*(state.rest for state in states)),

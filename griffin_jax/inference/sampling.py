@@ -32,6 +32,7 @@ class SamplingMethod(Protocol):
         Returns:
           A token, an integer scalar.
         """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,8 @@ class SamplingConfig:
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises ValueError when a token that is named is none of the model's."""
-        named = [token for token, _ in self.logit_bias or ()]
+        pairs: Any = self.logit_bias or ()
+        named = [token for token, _ in pairs]
         for name, tokens in (("logit_bias", named), ("allowed_tokens", self.allowed_tokens or ())):
             for token in tokens:
                 if token != int(token) or not 0 <= token < vocab_size:
