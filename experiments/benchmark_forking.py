@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -91,7 +92,7 @@ def mmlu_requests(data_dir: str, subjects: int, limit: int) -> list:
     """Returns the log-likelihoods that 5-shot MMLU asks for."""
     from griffin_jax.evaluation.local_data import local_tasks
 
-    group = local_tasks(["mmlu"], data_dir, num_fewshot=SHOTS)["mmlu"]
+    group: Any = local_tasks(["mmlu"], data_dir, num_fewshot=SHOTS)["mmlu"]
     requests = []
     for task in sorted(group.get_all_tasks(), key=lambda task: task.task_name)[:subjects]:
         task.set_config("num_fewshot", SHOTS)
@@ -154,8 +155,9 @@ def ask_hf(lm, requests) -> tuple[float, float, list]:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         griffin_jax.save(lm, folder, format="huggingface")
-        model = HFLM(
-            str(folder),
+        build: Any = HFLM  # whose registration hides its arguments
+        model = build(
+            pretrained=str(folder),
             device="cpu",
             dtype="float32",
             batch_size=_BATCH_SIZE.value,

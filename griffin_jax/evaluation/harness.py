@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 _CACHE_BYTES = 2**30
 
 
-@register_model("griffin_jax")
 class GriffinLM(TemplateLM):
     """The harness's interface over a `LanguageModel`.
 
@@ -211,7 +210,7 @@ class GriffinLM(TemplateLM):
         Tasks that sample draw each text from a random stream of its own, which follows from the
         seed and how often the same request came before; what is beside it does not matter.
         """
-        arguments = [request.args for request in requests]
+        arguments: list[Any] = [request.args for request in requests]
         groups: dict[str, list[int]] = {}
         for i, (_, settings) in enumerate(arguments):
             groups.setdefault(json.dumps(settings, sort_keys=True), []).append(i)
@@ -265,11 +264,11 @@ class GriffinLM(TemplateLM):
             seen[context] += 1
         return seeds
 
-    def _drawing(self, settings):
+    def _drawing(self, arguments):
         """Returns how to draw, how many tokens at most, and stop strings, of a request's
         arguments.
         """
-        settings = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(arguments, self.max_gen_toks))
         stop = [string for string in settings.pop("until") if string]
         max_new_tokens = settings.pop("max_gen_toks")
         if self.gen_toks_cap is not None:
@@ -300,8 +299,9 @@ class GriffinLM(TemplateLM):
             return []
         cut = []
         for request in tqdm(requests, desc="lengths", disable=not requests, leave=False):
+            arguments: Any = request.args
             if request.request_type == "loglikelihood":
-                context, continuation = request.args
+                context, continuation = arguments
                 if context:
                     ids, chosen = self._encode_pair(context, continuation)
                 else:
@@ -309,7 +309,7 @@ class GriffinLM(TemplateLM):
                     chosen = self.tok_encode(continuation, add_special_tokens=False)
                 cut.append(self._excess(len(ids), len(chosen) - 1, "context"))
             elif request.request_type == "generate_until":
-                context, settings = request.args
+                context, settings = arguments
                 room = self._drawing(settings)[1]
                 cut.append(self._excess(len(self.tok_encode(context)), room, "prompt"))
         return [tokens for tokens in cut if tokens]
@@ -355,6 +355,10 @@ class GriffinLM(TemplateLM):
     def tokenizer_name(self) -> str:
         """What the harness tells its caches of prompts apart by."""
         return f"griffin_jax-{self.checkpoint}".replace("/", "__")
+
+
+# Not as a decorator, after which a type checker knows no more than that it is some model.
+register_model("griffin_jax")(GriffinLM)
 
 
 def describe_cut(max_length: int | None, cut: Sequence[int], total: int) -> str:

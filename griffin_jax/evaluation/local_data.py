@@ -12,6 +12,7 @@ before anything runs.
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import datasets
@@ -117,7 +118,7 @@ def _check_name(name: str, manager: TaskManager) -> None:
 
 
 def _build(name: str, manager: TaskManager, data_dir: Path) -> dict[str, Task | Group]:
-    entry = manager.task_index[name]
+    entry: Any = manager.task_index[name]
     members = entry.cfg["task"] if entry.kind.name == "GROUP" else []
     absent = [member for member in members if _is_absent(member, manager, data_dir)]
     if absent:
@@ -127,7 +128,7 @@ def _build(name: str, manager: TaskManager, data_dir: Path) -> dict[str, Task | 
         for member in present:
             group.add(manager.load(member)["tasks"][member])
         return {name: group}
-    loaded = manager.load(name)
+    loaded: Any = manager.load(name)
     return {name: loaded["groups"][name]} if name in loaded["groups"] else loaded["tasks"]
 
 
@@ -140,7 +141,7 @@ def _is_absent(member, manager: TaskManager, data_dir: Path) -> bool:
     return bool(source and source.optional and not (data_dir / source.folder).is_dir())
 
 
-def _check_examples(task: Task, wanted: int | None, data_dir: Path) -> None:
+def _check_examples(task: Any, wanted: int | None, data_dir: Path) -> None:
     own = task.config.num_fewshot
     # A task whose own number is 0 keeps it, as the harness has it.
     count = own if wanted is None or own == 0 else wanted

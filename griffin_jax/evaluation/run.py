@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import numbers
 import os
 import random
 import time
@@ -214,7 +213,7 @@ def _check_values(run, limit):
 def _no_choice(right, choices):
     """Returns why what is said to be right is none of the choices; None if it is one."""
     for one in right if isinstance(right, list) else [right]:
-        there = 0 <= one < len(choices) if isinstance(one, numbers.Integral) else one in choices
+        there = 0 <= one < len(choices) if isinstance(one, int | np.integer) else one in choices
         if not there:
             return f"the right choice is {one!r:.100}, which is none of its {len(choices)}"
     return None
@@ -294,15 +293,15 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
       cache: File that keeps every answer as it comes, without its ending "_rank0.db"; answers that
         are there already are not asked for again. It belongs to one model.
     """
-    model = lm if cache is None else CachingLM(lm, f"{cache}_rank0.db")
+    caching = None if cache is None else CachingLM(lm, f"{cache}_rank0.db")
     before, answered = dataclasses.replace(lm.work), lm.answered
     random.seed(SEEDS["random"])
     np.random.seed(SEEDS["numpy"])  # noqa: NPY002, tasks of the harness draw from it
     for task in run.loaded["tasks"].values():
         task.set_fewshot_seed(seed=SEEDS["examples"])
     begin = time.monotonic()
-    found = evaluate(
-        lm=model,
+    found: Any = evaluate(
+        lm=lm if caching is None else caching,
         task_dict=run.loaded,
         limit=options.limit_of(run),
         bootstrap_iters=_BOOTSTRAP,
@@ -311,8 +310,8 @@ def execute(lm: GriffinLM, run: Run, options: Options, cache: Path | None = None
         fewshot_as_multiturn=options.chat,
     )
     seconds = time.monotonic() - begin
-    if cache is not None:
-        model.dbdict.close()
+    if caching is not None:
+        caching.dbdict.close()
     requests = _requests(run)
     asked = sum(request.repeats or 1 for request in requests)
     cut = lm.tokens_cut(requests)

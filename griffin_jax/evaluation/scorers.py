@@ -95,7 +95,8 @@ def perspective() -> Scorer:
 def _session(headers: dict):
     """Returns a session that tries again, for about a minute, when the service is busy or away."""
     import requests
-    from requests.adapters import HTTPAdapter, Retry
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
 
     session = requests.Session()
     session.headers.update(headers)

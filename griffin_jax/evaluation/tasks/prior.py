@@ -6,6 +6,7 @@ section 2.4.) The harness's own `acc_mutual_info` takes the empty context instea
 """
 
 import dataclasses
+from typing import Any
 
 from lm_eval.api.registry import register_metric
 
@@ -29,7 +30,7 @@ class ChoicesWithPrior(GriffinTask):
     """Adds to each answer's request a second one, the answer after `PRIOR_CONTEXT` alone."""
 
     def construct_requests(self, doc, ctx, **kwargs):
-        requests = super().construct_requests(doc, ctx, **kwargs)
+        requests: Any = super().construct_requests(doc, ctx, **kwargs)
         return requests + [
             dataclasses.replace(
                 request,
