@@ -77,6 +77,8 @@ def export(
 
 
 def main() -> None:
+    import grain  # noqa: F401, for an extra that is missing to be told before a model is loaded
+
     logging.getLogger("absl").setLevel(logging.WARNING)
     with training.hold_run(resolve(_RUN.value, "--run")) as run:
         _train(run)

@@ -71,7 +71,7 @@ class Roofline:
             "compute": self.compute_seconds,
             "links": self.link_seconds,
         }
-        return max(times, key=times.get)
+        return max(times, key=lambda name: times[name])
 
 
 def decode_roofline(

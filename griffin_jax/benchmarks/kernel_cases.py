@@ -141,8 +141,8 @@ def attention_cases(config: GriffinConfig, time: int, dtype: str) -> Iterator[Ca
     heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_size
     itemsize = jnp.dtype(dtype).itemsize
     for count in (time, 1):
-        ring = 2 * window * kv_heads * size
-        numbers = 2 * count * heads * size + 2 * count * kv_heads * size + ring
+        ring = size * 2 * window * kv_heads
+        numbers = size * 2 * count * (heads + kv_heads) + ring
         yield Case(
             operation="local_attention",
             name=f"{count} tokens behind {window}, {heads} heads of {size}, {kv_heads} for keys",
@@ -150,7 +150,7 @@ def attention_cases(config: GriffinConfig, time: int, dtype: str) -> Iterator[Ca
             carry=functools.partial(_normal, (1, count, heads, size), dtype),
             step=functools.partial(_attention_step, window - config.window_includes_query),
             num_bytes=numbers * itemsize,
-            flops=4 * heads * size * count * window,
+            flops=size * 4 * heads * count * window,
             dtype=dtype,
         )
 
@@ -271,13 +271,14 @@ def _attention_inputs(config, time, window, dtype):
 def _packed_step(x, weights, kernel):
     outputs = [packed_matmul(x, group, kernel=kernel) for group in weights]
     outputs = lax.optimization_barrier(outputs)
-    return x + (_TINY * sum(y[:, :1] for group in outputs for y in group)).astype(x.dtype)
+    total = sum(y[:, :1] for group in outputs for y in group)
+    return x + jnp.asarray(_TINY * total, x.dtype)
 
 
 def _dense_step(x, weights, kernel):
     del kernel  # there is one
     outputs = lax.optimization_barrier([dense_matmul(x, weight) for weight in weights])
-    return x + (_TINY * sum(y[:, :1] for y in outputs)).astype(x.dtype)
+    return x + jnp.asarray(_TINY * sum(y[:, :1] for y in outputs), x.dtype)
 
 
 def _forward_step(function, h0, arguments, kernel):

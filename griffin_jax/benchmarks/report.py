@@ -90,7 +90,7 @@ def failures(results: Results) -> str:
     """Returns what could not be measured, and why."""
     lines = [
         f"- {row.get('operation') or name(row)}, {_place(row)}: {row['status']}: "
-        f"{row.get('message') or row.get('error')}"
+        f"`{row.get('message') or row.get('error')}`"
         for row in results["rows"]
         if not _ok(row) and row["what"] != "kernel"
     ]

@@ -132,7 +132,11 @@ class Bench:
                 f"{variant.microbatches} microbatches do not divide a batch of {batch_size}"
             )
         flops = train_flops_per_token(self._config, length)
-        row = {"length": length, "batch_size": batch_size, "document": document or length}
+        row: dict[str, Any] = {
+            "length": length,
+            "batch_size": batch_size,
+            "document": document or length,
+        }
         row |= dataclasses.asdict(variant) | {"flops_per_token": flops}
         try:
             with memory.meeting_limits():

@@ -159,7 +159,7 @@ class ChatRows:
             "targets": join([tokens[1:] for tokens, _ in parts], np.int32),
             "positions": join([np.arange(len(tokens) - 1) for tokens, _ in parts], np.int32),
             "mask": join([learned[1:] for _, learned in parts], np.float32),
-            "start": np.int64(index),
+            "start": np.asarray(index, np.int64),
         }
 
     def fingerprint(self) -> str:

@@ -117,7 +117,7 @@ class RunCheckpoints:
                 data=ocp.args.JsonRestore(),
             ),
         )
-        return restored.state, restored.data
+        return restored["state"], restored["data"]
 
     def check_room(self, state: TrainState) -> None:
         """Checks that the disk takes another checkpoint of a state, or of its shapes.

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import grain
 import numpy as np
 
 from griffin_jax.training.corpus import Corpus, CorpusError
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 
@@ -30,12 +32,15 @@ class Rows(Protocol):
 
     def __len__(self) -> int:
         """Returns the number of rows in one epoch."""
+        ...
 
     def row(self, epoch: int, index: int) -> Batch:
         """Returns row `index` of an epoch."""
+        ...
 
     def describe(self, starts: np.ndarray) -> str:
         """Returns where rows with these values of `start` come from, for a person."""
+        ...
 
 
 class Windows:
@@ -74,7 +79,7 @@ class Windows:
             "positions": t - np.maximum.accumulate(np.where(begins, t, 0)),
             # The document before says nothing about where the next one begins.
             "mask": (targets != self.corpus.bos_id).astype(np.float32),
-            "start": np.int64(start),
+            "start": np.asarray(start, np.int64),
         }
 
     def fingerprint(self) -> str:
@@ -101,7 +106,7 @@ class Windows:
 
 def training_batches(
     rows: Rows, batch_size: int, seed: int, places: Sequence[int] | None = None
-) -> grain.DatasetIterator:
+) -> "grain.DatasetIterator":
     """Endless batches [B, T], shuffled anew in every epoch.
 
     The iterator's `get_state` is a small JSON dict, and `set_state` goes on at exactly that batch,
@@ -113,11 +118,13 @@ def training_batches(
       seed: The seed of the order.
       places: Which rows of each batch to read, as of `RowGroup.places`; None for all.
     """
+    import grain  # of the extra [train], which a loop of one's own and benchmarks do without
+
     count = len(rows)
-    places = np.arange(batch_size) if places is None else np.asarray(places)
+    own = np.arange(batch_size) if places is None else np.asarray(places)
 
     def read(batch):
-        return _stack([rows.row(int(epoch), int(index)) for epoch, index in batch[places]])
+        return _stack([rows.row(int(epoch), int(index)) for epoch, index in batch[own]])
 
     # As good as endless; Grain counts batches in floating point, and sys.maxsize rows are too many.
     epochs = max(_MOST_ROWS // count, 1)
@@ -138,12 +145,12 @@ def evaluation_batches(
     Where there are fewer rows than asked for, rows repeat with their mask at 0. With `places`, only
     those rows of each batch are read.
     """
-    places = np.arange(batch_size) if places is None else np.asarray(places)
+    own = np.arange(batch_size) if places is None else np.asarray(places)
     chosen = np.linspace(0, len(rows) - 1, batch_size * num_batches).astype(int)
     new = np.diff(chosen, prepend=-1) > 0
     for first in range(0, len(chosen), batch_size):
         batch = []
-        for place in first + places:
+        for place in first + own:
             row = rows.row(0, int(chosen[place]))
             batch.append(row | {"mask": row["mask"] * new[place]})
         yield _stack(batch)

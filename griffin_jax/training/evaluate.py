@@ -230,7 +230,8 @@ def loss_by_position(
         pieces += [[bos, *tokens[start : start + edges[-1]]] for start in starts]
     if not pieces:
         raise ValueError(f"no text has {edges[-1]} tokens, the last edge: give longer texts")
-    mean = np.mean(document_losses(config, params, pieces, **options), axis=0, dtype=np.float64)
+    losses = np.asarray(document_losses(config, params, pieces, **options))
+    mean = losses.mean(axis=0, dtype=np.float64)
     return [float(mean[a:b].mean()) for a, b in itertools.pairwise(edges)]
 
 

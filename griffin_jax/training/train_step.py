@@ -22,6 +22,7 @@ from griffin_jax.sharding import (
     make_mesh,
     row_group,
 )
+from griffin_jax.sharding.mesh_function import MeshFunction
 from griffin_jax.training.cross_entropy import cross_entropy
 
 Params = Any
@@ -124,7 +125,8 @@ def token_losses(
 
     def sums(x, targets, mask):
         logits = model.apply({"params": params}, x, method="uncapped_logits")
-        losses, normalizer = cross_entropy(logits, targets, model.config.logits_soft_cap)
+        found: Any = cross_entropy(logits, targets, model.config.logits_soft_cap)
+        losses, normalizer = found
         return jnp.sum(mask * losses), jnp.sum(mask * normalizer**2)
 
     if chunks == 1:
@@ -158,7 +160,7 @@ def make_train_step(
     loss_chunks: int = 1,
     ema: float = 0.0,
     seed: int = 0,
-) -> Callable[[TrainState, Params, dict], tuple[TrainState, dict[str, jax.Array]]]:
+) -> MeshFunction:
     """Builds the jitted `step(state, frozen, batch) -> (state, metrics)`; it donates `state`.
 
     Args:

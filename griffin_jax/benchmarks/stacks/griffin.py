@@ -1,5 +1,6 @@
 """Our own stack, through the engine that `LanguageModel.sample` uses."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,7 +112,7 @@ class GriffinStack:
         """
         engine = self._engine(batch_size, burst or self.burst, seconds)
         state = fresh_row(engine.model, engine.params, room or position + 1)
-        state = state.replace(position=jnp.full_like(state.position, position))
+        state = dataclasses.replace(state, position=jnp.full_like(state.position, position))
         context = Context(state, (0,) * position, position)
         requests = [engine.submit([1], tokens, context=context) for _ in range(batch_size)]
         return PlacedRows(engine, requests, most)

@@ -123,7 +123,7 @@ def _pack(torch, model, subject, dtype):
             **options,
         )
         device = layer.weight.device
-        weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, **options)
+        weight: Any = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, **options)
         packed.weight = weight.to(device)
         if bias:
             packed.bias = torch.nn.Parameter(layer.bias.data.to(dtype))
