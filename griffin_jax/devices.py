@@ -56,10 +56,10 @@ def current_mesh() -> AbstractMesh | None:
 
 def partition_spec(axes: Axes) -> PartitionSpec:
     """Returns the spec as JAX writes it, without the tail of dimensions that are whole."""
-    axes = list(axes)
-    while axes and axes[-1] is None:
-        axes.pop()
-    return PartitionSpec(*axes)
+    names = list(axes)
+    while names and names[-1] is None:
+        names.pop()
+    return PartitionSpec(*names)
 
 
 def mesh_axes(names: tuple[str | None, ...]) -> Axes:

@@ -22,7 +22,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from griffin_jax import paths
 from griffin_jax.locks import InUseError, Lock
@@ -62,7 +62,7 @@ def new_file(path: AnyPath, inputs: Sequence[AnyPath] = ()) -> Iterator[BinaryIO
     with _naming(given, target), _ending_in_order():
         if number is not None or paths.is_special(given) or paths.stays(given):
             with tempfile.SpooledTemporaryFile(_SPOOLED) as spool:
-                yield spool
+                yield cast(BinaryIO, spool)
                 spool.seek(0)
                 _write_into(given, number, spool)
             return

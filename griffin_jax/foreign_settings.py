@@ -6,6 +6,7 @@ that wrote it, a value under which the setting does nothing, and a setting that 
 that is off.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,14 +28,18 @@ def only(*values: Any) -> Rule:
     alone.
     """
 
-    def rule(value):
+    return _Only(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Only:
+    values: tuple[Any, ...]
+
+    def __call__(self, value: Any) -> bool:
         return any(
             value == known and isinstance(value, bool) == isinstance(known, bool)
-            for known in values
+            for known in self.values
         )
-
-    rule.values = values
-    return rule
 
 
 def is_off(value: Any) -> bool:
@@ -79,4 +84,6 @@ def read_settings(
 def _instead(rule: Rule | None) -> str:
     if rule is None:
         return " (an unknown setting)"
-    return f" (only {' or '.join(map(repr, rule.values))} is)" if hasattr(rule, "values") else ""
+    if not isinstance(rule, _Only):
+        return ""
+    return f" (only {' or '.join(map(repr, rule.values))} is)"

@@ -209,7 +209,7 @@ def check_seeds(seed: Any, rows: int) -> list[int]:
     """
     single = isinstance(seed, str | bytes | Mapping) or not isinstance(seed, Iterable)
     single = single or np.ndim(seed) == 0
-    seeds = [seed] if single else list(seed)
+    seeds: list[Any] = [seed] if single else list(seed)
     for i, value in enumerate(seeds):
         try:
             seeds[i] = check_value("seed", value, int, at_least=0, below=2**32)

@@ -217,8 +217,8 @@ class Tokenizer(abc.ABC):
                 return content
             return self._marks.sub(lambda mark: mark[0][0] + cut + mark[0][1:], content)
 
-        messages = [m | {"content": taken_literally(m.get("content"))} for m in map(dict, messages)]
-        first, *parts = self.format_chat(messages, add_generation_prompt).split(cut)
+        cut_up = [m | {"content": taken_literally(m.get("content"))} for m in map(dict, messages)]
+        first, *parts = self.format_chat(cut_up, add_generation_prompt).split(cut)
         return self.encode(first, bos) + [i for part in parts for i in self._encode(part)]
 
     def save(self, folder: AnyPath) -> None:

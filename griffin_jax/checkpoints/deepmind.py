@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,7 +70,7 @@ class DeepMindSource:
       CheckpointError: the tree is no Griffin model, or incomplete.
     """
 
-    quantization = None
+    quantization: dict[str, Any] | None = None
 
     def __init__(self, tree: Path, folder: Path | None = None):
         self.folder = tree if folder is None else folder

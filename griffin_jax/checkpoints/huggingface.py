@@ -141,8 +141,9 @@ class HuggingFaceSource:
                 )
                 check_shape(f"{self._reader.folder}: tensor {name}", leaf.shape, struct.shape)
             else:
-                leaf = self._reader.read(name)
-            yield path, leaf[:, 0].T if path.endswith(_CONV) else leaf
+                array = self._reader.read(name)
+                leaf = array[:, 0].T if path.endswith(_CONV) else array
+            yield path, leaf
 
     def _check_names(self) -> None:
         wanted = {self.stored_name(path) for path in flat_abstract_params(self.config)}

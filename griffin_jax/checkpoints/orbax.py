@@ -110,7 +110,8 @@ class OrbaxTree:
             raise CheckpointError(
                 f"{self.folder}: {names} unreadable; a file is damaged"
             ) from error
-        return flax.traverse_util.flatten_dict(restored)
+        flat: Any = flax.traverse_util.flatten_dict(restored)
+        return flat
 
 
 def open_folder(folder: Path) -> "OrbaxSource | None":

@@ -72,7 +72,7 @@ def _describe(tensor: QuantizedTensor) -> str:
 
 def squared_errors(weight: jax.Array | np.ndarray, tensor: QuantizedTensor) -> np.ndarray:
     """Returns the sums of (weight - its 4-bit values)^2 and of weight^2, float64[2]."""
-    return np.sum(np.asarray(_squares_by_row(weight, tensor)), axis=1, dtype=np.float64)
+    return np.asarray(_squares_by_row(weight, tensor)).sum(axis=1, dtype=np.float64)
 
 
 @jax.jit

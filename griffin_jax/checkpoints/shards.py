@@ -351,7 +351,7 @@ class _Shard:
             self._file.close()
 
     def _write(self, name: str, array: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        self._file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
         self._entries[name] = _entry(array, self._offset)
         self._offset += array.nbytes
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 
 from griffin_jax.devices import AXES, platform
@@ -17,9 +18,9 @@ def mesh_of(tree: Any) -> Mesh | None:
 
     None if they lie on none; and for what is being traced, whose mesh is the caller's affair.
     """
-    found = None
+    found: Any = None
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             return None
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:

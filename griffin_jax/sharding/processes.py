@@ -33,6 +33,7 @@ def to_host(tree: Any) -> Any:
 
 def _to_host(x):
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        assert isinstance(x.sharding, NamedSharding)  # the only kind that spans processes here
         x = _gather(x.sharding.mesh)(x)
     # A device array keeps its host copy for as long as it lives; this one does not live long.
     return np.asarray(jax.numpy.copy(x))
