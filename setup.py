@@ -80,7 +80,7 @@ setup(
         ],
         # Whose wheel brings pyright and what runs it.
         "types": ["basedpyright==1.40.*"],
-        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "latex2mathml>=3.81"],
         "parity": [
             *TRANSFORMERS,
             "peft>=0.20",

@@ -41,7 +41,7 @@ _CAPACITY = flags.DEFINE_integer(
 )
 _EDGES = flags.DEFINE_list(
     "edges",
-    [0, 64, 256, 1024, 2048, 4096, 8192, 16384],
+    "0,64,256,1024,2048,4096,8192,16384",
     "Positions between which loss is averaged.",
 )
 

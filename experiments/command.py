@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -59,7 +59,7 @@ class Config:
         self._values: ConfigDict | None = None
 
     @property
-    def value(self) -> ConfigDict:
+    def value(self) -> Any:
         if self._values is None:
             raise RuntimeError("the command line has not been read yet")
         return self._values

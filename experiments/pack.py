@@ -40,7 +40,7 @@ class Packer:
     def __init__(self, source: Any, settings: Any, block_size: int):
         self.tensors = collections.Counter()
         self.before, self.after = collections.Counter(), collections.Counter()
-        self.squares = collections.defaultdict(float)
+        self.squares: dict[str, Any] = collections.defaultdict(float)
         self._source, self._settings, self._block_size = source, settings, block_size
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
@@ -89,13 +89,16 @@ class Packer:
             if group in self.squares:
                 of_error, of_weight = self.squares[group]
                 error = f"{(of_error / of_weight) ** 0.5:.4f}" if of_weight else "0"
-            rows.append([*self._row(group, self.tensors, self.before, self.after, group), error])
-        total = [{None: sum(x.values())} for x in (self.tensors, self.before, self.after)]
-        rows.append([*self._row("all", *total, None), ""])
+            rows.append([*self._row(group, self.tensors, self.before, self.after), error])
+        tensors, before, after = (
+            {"all": sum(x.values())} for x in (self.tensors, self.before, self.after)
+        )
+        rows.append([*self._row("all", tensors, before, after), ""])
         return table(["weights", "tensors", "MB before", "MB after", "error"], rows, lined_up=True)
 
-    def _row(self, name, tensors, before, after, key):
-        return [name, f"{tensors[key]:,}", *(f"{x[key] / 1e6:,.1f}" for x in (before, after))]
+    def _row(self, group, tensors, before, after):
+        sizes = (f"{x[group] / 1e6:,.1f}" for x in (before, after))
+        return [group, f"{tensors[group]:,}", *sizes]
 
 
 def main() -> None:

@@ -11,11 +11,13 @@ configs/sample.py, lists them all. Text goes to standard output, the rest to sta
 """
 
 import dataclasses
+import io
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 from absl import flags
 
@@ -124,7 +126,7 @@ def read_messages() -> Iterator[str]:
     """Yields the lines of standard input that say something, until it ends."""
     check_keyboard()
     # Bytes that are no text come as lone surrogates, and a line ends at a newline alone.
-    sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
+    cast(io.TextIOWrapper, sys.stdin).reconfigure(errors="surrogateescape", newline="\n")
     first, interrupted = True, False
     while True:
         try:

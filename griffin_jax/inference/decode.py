@@ -1,6 +1,5 @@
 """Rows of text that are written together: the arrays of all of them, and the programs over them."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
