@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import flax.struct
 import jax
@@ -54,6 +55,10 @@ class Rows:
       counts: int32[B, V] of the tokens that came up, see `choose`; None where no row has a penalty.
       bias: float32[B, V]; None where no row has one.
     """
+
+    if TYPE_CHECKING:  # flax.struct.dataclass brings it
+
+        def replace(self, **changes: Any) -> Self: ...
 
     state: AnyState
     token: jax.Array
