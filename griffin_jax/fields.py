@@ -70,7 +70,7 @@ class Bounds:
         A limit that nobody comes near, and `value` neither, is left out.
         """
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        beyond = number and float(value) > 0 and not self.hold(value)
+        beyond = number and value > 0 and not self.hold(value)  # pyright: ignore[reportOperatorIssue]
         words = []
         for word, limit in (
             ("at least", self.at_least),
