@@ -89,7 +89,7 @@ def quoted():
 
 @pytest.mark.parametrize(("page", "name", "text"), list(quoted()))
 def test_code_beside_equations_is_the_code_that_runs(page, name, text):
-    assert text == inspect.getsource(pkgutil.resolve_name(name))
+    assert text == inspect.getsource(pkgutil.resolve_name(name)), f"copy {name} into docs/{page}"
 
 
 @pytest.mark.parametrize("name", notebooks.TUTORIALS)
