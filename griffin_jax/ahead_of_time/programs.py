@@ -163,7 +163,7 @@ def _lower_decode(program, mesh):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
     batch = program.batch_size
-    entry = decode.entry_of(0, 0, np.zeros(2, np.uint32), (), settings_of(SamplingConfig()))
+    entry = decode.entry_of(0, 0, 0, np.zeros(2, np.uint32), (), settings_of(SamplingConfig()))
     rows = jax.tree.map(lambda x: array((batch, *np.shape(x)), np.result_type(x)), entry)
     return decode.draw_burst.lower(
         _model(program),
