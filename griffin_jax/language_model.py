@@ -302,12 +302,23 @@ class LanguageModel:
 
         return pieces()
 
-    def chat(self, system: str | None = None, context: Context | None = None) -> Chat:
+    def chat(
+        self,
+        system: str | None = None,
+        context: Context | None = None,
+        speculate: Speculation | bool | None = None,
+    ) -> Chat:
         """Returns a new conversation, which reads each turn once; or one that goes on from a
         context.
+
+        Args:
+          system: Instructions before the first turn.
+          context: What was read and said before.
+          speculate: Draft a few tokens at a time, as for `Engine`.
         """
         self._tokenizer()  # raises without one
-        return Chat(functools.partial(self.engine, slots=1), system, context)
+        engine = functools.partial(self.engine, slots=1, speculate=speculate)
+        return Chat(engine, system, context)
 
     def read(self, text: Prompt) -> Context:
         """Reads a text, for `sample`, `stream` and `chat` to go on from as often as wanted.

@@ -215,6 +215,8 @@ class Engine:
             self.stats.alone_tokens += len(plan.tokens) - 1
             if keep_context or request.reason_for_nothing is None:
                 waiting.push(request)
+                if plan.deadline is not None:
+                    self.watch(request)
             else:  # which costs no work
                 self._scheduler.end(request, request.reason_for_nothing)
             self.changed.notify_all()
@@ -315,6 +317,10 @@ class Engine:
                     self.changed.wait_for(lambda: is_there() or not self._driven)
                     continue
             self.step()
+
+    def watch(self, request: Request) -> None:
+        """See `request.Owner`; `changed` is held."""
+        self._scheduler.watched.append(request)
 
     def context_of(self, request: Request) -> Context:
         """See `Request.context`."""

@@ -50,6 +50,9 @@ class Owner(Protocol):
     def wait_for(self, request: "Request", tokens: int | None) -> None:
         """Waits until a request has ended or, unless None, has more than so many tokens."""
 
+    def watch(self, request: "Request") -> None:
+        """Looks at a request before each turn, as it may be to end before its text does."""
+
     def context_of(self, request: "Request") -> Context:
         """What the text of a request that has ended leaves behind."""
         ...
@@ -203,6 +206,7 @@ class Request:
             if self._cancelled:
                 raise ValueError(f"request {self.number} was cancelled before")
             self._cancelled = True
+            self._engine.watch(self)
             return not self.ended
 
     def context(self) -> Context:

@@ -51,6 +51,7 @@ class Scheduler:
 
     Attributes:
       waiting: Requests that have no slot yet.
+      watched: Those that may have to end before their text does.
       reader: Reads the prompts.
       pool: Has the rows.
       last_error: The last one that the device raised; None if it has raised none.
@@ -67,6 +68,7 @@ class Scheduler:
         fill_first: bool,
     ):
         self.waiting = Waiting()
+        self.watched: list[Request] = []
         self.reader = reader
         self.pool = pool
         self.last_error: Exception | None = None
@@ -216,8 +218,11 @@ class Scheduler:
 
     def _end_overdue(self, now):
         """Ends the requests that were cancelled, or whose deadline is over."""
+        if not self.watched:
+            return
         with self._changed:
-            overdue = [r for r in self.unfinished() if r.overdue(now) is not None]
+            self.watched = [request for request in self.watched if not request.ended]
+            overdue = [request for request in self.watched if request.overdue(now) is not None]
         if any(request.plan.keeps_context for request in overdue):
             self.settle()  # the state then stands where the text does
         with self._changed:
