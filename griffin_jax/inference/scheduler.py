@@ -124,6 +124,7 @@ class Scheduler:
             self._coming.clear()
             self.reader.requests.clear()
             self.pool.clear()
+            self._changed.notify_all()  # also who waits for work
 
     def unfinished(self) -> list[Request]:
         """All requests that have not ended, wherever they are."""
