@@ -51,18 +51,20 @@ class Chat:
         self._make_engine = make_engine
 
     def fork(self) -> "Chat":
-        """Another conversation with the same past; costs nothing, as nothing is overwritten."""
+        """Returns another conversation with the same past; costs nothing, as nothing is
+        overwritten.
+        """
         return copy.copy(self)
 
     def send(self, message: str, **options: Any) -> Sample:
-        """The model's answer to a user's message; arguments as for `stream`."""
+        """Returns the model's answer to a user's message; arguments as for `stream`."""
         with self._make_engine() as engine:
             request = self._submit(engine, message, **options)
             request.result()
             return self._commit(message, request)
 
     def stream(self, message: str, **options: Any) -> Iterator[str]:
-        """The model's answer in pieces.
+        """Yields the model's answer in pieces.
 
         Args:
           message: The user's turn.

@@ -99,7 +99,7 @@ def load_context(
 
 
 def _state_of(path, config, dtype, tensors):
-    """The state whose arrays are `tensors`, by their names."""
+    """Returns the state whose arrays are `tensors`, by their names."""
     slots = next((x.shape[1] for name, x in tensors.items() if name.endswith("/keys")), 1)
     shape = jax.eval_shape(lambda: init_state(config, 1, dtype, slots))
     wanted = {f"state/{name}": leaf for name, leaf in _named(shape)}
@@ -114,7 +114,7 @@ def _state_of(path, config, dtype, tensors):
 
 
 def _named(state: State) -> list[tuple[str, jax.Array]]:
-    """The arrays of a state with their names, such as blocks/2/keys."""
+    """Returns the arrays of a state with their names, such as blocks/2/keys."""
     named = [("position", state.position)]
     for number, block in enumerate(state.blocks):
         for path, leaf in jax.tree_util.tree_leaves_with_path(block):
@@ -123,7 +123,7 @@ def _named(state: State) -> list[tuple[str, jax.Array]]:
 
 
 def _read(file: Path):
-    """The metadata of a file, and its tensors."""
+    """Returns the metadata of a file, and its tensors."""
     try:
         with safetensors.safe_open(file, "np") as opened:
             metadata = opened.metadata() or {}

@@ -97,7 +97,7 @@ def entry_of(
     stop_ids: Sequence[int],
     settings: Settings,
 ) -> Rows:
-    """One row that has drawn nothing yet, without its state, as `insert_row` takes it."""
+    """Returns one row that has drawn nothing yet, without its state, as `insert_row` takes it."""
     padded = np.full(MAX_STOP_IDS, -1, np.int32)
     padded[: len(stop_ids)] = stop_ids
     return Rows(
@@ -115,7 +115,7 @@ def entry_of(
 
 @functools.partial(jit_on_mesh, donate_argnames="rows")
 def insert_row(rows: Rows, slot: np.ndarray, entry: Rows) -> Rows:
-    """The rows with that of `slot` replaced: nothing of what it was before stays.
+    """Returns the rows with that of `slot` replaced: nothing of what it was before stays.
 
     Args:
       rows: The pool, which is donated.
@@ -130,7 +130,9 @@ def insert_row(rows: Rows, slot: np.ndarray, entry: Rows) -> Rows:
 
 @jit_on_mesh
 def take(rows: Rows, index: np.ndarray, valid: np.ndarray) -> Rows:
-    """A copy of the rows int32[B']; those that are not `valid`, bool[B'], belong to no text."""
+    """Returns a copy of the rows int32[B']; those that are not `valid`, bool[B'], belong to no
+    text.
+    """
     state = per_row(lambda axis, x: jnp.take(x, index, axis=axis), rows.state)
     rest = jax.tree.map(lambda x: jnp.take(x, index, axis=0), rows.replace(state=None))
     return laid_out(rest.replace(state=state, alive=rest.alive & valid))
@@ -138,7 +140,7 @@ def take(rows: Rows, index: np.ndarray, valid: np.ndarray) -> Rows:
 
 @jit_on_mesh
 def leave(state: AnyState, slot: np.ndarray) -> AnyState:
-    """A copy of the state of one row."""
+    """Returns a copy of the state of one row."""
     return constrain_state(
         per_row(lambda axis, x: lax.dynamic_slice_in_dim(x, slot, 1, axis), state)
     )
@@ -151,7 +153,7 @@ def leave(state: AnyState, slot: np.ndarray) -> AnyState:
     gpu_options=LOOP_AS_A_GRAPH,
 )
 def draw_burst(model, burst, needs, methods, params, rows, wanted, steps, masks=None):
-    """Up to `steps` tokens of each row, fewer when all rows end.
+    """Draws up to `steps` tokens of each row, fewer when all rows end.
 
     Args:
       model: `Griffin`.
@@ -256,7 +258,7 @@ def draw(
 
 
 def _allowed(rows, masks, vocab_size):
-    """What each row may draw now, bool[B, V]: by its grammar, and no stop token too early."""
+    """Returns what each row may draw now, bool[B, V]: by its grammar, and no stop token too early."""
     allowed = unpacked(masks, vocab_size)
     early = (rows.step < rows.least)[:, None] & (rows.stop_ids >= 0)
     # One past the end is dropped.
@@ -267,7 +269,7 @@ def _allowed(rows, masks, vocab_size):
 
 
 def laid_out(rows: Rows) -> Rows:
-    """The rows in the layout in which every program takes and leaves them."""
+    """Returns the rows in the layout in which every program takes and leaves them."""
     wide = {
         name: constrain(value, "batch", "vocabulary")
         for name, value in (("counts", rows.counts), ("bias", rows.bias))
@@ -278,7 +280,7 @@ def laid_out(rows: Rows) -> Rows:
 
 
 def row_keys(seed: int | Sequence[int], rows: int) -> np.ndarray:
-    """The random stream of each row, as key data uint32[rows, 2].
+    """Returns the random stream of each row, as key data uint32[rows, 2].
 
     Args:
       seed: An int gives row i the stream i of that seed. A list gives each row stream 0 of its own

@@ -9,7 +9,8 @@ from griffin_jax.models import init_state
 
 
 def most_rows(config: GriffinConfig, params: dict, dtype, tokens: int, limit: int) -> int:
-    """How many rows' states and logits fit beside the parameters; what runs needs more than these.
+    """Returns how many rows' states and logits fit beside the parameters; what runs needs more
+    than these.
 
     Args:
       config: The model's shape.
@@ -26,7 +27,7 @@ def most_rows(config: GriffinConfig, params: dict, dtype, tokens: int, limit: in
 def too_many_rows(
     config: GriffinConfig, params: dict, dtype, tokens: int, limit: int, rows: int
 ) -> str | None:
-    """Why so many rows cannot run together, with how many could; None if they may.
+    """Returns why so many rows cannot run together, with how many could; None if they may.
 
     Arguments are those of `most_rows`.
     """

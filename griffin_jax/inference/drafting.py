@@ -28,26 +28,28 @@ class Drafter(Protocol):
     """
 
     def empty(self, params: Any, size: int) -> Memory:
-        """The memory of so many rows that belong to no text."""
+        """Returns the memory of so many rows that belong to no text."""
 
     def entry(self, params: Any, tokens: Sequence[int]) -> Memory:
-        """The memory of one row, whose text so far is `tokens`."""
+        """Returns the memory of one row, whose text so far is `tokens`."""
 
     def enter(self, memory: Memory, slot: jax.Array, entry: Memory) -> Memory:
-        """The memory with that of the row `slot` replaced."""
+        """Returns the memory with that of the row `slot` replaced."""
 
     def take(self, memory: Memory, index: jax.Array) -> Memory:
-        """The memory of the rows `index`, int32[B']."""
+        """Returns the memory of the rows `index`, int32[B']."""
 
     def propose(
         self, params: Any, memory: Memory, rows: Rows, needs: Needs, count: int
     ) -> tuple[jax.Array, jax.Array]:
-        """What may follow each row's last token, int32[B, count], and how many of those do."""
+        """Returns what may follow each row's last token, int32[B, count], and how many of those
+        do.
+        """
 
     def advance(
         self, params: Any, memory: Memory, read: jax.Array, drawn: jax.Array, kept: jax.Array
     ) -> Memory:
-        """The memory after a call of the model.
+        """Returns the memory after a call of the model.
 
         Args:
           params: As for `propose`.
@@ -76,7 +78,7 @@ class Lookup:
     room: int = 8192
 
     def empty(self, params: Any, size: int) -> Memory:
-        """Token p of a text lies in slot p % room, int32[B, room]; and texts' lengths, int32[B]."""
+        """Returns texts, int32[B, room], whose token p lies in slot p % room; and lengths, int32[B]."""
         text, length = np.full((size, self.room), -1, np.int32), np.zeros(size, np.int32)
         return prefill.put(params, text), prefill.put(params, length)
 
@@ -148,7 +150,7 @@ class SmallModel:
     reads: int = 2048
 
     def empty(self, params: Any, size: int) -> Memory:
-        """The model's state before each row's last token."""
+        """Returns the model's state before each row's last token."""
         return prefill.fresh_state(self.model, params, size, 1)
 
     def entry(self, params: Any, tokens: Sequence[int]) -> Memory:

@@ -64,12 +64,12 @@ class Needs(NamedTuple):
     top: int = 0
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What a program needs that serves both."""
+        """Returns what a program needs that serves both."""
         return Needs(*map(max, self, other))
 
 
 def settings_of(sampling: SamplingConfig | None, method: int = -1) -> Settings:
-    """The settings of one row, scalars; None for a row that a method of the user's draws."""
+    """Returns the settings of one row, scalars; None for a row that a method of the user's draws."""
     sampling = sampling or SamplingConfig()
     greedy = sampling.temperature < COLDEST
     off = np.iinfo(np.int32).max
@@ -87,7 +87,7 @@ def settings_of(sampling: SamplingConfig | None, method: int = -1) -> Settings:
 
 
 def needs_of(sampling: SamplingConfig | None, top: int = 0) -> Needs:
-    """What a row of these settings needs of its program; None as for `settings_of`."""
+    """Returns what a row of these settings needs of its program; None as for `settings_of`."""
     if sampling is None:
         return Needs(top=top)
     values = settings_of(sampling)
@@ -103,7 +103,7 @@ def needs_of(sampling: SamplingConfig | None, top: int = 0) -> Needs:
 
 
 def bias_of(sampling: SamplingConfig | None, vocab_size: int) -> np.ndarray:
-    """float32[V] to add to the logits of one row; -inf for a token that is not allowed."""
+    """Returns float32[V] to add to the logits of one row; -inf for a token that is not allowed."""
     bias = np.zeros(vocab_size, np.float32)
     if sampling is None:
         return bias
@@ -176,7 +176,9 @@ def choose(
 
 
 def most_likely(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` most likely tokens of logits [B, V], int32[B, count], and log-probabilities."""
+    """Returns the `count` most likely tokens of logits [B, V], int32[B, count], and
+    log-probabilities.
+    """
     values, tokens = jax.lax.top_k(logits, count)
     return tokens, values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
@@ -192,7 +194,7 @@ def _penalize(scores, settings, counts):
 
 
 def _by_methods(methods, logits, allowed, keys, settings, token, logprob):
-    """Tokens and log-probabilities, those of rows that a method draws replaced.
+    """Returns tokens and log-probabilities, those of rows that a method draws replaced.
 
     Methods see the logits `allowed`; log-probabilities are those under `logits`.
     """
@@ -206,7 +208,8 @@ def _by_methods(methods, logits, allowed, keys, settings, token, logprob):
 
 
 def _largest(cut, scores, logits):
-    """The token of the largest score, and its log-probability under the logits, both [B, V].
+    """Returns the token of the largest score, and its log-probability under the logits, both
+    [B, V].
 
     Where the vocabulary is cut over "model", each part sends five numbers a row, all at once.
     """
@@ -231,7 +234,7 @@ def _largest(cut, scores, logits):
 
 
 def _argmax(scores):
-    """`jnp.argmax` of scores [B, V], int32[B].
+    """Returns `jnp.argmax` of scores [B, V], int32[B].
 
     In two plain reductions, which a CPU does four times as fast as one over pairs.
     """
@@ -249,7 +252,7 @@ def _filter(scores, settings):
 
 
 def _threshold(scores, settings):
-    """The smallest score [B, 1] that top_k and top_p keep; -inf where both are off.
+    """Returns the smallest score [B, 1] that top_k and top_p keep; -inf where both are off.
 
     The largest few scores tell as a rule, and are found without sorting. All are sorted only where
     some row's top_k is larger, or its top_p takes more tokens; the other rows keep theirs.
@@ -273,12 +276,12 @@ def _threshold(scores, settings):
 
 
 def _sorted_threshold(scores, settings):
-    """The definition of `_threshold`, of rows where one of both is on."""
+    """Returns the definition of `_threshold`, of rows where one of both is on."""
     return _ranked_threshold(jnp.sort(scores, axis=-1, descending=True), None, settings)[0]
 
 
 def _ranked_threshold(ranked, total, settings):
-    """The threshold by the largest scores [B, K], sorted, and the probability before each.
+    """Returns the threshold by the largest scores [B, K], sorted, and the probability before each.
 
     Of all scores `total` [B, 1] is the log of the sum of the exponentials; None where `ranked`
     holds them all.
@@ -296,7 +299,7 @@ def _ranked_threshold(ranked, total, settings):
 
 
 def _ranked(scores, count):
-    """The `count` largest of scores [B, V], in order: they lie in `count` blocks at most."""
+    """Returns the `count` largest of scores [B, V], in order: they lie in `count` blocks at most."""
     batch, vocab = scores.shape
     if vocab <= count * _BLOCK:
         return jax.lax.top_k(scores, count)[0]

@@ -293,7 +293,7 @@ class Engine:
         return self._scheduler.last_error
 
     def load(self) -> Load:
-        """How busy the engine is now; from any thread."""
+        """Returns how busy the engine is now; from any thread."""
         scheduler = self._scheduler
         return Load(
             waiting=len(scheduler.waiting),
@@ -342,7 +342,7 @@ class Engine:
         return Context(state, tokens, read)
 
     def _method(self, method):
-        """The number of a user's way of drawing; -1 for None."""
+        """Returns the number of a user's way of drawing; -1 for None."""
         if method is None:
             return -1
         with self.changed:

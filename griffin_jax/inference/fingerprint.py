@@ -18,7 +18,8 @@ _PLACES = 8  # along each dimension
 
 
 def fingerprint(config: GriffinConfig, params: dict[str, Any]) -> str:
-    """SHA-256, in hex, of a model's shape and of numbers from all over each of its parameters.
+    """Returns SHA-256, in hex, of a model's shape and of numbers from all over each of its
+    parameters.
 
     A model has the same one however its layers are stacked, wherever its arrays lie, and whether a
     number that bfloat16 holds is kept as bfloat16 or float32. Another training step changes it, as
@@ -43,7 +44,7 @@ def fingerprint(config: GriffinConfig, params: dict[str, Any]) -> str:
 
 
 def _sample(leaf, whole):
-    """Numbers from all over an array; of its first `whole` dimensions, all places."""
+    """Returns numbers from all over an array; of its first `whole` dimensions, all places."""
     index = tuple(
         np.arange(size)
         if axis < whole

@@ -61,7 +61,7 @@ class Fork:
     def start_state(
         self, model: Griffin, params: dict, nodes: Sequence[Node], tokens: int
     ) -> AnyState:
-        """What children of the nodes start from, `prefill.batch_size_for` rows.
+        """Returns what children of the nodes start from, `prefill.batch_size_for` rows.
 
         Args:
           model: The model.
@@ -108,7 +108,7 @@ def walk(
 def start_state(
     model: Griffin, params: dict, nodes: Sequence[Node], fork: Fork | None, tokens: int
 ) -> AnyState:
-    """What nodes start from: a fresh state where there is no fork; see `Fork.start_state`."""
+    """Returns what nodes start from: a fresh state where there is no fork; see `Fork.start_state`."""
     if fork is None:
         return prefill.fresh_state(
             model, params, prefill.batch_size_for(len(nodes), params), tokens

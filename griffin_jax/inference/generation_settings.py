@@ -10,7 +10,7 @@ from griffin_jax.inference.sampling import FIELDS, SamplingConfig
 
 
 def not_above(limit: float) -> Rule:
-    """The rule of a setting that is off up to a limit."""
+    """Returns the rule of a setting that is off up to a limit."""
 
     def rule(value):
         return isinstance(value, int | float) and not isinstance(value, bool) and value <= limit
@@ -116,7 +116,7 @@ def check_generation_file(path: Path) -> None:
 def read_generation_settings(
     values: Mapping[str, Any], what: str, more: Mapping[str, Rule]
 ) -> SamplingConfig:
-    """How to draw tokens as transformers' `generate` would with these settings.
+    """Returns how to draw tokens as transformers' `generate` would with these settings.
 
     Without `do_sample` the most likely token follows. With it, temperature is 1 where nothing else
     is said; a `top_k` of 0 and a `top_p` of 1 or more are off.

@@ -21,7 +21,7 @@ class Grammar(Protocol):
     """
 
     def allowed(self, tokens: Sequence[int]) -> np.ndarray:
-        """Which tokens may follow.
+        """Returns which tokens may follow.
 
         Args:
           tokens: What was drawn after the prompt.
@@ -33,17 +33,18 @@ class Grammar(Protocol):
 
 
 def words_of(vocab_size: int) -> int:
-    """How many packed numbers hold a bit for each token."""
+    """Returns how many packed numbers hold a bit for each token."""
     return -(-vocab_size // _WORD)
 
 
 def everything(vocab_size: int) -> np.ndarray:
-    """The packed mask that allows all tokens, uint32[ceil(V / 32)]."""
+    """Returns the packed mask that allows all tokens, uint32[ceil(V / 32)]."""
     return packed(np.ones(vocab_size, bool), vocab_size)
 
 
 def packed(mask: np.ndarray, vocab_size: int) -> np.ndarray:
-    """A mask of `Grammar.allowed` as uint32[ceil(V / 32)], without bits beyond the vocabulary.
+    """Returns a mask of `Grammar.allowed` as uint32[ceil(V / 32)], without bits beyond the
+    vocabulary.
 
     Raises:
       ValueError: it is neither of the two forms.
@@ -66,12 +67,12 @@ def packed(mask: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def allows(mask: np.ndarray, token: int) -> bool:
-    """Whether a packed mask has the bit of a token."""
+    """Returns whether a packed mask has the bit of a token."""
     return bool(mask[token // _WORD] >> np.uint32(token % _WORD) & np.uint32(1))
 
 
 def allows_more_than(mask: np.ndarray, tokens: Sequence[int]) -> bool:
-    """Whether a packed mask has the bit of any token but these."""
+    """Returns whether a packed mask has the bit of any token but these."""
     mask = mask.copy()
     for token in tokens:
         if token < len(mask) * _WORD:
@@ -80,6 +81,6 @@ def allows_more_than(mask: np.ndarray, tokens: Sequence[int]) -> bool:
 
 
 def unpacked(masks: jax.Array, vocab_size: int) -> jax.Array:
-    """Packed masks uint32[B, ceil(V / 32)] as bool[B, V], on the device."""
+    """Returns packed masks uint32[B, ceil(V / 32)] as bool[B, V], on the device."""
     bits = masks[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)[None, None]
     return (bits & 1).astype(bool).reshape(len(masks), -1)[:, :vocab_size]

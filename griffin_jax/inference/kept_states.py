@@ -199,7 +199,9 @@ class Tiers:
         next(tier for tier in (self.device, self.host, self.disk) if kept in tier).touch(kept)
 
     def use(self, kept: KeptState) -> AnyState | None:
-        """The state on the device, as the most recently used one; None where its file is lost."""
+        """Returns the state on the device, as the most recently used one; None where its file is
+        lost.
+        """
         if kept in self.device:
             self.device.touch(kept)
             return kept.state

@@ -24,7 +24,7 @@ class Pace:
         self._seen = 0
 
     def first(self) -> int:
-        """How many steps there are where the first token of a text is to come at once."""
+        """Returns how many steps there are where the first token of a text is to come at once."""
         return self.steps if self._seconds is None else 1
 
     def learn(self, steps: int, took: float) -> None:

@@ -53,7 +53,7 @@ class Plan:
     min_tokens: int
 
     def settings(self, method: int) -> Settings:
-        """How a row of this request draws, by the number that its method has in an engine."""
+        """Returns how a row of this request draws, by the number that its method has in an engine."""
         return settings_of(self.sampling, method)
 
     @property
@@ -64,7 +64,7 @@ class Plan:
         return needs._replace(masks=self.grammar is not None or withholds)
 
     def bias(self, vocab_size: int) -> np.ndarray:
-        """float32[V]; see `drawing.bias_of`."""
+        """Returns float32[V]; see `drawing.bias_of`."""
         return bias_of(self.sampling, vocab_size)
 
 
@@ -87,7 +87,7 @@ def make_plan(
     min_tokens: int,
     name: str,
 ) -> Plan:
-    """The plan of a request to a model of `vocab_size` tokens; see `Engine.submit`.
+    """Returns the plan of a request to a model of `vocab_size` tokens; see `Engine.submit`.
 
     Raises:
       ValueError: a value is out of its range; the message is one line that names it.
@@ -138,7 +138,7 @@ def make_plan(
 
 
 def _whole_text(vocab_size, tokenizer, prompt, context, name):
-    """All tokens before the first new one."""
+    """Returns all tokens before the first new one."""
     if context is None or isinstance(prompt, str) or not hasattr(prompt, "__len__"):
         inputs.check_prompt(prompt, name)
     if isinstance(prompt, str):

@@ -273,7 +273,7 @@ class Pool:
             request.fail(error)
 
     def _masks(self):
-        """What each row's grammar allows in the next step, packed."""
+        """Returns what each row's grammar allows in the next step, packed."""
         size = len(self.requests), words_of(self._model.config.vocab_size)
         if not self.guided:
             if self._no_masks is None or self._no_masks.shape != size:
@@ -293,7 +293,9 @@ class Pool:
                 self.release(request)
 
     def _begin_drafts(self, active):
-        """Whether the next burst is one of drafts; where it is, the memory of the rows is there."""
+        """Returns whether the next burst is one of drafts; where it is, the memory of the rows is
+        there.
+        """
         drafter = self._speculator
         if drafter is None:
             return False
@@ -370,7 +372,7 @@ class Pool:
         )
 
     def _make_room(self, tokens):
-        """Under an unbounded window, slots for so many tokens in every row."""
+        """Makes slots for so many tokens in every row, under an unbounded window."""
         self._room = max(self._room, tokens)
         state = prefill.with_room(self._model, self._rows.state, self._room)
         if state is not self._rows.state:
@@ -399,7 +401,9 @@ class Pool:
 
 
 def _pairs(tops, slot, own):
-    """For each of a row's `own` steps the most likely tokens, with their log-probabilities."""
+    """Returns for each of a row's `own` steps the most likely tokens, with their
+    log-probabilities.
+    """
     if not tops:
         return None
     tokens, values = (array[slot, own].tolist() for array in tops)

@@ -23,7 +23,8 @@ _CALL_ON_CPU = 32
 
 
 def batch_size_for(rows: int, params: dict | None = None) -> int:
-    """The batch size that `rows` rows run in: the next power of two, to compile few programs.
+    """Returns the batch size that `rows` rows run in: the next power of two, to compile few
+    programs.
 
     Where `params` lie on a mesh, it is the next multiple of that over which the mesh cuts a batch.
     """
@@ -70,7 +71,8 @@ def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:
 
 
 def pad(rows: Sequence[Sequence[int]], batch_size: int, begin: int, length: int):
-    """Tokens begin : begin + length of each row, int32[B, T], and how many those are, int32[B].
+    """Returns the tokens begin : begin + length of each row, int32[B, T], and how many those
+    are, int32[B].
 
     Rows beyond `rows` are all padding.
     """
@@ -84,7 +86,7 @@ def pad(rows: Sequence[Sequence[int]], batch_size: int, begin: int, length: int)
 
 
 def read(model: Griffin, params: dict, state: AnyState, rows: Sequence[Sequence[int]]) -> AnyState:
-    """The state after each row's tokens, however many; `state` is donated.
+    """Returns the state after each row's tokens, however many; `state` is donated.
 
     Args:
       model: The model.
@@ -109,13 +111,13 @@ def read_chunk(model, params, state, tokens, lengths):
 
 @functools.partial(jit_on_mesh, static_argnames="model", donate_argnames="state")
 def read_features(model, params, state, tokens, lengths):
-    """As `read_chunk`, but returns what the output head reads, [B, T, D], too."""
+    """Reads as `read_chunk` does, but returns what the output head reads, [B, T, D], too."""
     x, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
     return x, constrain_state(state)
 
 
 def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> AnyState:
-    """The state before the first token, beside the parameters.
+    """Returns the state before the first token, beside the parameters.
 
     Args:
       model: The model.
@@ -129,7 +131,7 @@ def fresh_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> A
 def state_with_slots(
     model: Griffin, params: dict, batch_size: int, capacity: int | None
 ) -> AnyState:
-    """As `fresh_state`, with exactly `capacity` slots for keys; see `init_state`."""
+    """Returns what `fresh_state` does, with exactly `capacity` slots for keys; see `init_state`."""
     where = mesh_of(params) or companion_sharding(params)
     stacked = is_stacked(params)
     return _init_program(model.config, batch_size, model.dtype, capacity, stacked, where)()
@@ -138,7 +140,7 @@ def state_with_slots(
 def select_rows(
     model: Griffin, params: dict, state: AnyState, rows: Sequence[int], tokens: int
 ) -> AnyState:
-    """A copy of some rows of `state`, with room for `tokens` tokens in all."""
+    """Returns a copy of some rows of `state`, with room for `tokens` tokens in all."""
     capacity = capacity_for(model.config, tokens)
     if mesh_of(params) is None:
         state = jax.device_put(state, companion_sharding(params))
@@ -146,7 +148,8 @@ def select_rows(
 
 
 def companion_sharding(params: dict) -> jax.sharding.Sharding:
-    """Where the arrays belong that go with `params`: on their device, or on all of their mesh.
+    """Returns where the arrays belong that go with `params`: on their device, or on all of their
+    mesh.
 
     Arrays that are committed to it from the start spare jit a second compilation.
     """
@@ -157,7 +160,7 @@ def companion_sharding(params: dict) -> jax.sharding.Sharding:
 
 
 def with_room(model: Griffin, state: AnyState, tokens: int) -> AnyState:
-    """The state with room for `tokens` tokens in all: itself, or a copy with more slots.
+    """Returns the state with room for `tokens` tokens in all: itself, or a copy with more slots.
 
     A step under an unbounded window reads every slot there is, so texts that grow begin with few.
     """
@@ -168,7 +171,9 @@ def with_room(model: Griffin, state: AnyState, tokens: int) -> AnyState:
 
 
 def slots_of(state: AnyState) -> int:
-    """How many tokens those of a state's blocks have room for that grow; 0 where none does."""
+    """Returns how many tokens those of a state's blocks have room for that grow; 0 where none
+    does.
+    """
     stacked = isinstance(state, StackedState)
     blocks = (*state.groups, *state.rest) if stacked else state.blocks
     return next((n for block in blocks if (n := block.slots()) is not None), 0)
@@ -190,7 +195,9 @@ def capacity_for(config: GriffinConfig, tokens: int) -> int | None:
 
 
 def put(params: dict, array: np.ndarray, *names: str) -> jax.Array:
-    """A host array beside the parameters; on a mesh, in the layout of `names` (`ACTIVATIONS`)."""
+    """Returns a host array beside the parameters; on a mesh, in the layout of `names`
+    (`ACTIVATIONS`).
+    """
     mesh = mesh_of(params)
     if mesh is None:
         return jax.device_put(array, companion_sharding(params))
@@ -199,7 +206,7 @@ def put(params: dict, array: np.ndarray, *names: str) -> jax.Array:
 
 
 def put_chunk(params: dict, tokens: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """`put` of tokens [B, T] and lengths [B]."""
+    """Puts tokens [B, T] and lengths [B] where they belong; see `put`."""
     return put(params, tokens, "batch", "time"), put(params, lengths, "batch")
 
 
@@ -217,7 +224,9 @@ def _init_program(config, batch_size, dtype, capacity, stacked, where):
 
 @functools.partial(jit_on_mesh, static_argnames="capacity")
 def take_rows(state: AnyState, rows: np.ndarray, capacity: int | None = None) -> AnyState:
-    """A copy of the rows int32[B], with at least `capacity` slots under an unbounded window."""
+    """Returns a copy of the rows int32[B], with at least `capacity` slots under an unbounded
+    window.
+    """
 
     def take(block, axis=0):
         block = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), block)
@@ -235,7 +244,7 @@ def _grow(state, capacity):
 
 
 def _each_block(state, change):
-    """The state with `change(block, axis=)` of every block; `axis` is that of rows."""
+    """Returns the state with `change(block, axis=)` of every block; `axis` is that of rows."""
     if isinstance(state, StackedState):
         groups = tuple(change(stack, axis=1) for stack in state.groups)
         return dataclasses.replace(state, groups=groups, rest=tuple(map(change, state.rest)))
@@ -243,7 +252,9 @@ def _each_block(state, change):
 
 
 def _padded(block, capacity, axis):
-    """The block with at least `capacity` slots, if it is one of attention; they are at `axis`."""
+    """Returns the block with at least `capacity` slots, if it is one of attention; they are at
+    `axis`.
+    """
     if not isinstance(block, AttentionState) or not capacity or block.keys.shape[axis] >= capacity:
         return block
     # The ring of an unbounded window has never wrapped: position p stands in slot p.

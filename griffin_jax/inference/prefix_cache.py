@@ -157,7 +157,7 @@ class PrefixCache:
             self._root, self._params = Node((), 0), None
 
     def find(self, tokens: Tokens, most: int, read: int = 0) -> tuple[int, AnyState] | None:
-        """The longest kept beginning of a text, and the state after it.
+        """Returns the longest kept beginning of a text, and the state after it.
 
         Args:
           tokens: The text.
@@ -192,7 +192,8 @@ class PrefixCache:
             self.stats.misses[reason] = self.stats.misses.get(reason, 0) + 1
 
     def cut(self, tokens: Tokens, read: int, most: int) -> int:
-        """How far a text is to be read before its state is kept, if it parts from others there.
+        """Returns how far a text is to be read before its state is kept, if it parts from others
+        there.
 
         Returns:
           A length of more than `read`; `most` where there is nothing to cut for.
@@ -227,7 +228,8 @@ class PrefixCache:
             self._tiers.add(kept)
 
     def _walk(self, tokens: Tokens) -> Iterator[tuple[Node, bool]]:
-        """The nodes along a text from the root, and whether the text holds all of their tokens.
+        """Yields the nodes along a text from the root, and whether the text holds all of their
+        tokens.
 
         Only the last one may be held in part.
         """
@@ -244,7 +246,7 @@ class PrefixCache:
             node = child
 
     def _node_at(self, tokens: Tokens) -> Node:
-        """The node at the end of a text, made if there is none."""
+        """Returns the node at the end of a text, made if there is none."""
         *_, (node, whole) = self._walk(tokens)
         if not whole:
             node = self._split(node, _common(node.tokens, tokens[node.parent.end :]))
@@ -255,7 +257,7 @@ class PrefixCache:
         return child
 
     def _split(self, node: Node, length: int) -> Node:
-        """A node of the first tokens of another one, which goes on from it."""
+        """Returns a node of the first tokens of another one, which goes on from it."""
         parent = node.parent
         above = Node(node.tokens[:length], parent.end + length, parent)
         parent.children[above.tokens[0]] = above
@@ -264,7 +266,7 @@ class PrefixCache:
         return above
 
     def _gone(self, kept: KeptState) -> None:
-        """A state is kept no more; its place is remembered for a while."""
+        """Forgets a state that is kept no more; its place is remembered for a while."""
         node = self._nodes.pop(kept)
         node.kept = None
         self.stats.evicted += 1
@@ -288,7 +290,7 @@ def _folder(folder, folder_bytes):
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Returns how many tokens two sequences begin with alike."""
     shorter = min(len(one), len(other))
     low, high = 0, shorter
     while low < high:

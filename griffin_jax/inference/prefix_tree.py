@@ -34,7 +34,7 @@ class Node:
 
 
 def build(texts: Sequence[Tokens], min_saved: int | None = MIN_SAVED) -> list[Node]:
-    """A tree over texts whose every path from a root to a leaf is a text.
+    """Returns a tree over texts whose every path from a root to a leaf is a text.
 
     A text that another one begins with has no leaf of its own: it ends within the other's path.
     The tree does not depend on the order of the texts.

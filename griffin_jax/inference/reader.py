@@ -15,7 +15,7 @@ from griffin_jax.models.stack import AnyState
 
 
 def next_chunk(position: int, remaining: int, every: int | None) -> tuple[int, int]:
-    """How many tokens the next call reads of a text, and the length of that call.
+    """Returns how many tokens the next call reads of a text, and the length of that call.
 
     Args:
       position: How many tokens of the text have been read.

@@ -54,7 +54,7 @@ class Owner(Protocol):
         """Looks at a request before each turn, as it may be to end before its text does."""
 
     def context_of(self, request: "Request") -> Context:
-        """What the text of a request that has ended leaves behind."""
+        """Returns what the text of a request that has ended leaves behind."""
         ...
 
 
@@ -165,11 +165,12 @@ class Request:
         return len(self._tokens) + self._met_stop_token
 
     def text_so_far(self) -> tuple[int, ...]:
-        """The prompt's tokens and all that were drawn."""
+        """Returns the prompt's tokens and all that were drawn."""
         return (*self.plan.tokens, *self._tokens)
 
     def result(self) -> Sample:
-        """What was written, once it has ended; a cancelled request has what it had until then.
+        """Returns what was written, once it has ended; a cancelled request has what it had until
+        then.
 
         Raises:
           ValueError: the logits are NaN or infinite, or a user's method drew what is no token.
@@ -181,7 +182,7 @@ class Request:
         return self.sample()
 
     def sample(self) -> Sample:
-        """What has been written so far."""
+        """Returns what has been written so far."""
         with self._engine.changed:
             count = self._text.num_tokens()
             tops = self._tops[:count] if self.plan.logprobs else None
@@ -210,7 +211,7 @@ class Request:
             return not self.ended
 
     def context(self) -> Context:
-        """Prompt and text, to go on from; stop tokens and stop strings are not part of it.
+        """Returns prompt and text, to go on from; stop tokens and stop strings are not part of it.
 
         Raises:
           ValueError: the request has not ended, or was not submitted with `keep_context`.
@@ -218,7 +219,7 @@ class Request:
         return self._engine.context_of(self)
 
     def overdue(self, now: float) -> str | None:
-        """Why the request should end before its text does; None if it should not."""
+        """Returns why the request should end before its text does; None if it should not."""
         if self._cancelled:
             return "cancelled"
         late = self.plan.deadline is not None and now >= self.plan.deadline
@@ -272,13 +273,13 @@ class Request:
         check_finite(logprobs, dtype)
 
     def end(self, reason: str) -> None:
-        """Nothing more comes, for `reason` if not for a stop string."""
+        """Ends the text: nothing more comes, for `reason` if not for a stop string."""
         self._text.finish()
         self.finish_reason = "stop" if self._text.stopped else reason
         self.ended_at = time.monotonic()
 
     def fail(self, error: Exception) -> None:
-        """Nothing more comes, because of an error."""
+        """Ends the text: nothing more comes, because of an error."""
         self.error = error
         self._text.finish()
         self.finish_reason = "error"
@@ -286,7 +287,7 @@ class Request:
 
 
 def decoder_after(tokenizer: Tokenizer | None, text: Sequence[int]) -> StreamDecoder | None:
-    """A decoder that goes on after the tokens of `text`; None without a tokenizer."""
+    """Returns a decoder that goes on after the tokens of `text`; None without a tokenizer."""
     if tokenizer is None:
         return None
     decoder = StreamDecoder(tokenizer)

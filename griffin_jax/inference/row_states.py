@@ -22,7 +22,9 @@ from griffin_jax.sharding.layouts import constrain_state
 
 
 def per_row(function: Callable[..., jax.Array], *states: Any) -> AnyState:
-    """`function(axis, *leaves)` of the leaves of states of one structure; rows lie along `axis`."""
+    """Returns `function(axis, *leaves)` of the leaves of states of one structure; rows lie along
+    `axis`.
+    """
 
     def along(axis):
         return functools.partial(jax.tree.map, functools.partial(function, axis))
@@ -39,7 +41,9 @@ def per_row(function: Callable[..., jax.Array], *states: Any) -> AnyState:
 
 
 def with_row(states: AnyState, slot: jax.Array, state: AnyState) -> AnyState:
-    """The states of some rows with that of `slot`, int32, replaced by a state of one row; traced."""
+    """Returns the states of some rows with that of `slot`, int32, replaced by a state of one row;
+    traced.
+    """
     return per_row(
         lambda axis, all, one: jax.lax.dynamic_update_slice_in_dim(
             all, one.astype(all.dtype), slot, axis
@@ -50,7 +54,7 @@ def with_row(states: AnyState, slot: jax.Array, state: AnyState) -> AnyState:
 
 
 def fresh_row(model: Griffin, params: dict, tokens: int) -> AnyState:
-    """The state of one row before the first token; arguments as for `prefill.fresh_state`."""
+    """Returns the state of one row before the first token; arguments as for `prefill.fresh_state`."""
     rows = prefill.batch_size_for(1, params)
     state = prefill.fresh_state(model, params, rows, tokens)
     return state if rows == 1 else _first(state)
@@ -62,7 +66,7 @@ def _first(state):
 
 
 def put_row(params: dict, state: AnyState) -> AnyState:
-    """A state of one row whose arrays are on the host, beside the parameters."""
+    """Returns a state of one row whose arrays are on the host, beside the parameters."""
     mesh = mesh_of(params)
     if mesh is None:
         return jax.device_put(state, prefill.companion_sharding(params))
@@ -101,14 +105,16 @@ def read_rows(
 
 
 def rows_of_a_call(texts: int, params: dict) -> int:
-    """The batch size in which so many texts are read: one of few, a power of four."""
+    """Returns the batch size in which so many texts are read: one of few, a power of four."""
     power = 4 ** -(-max(texts - 1, 0).bit_length() // 2)
     return prefill.batch_size_for(power, params)
 
 
 @functools.partial(jit_on_mesh, static_argnames="model")
 def _read(model, params, states, tokens, lengths):
-    """The states, of one row each, after tokens int32[B, T]; `lengths` int32[B] of them are real."""
+    """Returns the states, of one row each, after tokens int32[B, T], `lengths` int32[B] of them
+    real.
+    """
     state = per_row(lambda axis, *parts: jnp.concatenate(parts, axis=axis), *states)
     _, state = model.apply({"params": params}, tokens, state, lengths=lengths, method="features")
     state = constrain_state(state)
@@ -122,5 +128,5 @@ def _read(model, params, states, tokens, lengths):
 
 
 def nbytes(state: AnyState) -> int:
-    """Bytes of all arrays of a state."""
+    """Returns Bytes of all arrays of a state."""
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -23,7 +23,7 @@ class SamplingMethod(Protocol):
     """
 
     def draw(self, logits: jax.Array, key: jax.Array) -> jax.Array:
-        """The next token of one row.
+        """Returns the next token of one row.
 
         Args:
           logits: float32[V], the model's own.
@@ -99,7 +99,7 @@ FIELDS = tuple(entry.name for entry in dataclasses.fields(SamplingConfig))
 def sampling_from(
     sampling: SamplingConfig | SamplingMethod | None, settings: Mapping[str, Any]
 ) -> SamplingConfig | SamplingMethod:
-    """How to draw, from what a caller gave.
+    """Returns how to draw, from what a caller gave.
 
     Args:
       sampling: A config, or a method of one's own; None where `settings` say it.

@@ -26,7 +26,7 @@ class Waiting:
         return len(self._heap)
 
     def requests(self) -> list[Request]:
-        """All of them, in no order."""
+        """Returns all of them, in no order."""
         return [entry[-1] for entry in self._heap]
 
     def push(self, request: Request) -> None:
@@ -127,7 +127,7 @@ class Scheduler:
             self._changed.notify_all()  # also who waits for work
 
     def unfinished(self) -> list[Request]:
-        """All requests that have not ended, wherever they are."""
+        """Returns all requests that have not ended, wherever they are."""
         dispatched = [
             request
             for arriving in self._coming

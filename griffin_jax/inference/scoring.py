@@ -34,7 +34,7 @@ def score(
     on_score: Callable[[int, Score], None] | None = None,
     work: Work | None = None,
 ) -> list[Score]:
-    """How likely each continuation is after its context.
+    """Returns how likely each continuation is after its context.
 
     Neither the order of the pairs nor `batch_size` matters for the result, but for the rounding of
     matrix products of other sizes.
@@ -123,7 +123,7 @@ class _Wanted:
         return np.array(sorted(self.targets), np.int64)
 
     def cells(self, span: _Span) -> tuple[np.ndarray, np.ndarray]:
-        """Where the answers of a text stand in [P, C]."""
+        """Returns where the answers of a text stand in [P, C]."""
         row = np.searchsorted(self.places, span.first)
         return row + np.arange(len(span.columns)), np.array(span.columns)
 
@@ -131,7 +131,7 @@ class _Wanted:
 def _wanted(
     roots: Sequence[Node], texts: Sequence[Sequence[int]], begins: Sequence[int]
 ) -> dict[Node, _Wanted]:
-    """What texts, of which those from `begins` on count, want of each node on their way."""
+    """Returns what texts, of which those from `begins` on count, want of each node on their way."""
     wanted = {}
     stack = list(roots)
     while stack:
@@ -150,7 +150,9 @@ def _wanted(
 
 
 def _read(model, params, nodes, batch, state, work):
-    """The state after nodes, and of each the log-probabilities and greediness of its targets."""
+    """Returns the state after nodes, and of each the log-probabilities and greediness of its
+    targets.
+    """
     size = len(state.position)
     columns = _columns(
         max((len(row) for want in batch for row in want.targets.values()), default=1)
@@ -194,18 +196,18 @@ def _chunks():
 
 
 def _positions(count):
-    """How many places of each row are measured: a few sizes, to compile few programs."""
+    """Returns how many places of each row are measured: a few sizes, to compile few programs."""
     return 1 if count == 1 else max(8, prefill.batch_size_for(count))
 
 
 def _columns(count):
-    """The same for targets of a place: the next power of four."""
+    """Returns the same for targets of a place: the next power of four."""
     return 4 ** (((count - 1).bit_length() + 1) // 2)
 
 
 @functools.partial(jit_on_mesh, static_argnames="model")
 def _measure(model, params, x, places, targets):
-    """How likely targets int32[B, P, C] are after x [B, T, D] at places int32[B, P].
+    """Returns how likely targets int32[B, P, C] are after x [B, T, D] at places int32[B, P].
 
     Returns:
       Log-probabilities float32[B, P, C], and bool[B, P, C], whether that target is the most likely.

@@ -143,7 +143,7 @@ class Speculator:
             self._enter(mesh, slot, request)
 
     def wants(self, requests: Sequence[Request]) -> bool:
-        """Whether the next burst of these rows should be one of drafts."""
+        """Returns whether the next burst of these rows should be one of drafts."""
         if self._always:
             return True
         if isinstance(self.drafter, Lookup):
@@ -197,7 +197,7 @@ def _take(drafter, memory, index):
 def speculator_of(
     config: Speculation | bool | None, model: Griffin, params: dict[str, Any]
 ) -> Speculator | None:
-    """What makes the drafts of an engine; None for none.
+    """Returns what makes the drafts of an engine; None for none.
 
     Args:
       config: What the user says; True for the defaults.

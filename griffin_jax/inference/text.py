@@ -28,21 +28,21 @@ class StoppedText:
         self._ends.append(len(self.text))
 
     def finish(self) -> None:
-        """No more tokens come."""
+        """Takes note that no more tokens come."""
         if self._decoder is not None and not self.stopped:
             self._append(self._decoder.flush())
             if self._ends and not self.stopped:
                 self._ends[-1] = len(self.text)
 
     def num_tokens(self) -> int:
-        """How many tokens the text is made of: those that begin before its end."""
+        """Returns how many tokens the text is made of: those that begin before its end."""
         if not self.stopped:
             return len(self._ends)
         begins = [0, *self._ends[:-1]]
         return sum(begin < len(self.text) for begin in begins)
 
     def take(self, finished: bool) -> str:
-        """The text since the last call, without what may yet become a stop string."""
+        """Returns the text since the last call, without what may yet become a stop string."""
         held = 0 if finished or self.stopped else self._possible_stop()
         piece = self.text[self._emitted : len(self.text) - held]
         self._emitted += len(piece)
@@ -61,7 +61,7 @@ class StoppedText:
             self.stopped = True
 
     def _possible_stop(self):
-        """Length of the longest end of the text that begins a stop string."""
+        """Returns Length of the longest end of the text that begins a stop string."""
         return max(
             (
                 length

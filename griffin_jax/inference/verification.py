@@ -38,7 +38,8 @@ def draw_drafted(
     steps,
     masks=None,
 ):
-    """Up to `steps` calls of the model, each of which draws up to 1 + `count` tokens of each row.
+    """Makes up to `steps` calls of the model, each of which draws up to 1 + `count` tokens of each
+    row.
 
     Args:
       model: `Griffin`.

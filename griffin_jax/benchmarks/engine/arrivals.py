@@ -15,7 +15,7 @@ _BUSY = 0.9  # of the rate at which an engine serves so many at once
 
 
 def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """A row for each number of requests at once.
+    """Yields a row for each number of requests at once.
 
     So many are first served all at once, twice: that compiles what is needed, and says how fast the
     engine is. Then requests arrive at random, at 0.9 of that rate.

@@ -86,7 +86,7 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
 
 
 def _write(lm, config, speculate, prompt, new, method, seed):
-    """What is written after one prompt, and how fast."""
+    """Returns what is written after one prompt, and how fast."""
     for _ in range(2):  # the first compiles
         engine = lm.engine(slots=1, seconds=None, burst=config["burst"], speculate=speculate)
         with engine:
@@ -105,14 +105,14 @@ def _write(lm, config, speculate, prompt, new, method, seed):
 
 
 def _tokens(lm, before, written):
-    """The tokens of both by griffin-tiny's tokenizer, as ids that the model has."""
+    """Returns the tokens of both by griffin-tiny's tokenizer, as ids that the model has."""
     tokenizer = griffin_jax.load("griffin-tiny").tokenizer
     both = tokenizer.encode(before), tokenizer.encode(written, bos=False)
     return tuple([token % lm.config.vocab_size for token in tokens] for tokens in both)
 
 
 def of_real_texts(draft: int) -> Iterator[Row]:
-    """Tokens that a call would draw of real texts, by looking up what followed before.
+    """Yields how many tokens a call would draw of real texts, by looking up what followed before.
 
     Args:
       draft: Tokens of a draft.

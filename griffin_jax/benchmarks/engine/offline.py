@@ -21,7 +21,8 @@ def requests_of(vocab_size: int, lengths: Sequence[Sequence[int]], seed: int) ->
 
 
 def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """A row of the engine and one of static batches, over the same requests; greedy, no text ends early.
+    """Yields a row of the engine and one of static batches, over the same requests; greedy, no
+    text ends early.
 
     Each first serves a few requests that are cut short, and what it compiles later does not count.
     """

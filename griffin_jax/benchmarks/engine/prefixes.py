@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def conversations(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """Many conversations with one system prompt, by turns: some without a cache, then with one of each kind."""
+    """Yields a row for each kind of cache, of many conversations with one system prompt, by turns."""
     count, turns = config["conversations"], config["turns"]
     rng = np.random.default_rng(config["seed"])
     system = rng.integers(0, lm.config.vocab_size, config["system"]).tolist()
@@ -64,7 +64,7 @@ def _converse(lm, config, system, said, cache):
 
 
 def forks(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """Many texts that go on from one document, which is read once."""
+    """Yields a row of many texts that go on from one document, and one of its context in a file."""
     rng = np.random.default_rng(config["seed"])
     document = rng.integers(0, lm.config.vocab_size, config["document"]).tolist()
     lm.read(document[: min(len(document), 5000)])  # compiles
@@ -96,7 +96,7 @@ def forks(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
 
 
 def _saved(lm, context, read):
-    """The context in a file, and what is written after it from there."""
+    """Yields a row of the context in a file, and what is written after it from there."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "document.safetensors")
         lm.save_context(context, file)  # computes the fingerprint

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """A row: bytes of live arrays and of the process, after a tenth of the requests and after all."""
+    """Yields a row: bytes of live arrays and of the process, on the way and at the end."""
     jax.block_until_ready(jax.tree.leaves(lm.decoding_params))
     gc.collect()
     before = _live()
@@ -30,7 +30,7 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
 
 
 def _serve(lm, config):
-    """What was alive on the way; nothing of the engine outlives this call."""
+    """Returns what was alive on the way; nothing of the engine outlives this call."""
     rng = np.random.default_rng(config["seed"])
     count, slots = config["steady"], config["slots"]
     state = nbytes(fresh_row(lm.model, lm.decoding_params, 1))
@@ -60,5 +60,5 @@ def _serve(lm, config):
 
 
 def _live():
-    """Bytes of all arrays that are alive."""
+    """Returns the bytes of all arrays that are alive."""
     return sum(x.nbytes for x in jax.live_arrays() if not x.is_deleted())

@@ -85,7 +85,7 @@ LINES: dict[str, Callable[[Row], str]] = {
 
 
 def sections(results: dict[str, Any]) -> list[str]:
-    """The tables of results, those of a workload under each other."""
+    """Returns the tables of results, those of a workload under each other."""
     found = []
     for what, (head, cells) in _TABLES.items():
         rows = [r for r in results["rows"] if r["what"] == what and r.get("status") == "ok"]

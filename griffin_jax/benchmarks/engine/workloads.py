@@ -20,7 +20,7 @@ WORKLOADS: dict[str, Callable[[LanguageModel, dict[str, Any]], Iterator[Row]]] =
 
 
 def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """The rows of all workloads that a config names, one after another."""
+    """Yields the rows of all workloads that a config names, one after another."""
     for name in config["workloads"]:
         with memory.meeting_limits():
             yield from WORKLOADS[name](lm, config)
