@@ -128,5 +128,5 @@ def _read(model, params, states, tokens, lengths):
 
 
 def nbytes(state: AnyState) -> int:
-    """Returns Bytes of all arrays of a state."""
+    """Returns the bytes of all arrays of a state."""
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

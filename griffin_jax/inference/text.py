@@ -61,7 +61,7 @@ class StoppedText:
             self.stopped = True
 
     def _possible_stop(self):
-        """Returns Length of the longest end of the text that begins a stop string."""
+        """Returns the length of the longest end of the text that begins a stop string."""
         return max(
             (
                 length
