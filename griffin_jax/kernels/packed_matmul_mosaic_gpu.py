@@ -11,14 +11,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from griffin_jax.kernels.mosaic_gpu import backend
-from griffin_jax.kernels.mosaic_gpu.plan import TILE, padded_rows, plan
+from griffin_jax.kernels.mosaic_gpu.operand import operand
+from griffin_jax.kernels.mosaic_gpu.plan import PIECE, TILE, plan
 from griffin_jax.kernels.mosaic_gpu.plan import unsupported_reason as unsupported_plan
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
-
-_DIVISOR = 16.0
-_LARGEST = 65504.0  # of float16
 
 
 def unsupported_reason(x: jax.Array, weights: Sequence[QuantizedTensor]) -> str | None:
@@ -49,29 +48,69 @@ def packed_matmul(
 
     The gradient with respect to x decodes whole weights; there is none for the weights.
     """
-    kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.packed_kernel")
     leading, width = x.shape[:-1], x.shape[-1]
-    rows = x.size // width
-    padded = padded_rows(rows)
-    halves = jnp.clip(x.reshape(rows, width).astype(jnp.float32) / _DIVISOR, -_LARGEST, _LARGEST)
-    halves = jnp.pad(halves.astype(jnp.float16), ((0, padded - rows), (0, 0)))
+    rows = x.reshape(-1, width)
+    products = multiply_operand(operand(rows), weights, x.dtype, interpret)
+    return tuple(y[: len(rows)].reshape(*leading, -1) for y in products)
+
+
+def multiply_operand(
+    x: jax.Array, weights: Sequence[QuantizedTensor], dtype: DTypeLike, interpret: bool = False
+) -> tuple[jax.Array, ...]:
+    """Computes products [n, out] of `dtype` of an operand float16[n, in], see `mosaic_gpu.operand`."""
+    kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.packed_kernel")
     scales = [_scales(weight) for weight in weights]
     products = kernel.multiply(
-        kernel.reorder(halves),
+        x,
         [weight.packed for weight in weights],
         scales,
-        plan=plan(
-            padded,
-            tuple(weight.shape[0] for weight in weights),
-            width,
-            scales[0].shape[1] * 256 // width,
-        ),
+        plan=_plan(x, weights, scales),
         quant_type=weights[0].quant_type,
-        dtype=jnp.dtype(x.dtype),
+        dtype=jnp.dtype(dtype),
         interpret=interpret,
     )
-    sums = [y.sum(axis=0) if y.ndim == 3 else y for y in products]
-    return tuple(y[:rows].astype(x.dtype).reshape(*leading, -1) for y in sums)
+    sums = (y.sum(axis=0) if y.ndim == 3 else y for y in products)
+    return tuple(y.astype(dtype) for y in sums)
+
+
+def gated_fits(gate: QuantizedTensor, up: QuantizedTensor) -> str | None:
+    """None, or why `gated_matmul` does not serve these weights."""
+    if gate.shape != up.shape or gate.shape[0] % PIECE:
+        return f"gates of {gate.shape[0]} of {up.shape[0]} outputs (needs as many, in {PIECE}s)"
+    return None
+
+
+def gated_matmul(
+    x: jax.Array,
+    gate: QuantizedTensor,
+    up: QuantizedTensor,
+    biases: Sequence[jax.Array],
+    interpret: bool = False,
+) -> jax.Array:
+    """Computes gelu(gate x + bias) * (up x + bias) of x [n, in], an operand float16[padded n, out].
+
+    `biases` are those of both or none. It has no gradient.
+    """
+    kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.packed_kernel")
+    weights = gate, up
+    x = operand(x)
+    scales = [_scales(weight) for weight in weights]
+    [h] = kernel.multiply(
+        x,
+        [weight.packed for weight in weights],
+        scales,
+        biases,
+        plan=_plan(x, weights, scales, gated=True),
+        quant_type=gate.quant_type,
+        interpret=interpret,
+    )
+    return h
+
+
+def _plan(x, weights, scales, **options):
+    rows, width = x.shape
+    features = tuple(weight.shape[0] for weight in weights)
+    return plan(rows, features, width, scales[0].shape[1] * PIECE // width, **options)
 
 
 def _scales(weight):

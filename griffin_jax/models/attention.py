@@ -11,10 +11,12 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import SEQUENCE, per_shard, time_shards
+from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.local_attention import attended, attention_scores, local_attention
 from griffin_jax.kernels.rotary import rotary_angles
 from griffin_jax.kernels.time_shards import begin_of_shard
 from griffin_jax.layer_of import LayerOf
+from griffin_jax.models import attention_rows
 from griffin_jax.models.attention_step import ATTENTION_STEP
 from griffin_jax.models.layers import Linear, project
 from griffin_jax.models.mixing import TemporalMixing
@@ -118,6 +120,30 @@ def _write_rings(cut, keys, values, k, v, positions, lengths, end, *layer):
     return write(keys, k), write(values, v)
 
 
+def attend_and_write(
+    reach: int | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    state: AttentionState | LayerOf,
+    timeline: Timeline,
+) -> tuple[jax.Array, Any]:
+    """Returns `local_attention` of these tokens, and the state with their keys and values."""
+    cached: Any = state.layer()
+    out = local_attention(
+        q,
+        k,
+        v,
+        cached.keys.astype(q.dtype),
+        cached.values.astype(q.dtype),
+        timeline.start,
+        timeline.positions,
+        reach=reach,
+        fresh=timeline.fresh,
+    )
+    return out, timeline.settle(functools.partial(write_ring, state, k, v))
+
+
 class AttentionBlock(TemporalMixing):
     """Attention from each token to itself and the tokens within reach before it in its document."""
 
@@ -128,7 +154,6 @@ class AttentionBlock(TemporalMixing):
         self, x: jax.Array, state: AttentionState | LayerOf, timeline: Timeline
     ) -> tuple[jax.Array, AttentionState | LayerOf]:
         config = self.config
-        cached: Any = state.layer()
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def linear(name, heads, axis):
@@ -160,18 +185,20 @@ class AttentionBlock(TemporalMixing):
         q, k, v = (
             place(self, f"attention.{name}", x) for name, x in zip("qkv", (q, k, v), strict=True)
         )
-        ring = cached.keys.astype(self.dtype), cached.values.astype(self.dtype)
-        out = local_attention(
-            q,
-            k,
-            v,
-            *ring,
-            timeline.start,
-            positions,
-            reach=config.attention_reach,
-            fresh=timeline.fresh,
-        )
-        if asked(self, "attention.scores", "attention.weights"):
+        reach = config.attention_reach
+        named = asked(self, "attention.scores", "attention.weights")
+        reason = attention_rows.unsupported_reason(q, k, state, timeline)
+        reasons = {"mosaic_gpu": "scores are asked for" if named else reason, "reference": None}
+        if choose("attention_step", reasons) == "mosaic_gpu":
+            reference = functools.partial(attend_and_write, reach)
+            out, after = attention_rows.attention_rows(
+                reference, q, k, v, state, timeline, reach=reach
+            )
+        else:
+            out, after = attend_and_write(reach, q, k, v, state, timeline)
+        if named:
+            cached: Any = state.layer()
+            ring = cached.keys.astype(self.dtype), cached.values.astype(self.dtype)
             out = self.name_scores(out, q, k, v, *ring, timeline)
         out = place(self, "attention.out", out)
         out = Linear(
@@ -182,7 +209,7 @@ class AttentionBlock(TemporalMixing):
             name="o_proj",
             **types,
         )(out.reshape(*x.shape[:2], -1))
-        return out, timeline.settle(functools.partial(write_ring, state, k, v))
+        return out, after
 
     def name_scores(
         self,

@@ -8,12 +8,12 @@ from jax.typing import DTypeLike
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.choice import choose
 from griffin_jax.layer_of import LayerOf
-from griffin_jax.models import residual_step
+from griffin_jax.models import packed_mlp, residual_step
 from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.gated_recurrences import CGLRUBlock, GRUBlock, LRUBlock, MambaBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
 from griffin_jax.models.mixing import TemporalMixing
-from griffin_jax.models.places import asked_within, place
+from griffin_jax.models.places import asked, asked_within, place
 from griffin_jax.models.rglru import RecurrentBlock
 from griffin_jax.models.state import BlockState, State, Timeline
 
@@ -74,7 +74,12 @@ def init_state(
 
 
 class MLPBlock(nn.Module):
-    """down(gelu(gate(x)) * up(x))."""
+    """down(gelu(gate(x)) * up(x)).
+
+    Attributes:
+      kernel: "mosaic_gpu" multiplies 4-bit weights on a Hopper GPU in two launches; "reference" is what
+        follows here; None for the fastest that serves.
+    """
 
     width: int
     expanded_width: int
@@ -82,9 +87,21 @@ class MLPBlock(nn.Module):
     out_init_scale: float
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    kernel: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if not (self.is_initializing() or asked(self)):
+            params = self.variables["params"]
+            x = x.astype(self.dtype)
+            reasons = {"mosaic_gpu": packed_mlp.unsupported_reason(params, x), "reference": None}
+            if choose("mlp_block", reasons, self.kernel) == "mosaic_gpu":
+
+                def reference(params, x):
+                    layers = self.clone(parent=None, kernel="reference")
+                    return layers.apply({"params": params}, x)
+
+                return packed_mlp.packed_mlp(reference, params, x)
         linear = {
             "use_bias": self.use_bias,
             "dtype": self.dtype,

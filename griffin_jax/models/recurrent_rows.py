@@ -1,4 +1,4 @@
-"""One token of many rows through the middle of a recurrent block, in one launch."""
+"""One token of many rows through a recurrent block, whose middle is one launch."""
 
 import importlib
 from collections.abc import Callable
@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.devices import current_mesh
+from griffin_jax.kernels import packed_matmul_mosaic_gpu
 from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.models.linear import matmuls
 from griffin_jax.models.state import Timeline
+from griffin_jax.quantization.tensor import QuantizedTensor
 
 _FEWEST = 16
 _CHANNELS = 64  # of a block of threads
@@ -17,11 +20,11 @@ _LARGEST_HEAD = 256  # what shared memory holds
 _TAPS = 4
 
 
-def unsupported_reason(params: dict, u: jax.Array, state: Any) -> str | None:
+def unsupported_reason(params: dict, x: jax.Array, state: Any, timeline: Timeline) -> str | None:
     """Returns why the kernel does not support these arguments of `recurrent_rows`; None if it does."""
     if reason := backend.missing():
         return reason
-    batch, time, _ = u.shape
+    batch, time, _ = x.shape
     if time != 1:
         return f"{time} tokens are more than one"
     if batch < _FEWEST:
@@ -30,9 +33,12 @@ def unsupported_reason(params: dict, u: jax.Array, state: Any) -> str | None:
         return f"{batch} rows are no multiple of 64"
     if batch < 64 and batch & (batch - 1):
         return f"{batch} rows are no power of two"
+    if timeline.open:
+        return "which tokens count is not known yet"
     if current_mesh() is not None:
         return "it runs on one device"
-    kinds = {leaf.dtype for leaf in jax.tree.leaves(params)} | {u.dtype, state.conv.dtype}
+    inner = jax.tree.leaves([params["conv_1d"], params["rg_lru"]])
+    kinds = {leaf.dtype for leaf in inner} | {x.dtype, state.conv.dtype}
     if kinds != {jnp.dtype(jnp.bfloat16)}:
         return f"it computes in bfloat16, not {', '.join(sorted(map(str, kinds)))}"
     size = params["rg_lru"]["a_gate"]["weight"].shape[-1]
@@ -45,28 +51,26 @@ def unsupported_reason(params: dict, u: jax.Array, state: Any) -> str | None:
 def recurrent_rows(
     reference: Callable,
     params: dict,
-    y: jax.Array,
-    u: jax.Array,
+    x: jax.Array,
     state: Any,
     timeline: Timeline,
     *,
     interpret=False,
 ) -> tuple[jax.Array, Any]:
-    """gelu(y) * rg_lru(conv(u)) for one token of each row, and the state after.
+    """Computes a recurrent block for one token of each row, and the state after.
 
     Args:
-      reference: The same without this kernel, whose gradient is taken, a function of the next five.
-      params: The parameters of conv_1d and rg_lru.
-      y: [B, 1, R].
-      u: [B, 1, R].
+      reference: The same without this kernel, whose gradient is taken, a function of the next four.
+      params: The block's parameters.
+      x: [B, 1, D].
       state: A `RecurrentState` of B rows.
       timeline: The timeline of one token.
       interpret: Parameters of Pallas' interpreter, or False.
     """
 
     @jax.custom_vjp
-    def step(params, y, u, state, timeline):
-        return _run(params, y, u, state, timeline, interpret)
+    def step(params, x, state, timeline):
+        return _run(params, x, state, timeline, interpret)
 
     def forward(*arguments):
         return step(*arguments), arguments
@@ -75,25 +79,44 @@ def recurrent_rows(
         return jax.vjp(reference, *arguments)[1](gradients)
 
     step.defvjp(forward, backward)
-    return step(params, y, u, state, timeline)
+    return step(params, x, state, timeline)
 
 
-def _run(params, y, u, state, timeline, interpret):
+def _run(params, x, state, timeline, interpret):
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.recurrent_kernel")
 
     def pair(layer):
         return layer["weight"], layer["bias"]
 
-    unit = params["rg_lru"]
+    branches = params["linear_x"], params["linear_y"]
+    u, y = matmuls(x, [layer["weight"] for layer in branches], [None, None])
+    unit, out = params["rg_lru"], params["linear_out"]
+    # A product with 4-bit weights reads what the kernel writes.
+    packed = isinstance(out["weight"], QuantizedTensor)
+    packed = packed and packed_matmul_mosaic_gpu.fits([out["weight"]]) is None
     z, hidden, conv = kernel.recurrent_step(
         u[:, 0],
         y[:, 0],
+        [_bias(layer, u) for layer in branches],
         state.conv,
         state.hidden,
         pair(params["conv_1d"]),
         [pair(unit["input_gate"]), pair(unit["a_gate"])],
         unit["a_param"],
         jnp.where(timeline.lengths > 0, timeline.positions[:, 0], -1),
+        operand=packed,
         interpret=interpret,
     )
-    return z[:, None], state.replace(hidden=hidden, conv=conv)
+    if packed:
+        [h] = packed_matmul_mosaic_gpu.multiply_operand(z, [out["weight"]], x.dtype, interpret)
+        h = h[: len(x), None]
+    else:
+        [h] = matmuls(z[:, None], [out["weight"]], [None])
+    bias = jax.lax.broadcast_to_rank(_bias(out, h), h.ndim)
+    return h + bias, state.replace(hidden=hidden, conv=conv)
+
+
+def _bias(layer, y):
+    """Returns a layer's bias, zeros where it has none, in the type of what it is added to."""
+    bias = layer.get("bias")
+    return jnp.zeros(y.shape[-1], y.dtype) if bias is None else bias.astype(y.dtype)

@@ -211,35 +211,37 @@ class Conv1D(nn.Module):
         return jax.checkpoint(causal_conv)(x, weight, bias, previous, timeline)
 
 
-def convolve_and_recur(
-    conv_1d: Conv1D,
-    rg_lru: RGLRU,
-    params: dict,
-    y: jax.Array,
-    x: jax.Array,
-    state: RecurrentState,
-    timeline: Timeline,
-) -> tuple[jax.Array, RecurrentState]:
-    """Computes the middle of a recurrent block as a function of its parameters, for its gradient."""
-    x, conv = conv_1d.apply({"params": params["conv_1d"]}, x, state.conv, timeline)
-    x, hidden = rg_lru.apply({"params": params["rg_lru"]}, x, state.hidden, timeline)
-    return gated_gelu(y, x), state.replace(hidden=hidden, conv=conv)
-
-
 class RecurrentBlock(TemporalMixing):
     """Two branches, gelu(y) and conv -> recurrence, multiplied and projected back to the width.
 
     Attributes:
       recurrence: The name and the class of the recurrence; a subclass may have another.
+      kernel: "mosaic_gpu" takes one token of many rows on a Hopper GPU; "reference" is what follows
+        here; None for the fastest that serves.
     """
 
     recurrence: ClassVar[tuple[str, type[Recurrence]]] = ("rg_lru", RGLRU)
     step = RECURRENT_STEP
+    kernel: str | None = None
 
     @nn.compact
     def __call__(
         self, x: jax.Array, state: RecurrentState, timeline: Timeline
     ) -> tuple[jax.Array, RecurrentState]:
+        name, kind = self.recurrence
+        if kind is RGLRU and not (self.is_initializing() or asked_within(self)):
+            params, x = self.variables["params"], x.astype(self.dtype)
+            reasons = {
+                "mosaic_gpu": recurrent_rows.unsupported_reason(params, x, state, timeline),
+                "reference": None,
+            }
+            if choose("recurrent_step", reasons, self.kernel) == "mosaic_gpu":
+
+                def reference(params, *arguments):
+                    layers = self.clone(parent=None, kernel="reference")
+                    return layers.apply({"params": params}, *arguments)
+
+                return recurrent_rows.recurrent_rows(reference, params, x, state, timeline)
         config = self.config
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         linear = {"use_bias": config.projection_bias, **types}
@@ -250,7 +252,6 @@ class RecurrentBlock(TemporalMixing):
             Linear(width, axes=("recurrence", "width"), name="linear_x", **linear),
         )
         conv_1d = Conv1D(config.conv_width, self.param_dtype, name="conv_1d")
-        name, kind = self.recurrence
         recurrence = kind(config.num_heads, name=name, **types)
         out = Linear(
             config.width,
@@ -259,19 +260,6 @@ class RecurrentBlock(TemporalMixing):
             name="linear_out",
             **linear,
         )
-        fused = not (self.is_initializing() or timeline.open or asked_within(self))
-        if kind is RGLRU and fused:
-            layers = self.variables["params"]
-            params = {"conv_1d": layers["conv_1d"], "rg_lru": layers[name]}
-            reasons = {
-                "mosaic_gpu": recurrent_rows.unsupported_reason(params, x, state),
-                "reference": None,
-            }
-            if choose("recurrent_step", reasons) == "mosaic_gpu":
-                inner = conv_1d.clone(parent=None), recurrence.clone(parent=None)
-                reference = functools.partial(convolve_and_recur, *inner)
-                z, state = recurrent_rows.recurrent_rows(reference, params, y, x, state, timeline)
-                return out(z), state
 
         def recur(timeline):
             h, conv = conv_1d(x, state.conv, timeline)

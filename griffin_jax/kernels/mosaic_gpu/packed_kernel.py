@@ -16,23 +16,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from griffin_jax.kernels.mosaic_gpu import inline
+from griffin_jax.kernels.mosaic_gpu import inline, stores
+from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST, operand_type, reorder
 from griffin_jax.kernels.mosaic_gpu.plan import PIECE, TILE, Plan
 from griffin_jax.quantization import codes
 
 _STEP = 16  # inputs of one instruction of the tensor cores
 _WORDS = 8192  # of the table of pairs, with a copy for each bank
-
-
-def reorder(x: jax.Array) -> jax.Array:
-    """x [n, in] in the order in which threads read weights.
-
-    A step of the tensor cores multiplies 16 inputs, of which a thread has numbers 2t, 2t + 1, 2t + 8
-    and 2t + 9 of a row, t its place among four. It takes them from 64 that lie side by side.
-    """
-    n, width = x.shape
-    x = x.reshape(n, width // PIECE, 4, PIECE // 64, 4, 2, 2)
-    return x.transpose(0, 1, 3, 4, 5, 2, 6).reshape(n, width)
 
 
 def pairs(quant_type: str) -> np.ndarray:
@@ -47,31 +37,39 @@ def multiply(
     x: jax.Array,
     packed: Sequence[jax.Array],
     scales: Sequence[jax.Array],
+    biases: Sequence[jax.Array] = (),
     *,
     plan: Plan,
     quant_type: str,
-    dtype,
+    dtype=jnp.float32,
     interpret=False,
 ) -> list[jax.Array]:
-    """The products of x with several weights.
+    """Computes the products of x with several weights, or what becomes of two of which one gates the other.
 
     Args:
-      x: A sixteenth of x, float16[n, in] in the order of `reorder`; n is a multiple of
-        `plan.columns`. The kernel takes sixteen times the scales.
+      x: An operand float16[n, in], see `operand.operand`; n is a multiple of `plan.columns`. The
+        kernel takes sixteen times the scales.
       packed: uint8[out, in / 2] each, two codes a byte.
       scales: float32[out, in / block size] each.
+      biases: [out] each where `plan.gated`; they may be left out.
       plan: The plan of these shapes.
       quant_type: "nf4" or "fp4".
-      dtype: The dtype of the result where `plan.split` is 1.
+      dtype: The dtype of the result where `plan.split` is 1 and nothing is gated.
       interpret: Parameters of Pallas' interpreter, or False.
 
     Returns:
-      [n, out] for each weight, or float32[split, n, out], whose sum is meant.
+      [n, out] for each weight, or float32[split, n, out], whose sum is meant. Where `plan.gated`,
+      gelu(gate) * up of the first and the second, as one operand float16[n, out].
     """
     total, width = x.shape
     n, tiles, parts, stages = plan.columns, plan.tiles, plan.parts, plan.stages
     rows = TILE * tiles
-    counts = [weight.shape[0] // rows for weight in packed]
+    if plan.gated:
+        share, copies, shape = rows // 2, 4 * tiles + 1, (rows // 8, 8)
+        counts = [packed[0].shape[0] // share]
+    else:
+        share, copies, shape = rows, 3, (rows,)
+        counts = [weight.shape[0] // rows for weight in packed]
     begins = np.cumsum([0, *counts])
     span = PIECE * parts
     steps = width // plan.split // span
@@ -83,8 +81,10 @@ def multiply(
     def body(*refs):
         x_gmem, codes_gmem = refs[:2]
         w_gmem, refs = refs[2 : 2 + len(packed)], refs[2 + len(packed) :]
-        s_gmem, y_gmem = refs[: len(packed)], refs[len(packed) : 2 * len(packed)]
-        w_smem, s_smem, x_smem, table, sums, full, empty, ready = refs[2 * len(packed) :]
+        s_gmem, refs = refs[: len(packed)], refs[len(packed) :]
+        bias_gmem, refs = refs[: len(biases)], refs[len(biases) :]
+        y_gmem, refs = refs[: len(counts)], refs[len(counts) :]
+        w_smem, s_smem, x_smem, table, sums, full, empty, ready = refs
         group = lax.axis_index("group")
         block = lax.axis_index("rows")
         column = lax.axis_index("columns") * n
@@ -93,7 +93,22 @@ def multiply(
         def of_weight(run):
             for index, begin in enumerate(begins[:-1]):
                 here = (block >= begin) & (block < begins[index + 1])
-                pl.when(here)(functools.partial(run, index, (block - int(begin)) * rows))
+                pl.when(here)(functools.partial(run, index, (block - int(begin)) * share))
+
+        def rows_of(index, row):
+            """Weights, their rows, and where in shared memory these go."""
+            if not plan.gated:
+                return [(index, [pl.ds(row, rows)], [])]
+            places = [(tile, *_gated_place(row, tile)) for tile in range(tiles)]
+            return [
+                (
+                    other,
+                    [pl.ds(4 * piece, 4), pl.ds(begin, 8)],
+                    [pl.ds(4 * (other * tiles + tile), 4)],
+                )
+                for tile, piece, begin in places
+                for other in range(2)
+            ]
 
         def add_parts(acc, tile, own_part):
             @pl.when(own_part > 0)
@@ -101,7 +116,7 @@ def multiply(
                 if interpret:
                     sums[own_part - 1, tile] = acc
                 else:
-                    inline.give(acc, sums, (own_part - 1) * tiles + tile)
+                    stores.give(acc, sums, (own_part - 1) * tiles + tile)
 
             plgpu.barrier_arrive(ready)
             plgpu.barrier_wait(ready)
@@ -109,7 +124,7 @@ def multiply(
                 if interpret:
                     acc = acc + sums[other, tile]
                 else:
-                    acc = inline.take(acc, sums, other * tiles + tile)
+                    acc = stores.take(acc, sums, other * tiles + tile)
             return acc
 
         @pl.when(group == consumers)
@@ -117,22 +132,21 @@ def multiply(
             def produce(index, row):
                 def ask(i, slot):
                     place = part * steps + i
-                    own = pl.ds(row, rows)
                     barrier = full.at[slot]
-                    for source, target in (
-                        (
-                            w_gmem[index].at[own, pl.ds(place * (span // 2), span // 2)],
-                            w_smem,
-                        ),
-                        (
-                            s_gmem[index].at[
-                                own, pl.ds(place * (parts * plan.scales), parts * plan.scales)
-                            ],
-                            s_smem,
-                        ),
-                        (x_gmem.at[pl.ds(column, n), pl.ds(place * span, span)], x_smem),
+                    inputs = pl.ds(place * (span // 2), span // 2)
+                    blocks = pl.ds(place * (parts * plan.scales), parts * plan.scales)
+                    for arrays, target, columns in (
+                        (w_gmem, w_smem, inputs),
+                        (s_gmem, s_smem, blocks),
                     ):
-                        plgpu.copy_gmem_to_smem(source, target.at[slot], barrier)
+                        for source, own, there in rows_of(index, row):
+                            plgpu.copy_gmem_to_smem(
+                                arrays[source].at[*own, columns], target.at[slot, *there], barrier
+                            )
+                    inputs = pl.ds(place * span, span)
+                    plgpu.copy_gmem_to_smem(
+                        x_gmem.at[pl.ds(column, n), inputs], x_smem.at[slot], barrier
+                    )
 
                 for i in range(min(stages, steps)):
                     ask(i, i)
@@ -177,26 +191,46 @@ def multiply(
             if parts > 1:
                 acc = add_parts(acc, tile, own_part)
 
+            def store(index, row):
+                row += tile * TILE
+                out = packed[index].shape[0]
+                if interpret:
+                    y = acc.T.astype(y_gmem[index].dtype)
+                    y_gmem[index][part, pl.ds(column, n), pl.ds(row, TILE)] = y
+                else:
+                    place = (part * total + column) * out + row
+                    stores.store(acc, y_gmem[index], place, out)
+
+            def store_gated(index, row):
+                del index
+                out = packed[0].shape[0]
+                piece, begin = _gated_place(row, tile)
+                if interpret:
+                    y = _gate(acc, [bias[pl.ds(piece * PIECE, PIECE)] for bias in bias_gmem], begin)
+                    y = y.T.reshape(n, 4, 2, 2, 2).transpose(0, 2, 3, 1, 4).astype(jnp.float16)
+                    own = lax.div(begin, 16), pl.ds(lax.rem(lax.div(begin, 4), 4), 2)
+                    y_gmem[0][pl.ds(column, n), piece, *own] = y
+                else:
+                    place = column * out + piece * PIECE + begin * 4
+                    first = piece * PIECE + begin
+                    stores.store_gated(acc, y_gmem[0], place, out, bias_gmem, first)
+
             @pl.when(own_part == 0)
             def _store():
-                def store(index, row):
-                    row += tile * TILE
-                    out = packed[index].shape[0]
-                    if interpret:
-                        y = acc.T.astype(y_gmem[index].dtype)
-                        y_gmem[index][part, pl.ds(column, n), pl.ds(row, TILE)] = y
-                    else:
-                        place = (part * total + column) * out + row
-                        inline.store(acc, y_gmem[index], place, out, n)
+                of_weight(store_gated if plan.gated else store)
 
-                of_weight(store)
-
-    result = jnp.float32 if plan.split > 1 else dtype
+    if plan.gated:
+        results = [operand_type(total, packed[0].shape[0])]
+    else:
+        kind = jnp.float32 if plan.split > 1 else dtype
+        shapes = [(plan.split, total, weight.shape[0]) for weight in packed]
+        results = [jax.ShapeDtypeStruct(shape, kind) for shape in shapes]
+    weights = *packed, *scales
+    if plan.gated:
+        weights = [array.reshape(-1, 64, array.shape[1]) for array in weights]
     products = plgpu.kernel(
         body,
-        out_type=[
-            jax.ShapeDtypeStruct((plan.split, total, weight.shape[0]), result) for weight in packed
-        ],
+        out_type=results,
         grid=(plan.split, int(begins[-1]), total // n),
         grid_names=("split", "rows", "columns"),
         num_threads=consumers + 1,
@@ -207,27 +241,55 @@ def multiply(
             lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),
         scratch_types=[
-            plgpu.SMEM((stages, rows, span // 2), jnp.uint8, transforms=w_layout),
-            plgpu.SMEM((stages, rows, parts * plan.scales), jnp.float32),
+            plgpu.SMEM((stages, *shape, span // 2), jnp.uint8, transforms=w_layout),
+            plgpu.SMEM((stages, *shape, parts * plan.scales), jnp.float32),
             plgpu.SMEM((stages, n, span), jnp.float16, transforms=x_layout),
             plgpu.SMEM((_WORDS,), jnp.int32),
             plgpu.SMEM((parts - 1, tiles, TILE, n) if parts > 1 else (1, 1, 1, 32), jnp.float32),
-            plgpu.Barrier(num_arrivals=3, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
             plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
             plgpu.Barrier(num_arrivals=consumers),
         ],
-    )(x, jnp.asarray(pairs(quant_type)), *packed, *scales)
+    )(x, jnp.asarray(pairs(quant_type)), *weights, *biases)
+    if plan.gated:
+        return [products[0].reshape(total, -1)]
     return [y if plan.split > 1 else y[0] for y in products]
+
+
+def _gated_place(row, tile):
+    """Where a tile of a gated block has its 32 outputs: a piece of 256, and which 8 of every 64.
+
+    Their results are next to one another in an operand.
+    """
+    number = lax.div(row, TILE // 2) + tile
+    return lax.div(number, 8), lax.rem(number, 8) * 8
 
 
 def _plainly(plan, codes_ref, acc, w, s, x, tile, part):
     """What `inline.consume` does, for the interpreter, which runs no PTX."""
-    rows = pl.ds(tile * TILE, TILE)
-    packed = w[rows, pl.ds(part * (PIECE // 2), PIECE // 2)]
-    found = lax.bitcast_convert_type(codes_ref[...][packed.astype(jnp.int32)], jnp.float16)
-    scale = 16 * s[rows, pl.ds(part * plan.scales, plan.scales)]
-    scale = jnp.minimum(scale, 65504).astype(jnp.float16)
+    bytes_, blocks = (pl.ds(part * count, count) for count in (PIECE // 2, plan.scales))
+    if plan.gated:
+        rows = [pl.ds(4 * (other * plan.tiles + tile), 4) for other in range(2)]
+        w, s = (
+            jnp.concatenate([ref[own, :, columns].reshape(TILE // 2, -1) for own in rows])
+            for ref, columns in ((w, bytes_), (s, blocks))
+        )
+    else:
+        rows = pl.ds(tile * TILE, TILE)
+        w, s = w[rows, bytes_], s[rows, blocks]
+    found = lax.bitcast_convert_type(codes_ref[...][w.astype(jnp.int32)], jnp.float16)
+    scale = jnp.minimum(16 * s, LARGEST).astype(jnp.float16)
     weights = found.reshape(TILE, plan.scales, -1) * scale[:, :, None]
     weights = reorder(weights.reshape(TILE, PIECE)).astype(jnp.float32)
     columns = x[:, pl.ds(part * PIECE, PIECE)].astype(jnp.float32)
     return acc + jnp.dot(weights, columns.T, precision="highest")
+
+
+def _gate(acc, biases, begin):
+    """What `stores.store_gated` writes, float32[32, n]; `biases` are those of a piece of outputs."""
+    gate, up = jnp.split(acc, 2)
+    if biases:
+        own = (lax.dynamic_slice(bias.reshape(4, 64), (0, begin), (4, 8)) for bias in biases)
+        own = (bias.reshape(-1, 1).astype(jnp.float32) for bias in own)
+        gate, up = (y + bias for y, bias in zip((gate, up), own, strict=True))
+    return jnp.clip(jax.nn.gelu(gate) * up / DIVISOR, -LARGEST, LARGEST)

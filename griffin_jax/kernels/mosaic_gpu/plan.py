@@ -36,6 +36,7 @@ class Plan:
       stages: Pieces of the inputs that are on their way or at work.
       scales: Scales of a row in a piece.
       ahead: Whether to look up a tile before the one before it goes to the tensor cores.
+      gated: A tile is of two weights, 32 rows of each, of which one gates the other.
     """
 
     columns: int
@@ -45,6 +46,7 @@ class Plan:
     stages: int
     scales: int
     ahead: bool
+    gated: bool = False
 
     @property
     def consumers(self) -> int:
@@ -68,7 +70,9 @@ def unsupported_reason(features: Sequence[int], width: int) -> str | None:
 
 
 @functools.cache
-def plan(rows: int, features: tuple[int, ...], width: int, scales: int) -> Plan:
+def plan(
+    rows: int, features: tuple[int, ...], width: int, scales: int, gated: bool = False
+) -> Plan:
     """The plan for x of so many rows, padded, and weights of so many outputs and inputs.
 
     Blocks that run at once, one a multiprocessor, should end together: what counts is how many
@@ -77,9 +81,9 @@ def plan(rows: int, features: tuple[int, ...], width: int, scales: int) -> Plan:
     columns = min(rows, MAX_COLUMNS)
     best = None
     for tiles in (1, 2, 3):
-        if any(out % (TILE * tiles) for out in features):
+        if any(out % (TILE * tiles // (1 + gated)) for out in features):
             continue
-        for split in (1, 2, 3, 4):
+        for split in (1,) if gated else (1, 2, 3, 4):
             if width % (PIECE * split):
                 continue
             blocks = sum(features) // (TILE * tiles) * split * (rows // columns)
@@ -90,7 +94,8 @@ def plan(rows: int, features: tuple[int, ...], width: int, scales: int) -> Plan:
             if best is None or cost < best[0]:
                 best = cost, tiles, split
     _, tiles, split = best
-    return _with_stages(columns, tiles, split, width // split // PIECE, scales)
+    found = _with_stages(columns, tiles, split, width // split // PIECE, scales)
+    return dataclasses.replace(found, gated=gated)
 
 
 def _input_cost(columns, tiles):

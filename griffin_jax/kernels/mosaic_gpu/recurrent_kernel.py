@@ -13,6 +13,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from griffin_jax.kernels.mosaic_gpu import stores
+from griffin_jax.kernels.mosaic_gpu.launch import launch_in_place
+from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST, operand_type
+
 CHANNELS = 64  # of a block
 ROWS = 64  # of a block
 _C = 8.0  # the paper's constant
@@ -20,13 +24,16 @@ _WGMMA = plgpu.Layout.WGMMA
 _ROW, _COLUMN = _WGMMA.reduce(1), _WGMMA.reduce(0)
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, interpret=False):
-    """z = gelu(y) * h and the state after, for one token of each row.
+@functools.partial(jax.jit, static_argnames=("operand", "interpret"))
+def recurrent_step(
+    u, y, biases, conv, hidden, taps, gates, a_param, positions, *, operand=False, interpret=False
+):
+    """Computes z = gelu(y) * h and the state after, for one token of each row.
 
     Args:
       u: [B, R] in bfloat16, what is convolved; B is 8, 16, 32 or a multiple of 64.
       y: [B, R], of the other branch.
+      biases: What is added to u and to y before, [R] each.
       conv: [B, C - 1, R], the inputs before, newest last.
       hidden: float32[B, R].
       taps: The convolution's weight [C, R] and bias [R].
@@ -34,16 +41,21 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
         bias [N, R/N].
       a_param: [R].
       positions: int32[B], each token's position in its document, -1 for padding.
+      operand: Whether z is what a product with 4-bit weights reads, see `operand.operand`.
       interpret: Parameters of Pallas' interpreter, or False.
 
     Returns:
-      z [B, R], hidden float32[B, R] and conv [B, C - 1, R].
+      z [B, R], hidden float32[B, R] and conv [B, C - 1, R]. The state is written in place, but for
+      conv of more rows than a block has.
     """
     batch, width = u.shape
     count = taps[0].shape[0]
     heads, size, _ = gates[0][0].shape
     rows = max(min(batch, ROWS), 8)  # more than there are read as zeros and are not written
     chunks = size // CHANNELS
+    # The blocks of a head read the same of conv. As a cluster they tell one another when they have;
+    # of many rows clusters would leave multiprocessors without work.
+    cluster = batch <= ROWS
     positions = jnp.pad(positions, (0, -batch % ROWS), constant_values=-1)
     half = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     single = (plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
@@ -54,11 +66,18 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
         return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue]
 
     def body(
-        u_gmem, y_gmem, conv_gmem, hidden_gmem, tap_gmem, bias_gmem, wx_gmem, bx_gmem, wa_gmem,
-        ba_gmem, rate_gmem, position_gmem, z_gmem, hidden_out, conv_out,
-        u_smem, conv_smem, w_smem, y_smem, hidden_smem, tap_smem, bias_smem, own_smem, rate_smem,
-        position_smem, first, second,
+        u_gmem, y_gmem, u_bias_gmem, y_bias_gmem, tap_gmem, bias_gmem, wx_gmem, bx_gmem, wa_gmem,
+        ba_gmem, a_gmem, position_gmem, *refs,
     ):  # fmt: skip
+        if cluster:
+            hidden_gmem, conv_gmem, z_gmem, *scratch = refs
+            conv_out = conv_gmem
+        else:
+            conv_gmem, hidden_gmem, z_gmem, conv_out, *scratch = refs
+        (
+            u_smem, conv_smem, w_smem, y_smem, hidden_smem, tap_smem, bias_smem, own_smem,
+            position_smem, first, second, *read,
+        ) = scratch  # fmt: skip
         chunk = lax.axis_index("chunk")
         head = lax.axis_index("head")
         row = lax.axis_index("rows") * ROWS
@@ -79,7 +98,8 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
         # would take longer than all the rest.
         mine = pl.ds(head * size, size)
         copy(tap_gmem.at[:, mine], tap_smem, first)
-        copy(bias_gmem.at[mine], bias_smem, first)
+        copy(bias_gmem.at[mine], bias_smem.at[0], first)
+        copy(u_bias_gmem.at[mine], bias_smem.at[1], first)
         copy(position_gmem.at[pl.ds(row, ROWS)], position_smem, first)
         for gate, source in enumerate((wx_gmem, wa_gmem)):  # pyright: ignore[reportAssignmentType]
             for j in range(chunks):
@@ -88,26 +108,30 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
                 copy(source.at[inputs, outputs], w_smem.at[gate, j], second)
         copy(y_gmem.at[some, own], y_smem.at[pl.ds(0, rows)], second)
         copy(hidden_gmem.at[some, own], hidden_smem.at[pl.ds(0, rows)], second)
-        copy(bx_gmem.at[own], own_smem.at[0], second)
-        copy(ba_gmem.at[own], own_smem.at[1], second)
-        copy(rate_gmem.at[own], rate_smem, second)
+        for index, source in enumerate((bx_gmem, ba_gmem, y_bias_gmem, a_gmem)):
+            copy(source.at[own], own_smem.at[index], second)
 
         def across(vector):
             return lax.broadcast_in_dim(vector, (ROWS, CHANNELS), (1,))
 
         plgpu.barrier_wait(first)
         position = lax.broadcast_in_dim(load(position_smem, _ROW), (ROWS, CHANNELS), (0,))
-        entered = load(u_smem.at[chunk])
+
+        def entering(j):
+            columns = pl.ds(j * CHANNELS, CHANNELS)
+            return load(u_smem.at[j]) + across(load(bias_smem.at[1, columns], _COLUMN))
+
+        entered = entering(chunk)
         before = [load(conv_smem.at[tap, chunk]) for tap in range(count - 1)]
 
         # A loop, whose code is fetched once.
         def convolve(j, carry):
             columns = pl.ds(j * CHANNELS, CHANNELS)
-            total = across(load(bias_smem.at[columns], _COLUMN).astype(jnp.float32))
+            total = across(load(bias_smem.at[0, columns], _COLUMN).astype(jnp.float32))
             for distance in range(count):
                 tap = count - 1 - distance
-                source = conv_smem.at[tap, j] if distance else u_smem.at[j]
-                x = load(source).astype(jnp.float32)
+                x = load(conv_smem.at[tap, j]) if distance else entering(j)
+                x = x.astype(jnp.float32)
                 if distance:
                     x = jnp.where(position >= distance, x, 0.0)
                 total += x * across(load(tap_smem.at[tap, columns], _COLUMN).astype(jnp.float32))
@@ -120,6 +144,8 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
             conv_smem[tap, chunk] = jnp.where(position >= 0, after, before[tap])
         plgpu.commit_smem()
         plgpu.barrier_wait(second)
+        if read:
+            plgpu.barrier_arrive(read[0].at[0])
 
         def gate(index):
             def multiply(sums):
@@ -133,7 +159,8 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
             return 1.0 / (1.0 + jnp.exp(-found.astype(jnp.float32)))
 
         input_gate, a_gate = gate(0), gate(1)
-        decay = across(load(rate_smem, _COLUMN)) * a_gate  # -log a
+        rate = _C * _softplus(load(own_smem.at[3], _COLUMN).astype(jnp.float32))
+        decay = across(rate) * a_gate  # -log a
         a, double = jnp.exp(-decay), 2.0 * decay
         # 1 - a^2, also where a is nearly 1.
         near = double * (1.0 - double * (0.5 - double * (1.0 / 6.0)))
@@ -144,56 +171,95 @@ def recurrent_step(u, y, conv, hidden, taps, gates, a_param, positions, *, inter
         past = load(hidden_smem)
         h = jnp.where(reset, 0.0, a) * past + x
         h = jnp.where(position >= 0, h, past)
-        branch = load(y_smem).astype(jnp.float32)
+        branch = load(y_smem) + across(load(own_smem.at[2], _COLUMN))
+        branch = branch.astype(jnp.float32)
         inner = math.sqrt(2 / math.pi) * (branch + 0.044715 * branch * branch * branch)
         branch = branch / (1.0 + jnp.exp(-2.0 * inner))
         hidden_smem[...] = h
-        y_smem[...] = (branch * h.astype(y.dtype).astype(jnp.float32)).astype(y.dtype)
+        z = (branch * h.astype(y.dtype).astype(jnp.float32)).astype(y.dtype)
+        if operand:
+            z = jnp.clip(z.astype(jnp.float32) / DIVISOR, -LARGEST, LARGEST)
+            piece, quarter = lax.div(channel, 256), lax.rem(lax.div(channel, CHANNELS), 4)
+            if interpret:
+                parts = z[:rows].astype(jnp.float16).reshape(rows, 4, 4, 2, 2)
+                z_gmem[some, piece, :, :, :, quarter, :] = parts
+            else:
+                place = row * width + piece * 256 + quarter * 2
+                stores.store_operand(z, z_gmem, place, width, rows)
+        else:
+            y_smem[...] = z
         plgpu.commit_smem()
         give = plgpu.copy_smem_to_gmem
-        give(hidden_smem.at[pl.ds(0, rows)], hidden_out.at[some, own])
-        give(y_smem.at[pl.ds(0, rows)], z_gmem.at[some, own])
+        give(hidden_smem.at[pl.ds(0, rows)], hidden_gmem.at[some, own])
+        if not operand:
+            give(y_smem.at[pl.ds(0, rows)], z_gmem.at[some, own])
+        if read:
+            plgpu.barrier_wait(read[0].at[0])
         for tap in range(count - 1):
             columns = pl.ds(tap * width + channel, CHANNELS)
             give(conv_smem.at[tap, chunk, pl.ds(0, rows)], conv_out.at[some, columns])
         plgpu.wait_smem_to_gmem(0)
 
-    rate = _C * jax.nn.softplus(a_param.astype(jnp.float32))
     flat = conv.reshape(batch, -1)
-    z, hidden, flat = plgpu.kernel(
+    inputs = [
+        u, y, *biases, *taps,
+        gates[0][0].reshape(width, size), gates[0][1].reshape(-1),
+        gates[1][0].reshape(width, size), gates[1][1].reshape(-1),
+        a_param, positions,
+    ]  # fmt: skip
+    results = [operand_type(batch, width) if operand else jax.ShapeDtypeStruct(y.shape, y.dtype)]
+    updated = [hidden]
+    axes = {"grid": (heads, chunks, -(-batch // ROWS)), "grid_names": ("head", "chunk", "rows")}
+    barriers = []
+    if cluster:
+        updated.append(flat)
+        if chunks > 1:
+            axes = {
+                "grid": (heads, 1),
+                "grid_names": ("head", "rows"),
+                "cluster": (chunks,),
+                "cluster_names": ("chunk",),
+            }
+            barriers = [plgpu.ClusterBarrier(collective_axes=("chunk",), num_barriers=1)]
+    else:
+        inputs.append(flat)
+        results.append(jax.ShapeDtypeStruct(flat.shape, flat.dtype))
+    results, updated = launch_in_place(
         body,
-        out_type=[
-            jax.ShapeDtypeStruct(y.shape, y.dtype),
-            jax.ShapeDtypeStruct(hidden.shape, hidden.dtype),
-            jax.ShapeDtypeStruct(flat.shape, flat.dtype),
-        ],
-        grid=(heads, chunks, -(-batch // ROWS)),
-        grid_names=("head", "chunk", "rows"),
-        interpret=interpret,
-        kernel_name="recurrent_step",
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,
-        ),
-        scratch_types=[
+        inputs,
+        updated,
+        results,
+        [
             plgpu.SMEM((chunks, ROWS, CHANNELS), u.dtype, transforms=half),
             plgpu.SMEM((count - 1, chunks, ROWS, CHANNELS), u.dtype, transforms=half),
             plgpu.SMEM((2, chunks, CHANNELS, CHANNELS), u.dtype, transforms=half),
             plgpu.SMEM((ROWS, CHANNELS), u.dtype, transforms=half),
             plgpu.SMEM((ROWS, CHANNELS), jnp.float32, transforms=single),
             plgpu.SMEM((count, size), u.dtype),
-            plgpu.SMEM((size,), u.dtype),
-            plgpu.SMEM((2, CHANNELS), u.dtype),
-            plgpu.SMEM((CHANNELS,), jnp.float32),
+            plgpu.SMEM((2, size), u.dtype),
+            plgpu.SMEM((4, CHANNELS), u.dtype),
             plgpu.SMEM((ROWS,), jnp.int32),
-            plgpu.Barrier(num_arrivals=chunks * count + 3),
-            plgpu.Barrier(num_arrivals=2 * chunks + 5),
+            plgpu.Barrier(num_arrivals=chunks * count + 4),
+            plgpu.Barrier(num_arrivals=2 * chunks + 6),
+            *barriers,
         ],
-    )(
-        u, y, flat, hidden, *taps,
-        gates[0][0].reshape(width, size), gates[0][1].reshape(-1),
-        gates[1][0].reshape(width, size), gates[1][1].reshape(-1),
-        rate, positions,
-    )  # fmt: skip
+        name="recurrent_step",
+        interpret=interpret,
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            unsafe_no_auto_barriers=True,
+            approx_math=True,
+        ),
+        **axes,
+    )
+    z, hidden, flat = results[0], updated[0], (updated if cluster else results)[1]
+    if operand:
+        z = z.reshape(-1, width)
     return z, hidden, flat.reshape(conv.shape)
+
+
+def _softplus(x):
+    """log(1 + e^x), also where it is small."""
+    tail = jnp.exp(-jnp.maximum(x, -x))
+    near = tail * (1.0 - tail * (0.5 - tail * (1.0 / 3.0 - tail * 0.25)))
+    return jnp.maximum(x, 0.0) + jnp.where(tail < 0.02, near, jnp.log(1.0 + tail))

@@ -1,0 +1,58 @@
+"""Launches of Mosaic GPU kernels that write into arrays which they are given."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+
+def launch_in_place(
+    body: Callable,
+    inputs: Sequence[jax.Array],
+    updated: Sequence[jax.Array],
+    out_type: Sequence[jax.ShapeDtypeStruct],
+    scratch_types: Sequence[Any],
+    *,
+    name: str,
+    interpret: Any = False,
+    compiler_params: plgpu.CompilerParams,
+    **mesh: Any,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Runs a kernel that changes some of its arrays where they lie.
+
+    An array that nothing else reads afterwards is not copied, such as a state that was donated or
+    that a loop carries.
+
+    Args:
+      body: A function of references to `inputs`, `updated`, the results and the scratch memory.
+      inputs: What is read alone.
+      updated: What is read and written.
+      out_type: Of the results.
+      scratch_types: The kernel's barriers and shared memory.
+      name: The kernel's name.
+      interpret: Parameters of Pallas' interpreter, or False.
+      compiler_params: The compiler's.
+      **mesh: Of `plgpu.Mesh`: the grid and the warpgroups of a block.
+
+    Returns:
+      The results, and `updated` afterwards.
+    """
+
+    def scoped(*refs):
+        def run(*scratch):
+            body(*refs, *scratch)
+
+        pl.run_scoped(run, *scratch_types, collective_axes=mesh.get("thread_name", ()))
+
+    refs = [jax.new_ref(array, memory_space=plgpu.GMEM) for array in updated]
+    results = pl.kernel(
+        scoped,
+        out_type=list(out_type),
+        mesh=plgpu.Mesh(kernel_name=name, **mesh),
+        compiler_params=compiler_params,
+        interpret=interpret,
+        name=name,
+    )(*inputs, *refs)
+    return list(results), [jax.freeze(ref) for ref in refs]

@@ -1,0 +1,117 @@
+"""One token of many rows attends to their rings, in one launch."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from griffin_jax.devices import current_mesh
+from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.layer_of import LayerOf
+from griffin_jax.models.state import Timeline
+
+_KEYS = 64  # of a piece of a ring
+_SIZES = 128, 256  # of heads, as shared memory and registers go
+
+
+def unsupported_reason(q: jax.Array, k: jax.Array, state: Any, timeline: Timeline) -> str | None:
+    """Returns why the kernel does not support these arguments of `attention_rows`; None if it does."""
+    if reason := backend.missing():
+        return reason
+    time, heads, size = q.shape[1:]
+    if time != 1:
+        return f"{time} tokens are more than one"
+    if timeline.open:
+        return "which tokens count is not known yet"
+    if isinstance(state, LayerOf):
+        return "stacked layers"
+    if current_mesh() is not None:
+        return "it runs on one device"
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or state.keys.dtype != q.dtype:
+        return f"it computes in 16 bits, not in {q.dtype} with rings in {state.keys.dtype}"
+    if k.shape[2] != 1 or heads > 64:
+        return f"{k.shape[2]} heads of keys for {heads} (needs one for at most 64)"
+    if size not in _SIZES:
+        return f"heads of {size} (needs {' or '.join(map(str, _SIZES))})"
+    slots = state.slots()
+    if slots % _KEYS or not slots:
+        return f"a ring of {slots} slots (needs a multiple of {_KEYS})"
+    return None
+
+
+def attention_rows(
+    reference: Callable,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    state: Any,
+    timeline: Timeline,
+    *,
+    reach: int | None,
+    interpret=False,
+) -> tuple[jax.Array, Any]:
+    """Computes local attention of one token of each row, and the rings with its key and value.
+
+    Args:
+      reference: The same without this kernel, whose gradient is taken, a function of the next five.
+      q: [B, 1, N, H], rotated and not yet scaled.
+      k: [B, 1, 1, H], rotated.
+      v: [B, 1, 1, H].
+      state: An `AttentionState` of B rows.
+      timeline: The timeline of one token.
+      reach: How many tokens back a query sees; None for all.
+      interpret: Parameters of Pallas' interpreter, or False.
+
+    Returns:
+      [B, 1, N, H] in the dtype of `q`, and the state after.
+    """
+
+    @jax.custom_vjp
+    def step(q, k, v, state, timeline):
+        return _run(q, k, v, state, timeline, reach, interpret)
+
+    def forward(*arguments):
+        return step(*arguments), arguments
+
+    def backward(arguments, gradients):
+        return jax.vjp(reference, *arguments)[1](gradients)
+
+    step.defvjp(forward, backward)
+    return step(q, k, v, state, timeline)
+
+
+def _run(q, k, v, state, timeline, reach, interpret):
+    kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.attention_kernel")
+    batch, _, heads, size = q.shape
+    slots = state.slots()
+    position = timeline.positions[:, 0]
+    empty = (jnp.zeros((batch, count, size), q.dtype) for count in (-heads % 8, 6))
+    queries, own = [q[:, 0], next(empty)], [k[:, 0], v[:, 0], next(empty)]
+    mixed, sums, keys, values = kernel.attend_to_rings(
+        jnp.concatenate([*queries, *own], axis=1),
+        *(ring.reshape(batch, slots, size) for ring in (state.keys, state.values)),
+        timeline.start,
+        position if reach is None else jnp.minimum(position, reach),
+        jnp.where(timeline.lengths > 0, position % slots, -1),
+        parts=kernel.parts_of(batch, slots),
+        interpret=interpret,
+    )
+    mixed = _added_up(mixed[:, :, :heads], *(sums[:, :, i, :heads] for i in range(2)))
+    ring = state.keys.shape
+    state = state.replace(keys=keys.reshape(ring), values=values.reshape(ring))
+    return mixed[:, None].astype(q.dtype), state
+
+
+def _added_up(mixed, scores, totals):
+    """Returns [B, N, H] of all parts [B, P, N, H], whose largest scores and sums are [B, P, N].
+
+    Written part by part, which makes no launch of a reduction over parts.
+    """
+    parts = range(mixed.shape[1])
+    largest = functools.reduce(jnp.maximum, (scores[:, part] for part in parts))
+    shares = [jnp.exp2(scores[:, part] - largest) for part in parts]
+    total = sum(shares[part] * totals[:, part] for part in parts)
+    return sum((shares[part] / total)[..., None] * mixed[:, part] for part in parts)

@@ -1,0 +1,128 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.models import packed_mlp
+from griffin_jax.models.blocks import MLPBlock
+from griffin_jax.quantization import dequantize, quantize
+from tests.kernels.mosaic import ON_HOPPER, compiled_for_h200, interpreter, no_races
+
+WIDTH, EXPANDED = 256, 256
+
+
+def plain(params, x, *, biased=True):
+    layers = MLPBlock(WIDTH, EXPANDED, biased, 1.0, x.dtype, x.dtype, kernel="reference")
+    return layers.apply({"params": params}, x)
+
+
+def operands(rows, *, width=WIDTH, expanded=EXPANDED, biased=True, **options):
+    random = np.random.default_rng(rows)
+
+    def layer(out, width):
+        weight = 1.5 * width**-0.5 * random.standard_normal((out, width), np.float32)
+        layer = {"weight": quantize(weight, **options)}
+        bias = random.standard_normal(out, np.float32)
+        return layer | ({"bias": jnp.asarray(bias, jnp.bfloat16)} if biased else {})
+
+    params = {name: layer(expanded, width) for name in ("gate_proj", "up_proj")}
+    params["down_proj"] = layer(width, expanded)
+    return params, jnp.asarray(random.standard_normal((rows, 1, width)), jnp.bfloat16)
+
+
+def single(layer):
+    weight = {"weight": dequantize(layer["weight"], jnp.float32)}
+    return weight | {name: x.astype(jnp.float32) for name, x in layer.items() if name == "bias"}
+
+
+def check(params, x, **options):
+    """Against float32 with the weights decoded: the sum and the bias round once each."""
+    assert backend.missing() or packed_mlp.unsupported_reason(params, x) is None
+    with no_races():
+        y = packed_mlp.packed_mlp(plain, params, x, interpret=interpreter())
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    with jax.default_matmul_precision("highest"):
+        layers = {name: single(layer) for name, layer in params.items()}
+        wanted = plain(layers, x.astype(jnp.float32), **options)
+    y, wanted = np.asarray(y, np.float64), np.asarray(wanted, np.float64)
+    assert np.linalg.norm(y - wanted) < 3.2e-3 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (3, {}),
+        (16, {"biased": False, "quant_type": "fp4", "block_size": 32}),
+        (130, {"double_quant": True}),
+    ],
+)
+def test_two_launches_equal_the_layers(rows, options):
+    biased = options.get("biased", True)
+    check(*operands(rows, **options), **({} if biased else {"biased": False}))
+
+
+@pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")
+@pytest.mark.parametrize("rows", [1, 16, 64, 256, 300])
+def test_shapes_that_blocks_share_out(rows):
+    params, x = operands(rows, width=512, expanded=768)
+
+    def definition(params, x):
+        return MLPBlock(512, 768, True, 1.0, x.dtype, x.dtype, kernel="reference").apply(
+            {"params": params}, x
+        )
+
+    y = packed_mlp.packed_mlp(definition, params, x)
+    layers = {name: single(layer) for name, layer in params.items()}
+    with jax.default_matmul_precision("highest"):
+        wanted = np.asarray(definition(layers, x.astype(jnp.float32)))
+    assert np.linalg.norm(np.asarray(y, np.float32) - wanted) < 3.2e-3 * np.linalg.norm(wanted)
+
+
+def test_its_gradient_is_that_of_the_layers():
+    params, x = operands(3)
+
+    def gradient(function):
+        return jax.grad(lambda x: (function(params, x).astype(jnp.float32) ** 2).sum())(x)
+
+    found = gradient(functools.partial(packed_mlp.packed_mlp, plain))
+    np.testing.assert_array_equal(*(np.asarray(g, np.float32) for g in (found, gradient(plain))))
+
+
+def test_what_is_not_served_is_told(monkeypatch):
+    params, x = operands(2)
+    assert ON_HOPPER or "it needs a Hopper GPU" in packed_mlp.unsupported_reason(params, x)
+    monkeypatch.setattr(backend, "missing", lambda: None)
+    assert packed_mlp.unsupported_reason(params, x) is None
+    assert "not float32" in packed_mlp.unsupported_reason(params, x.astype(jnp.float32))
+    some = params | {"up_proj": single(params["up_proj"])}
+    assert packed_mlp.unsupported_reason(some, x) == "weights that are not in 4 bits"
+    odd, x = operands(2, expanded=320)
+    assert "gates of 320 of 320 outputs" in packed_mlp.unsupported_reason(odd, x)
+
+
+def test_compiled_for_an_h200_gates_spill_nothing_and_do_not_wait():
+    kernels = compiled_for_h200("""
+import functools
+from griffin_jax.kernels.mosaic_gpu import packed_kernel, plan
+
+for rows in (8, 64, 128):
+    build(
+        functools.partial(
+            packed_kernel.multiply,
+            plan=plan.plan(rows, (12288, 12288), 4096, 4, gated=True),
+            quant_type="nf4",
+        ),
+        jax.ShapeDtypeStruct((rows, 4096), jnp.float16),
+        [jax.ShapeDtypeStruct((12288, 2048), jnp.uint8)] * 2,
+        [jax.ShapeDtypeStruct((12288, 64), jnp.float32)] * 2,
+        [jax.ShapeDtypeStruct((12288,), jnp.bfloat16)] * 2,
+    )
+""")
+    assert len(kernels) == 3
+    for kernel in kernels:
+        assert kernel["registers"] <= 168
+        assert not kernel["spills"]
+        assert not kernel["serialized"]
