@@ -55,16 +55,23 @@ def packed_matmul(
 
 
 def multiply_operand(
-    x: jax.Array, weights: Sequence[QuantizedTensor], dtype: DTypeLike, interpret: bool = False
+    x: jax.Array,
+    weights: Sequence[QuantizedTensor],
+    dtype: DTypeLike,
+    interpret: bool = False,
+    **options: bool,
 ) -> tuple[jax.Array, ...]:
-    """Computes products [n, out] of `dtype` of an operand float16[n, in], see `mosaic_gpu.operand`."""
+    """Computes products [n, out] of `dtype` of an operand float16[n, in], see `mosaic_gpu.operand`.
+
+    `options` are those of `plan`.
+    """
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.packed_kernel")
     scales = [_scales(weight) for weight in weights]
     products = kernel.multiply(
         x,
         [weight.packed for weight in weights],
         scales,
-        plan=_plan(x, weights, scales),
+        plan=_plan(x, weights, scales, **options),
         quant_type=weights[0].quant_type,
         dtype=jnp.dtype(dtype),
         interpret=interpret,

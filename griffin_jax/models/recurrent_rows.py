@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.devices import current_mesh
-from griffin_jax.kernels import packed_matmul_mosaic_gpu
+from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.kernels.mosaic_gpu.operand import operand
 from griffin_jax.models.linear import matmuls
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization.tensor import QuantizedTensor
 
-_FEWEST = 16
+_FEWEST = 2
 _CHANNELS = 64  # of a block of threads
 _LARGEST_HEAD = 256  # what shared memory holds
 _TAPS = 4
@@ -28,10 +29,10 @@ def unsupported_reason(params: dict, x: jax.Array, state: Any, timeline: Timelin
     if time != 1:
         return f"{time} tokens are more than one"
     if batch < _FEWEST:
-        return f"{batch} rows are fewer than {_FEWEST}, of which layers are as fast"
+        return "one row, for which another kernel is made"
     if batch > 64 and batch % 64:
         return f"{batch} rows are no multiple of 64"
-    if batch < 64 and batch & (batch - 1):
+    if 8 < batch < 64 and batch & (batch - 1):
         return f"{batch} rows are no power of two"
     if timeline.open:
         return "which tokens count is not known yet"
@@ -89,11 +90,10 @@ def _run(params, x, state, timeline, interpret):
         return layer["weight"], layer["bias"]
 
     branches = params["linear_x"], params["linear_y"]
-    u, y = matmuls(x, [layer["weight"] for layer in branches], [None, None])
+    u, y = _branches(x, [layer["weight"] for layer in branches], interpret)
     unit, out = params["rg_lru"], params["linear_out"]
     # A product with 4-bit weights reads what the kernel writes.
-    packed = isinstance(out["weight"], QuantizedTensor)
-    packed = packed and packed_matmul_mosaic_gpu.fits([out["weight"]]) is None
+    packed = _packed([out["weight"]])
     z, hidden, conv = kernel.recurrent_step(
         u[:, 0],
         y[:, 0],
@@ -108,12 +108,27 @@ def _run(params, x, state, timeline, interpret):
         interpret=interpret,
     )
     if packed:
-        [h] = packed_matmul_mosaic_gpu.multiply_operand(z, [out["weight"]], x.dtype, interpret)
+        [h] = mosaic.multiply_operand(z, [out["weight"]], x.dtype, interpret)
         h = h[: len(x), None]
     else:
         [h] = matmuls(z[:, None], [out["weight"]], [None])
     bias = jax.lax.broadcast_to_rank(_bias(out, h), h.ndim)
     return h + bias, state.replace(hidden=hidden, conv=conv)
+
+
+def _packed(weights):
+    """Whether these are 4-bit weights that a product of its own kernel reads."""
+    if not all(isinstance(weight, QuantizedTensor) for weight in weights):
+        return False
+    return mosaic.fits(weights) is None
+
+
+def _branches(x, weights, interpret):
+    """Returns products of x [B, 1, D] with both weights; no launch adds up parts of them."""
+    if interpret or not _packed(weights):
+        return matmuls(x, weights, [None, None])
+    products = mosaic.multiply_operand(operand(x[:, 0]), weights, x.dtype, to_kernel=True)
+    return [y[: len(x), None] for y in products]
 
 
 def _bias(layer, y):

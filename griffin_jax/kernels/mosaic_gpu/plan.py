@@ -22,6 +22,7 @@ _PRODUCTS = 2500.0
 _PRODUCTS_UNAHEAD = 2300.0  # where a tile is looked up when the one before it is multiplied
 _WAVE = 2000.0  # nanoseconds of a block beside that
 _SUM_BYTES = 3000.0  # of sums that blocks add up apart, by the whole GPU
+_LAUNCH = 2300.0  # nanoseconds that adding up takes where nothing else would be launched there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +72,18 @@ def unsupported_reason(features: Sequence[int], width: int) -> str | None:
 
 @functools.cache
 def plan(
-    rows: int, features: tuple[int, ...], width: int, scales: int, gated: bool = False
+    rows: int,
+    features: tuple[int, ...],
+    width: int,
+    scales: int,
+    gated: bool = False,
+    to_kernel: bool = False,
 ) -> Plan:
     """The plan for x of so many rows, padded, and weights of so many outputs and inputs.
 
     Blocks that run at once, one a multiprocessor, should end together: what counts is how many
-    weights a multiprocessor multiplies in all, with what its blocks cost beside them.
+    weights a multiprocessor multiplies in all, with what its blocks cost beside them. Another kernel,
+    if the products go `to_kernel`, does not add up what is split.
     """
     columns = min(rows, MAX_COLUMNS)
     best = None
@@ -91,6 +98,7 @@ def plan(
             cost = waves * (width // split * _input_cost(columns, tiles) + _WAVE)
             if split > 1:
                 cost += 8 * split * rows * sum(features) / _SUM_BYTES
+                cost += _LAUNCH * len(features) * to_kernel
             if best is None or cost < best[0]:
                 best = cost, tiles, split
     _, tiles, split = best

@@ -31,7 +31,7 @@ def recurrent_step(
     """Computes z = gelu(y) * h and the state after, for one token of each row.
 
     Args:
-      u: [B, R] in bfloat16, what is convolved; B is 8, 16, 32 or a multiple of 64.
+      u: [B, R] in bfloat16, what is convolved; B is at most 8, 16, 32 or a multiple of 64.
       y: [B, R], of the other branch.
       biases: What is added to u and to y before, [R] each.
       conv: [B, C - 1, R], the inputs before, newest last.
