@@ -19,6 +19,9 @@ from griffin_jax.kernels.mosaic_gpu.plan import PIECE, TILE, plan
 from griffin_jax.kernels.mosaic_gpu.plan import unsupported_reason as unsupported_plan
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
+_BYTES_AHEAD = 9_000_000
+_MOST_ROWS_AHEAD = 32
+
 
 def unsupported_reason(x: jax.Array, weights: Sequence[QuantizedTensor]) -> str | None:
     """None, or why the kernel does not serve x [..., in] under these weights."""
@@ -59,11 +62,12 @@ def multiply_operand(
     weights: Sequence[QuantizedTensor],
     dtype: DTypeLike,
     interpret: bool = False,
+    following: QuantizedTensor | None = None,
     **options: bool,
 ) -> tuple[jax.Array, ...]:
     """Computes products [n, out] of `dtype` of an operand float16[n, in], see `mosaic_gpu.operand`.
 
-    `options` are those of `plan`.
+    `following` is the weight of the next product, `options` are those of `plan`.
     """
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.packed_kernel")
     scales = [_scales(weight) for weight in weights]
@@ -75,6 +79,7 @@ def multiply_operand(
         quant_type=weights[0].quant_type,
         dtype=jnp.dtype(dtype),
         interpret=interpret,
+        **_fetched(x, following),
     )
     sums = (y.sum(axis=0) if y.ndim == 3 else y for y in products)
     return tuple(y.astype(dtype) for y in sums)
@@ -93,10 +98,12 @@ def gated_matmul(
     up: QuantizedTensor,
     biases: Sequence[jax.Array],
     interpret: bool = False,
+    following: QuantizedTensor | None = None,
 ) -> jax.Array:
     """Computes gelu(gate x + bias) * (up x + bias) of x [n, in], an operand float16[padded n, out].
 
-    `biases` are those of both or none. It has no gradient.
+    `biases` are those of both or none, `following` is the weight of the next product. It has no
+    gradient.
     """
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.packed_kernel")
     weights = gate, up
@@ -110,8 +117,24 @@ def gated_matmul(
         plan=_plan(x, weights, scales, gated=True),
         quant_type=gate.quant_type,
         interpret=interpret,
+        **_fetched(x, following),
     )
     return h
+
+
+def _fetched(x, weight):
+    """Returns what `packed_kernel.multiply` has the cache fetch of the weight of the next product.
+
+    It is what the blocks of that product read first. With many rows, memory is not what is waited
+    for.
+    """
+    if weight is None or x.shape[0] > _MOST_ROWS_AHEAD:
+        return {}
+    out, width = weight.shape
+    scales = [jax.eval_shape(_scales, weight)]
+    split = plan(x.shape[0], (out,), width, scales[0].shape[1] * PIECE // width).split
+    size = min(_BYTES_AHEAD // (out * split) // 128 * 128, width // 2 // split)
+    return {"following": weight.packed, "fetched": (split, size)} if size else {}
 
 
 def _plan(x, weights, scales, **options):

@@ -47,7 +47,8 @@ def _run(params, x, interpret):
     gate, up, down = (params[name] for name in _LAYERS)
     biases = [layer["bias"] for layer in (gate, up) if layer.get("bias") is not None]
     rows = x.reshape(-1, x.shape[-1])
-    h = mosaic.gated_matmul(rows, gate["weight"], up["weight"], biases, interpret)
+    weights = gate["weight"], up["weight"]
+    h = mosaic.gated_matmul(rows, *weights, biases, interpret, following=down["weight"])
     [y] = mosaic.multiply_operand(h, [down["weight"]], x.dtype, interpret)
     y = y[: len(rows)].reshape(*x.shape[:-1], -1)
     if down.get("bias") is None:

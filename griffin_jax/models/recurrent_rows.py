@@ -90,10 +90,11 @@ def _run(params, x, state, timeline, interpret):
         return layer["weight"], layer["bias"]
 
     branches = params["linear_x"], params["linear_y"]
-    u, y = _branches(x, [layer["weight"] for layer in branches], interpret)
     unit, out = params["rg_lru"], params["linear_out"]
     # A product with 4-bit weights reads what the kernel writes.
     packed = _packed([out["weight"]])
+    following = out["weight"] if packed else None
+    u, y = _branches(x, [layer["weight"] for layer in branches], following, interpret)
     z, hidden, conv = kernel.recurrent_step(
         u[:, 0],
         y[:, 0],
@@ -123,11 +124,13 @@ def _packed(weights):
     return mosaic.fits(weights) is None
 
 
-def _branches(x, weights, interpret):
+def _branches(x, weights, following, interpret):
     """Returns products of x [B, 1, D] with both weights; no launch adds up parts of them."""
     if interpret or not _packed(weights):
         return matmuls(x, weights, [None, None])
-    products = mosaic.multiply_operand(operand(x[:, 0]), weights, x.dtype, to_kernel=True)
+    products = mosaic.multiply_operand(
+        operand(x[:, 0]), weights, x.dtype, following=following, to_kernel=True
+    )
     return [y[: len(x), None] for y in products]
 
 

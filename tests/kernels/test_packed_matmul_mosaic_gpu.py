@@ -159,6 +159,21 @@ def test_forced_elsewhere_the_kernel_refuses():
         packed_matmul(x, weights, kernel="mosaic_gpu")
 
 
+@pytest.mark.parametrize(("rows", "out", "width"), [(16, 4096, 12288), (8, 64, 256), (64, 64, 256)])
+def test_what_is_fetched_ahead_is_of_the_next_weight(rows, out, width):
+    weight = jax.eval_shape(lambda: quantize(jnp.zeros((out, width))))
+    found = mosaic._fetched(jnp.zeros((rows, width), jnp.float16), weight)
+    if rows > 32:
+        assert not found
+        return
+    parts, size = found["fetched"]
+    assert found["following"] is weight.packed
+    assert parts == plan.plan(rows, (out,), width, 4).split
+    assert 0 < size <= width // 2 // parts
+    assert size % 16 == 0
+    assert out * parts * size <= 9_000_000
+
+
 def test_compiled_for_an_h200_products_spill_nothing_and_do_not_wait():
     kernels = compiled_for_h200("""
 import functools

@@ -25,6 +25,15 @@ def fill_table(codes, table, warpgroups):
     )
 
 
+def prefetch(array, block, blocks, parts, size):
+    """Has the second-level cache fetch the first `size` bytes of each of `parts` parts of all rows.
+
+    Each of `blocks` asks for some, by the threads of a warpgroup; `array` is [rows, columns].
+    """
+    call = plgpu.inline_mgpu(arg_types=(_REF(), _NUMBER))
+    call(functools.partial(_prefetch, blocks, parts, size))(array, block)
+
+
 def consume(plan: Plan, x_layout, w_layout, acc, w, s, x, table, tile, part):
     """acc [64, n] + a tile of 64 x 256 weights times x [n, 256].
 
@@ -66,6 +75,20 @@ def _fill_table(warpgroups, ctx, codes, table):
                 "@q st.shared.v4.b32 [c], {v, v, v, v};\n"
             )
     ptx.asm(text + "}", "r,l", [ptx.address(table), ptx.address(codes, 64)], 0)
+
+
+def _prefetch(blocks, parts, size, ctx, array, block):
+    del ctx
+    kind = ir.MemRefType(array.type)
+    rows, columns = kind.shape
+    pitch = columns * mgpu.utils.bytewidth(kind.element_type) // parts
+    each = -(-rows * parts // blocks)
+    text = "{ .reg .b32 t, e; .reg .b64 a; .reg .pred q; mov.u32 t, %tid.x; and.b32 t, t, 127;\n"
+    for begin in range(0, each, 128):
+        text += f"add.u32 e, t, {begin}; setp.lt.u32 q, e, {each}; mad.lo.u32 e, $1, {each}, e;\n"
+        text += f"setp.lt.and.u32 q, e, {rows * parts}, q; mad.wide.u32 a, e, {pitch}, $0;\n"
+        text += f"@q cp.async.bulk.prefetch.L2.global [a], {size};\n"
+    ptx.asm(text + "}", "l,r", [ptx.address(array, 64), ptx.number(block)], 0)
 
 
 def _consume(plan, ctx, acc, w, s, x, table, tile, part):

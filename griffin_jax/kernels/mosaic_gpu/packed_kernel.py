@@ -32,16 +32,18 @@ def pairs(quant_type: str) -> np.ndarray:
     return (bits[byte >> 4] | bits[byte & 15] << 16).view(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "quant_type", "dtype", "interpret"))
+@functools.partial(jax.jit, static_argnames=("plan", "quant_type", "dtype", "fetched", "interpret"))
 def multiply(
     x: jax.Array,
     packed: Sequence[jax.Array],
     scales: Sequence[jax.Array],
     biases: Sequence[jax.Array] = (),
+    following: jax.Array | None = None,
     *,
     plan: Plan,
     quant_type: str,
     dtype=jnp.float32,
+    fetched: tuple[int, int] = (1, 16),
     interpret=False,
 ) -> list[jax.Array]:
     """Computes the products of x with several weights, or what becomes of two of which one gates the other.
@@ -52,9 +54,12 @@ def multiply(
       packed: uint8[out, in / 2] each, two codes a byte.
       scales: float32[out, in / block size] each.
       biases: [out] each where `plan.gated`; they may be left out.
+      following: An array [rows, columns] of a later kernel, of which the second-level cache is to
+        fetch some when what this one reads is on its way.
       plan: The plan of these shapes.
       quant_type: "nf4" or "fp4".
       dtype: The dtype of the result where `plan.split` is 1 and nothing is gated.
+      fetched: Of how many parts of each row of `following` to fetch the first bytes, and how many.
       interpret: Parameters of Pallas' interpreter, or False.
 
     Returns:
@@ -83,6 +88,7 @@ def multiply(
         w_gmem, refs = refs[2 : 2 + len(packed)], refs[2 + len(packed) :]
         s_gmem, refs = refs[: len(packed)], refs[len(packed) :]
         bias_gmem, refs = refs[: len(biases)], refs[len(biases) :]
+        later_gmem, refs = refs[: len(later)], refs[len(later) :]
         y_gmem, refs = refs[: len(counts)], refs[len(counts) :]
         w_smem, s_smem, x_smem, table, sums, full, empty, ready = refs
         group = lax.axis_index("group")
@@ -159,6 +165,10 @@ def multiply(
                 lax.fori_loop(stages, steps, step, None)
 
             of_weight(produce)
+            for array in () if interpret else later_gmem:
+                own = (lax.axis_index("columns") * int(begins[-1]) + block) * plan.split + part
+                blocks = plan.split * int(begins[-1]) * (total // n)
+                inline.prefetch(array, own, blocks, *fetched)
             for i in range(max(0, steps - stages), steps):  # every completion is waited for
                 plgpu.barrier_wait(empty.at[i % stages])
 
@@ -228,6 +238,7 @@ def multiply(
     weights = *packed, *scales
     if plan.gated:
         weights = [array.reshape(-1, 64, array.shape[1]) for array in weights]
+    later = [] if following is None else [following]
     products = plgpu.kernel(
         body,
         out_type=results,
@@ -250,7 +261,7 @@ def multiply(
             plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
             plgpu.Barrier(num_arrivals=consumers),
         ],
-    )(x, jnp.asarray(pairs(quant_type)), *weights, *biases)
+    )(x, jnp.asarray(pairs(quant_type)), *weights, *biases, *later)
     if plan.gated:
         return [products[0].reshape(total, -1)]
     return [y if plan.split > 1 else y[0] for y in products]
