@@ -260,6 +260,15 @@ _BENCHMARKS = {
 }
 
 
+def study(values: Mapping[str, Any]) -> type:
+    """The config of `experiments.study`, whose kind decides; its package needs the extra [train]."""
+    from experiments import study_schema
+
+    kinds = {"trained": study_schema.Trained, "memory": study_schema.Memory}
+    kind = values.get("kind")
+    return kinds.get(kind, study_schema.Named) if isinstance(kind, str) else study_schema.Named
+
+
 def train(values: Mapping[str, Any]) -> type:
     """Returns the dataclass of the config of `experiments.train`; its package needs the extra [train]."""
     from experiments import train_schema
@@ -288,4 +297,5 @@ COMMANDS: dict[str, Callable[[Mapping[str, Any]], type]] = {
     "compare_training": _always(CompareTraining),
     "compile_tpu": _always(CompileTPU),
     "inspect": _always(Inspect),
+    "study": study,
 }

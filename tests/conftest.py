@@ -24,6 +24,7 @@ LONG = (
     *("training/test_loop.py", "training/test_lora.py", "training/test_train_step.py"),
     *("training/test_devices.py", "training/test_corpus.py", "training/test_evaluate.py"),
     *("benchmarks/test_jobs.py", "kernels/test_packed_matmul_pallas_tpu.py"),
+    *("tracing/test_trace.py", "tracing/test_page.py", "studies/test_study.py"),
     *("kernels/test_rg_lru", "inference/test_forking.py", "evaluation/test_harness.py"),
     *("checkpoints/test_load_memory.py", "ahead_of_time/test_compile.py", "test_rooms.py"),
     "test_platforms.py",

@@ -22,6 +22,7 @@ DEFAULTS = {
     "compare_training": "compare_tiny.py",
     "compile_tpu": "compile_tpu.py",
     "inspect": "inspect.py",
+    "study": "study_selective_copying.py",
 }
 
 
@@ -39,6 +40,7 @@ ALL = [
         "train": ("train_", "finetune_"),
         "benchmark": ("bench_cpu", "bench_d", "bench_e", "bench_k", "bench_l", "bench_t"),
         "evaluate": ("eval_",),
+        "study": ("study_",),
     }.items()
     for path in sorted(CONFIGS.glob("*.py"))
     if path.name.startswith(starts)
@@ -48,7 +50,7 @@ ALL = [
 @pytest.mark.parametrize(("name", "file"), [*DEFAULTS.items(), *ALL])
 def test_every_config_that_comes_with_the_project_fits_its_command(name, file):
     assert load(name, f"--config={CONFIGS / file}")
-    if file.startswith("bench_") and file != "bench_training.py":
+    if file.startswith(("bench_", "study_")) and file != "bench_training.py":
         assert load(name, f"--config={CONFIGS / file}:tiny")
 
 

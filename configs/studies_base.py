@@ -1,0 +1,60 @@
+"""What the studies' configs share: the models that the papers compare. It is no config by itself."""
+
+from ml_collections import ConfigDict
+
+R, A = "recurrent", "attention"
+# Five blocks, as for figure 6: Griffin has local attention in the third.
+FIVE = {
+    "Griffin": {"block_pattern": (R, R, A, R, R)},
+    "Hawk": {"block_pattern": (R,)},
+    "Transformer": {"block_pattern": (A,), "attention_window": None, "rope_fraction": 1.0},
+    "Transformer without positions": {
+        "block_pattern": (A,),
+        "attention_window": None,
+        "rope_fraction": 0.0,
+    },
+    "Transformer with a window": {"block_pattern": (A,), "rope_fraction": 1.0},
+}
+# 64 wide, about 250,000 parameters.
+SMALL = {
+    "width": 64,
+    "mlp_width": 192,
+    "num_layers": 5,
+    "num_heads": 4,
+    "logits_soft_cap": None,
+    "scale_embeddings": False,
+}
+# With other recurrences in Griffin's place.
+RECURRENCES = {
+    name: {"block_pattern": (kind, kind, A)}
+    for name, kind in {
+        "RG-LRU": "recurrent",
+        "CG-LRU": "cg_lru",
+        "LRU": "lru",
+        "GRU": "gru",
+        "Mamba": "mamba",
+    }.items()
+}
+
+
+def trained(name: str, title: str) -> ConfigDict:
+    """A study that trains models."""
+    config = ConfigDict()
+    # The name of its files.
+    config.name = name
+    config.kind = "trained"
+    config.title = title
+    return config
+
+
+def shrink(config: ConfigDict, knobs: dict, tests: tuple = ({},)) -> None:
+    """Makes a study one of seconds, which shows that it runs and nothing else."""
+    config.name += "_tiny"
+    small = {"width": 16, "mlp_width": 24, "num_layers": 3, "num_heads": 2}
+    config.base = dict(config.base) | small
+    config.knobs, config.tests = knobs, tests
+    config.models = {name: config.models[name] for name in list(config.models)[:1]}
+    config.variants, config.seeds, config.learning_rates = {"": {}}, (0,), (3e-3,)
+    config.steps, config.batch_size, config.optimizer = 4, 4, {"warmup_steps": 1}
+    config.test_rows, config.test_batch = 4, 4
+    config.eval_every, config.checkpoint_every = 2, 2

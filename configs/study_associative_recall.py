@@ -1,0 +1,57 @@
+"""Associative recall (MQAR of Zoology) over the size of the state.
+
+    python -m experiments.study --config=configs/study_associative_recall.py --minutes=9
+
+Hardware: one GPU; call it again until all runs are done, each goes on where it stopped. Memory: 16 GB.
+Expected: attention recalls all pairs within its window at every width; a recurrence needs a state that
+grows with the pairs, so that there is a knee. With :tiny behind the file's name it takes seconds.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.studies_base import SMALL, A, R, shrink, trained
+
+
+def get_config(size: str = "") -> ConfigDict:
+    config = trained("associative_recall", "Associative recall (MQAR) over the state's size")
+    config.paper = (
+        "Zoology (arXiv:2312.04927) sweeps keys, widths and learning rates for attention, Mamba, Hyena, "
+        "RWKV and others; nobody published the RG-LRU on it. Asked here: the accuracy over the size of "
+        "the state, and where the knee is."
+    )
+    # What is run otherwise, for captions.
+    config.shorter = "two blocks, as in Zoology; 10,000 steps of 128 rows."
+    config.task = "associative_recall"
+    config.knobs = {"vocab_size": 8192, "length": 256, "pairs": 16}
+    # Fields of GriffinConfig that the models share; the vocabulary is the task's.
+    config.base = SMALL | {"num_layers": 2} | {"attention_window": 64}
+    # What each model has otherwise.
+    config.models = {
+        "Griffin": {"block_pattern": (R, A)},
+        "Hawk": {"block_pattern": (R,)},
+        "Transformer": {"block_pattern": (A,), "attention_window": None, "rope_fraction": 1.0},
+    }
+    # Each model keeps the rate of the lowest held-out loss.
+    config.learning_rates = (1e-3, 3e-3)
+    config.seeds = (0, 1, 2)
+    # Updates, and examples in each.
+    config.steps = 10_000
+    config.batch_size = 128
+    config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
+    config.dtype = "float32"
+    # Pairs and widths that are tried, each combination a model of its own.
+    config.variants = {
+        f"{pairs} pairs, width {width}": {
+            "knobs": {"pairs": pairs},
+            "base": {"width": width, "mlp_width": 3 * width},
+        }
+        for pairs in (16, 32, 64)
+        for width in (32, 64, 128)
+    }
+    config.test_rows, config.test_batch = 512, 64
+    # Updates between points of the curve, and between checkpoints.
+    config.eval_every = 500
+    config.checkpoint_every = 5000
+    if size == "tiny":
+        shrink(config, {"vocab_size": 32, "length": 16, "pairs": 3})
+    return config

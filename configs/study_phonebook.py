@@ -1,0 +1,50 @@
+"""Phonebook lookup, figure 6c of the Griffin paper.
+
+    python -m experiments.study --config=configs/study_phonebook.py --minutes=9
+
+Hardware: one GPU; call it again until all runs are done, each goes on where it stopped. Memory: 16 GB.
+Expected, by the paper: Griffin is perfect up to its window and then decays, Hawk earlier, and the
+Transformer is perfect up to its trained length. With :tiny behind the file's name it takes seconds.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.studies_base import FIVE, SMALL, shrink, trained
+
+
+def get_config(size: str = "") -> ConfigDict:
+    config = trained("phonebook", "Phonebook lookup (figure 6c)")
+    config.paper = (
+        "Models of 7B parameters, trained on text, look up a number in a list behind two examples. "
+        "Griffin is perfect up to its window of 1,024 and then decays, Hawk earlier; the Transformer is "
+        "perfect up to its trained length of 2,048."
+    )
+    # What is run otherwise, for captions.
+    config.shorter = (
+        "models of five blocks and width 128, trained on the task itself in rows of 512, with a window "
+        "of 256, and read up to 8 windows."
+    )
+    config.task = "phonebook"
+    config.knobs = {"length": 512, "name": 3, "number": 4, "train_examples": True}
+    # Fields of GriffinConfig that the models share; the vocabulary is the task's.
+    config.base = SMALL | {"width": 128, "mlp_width": 384} | {"attention_window": 256}
+    # What each model has otherwise.
+    config.models = {x: FIVE[x] for x in ("Griffin", "Hawk", "Transformer")}
+    # Each model keeps the rate of the lowest held-out loss.
+    config.learning_rates = (1e-3, 3e-3)
+    config.seeds = (0, 1, 2)
+    # Updates, and examples in each.
+    config.steps = 30_000
+    config.batch_size = 64
+    config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
+    config.dtype = "float32"
+    # Lengths at which accuracy is measured, of the last number alone.
+    lengths = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+    config.tests = tuple({"length": length, "train_examples": False} for length in lengths)
+    config.test_rows, config.test_batch = 256, 16
+    # Updates between points of the curve, and between checkpoints.
+    config.eval_every = 500
+    config.checkpoint_every = 5000
+    if size == "tiny":
+        shrink(config, {"length": 40, "name": 2, "number": 2}, ({"length": 40}, {"length": 52}))
+    return config

@@ -1,0 +1,39 @@
+"""The fields of a study's config: those of the library's dataclasses, with a name and a kind."""
+
+import dataclasses
+
+from griffin_jax.fields import field
+from griffin_jax.studies import MemoryStudy, Study
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named:
+    """What every study has.
+
+    Attributes:
+      name: What its files are called.
+      kind: "trained" for models that are trained on a task, "memory" for a look into one.
+      title: What it is about.
+    """
+
+    name: str = field(filled=True)
+    kind: str = field(one_of=("trained", "memory"))
+    title: str = field(filled=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained(Study, Named):
+    """A study that trains models."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory(MemoryStudy, Named):
+    """A study of what a model's states hold.
+
+    Attributes:
+      model: A folder or the name of a model.
+      text: A file of texts, as `bits_per_byte` reads them.
+    """
+
+    model: str = field("griffin-tiny", filled=True)
+    text: str = field(filled=True)

@@ -1,0 +1,58 @@
+"""Multi-query associative recall (MQAR; Zoology, arXiv:2312.04927)."""
+
+import dataclasses
+
+import numpy as np
+
+from griffin_jax.fields import check_fields, field
+from griffin_jax.studies.task import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class AssociativeRecall:
+    """Recall the value of each of many keys, at whatever distance it is asked for.
+
+    A row is pairs of a key and its value, and then each key once more, among fillers; behind it its
+    value is due. Where it stands follows a power law: near the pairs more often than far away.
+
+    Attributes:
+      vocab_size: The filler (0), keys (the first half of the others) and values (the second).
+      length: Tokens of a row, T.
+      pairs: Keys, each with a value.
+      power: Exponent of the law of gaps: 1 is even, less is nearer; as in Zoology, 0.01.
+    """
+
+    vocab_size: int = field(8192, at_least=5)
+    length: int = field(256, at_least=4)
+    pairs: int = field(16, at_least=1)
+    power: float = field(0.01, above=0, at_most=1)
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.length < 3 * self.pairs:
+            raise ValueError(
+                f"length {self.length} is shorter than {self.pairs} pairs and their queries; give at "
+                f"least {3 * self.pairs}"
+            )
+        if self._keys < self.pairs:
+            raise ValueError(
+                f"vocab_size {self.vocab_size} has {self._keys} keys for {self.pairs} pairs; give at "
+                f"least {2 * self.pairs + 1}"
+            )
+
+    @property
+    def _keys(self):
+        return (self.vocab_size - 1) // 2
+
+    def draw(self, rng: np.random.Generator) -> Sequence:
+        keys = 1 + rng.choice(self._keys, self.pairs, replace=False)
+        values = 1 + self._keys + rng.integers(self.vocab_size - 1 - self._keys, size=self.pairs)
+        begin = 2 * self.pairs
+        inputs = np.zeros(self.length, int)
+        inputs[0:begin:2], inputs[1:begin:2] = keys, values
+        room = self.length - begin
+        chance = np.arange(1, room + 1) ** (self.power - 1.0)
+        places = begin + rng.choice(room, self.pairs, replace=False, p=chance / chance.sum())
+        targets, answer = np.zeros(self.length, int), np.zeros(self.length, bool)
+        inputs[places], targets[places], answer[places] = keys, values, True
+        return Sequence(inputs, targets, answer)

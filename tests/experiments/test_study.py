@@ -1,0 +1,54 @@
+"""The command that carries out studies: its list, and one of the smallest from end to end."""
+
+import json
+import types
+
+import pytest
+
+from experiments import command
+from tests.experiments import modules
+
+study = modules.of_command("study")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs the command with a config, and returns the folder that it has written into."""
+
+    def give(file="study_selective_copying.py:tiny", listed=False):
+        config = command.Config("study", "study_selective_copying.py")
+        choice, _ = command.config_files.split_arguments([f"--config=configs/{file}"])
+        config.load(choice)
+        flags = {"_RUN": tmp_path / "run", "_OUTPUT": tmp_path / "out", "_MINUTES": None}
+        for name, value in (flags | {"_LIST": listed}).items():
+            given = value and (value if listed is value else str(value))
+            monkeypatch.setattr(study, name, types.SimpleNamespace(value=given, name=name))
+        monkeypatch.setattr(study, "_CONFIG", config)
+        study.main()
+        return tmp_path / "out"
+
+    return give
+
+
+def test_the_list_has_every_study_by_its_title(run, capsys):
+    run(listed=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and all(line.startswith("configs/study_") for line in lines)
+    assert "configs/study_induction_heads.py: Induction heads (figure 6b)" in lines
+
+
+@pytest.mark.slow
+def test_the_smallest_study_leaves_its_page(run):
+    pytest.importorskip("matplotlib")
+    folder = run()
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"selective_copying_tiny{x}" for x in ("-curves.png", ".json", ".md")]
+    found = json.loads((folder / "selective_copying_tiny.json").read_text(encoding="utf-8"))
+    assert found["kind"] == "study" and len(found["results"]) == 1
+
+
+@pytest.mark.slow
+def test_the_smallest_look_into_griffin_tiny_leaves_its_page(run):
+    pytest.importorskip("matplotlib")
+    folder = run("study_memory.py:tiny")
+    assert "By memory length" in (folder / "memory_tiny.md").read_text(encoding="utf-8")
