@@ -4,16 +4,16 @@ import dataclasses
 import functools
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from experiments import config_files, schemas
 from griffin_jax.fields import check_values
-from griffin_jax.models import Griffin, init_params
+from griffin_jax.models import Griffin
 from griffin_jax.studies import TASKS, Study, carry_out, report
 from griffin_jax.studies.accuracy import accuracy
 from griffin_jax.studies.study import changes_in_words
+from tests.tiny import GRIFFIN, params_of
 
 NAMES = sorted(path.stem.removeprefix("study_") for path in config_files.CONFIGS.glob("study_*.py"))
 TRAINED = [name for name in NAMES if name != "memory"]
@@ -31,10 +31,10 @@ def unfinished(study, folder):
 
 @functools.cache
 def carried_out(folder):
-    """Both models of a study, the first of which was stopped in its middle."""
+    """Two runs of a model of one layer, the first of which was stopped in its middle."""
     study = tiny("selective_copying")
-    models = {"Griffin": study.models["Griffin"], "Hawk": {"block_pattern": ("recurrent",)}}
-    study = dataclasses.replace(study, models=models)
+    small = {"models": {"Hawk": {"block_pattern": ("recurrent",)}}, "seeds": (0, 1)}
+    study = dataclasses.replace(study, base=study.base | {"num_layers": 1}, **small)
     assert carry_out(study, folder, seconds=1e-3) == []
     assert (folder / next(study.runs()).folder / "checkpoints" / "1").is_dir()
     results = carry_out(study, folder)
@@ -49,7 +49,7 @@ def done(tmp_path_factory):
 
 def test_a_study_goes_on_where_it_was_stopped_and_keeps_what_is_done(done):
     folder, study, results = done
-    assert [x["model"] for x in results] == ["Griffin", "Hawk"]
+    assert [(x["model"], x["seed"]) for x in results] == [("Hawk", 0), ("Hawk", 1)]
     assert not unfinished(study, folder)
     for result in results:
         assert [step for step, _ in result["curve"]] == [1, 2, 4][-len(result["curve"]) :]
@@ -77,7 +77,7 @@ def test_what_is_written_has_every_run(done, tmp_path):
     ]
     text = (tmp_path / "some.md").read_text(encoding="utf-8")
     assert "2 of 6 runs are done" in text and "python -m this" in text and study.paper in text
-    assert text.count("\n| Griffin") == text.count("\n| Hawk") == 1
+    assert text.count("\n| Hawk") == 1
     assert json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))["results"] == more
 
 
@@ -105,14 +105,12 @@ def test_the_learning_rate_of_the_lowest_loss_is_kept_and_seeds_are_spread():
 
 
 def test_accuracy_of_rows_in_several_calls_is_that_of_one(monkeypatch):
-    study = tiny("induction_heads")
-    run = next(study.runs())
     task = TASKS["phonebook"](length=90, letters=4, name=3, number=2)
-    model = Griffin(run.model().replace(vocab_size=task.vocab_size))
-    params = init_params(model.config, jax.random.key(0))
+    model = Griffin(GRIFFIN.replace(vocab_size=task.vocab_size))
+    params = params_of(model.config)
     options = {"rows": 5, "batch_size": 3, "seed": 1}
     one = accuracy(model, params, task, **options)
-    monkeypatch.setattr("griffin_jax.studies.accuracy._CHUNK", 40)
+    monkeypatch.setattr("griffin_jax.studies.accuracy._CHUNK", 45)
     several = accuracy(model, params, task, **options)
     assert one.keys() == {"tokens", "rows", "loss"}
     np.testing.assert_allclose(list(several.values()), list(one.values()), rtol=1e-4)
