@@ -97,6 +97,7 @@ class Request:
         self._tops: list[TopLogprobs] = []
         self._met_stop_token = False
         self._cancelled = False
+        self._taken = 0  # tokens that `take` has returned
         # What the reader and the pool know: the state after `read` tokens, which has room for `room`; the
         # one after the prompt, where it may be needed again; how many steps were dispatched; and the
         # number that the user's own way of drawing has in the engine.
@@ -190,6 +191,27 @@ class Request:
                 self._text.text,
                 self._tokens[:count],
                 self._logprobs[:count],
+                self.finish_reason,
+                tops,
+            )
+
+    def take(self) -> Sample:
+        """What has been written since the last call, without waiting for more.
+
+        Pieces are those of an iteration, whose place this takes: joined, they are what `result`
+        returns. A token comes with the piece in which its text ends.
+        """
+        with self._engine.changed:
+            piece = self._text.take(self.ended)
+            begin, end = self._taken, self._text.num_tokens()
+            if not self.ended:
+                end = max(begin, self._text.num_taken())
+            self._taken = end
+            tops = self._tops[begin:end] if self.plan.logprobs else None
+            return Sample(
+                piece,
+                self._tokens[begin:end],
+                self._logprobs[begin:end],
                 self.finish_reason,
                 tops,
             )

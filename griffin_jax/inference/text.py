@@ -1,5 +1,6 @@
 """The text of one row as its tokens come in, and the stop strings in it."""
 
+import bisect
 from collections.abc import Sequence
 
 from griffin_jax.tokenizer import StreamDecoder
@@ -47,6 +48,10 @@ class StoppedText:
         piece = self.text[self._emitted : len(self.text) - held]
         self._emitted += len(piece)
         return piece
+
+    def num_taken(self) -> int:
+        """How many tokens have been taken, as all of their text has."""
+        return bisect.bisect_right(self._ends, self._emitted, hi=self.num_tokens())
 
     def _append(self, piece):
         searched = len(self.text)

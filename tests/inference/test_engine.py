@@ -228,3 +228,23 @@ def test_without_a_tokenizer_tokens_come_without_text(lm):
     with Engine(CONFIG, lm.params) as engine:
         sample = engine.submit([EOS, 7], 4).result()
     assert (sample.text, len(sample.tokens), sample.finish_reason) == ("", 4, "length")
+
+
+def test_taken_parts_join_to_the_result_and_never_show_part_of_a_stop_string(lm):
+    prompt = PROMPTS[1]
+    whole = lm.sample([prompt], 40, sampling=WARM, seed=3)[0].text
+    stop = whole[20:23]
+    with lm.engine(slots=1, seconds=None, burst=3) as engine:
+        request = engine.submit(prompt, 40, sampling=WARM, seed=3, stop=stop, logprobs=1)
+        parts = [request.take()]
+        assert parts[0].text == "" and parts[0].finish_reason is None
+        while not request.ended:
+            engine.step()
+            parts.append(request.take())
+        result = request.result()
+    assert "".join(part.text for part in parts) == result.text == whole[: whole.find(stop)]
+    assert [t for part in parts for t in part.tokens] == result.tokens
+    assert [x for part in parts for x in part.logprobs] == result.logprobs
+    assert [x for part in parts for x in part.top_logprobs] == result.top_logprobs
+    assert [part.finish_reason for part in parts[-2:]] == [None, "stop"]
+    assert all(not part.text.endswith(stop[0]) for part in parts[:-1])
