@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HUB = ["huggingface-hub>=1.31", "tokenizers>=0.22.1"]
 EVAL = ["lm-eval[math]==0.4.13", "vaderSentiment>=3.3.2"]
 TRAIN = ["grain>=0.2.16", "tensorboardX>=2.6.1", "matplotlib>=3.9"]
+SERVE = ["starlette>=1.10", "uvicorn>=0.54", "prometheus-client>=0.26", "llguidance>=1.9.1"]
 TRANSFORMERS = [
     "torch>=2.9",
     "transformers>=5.17",
@@ -34,6 +35,7 @@ setup(
         "griffin_jax": [
             "py.typed",
             "assets/**/*",
+            "serving/static/*",
             "evaluation/tasks/**/*.yaml",
             "evaluation/tasks/**/_*",
             "evaluation/tasks/*.jsonl",
@@ -62,6 +64,7 @@ setup(
         "hf": HUB,
         "train": TRAIN,
         "eval": EVAL,
+        "serve": SERVE,
         "bench": ["matplotlib>=3.9"],
         # To compile for TPUs ahead of time; on a TPU, too.
         "tpu": ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'", *TRAIN],
@@ -72,6 +75,12 @@ setup(
             *HUB,
             *TRAIN,
             *EVAL,
+            *SERVE,
+            "openai>=3.57",
+            "httpx>=0.28",
+            "schemathesis>=4.32",
+            "selenium>=4.20",
+            "lm-eval[api]==0.4.13",
             "pytest>=8",
             "pytest-xdist>=3.8",
             "hypothesis>=6.100",

@@ -11,6 +11,7 @@ from griffin_jax.config import DTYPES
 from griffin_jax.fields import field
 from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.serving.settings import ServerSettings
 from griffin_jax.sharding import MeshShape
 
 _SEED = {"at_least": 0, "below": 2**32}
@@ -30,6 +31,27 @@ class Sample(SamplingConfig):
     stop: tuple[str, ...] = ()
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     batch_size: int = field(16, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serve(ServerSettings):
+    """The config of `experiments.serve`.
+
+    Attributes:
+      model: "griffin-tiny", a folder of a model, a name on the Hub; or random:recurrentgemma-9b and the
+        like, a shape with random weights, to measure speed with.
+      adapter: A folder with a LoRA adapter for the model, as `train` or PEFT writes it.
+      quantization: "nf4" or "fp4" packs linear weights on the way; a folder in 4 bits loads as it is.
+      dtype: That of activations; None is what a 4-bit folder says, and otherwise bfloat16 on accelerators
+        and float32 on CPUs.
+      mesh: How devices share the model (griffin_jax.sharding.MeshShape); -1 along one axis is the rest.
+    """
+
+    model: str = field("griffin-tiny", filled=True)
+    adapter: str | None = field(None, filled=True)
+    quantization: str | None = field(None, one_of=("nf4", "fp4"))
+    dtype: str | None = field(None, one_of=DTYPES)
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +310,7 @@ def _always(schema: type) -> Callable[[Mapping[str, Any]], type]:
 
 COMMANDS: dict[str, Callable[[Mapping[str, Any]], type]] = {
     "sample": _always(Sample),
+    "serve": _always(Serve),
     "train": train,
     "pack": _always(Pack),
     "convert": _always(Convert),

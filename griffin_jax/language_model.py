@@ -338,7 +338,7 @@ class LanguageModel:
           OutputError: (an OSError) the file cannot be written.
         """
         inputs.check_type("context", context, Context, "of LanguageModel.read or Request.context")
-        mark = self._fingerprint
+        mark = self.fingerprint
         context = dataclasses.replace(context, state=to_host(context.state))
         if is_first():
             save_context(context, file, mark)
@@ -353,12 +353,13 @@ class LanguageModel:
             model of other weights.
         """
         context = load_context(
-            file, self.config, self.dtype, self._fingerprint, is_stacked(self.params)
+            file, self.config, self.dtype, self.fingerprint, is_stacked(self.params)
         )
         return dataclasses.replace(context, state=put_row(self.params, context.state))
 
     @functools.cached_property
-    def _fingerprint(self):
+    def fingerprint(self) -> str:
+        """Tells this model's weights from others', whatever they are stored as; SHA-256, in hex."""
         return fingerprint(self.config, self.params)
 
     def score(

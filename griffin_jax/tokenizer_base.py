@@ -229,10 +229,26 @@ class Tokenizer(abc.ABC):
                 with (self._folder / name).open("rb") as source, new_file(folder / name) as file:
                     shutil.copyfileobj(source, file)
 
-    def _join(self, token_ids: Iterable[int]) -> bytes:
-        return b"".join(self._piece_bytes(int(token_id)) for token_id in token_ids)
+    def token_name(self, token_id: int) -> str:
+        """Returns how reports write a token: as its text, or a special one as the vocabulary writes it.
 
-    def _piece_bytes(self, token_id: int) -> bytes:
+        Bytes that are no whole characters are written as `bytes:\\xe2\\x96`.
+        """
+        piece = self.token_bytes(token_id)
+        try:
+            return piece.decode() or self._content(token_id)
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+    def _content(self, token_id: int) -> str:
+        """Returns how the vocabulary writes a token that stands for no text."""
+        return self._bos_piece if token_id == self.bos_id else f"<{token_id}>"
+
+    def _join(self, token_ids: Iterable[int]) -> bytes:
+        return b"".join(self.token_bytes(int(token_id)) for token_id in token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Returns what a token adds to a text, in UTF-8; nothing for a special one."""
         if token_id in self._turn_ids:
             return b""
         if not 0 <= token_id < self.vocab_size:

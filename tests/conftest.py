@@ -27,7 +27,7 @@ LONG = (
     *("tracing/test_trace.py", "tracing/test_page.py", "studies/test_study.py"),
     *("kernels/test_rg_lru", "inference/test_forking.py", "evaluation/test_harness.py"),
     *("checkpoints/test_load_memory.py", "ahead_of_time/test_compile.py", "test_rooms.py"),
-    "test_platforms.py",
+    *("test_platforms.py", "serving/"),
 )
 ORACLES = ("torch", "transformers", "accelerate", "bitsandbytes", "recurrentgemma")
 

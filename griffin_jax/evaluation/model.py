@@ -26,6 +26,7 @@ def load(
     dtype: str | None = None,
     stack_layers: bool | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    adapter: str | None = None,
 ) -> LanguageModel:
     """Returns the model to be evaluated.
 
@@ -36,6 +37,7 @@ def load(
       dtype: The dtype of activations; see `griffin_jax.load`.
       stack_layers: See `griffin_jax.load`.
       mesh: See `griffin_jax.load`.
+      adapter: See `griffin_jax.load`; not for random weights.
 
     Raises:
       ValueError: there is no tokenizer; or as `griffin_jax.load` and `griffin_jax.preset`.
@@ -46,10 +48,17 @@ def load(
         settings = QuantizationConfig(bnb_4bit_quant_type=quantization)
     if str(checkpoint).startswith(RANDOM):
         config = preset(str(checkpoint).removeprefix(RANDOM))
+        if adapter is not None:
+            raise ValueError(f"an adapter goes with weights of its own model, not {checkpoint}")
         return _random(config, settings, dtype, stack_layers, mesh)
     check_tokenizer(checkpoint)
     return loading.load(
-        checkpoint, quantization=settings, dtype=dtype, stack_layers=stack_layers, mesh=mesh
+        checkpoint,
+        quantization=settings,
+        dtype=dtype,
+        stack_layers=stack_layers,
+        mesh=mesh,
+        adapter=adapter,
     )
 
 

@@ -15,7 +15,7 @@ from griffin_jax.inference.grammar import Grammar
 from griffin_jax.inference.sampling import SamplingConfig, SamplingMethod, check_method
 from griffin_jax.tokenizer import Tokenizer
 
-_TOPS = (0, 1, 5, 20)  # programs report so many of the most likely tokens, as each is compiled
+TOPS = (0, 1, 5, 20)  # programs report so many of the most likely tokens, as each is compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Plan:
     @property
     def needs(self) -> Needs:
         """What its row needs of a program."""
-        needs = needs_of(self.sampling, next(n for n in _TOPS if n >= self.logprobs))
+        needs = needs_of(self.sampling, next(n for n in TOPS if n >= self.logprobs))
         withholds = self.min_tokens > 0 and bool(self.stop_ids)
         return needs._replace(masks=self.grammar is not None or withholds)
 
@@ -102,7 +102,7 @@ def make_plan(
         inputs.check_tokens(stop_ids, vocab_size, "stop_ids")
     if len(stop_ids) > MAX_STOP_IDS:
         raise ValueError(f"stop_ids holds {len(stop_ids)} tokens; {MAX_STOP_IDS} are the most")
-    most = min(_TOPS[-1], vocab_size)
+    most = min(TOPS[-1], vocab_size)
     logprobs = check_value("logprobs", logprobs, int, at_least=0, at_most=most)
     priority = check_value("priority", priority, int)
     deadline = check_value("deadline", deadline, float | None, above=0)

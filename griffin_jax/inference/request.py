@@ -69,6 +69,8 @@ class Request:
       plan: What was asked for.
       cached_tokens: How many tokens of the text did not have to be read, as the cache knew them.
       finish_reason: As of `Sample`, or "error"; None until it has ended.
+      stop_token: The stop token that ended the text, its log-probability, and the most likely tokens in
+        its place (None where none were asked for); None where no stop token ended it.
       error: What made it fail; None if nothing has.
       submitted: When it came, by `time.monotonic`.
       first_token_at: When the host had its first token; None until then.
@@ -86,6 +88,7 @@ class Request:
         self.number = -1
         self.plan = plan
         self.finish_reason: str | None = None
+        self.stop_token: tuple[int, float, TopLogprobs | None] | None = None
         self.error: Exception | None = None
         self.submitted = time.monotonic()
         self.first_token_at: float | None = None
@@ -95,7 +98,6 @@ class Request:
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._tops: list[TopLogprobs] = []
-        self._met_stop_token = False
         self._cancelled = False
         self._taken = 0  # tokens that `take` has returned
         # What the reader and the pool know: the state after `read` tokens, which has room for `room`; the
@@ -163,7 +165,7 @@ class Request:
     @property
     def num_drawn(self) -> int:
         """How many tokens were drawn, a stop token included."""
-        return len(self._tokens) + self._met_stop_token
+        return len(self._tokens) + (self.stop_token is not None)
 
     def text_so_far(self) -> tuple[int, ...]:
         """Returns the prompt's tokens and all that were drawn."""
@@ -255,7 +257,8 @@ class Request:
             self.first_token_at = time.monotonic()
         for i, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
             if token in self.plan.stop_ids:
-                self._met_stop_token = True
+                top = None if tops is None else tops[i][: self.plan.logprobs]
+                self.stop_token = (token, logprob, top)
                 self.end("stop")
                 return
             self._tokens.append(token)

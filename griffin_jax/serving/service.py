@@ -1,0 +1,153 @@
+"""The endpoints share this: the model, its worker, its contexts, and whether requests are taken."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from griffin_jax.inference import Context, PrefixCache
+from griffin_jax.language_model import LanguageModel
+from griffin_jax.serving import warm_up
+from griffin_jax.serving.context_store import ContextStore
+from griffin_jax.serving.errors import unavailable
+from griffin_jax.serving.grammar import Compiler
+from griffin_jax.serving.metrics import Metrics
+from griffin_jax.serving.records import Record
+from griffin_jax.serving.settings import ServerSettings
+from griffin_jax.serving.worker import Worker
+
+log = logging.getLogger(__name__)
+
+STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
+_TELL_EVERY = 5.0  # seconds
+
+
+class Service:
+    """A model that is being served.
+
+    Attributes:
+      lm: The model.
+      settings: The server's.
+      keys: The API keys that are known; none where everybody may ask.
+      name: What clients call the model.
+      created: When it was loaded, in seconds since 1970.
+      fingerprint: Tells its weights from others'.
+      state: "starting", "ready", "draining", or "failed" where compiling did.
+      worker: Runs its engine.
+      contexts: What clients have had it read.
+      compiler: Makes token masks of grammars.
+      metrics: What is counted.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, settings: ServerSettings, name: str, keys: frozenset[str]
+    ):
+        """Gets everything ready, but for the worker's thread.
+
+        Raises:
+          ValueError: the model has no tokenizer, or the device no memory for so many slots.
+          OSError: the folder of contexts cannot be made.
+        """
+        if lm.tokenizer is None:
+            raise ValueError("the model has no tokenizer; a server needs one")
+        self.lm, self.settings, self.keys = lm, settings, keys
+        self.name = name if settings.name is None else settings.name
+        self.created = int(time.time())
+        self.fingerprint = f"fp_{lm.fingerprint[:12]}"
+        self.state = STARTING
+        cache = None
+        if settings.prefix_cache_bytes or settings.prefix_cache_host_bytes:
+            cache = PrefixCache(
+                settings.prefix_cache_bytes,
+                host_bytes=settings.prefix_cache_host_bytes,
+                exact=settings.prefix_cache_exact,
+            )
+        engine = lm.engine(slots=settings.slots, prefix_cache=cache)
+        self.contexts = ContextStore(lm, settings)
+        self.compiler = Compiler(lm.tokenizer, lm.config.vocab_size)
+        self.metrics = Metrics(self.name, engine, cache)
+        self.worker = Worker(
+            engine,
+            settings.slots + settings.waiting,
+            self.metrics.count_tokens,
+            self.metrics.count_end,
+        )
+
+    async def make_ready(self) -> None:
+        """Compiles what requests will need, then takes them."""
+        begin = time.monotonic()
+        try:
+            await run_in_threadpool(lambda: self.compiler.vocabulary)
+            await self.worker.run(warm_up.steps(self.worker.engine, self.lm, self.settings))
+        except Exception:
+            log.exception("compiling failed")
+            self.state = FAILED
+            return
+        if self.state == STARTING:
+            self.state = READY
+        log.info("ready", extra={"fields": {"seconds": round(time.monotonic() - begin, 3)}})
+
+    async def drain(self, seconds: float) -> int:
+        """Takes nothing new, and waits for what is open.
+
+        Args:
+          seconds: For how long at most.
+
+        Returns:
+          How many texts have not ended by then.
+        """
+        self.state = DRAINING
+        until, told = time.monotonic() + seconds, 0.0
+        while (count := self.worker.num_open) and (now := time.monotonic()) < until:
+            if now - told >= _TELL_EVERY:
+                told = now
+                fields = {"open_texts": count, "seconds_left": round(until - now, 1)}
+                log.info("draining", extra={"fields": fields})
+            await asyncio.sleep(0.05)
+        return self.worker.num_open
+
+    def check_ready(self) -> None:
+        """Raises RequestError where no requests are taken now."""
+        if self.state == STARTING:
+            raise unavailable("the server compiles its programs; try again soon", "starting")
+        if self.state == FAILED:
+            raise unavailable("the server's programs did not compile; see its log", "failed")
+        if self.state == DRAINING:
+            raise unavailable("the server is about to end and takes nothing new", "draining")
+
+    async def context(self, name: str | None, request: Request) -> Context | None:
+        """Returns the context of a name, of whoever asks; None for no name.
+
+        Raises:
+          RequestError: there is none of this name.
+        """
+        return None if name is None else await self.contexts.get(owner_of(request), name)
+
+    def record(self, request: Request) -> Record:
+        """Returns what the log will say of a request."""
+        return request.scope["griffin.record"]
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Returns the status of /health, and its answer."""
+        load = self.worker.engine.load()
+        state, error = self.state, self.worker.last_error
+        if not self.worker.alive:
+            state = "failed"
+        elif error is not None and state == READY:
+            state = "failing"
+        body = {
+            "status": state,
+            "model": self.name,
+            "texts": load._asdict(),
+            "device_failures": self.worker.failures,
+            "last_error": None if error is None else type(error).__name__,
+        }
+        return (200 if state == READY else 503), body
+
+
+def owner_of(request: Request) -> str:
+    """Returns whose contexts a request is about: a digest of its API key."""
+    return request.scope["griffin.owner"]

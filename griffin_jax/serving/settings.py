@@ -1,0 +1,99 @@
+"""The settings of a server: where it listens, how much it takes on, who may ask."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from griffin_jax import paths
+from griffin_jax.fields import check_fields, field
+
+KEY_VARIABLE = "GRIFFIN_API_KEY"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """The settings of a server.
+
+    Attributes:
+      host: The address that it listens on; 127.0.0.1 is this machine alone.
+      port: The port; 0 takes a free one.
+      name: What clients call the model; the last part of `model` by default.
+      slots: How many texts are read and written at once.
+      waiting: How many more may wait.
+      most_choices: How many texts one request may ask for: prompts times `n` or `best_of`.
+      most_prompt_tokens: The longest prompt, a context included.
+      most_new_tokens: The longest answer; a chat gets so many where it does not say.
+      most_seconds: After which a request ends with what it has.
+      most_body_bytes: The largest body of a request, files of contexts aside.
+      body_seconds: How long a client may take to send one.
+      drain_seconds: How long open requests may go on after SIGTERM.
+      prefix_cache_bytes: What the beginnings of texts may keep on the device; 0 keeps nothing.
+      prefix_cache_host_bytes: What those may keep in the host's memory that had to leave it.
+      prefix_cache_exact: Whether a text gets the very bits that it gets without the cache.
+      contexts: The folder of saved contexts; None for one that goes with the process.
+      context_bytes: What the contexts of one API key may take in that folder.
+      context_device_bytes: What contexts in use may take on the device.
+      api_key_file: A file with an API key a line. The environment's GRIFFIN_API_KEY is one, too.
+        Without any, whoever reaches the port may ask.
+      allow_origins: Whose pages a browser lets ask (CORS), "*" for all; none by default.
+      log_text: Whether logs hold prompts and answers.
+      compile_sampling: Whether programs that draw at a temperature are compiled before the server is
+        ready, too, and not only the greedy ones.
+    """
+
+    host: str = field("127.0.0.1", filled=True)
+    port: int = field(8000, at_least=0, at_most=65535)
+    name: str | None = field(None, filled=True)
+    slots: int = field(8, at_least=1)
+    waiting: int = field(256, at_least=0)
+    most_choices: int = field(64, at_least=1)
+    most_prompt_tokens: int = field(131_072, at_least=1)
+    most_new_tokens: int = field(2048, at_least=1)
+    most_seconds: float = field(600.0, above=0)
+    most_body_bytes: int = field(8 * 2**20, at_least=1024)
+    body_seconds: float = field(30.0, above=0)
+    drain_seconds: float = field(60.0, at_least=0)
+    prefix_cache_bytes: int = field(2**28, at_least=0)
+    prefix_cache_host_bytes: int = field(0, at_least=0)
+    prefix_cache_exact: bool = True
+    contexts: str | None = field(None, filled=True)
+    context_bytes: int = field(2**30, at_least=0)
+    context_device_bytes: int = field(2**28, at_least=0)
+    api_key_file: str | None = field(None, filled=True)
+    allow_origins: tuple[str, ...] = ()
+    log_text: bool = False
+    compile_sampling: bool = True
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def read_keys(settings: ServerSettings) -> frozenset[str]:
+    """Returns the API keys that are known; none where everybody may ask.
+
+    Raises:
+      ValueError: the file or the variable is empty, or a key holds what no header can.
+      OSError: the file cannot be read.
+    """
+    keys = []
+    if KEY_VARIABLE in os.environ:
+        keys.append(_checked(os.environ[KEY_VARIABLE].strip(), f"the environment's {KEY_VARIABLE}"))
+    if settings.api_key_file is not None:
+        path = Path(paths.resolve(settings.api_key_file, "api_key_file"))
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: the API key file is no UTF-8 text") from None
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ValueError(f"{path}: the API key file is empty; put a key on each line")
+        keys += [_checked(key, str(path)) for key in found]
+    return frozenset(keys)
+
+
+def _checked(key, where):
+    if not key:
+        raise ValueError(f"{where} is empty; give a key, or unset it")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(f"{where}: a key must be printable ASCII without blanks")
+    return key
