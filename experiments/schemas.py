@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from griffin_jax.checkpoints import WRITTEN
 from griffin_jax.config import DTYPES
 from griffin_jax.fields import field
 from griffin_jax.inference.sampling import SamplingConfig
@@ -58,7 +59,7 @@ class Serve(ServerSettings):
 class Pack:
     """The config of `experiments.pack`."""
 
-    format: str = field("huggingface", one_of=("huggingface", "orbax"))
+    format: str = field("huggingface", one_of=WRITTEN)
     block_size: int = field(64, one_of=(32, 64, 128, 256, 512, 1024, 2048, 4096))
     quantization: QuantizationConfig = dataclasses.field(default_factory=QuantizationConfig)
 
@@ -67,7 +68,7 @@ class Pack:
 class Convert:
     """The config of `experiments.convert`."""
 
-    format: str = field("huggingface", one_of=("huggingface", "orbax"))
+    format: str = field("huggingface", one_of=WRITTEN)
     dtype: str | None = field(None, one_of=DTYPES)
     dequantize: bool = False
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import flax.traverse_util
 import jax
@@ -179,9 +178,7 @@ def dequantize(lm: LanguageModel, dtype: DTypeLike | None = None) -> LanguageMod
     return dataclasses.replace(lm, params=params, quantization=None)
 
 
-def save(
-    lm: LanguageModel, folder: str | Path, format: Literal["orbax", "huggingface"] = "orbax"
-) -> None:
+def save(lm: LanguageModel, folder: str | Path, format: str = "orbax") -> None:
     """Writes a model and its tokenizer into a new folder, which `load` reads back exactly.
 
     Args:
@@ -195,7 +192,7 @@ def save(
     """
     inputs.check_type("lm", lm, LanguageModel, "a LanguageModel")
     _check_merged(lm)
-    check_value("format", format, str, one_of=("orbax", "huggingface"))
+    check_value("format", format, str, one_of=checkpoints.WRITTEN)
     params = lm.params
     if is_stacked(params):  # on the host, where layers are views of their stack
         params = unstack_params(lm.config, to_host(params))

@@ -2,6 +2,7 @@
 
 from griffin_jax.checkpoints.checkpoint import (
     BUNDLED,
+    WRITTEN,
     Checkpoint,
     find_folder,
     load_checkpoint,
@@ -14,6 +15,7 @@ from griffin_jax.errors import CheckpointError
 
 __all__ = [
     "BUNDLED",
+    "WRITTEN",
     "Checkpoint",
     "CheckpointError",
     "find_folder",

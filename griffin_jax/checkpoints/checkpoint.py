@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -20,7 +20,6 @@ from griffin_jax.checkpoints.placement import (
     Shardings,
     all_finite,
     leaf_nbytes,
-    mapped_from_disk,
     progress_bar,
 )
 from griffin_jax.checkpoints.source import Source
@@ -38,14 +37,32 @@ BUNDLED = "griffin-tiny"
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "assets" / BUNDLED
 
 _RUN_FILE = "run.json"  # what training leaves in its folder
-_GEMMA_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
-# Each opens a folder of its format, and returns None for one of another. The first that does has it.
-FORMATS: tuple[Callable[[Path], Source | None], ...] = (
-    orbax.open_folder,
-    huggingface.open_folder,
-    deepmind.open_folder,
-)
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How checkpoints of a format are read and written.
+
+    Attributes:
+      open_folder: Opens a folder of the format, and returns None for one of another.
+      write_leaves: Writes a model into a folder that exists, its leaves one at a time, in the first
+        process alone; see `huggingface.write_leaves`. None for a format that is only read.
+      write_tree: Writes a model from its whole tree, in all processes together; see
+        `orbax.write_tree`. None for a format that is written leaf by leaf.
+    """
+
+    open_folder: Callable[[Path], Source | None]
+    write_leaves: Callable[..., None] | None = None
+    write_tree: Callable[..., None] | None = None
+
+
+# A row for each format. The first that opens a folder has it.
+FORMATS = {
+    "orbax": Format(orbax.open_folder, orbax.write_leaves, orbax.write_tree),
+    "huggingface": Format(huggingface.open_folder, huggingface.write_leaves),
+    "deepmind": Format(deepmind.open_folder),
+}
+WRITTEN = tuple(name for name, row in FORMATS.items() if row.write_leaves is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +121,8 @@ def open_checkpoint(path: str | Path) -> Source:
       CheckpointError: the folder has no weights, or damaged or unfitting ones.
     """
     folder = find_folder(path)
-    for open_folder in FORMATS:
-        if (source := open_folder(folder)) is not None:
+    for row in FORMATS.values():
+        if (source := row.open_folder(folder)) is not None:
             return source
     raise CheckpointError(f"{folder} {_other_folder(folder)}")
 
@@ -208,7 +225,7 @@ def save_checkpoint(
     config: GriffinConfig,
     params: dict,
     *,
-    format: Literal["orbax", "huggingface"] = "orbax",
+    format: str = "orbax",
     tokenizer: Tokenizer | None = None,
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
@@ -234,12 +251,13 @@ def save_checkpoint(
       OutputError: (an OSError) the folder cannot be written, or the disk is full.
       InUseError: (an OSError) another process writes it.
     """
-    _check_format(format)
-    if format == "huggingface":
+    row = _row_of(format)
+    if row.write_tree is None:
         save_leaves(
             folder,
             config,
             host_leaves(params, progress),
+            format=format,
             tokenizer=tokenizer,
             quantization=quantization,
             max_shard_size=max_shard_size,
@@ -249,7 +267,7 @@ def save_checkpoint(
     with staged_folder(folder, replace) as partial:
         if tokenizer is not None and is_first():
             _save_small_files(partial, tokenizer)
-        orbax.write_orbax(partial, config, params, quantization)
+        row.write_tree(partial, config, params, quantization)
 
 
 def save_leaves(
@@ -257,7 +275,7 @@ def save_leaves(
     config: GriffinConfig,
     leaves: Iterable[tuple[str, Any]],
     *,
-    format: Literal["orbax", "huggingface"] = "huggingface",
+    format: str = "huggingface",
     tokenizer: Tokenizer | None = None,
     quantization: dict[str, Any] | None = None,
     max_shard_size: int = huggingface.MAX_SHARD_SIZE,
@@ -283,7 +301,7 @@ def save_leaves(
       CheckpointError: the folder holds something, the format is unknown or cannot express the
         model, or `leaves` lack one.
     """
-    _check_format(format)
+    row = _row_of(format)
     with staged_folder(folder, replace) as partial:
         if not is_first():
             for _ in leaves:  # which may take all processes to gather
@@ -291,21 +309,17 @@ def save_leaves(
             return
         if tokenizer is not None:
             _save_small_files(partial, tokenizer)
-        if format == "huggingface":
-            huggingface.write_huggingface(
-                partial, config, leaves, quantization=quantization, max_shard_size=max_shard_size
-            )
-            if tokenizer is None:
-                write_json(partial / GENERATION_FILE, _GEMMA_IDS)
-        else:
-            # Orbax writes a whole tree at once, so the leaves wait on disk.
-            with mapped_from_disk(leaves, partial) as tree:
-                orbax.write_orbax(partial, config, tree, quantization)
+        row.write_leaves(
+            partial, config, leaves, quantization=quantization, max_shard_size=max_shard_size
+        )
 
 
-def _check_format(format: str) -> None:
-    if format not in ("orbax", "huggingface"):
-        raise CheckpointError(f"format {format!r} is unknown: use 'orbax' or 'huggingface'")
+def _row_of(format: str) -> Format:
+    if format not in WRITTEN:
+        raise CheckpointError(
+            f"format {format!r} is unknown: use {' or '.join(map(repr, WRITTEN))}"
+        )
+    return FORMATS[format]
 
 
 def _save_small_files(folder: Path, tokenizer: Tokenizer) -> None:

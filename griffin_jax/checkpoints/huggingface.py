@@ -26,10 +26,12 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
 from griffin_jax.models import kind_at
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
+from griffin_jax.tokenizer_files import GENERATION_FILE
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _HEAD_MODULE = "lm_head"
 _CONV = "conv_1d/weight"
+_GEMMA_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 _COMMON_RENAMES = (
     (r"^embedder/embedding$", _EMBEDDING),
     (r"^(blocks_|final_norm)", r"model.\1"),
@@ -206,7 +208,7 @@ class HuggingFaceSource:
             )
 
 
-def write_huggingface(
+def write_leaves(
     folder: Path,
     config: GriffinConfig,
     leaves: Iterable[tuple[str, Any]],
@@ -245,6 +247,8 @@ def write_huggingface(
         writer.finish()
     if any(kinds.values()):
         values["quantization_config"] = describe_packing(kinds, architecture, quantization)
+    if not (folder / GENERATION_FILE).exists():  # as there is with a tokenizer
+        write_json(folder / GENERATION_FILE, _GEMMA_IDS)
     write_json(folder / CONFIG_FILE, values)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from griffin_jax.checkpoints.files import listed, read_json, write_json
 from griffin_jax.checkpoints.huggingface import describe_packing, packing_kind
 from griffin_jax.checkpoints.huggingface_config import model_type
-from griffin_jax.checkpoints.placement import Shardings
+from griffin_jax.checkpoints.placement import Shardings, mapped_from_disk
 from griffin_jax.checkpoints.tree import (
     array_paths,
     block_of,
@@ -197,7 +197,22 @@ class OrbaxSource:
             check_shape(f"{self._tree.folder}: tensor {name}", stored[name], struct.shape)
 
 
-def write_orbax(
+def write_leaves(
+    folder: Path,
+    config: GriffinConfig,
+    leaves: Iterable[tuple[str, Any]],
+    *,
+    quantization: dict[str, Any] | None = None,
+    max_shard_size: int | None = None,
+) -> None:
+    """Does what `write_tree` does, with leaves that come one at a time; Orbax sizes its own files."""
+    del max_shard_size
+    # Orbax writes a whole tree at once, so the leaves wait on disk.
+    with mapped_from_disk(leaves, folder) as tree:
+        write_tree(folder, config, tree, quantization)
+
+
+def write_tree(
     folder: Path, config: GriffinConfig, params: dict, quantization: dict[str, Any] | None = None
 ) -> None:
     """Writes a model into a folder that exists; griffin_config.json comes last.
