@@ -23,39 +23,39 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.registry.register(_OfEngine(model, engine, cache))
 
-        def labelled(kind, name, text, *labels, **options):
+        def labeled(kind, name, text, *labels, **options):
             metric = kind(name, text, ("model_name", *labels), registry=self.registry, **options)
             return metric if labels else metric.labels(model)
 
         self._model = model
-        self._first = labelled(
+        self._first = labeled(
             Histogram,
             "griffin_time_to_first_token_seconds",
             "From a text's coming to its first token.",
             buckets=_SECONDS,
         )
-        self._between = labelled(
+        self._between = labeled(
             Histogram,
             "griffin_inter_token_latency_seconds",
             "Between one part of a stream and the next, which hold a token or a few.",
             buckets=_SECONDS,
         )
-        self._whole = labelled(
+        self._whole = labeled(
             Histogram,
             "griffin_request_duration_seconds",
             "From a text's coming to its end.",
             buckets=_SECONDS,
         )
-        self._prompt = labelled(
+        self._prompt = labeled(
             Histogram, "griffin_request_prompt_tokens", "Of each text's prompt.", buckets=_TOKENS
         )
-        self._written = labelled(
+        self._written = labeled(
             Histogram, "griffin_request_generation_tokens", "Of each text.", buckets=_TOKENS
         )
-        self._ends = labelled(
+        self._ends = labeled(
             Counter, "griffin_request_success", "Texts that have ended, by reason.", "reason"
         )
-        self._errors = labelled(
+        self._errors = labeled(
             Counter, "griffin_errors", "Requests that were refused or failed, by code.", "kind"
         )
 

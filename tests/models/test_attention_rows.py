@@ -33,7 +33,7 @@ def operands(heads, slots, starts, size=SIZE):
 
 
 def check(arguments, reach):
-    """Against the definition in float32; what the rings hold afterwards is the same to the bit."""
+    """Against the definition in float32; what the rings hold afterward is the same to the bit."""
     plain = functools.partial(attend_and_write, reach)
     with no_races():
         out, state = attention_rows.attention_rows(

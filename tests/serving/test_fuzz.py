@@ -1,4 +1,4 @@
-"""Whatever is sent, nobody gets a 500, nothing hangs, and the server is there afterwards."""
+"""Whatever is sent, nobody gets a 500, nothing hangs, and the server is there afterward."""
 
 import json
 import re

@@ -55,7 +55,7 @@ def attend_to_rings(
       start: int32[B], the position that follows the newest one in the ring.
       limit: int32[B], how far back a token sees.
       slot: int32[B], where the new token goes, -1 for nowhere. It goes there after the ring was read.
-      parts: Of a ring, see `parts_of`.
+      parts: The number of parts of a ring, see `parts_of`.
       interpret: Parameters of Pallas' interpreter, or False.
 
     Returns:
@@ -113,7 +113,7 @@ def attend_to_rings(
             ):
                 plgpu.copy_gmem_to_smem(tokens_gmem.at[row, source], target, own_full)
 
-            def ask(i):
+            def fetch(i):
                 place, stage = pl.ds((first + i) * KEYS, KEYS), lax.rem(i, stages)
                 for ring, target, full in (
                     (keys_gmem, keys_smem, keys_full),
@@ -123,9 +123,9 @@ def attend_to_rings(
 
             def step(i, _):
                 plgpu.barrier_wait(empty.at[lax.rem(i, stages)])
-                ask(i)
+                fetch(i)
 
-            lax.fori_loop(0, jnp.minimum(steps, stages), lambda i, _: ask(i), None)
+            lax.fori_loop(0, jnp.minimum(steps, stages), lambda i, _: fetch(i), None)
             lax.fori_loop(stages, steps, step, None)
 
             def finish(i, _):  # every completion is waited for

@@ -22,22 +22,22 @@ def launch_in_place(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Runs a kernel that changes some of its arrays where they lie.
 
-    An array that nothing else reads afterwards is not copied, such as a state that was donated or
+    An array that nothing else reads afterward is not copied, such as a state that was donated or
     that a loop carries.
 
     Args:
       body: A function of references to `inputs`, `updated`, the results and the scratch memory.
       inputs: What is read alone.
       updated: What is read and written.
-      out_type: Of the results.
+      out_type: The type of the results.
       scratch_types: The kernel's barriers and shared memory.
       name: The kernel's name.
       interpret: Parameters of Pallas' interpreter, or False.
       compiler_params: The compiler's.
-      **mesh: Of `plgpu.Mesh`: the grid and the warpgroups of a block.
+      **mesh: Arguments of `plgpu.Mesh`: the grid and the warpgroups of a block.
 
     Returns:
-      The results, and `updated` afterwards.
+      The results, and `updated` afterward.
     """
 
     def scoped(*refs):

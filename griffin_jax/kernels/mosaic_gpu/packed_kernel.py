@@ -59,7 +59,7 @@ def multiply(
       plan: The plan of these shapes.
       quant_type: "nf4" or "fp4".
       dtype: The dtype of the result where `plan.split` is 1 and nothing is gated.
-      fetched: Of how many parts of each row of `following` to fetch the first bytes, and how many.
+      fetched: How many parts of each row of `following` have their first bytes fetched, and how many.
       interpret: Parameters of Pallas' interpreter, or False.
 
     Returns:
@@ -136,7 +136,7 @@ def multiply(
         @pl.when(group == consumers)
         def _copy():
             def produce(index, row):
-                def ask(i, slot):
+                def fetch(i, slot):
                     place = part * steps + i
                     barrier = full.at[slot]
                     inputs = pl.ds(place * (span // 2), span // 2)
@@ -155,12 +155,12 @@ def multiply(
                     )
 
                 for i in range(min(stages, steps)):
-                    ask(i, i)
+                    fetch(i, i)
 
                 def step(i, _):
                     slot = lax.rem(i, stages)
                     plgpu.barrier_wait(empty.at[slot])
-                    ask(i, slot)
+                    fetch(i, slot)
 
                 lax.fori_loop(stages, steps, step, None)
 

@@ -39,7 +39,7 @@ def store_operand(z, y, place, width, rows):
     Args:
       z: float32, of which the first `rows` are written.
       y: The operand.
-      place: Of the first row's first input.
+      place: Where the first row's first input is.
       width: The number of inputs.
       rows: How many there are.
     """
@@ -56,9 +56,9 @@ def store_gated(acc, y, place, width, biases, row):
       acc: [64, n], whose rows are 8 of the gate and 8 of what it gates, by turns. A warp's 8 are
         two of each 64.
       y: The operand.
-      place: Of the first column's first input.
+      place: Where the first column's first input is.
       width: The number of inputs.
-      biases: Of both [width], or none.
+      biases: The biases of both, [width] each, or none.
       row: The number of the first input.
     """
     kinds = _WGMMA, _REF(), _NUMBER, _NUMBER, *[_REF()] * len(biases)
