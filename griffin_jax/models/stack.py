@@ -20,7 +20,7 @@ from griffin_jax.models.state import BlockState, State
 from griffin_jax.weight import is_weight
 
 GROUPS = "groups"
-# Where a loop over groups is the better choice, by measurement; see docs/kernels/tpu.md.
+# Where a loop over groups is the better choice, by measurement; see dev/kernels/tpu.md.
 STACKED_PLATFORMS = ("tpu",)
 
 
