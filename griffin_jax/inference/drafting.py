@@ -45,6 +45,7 @@ class Drafter(Protocol):
         """Returns what may follow each row's last token, int32[B, count], and how many of those
         do.
         """
+        ...
 
     def advance(
         self, params: Any, memory: Memory, read: jax.Array, drawn: jax.Array, kept: jax.Array
@@ -182,7 +183,8 @@ class SmallModel:
             x, state = self.model.apply(
                 variables, token[:, None], state, lengths=lengths, method="features"
             )
-            logits = self.model.apply(variables, x, method="logits")[:, 0]
+            every: Any = self.model.apply(variables, x, method="logits")
+            logits = every[:, 0]
             token, _ = draw(logits, rows.replace(step=rows.step + i), needs)
             return token, state, drafts.at[:, i].set(token)
 

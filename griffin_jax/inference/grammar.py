@@ -30,6 +30,7 @@ class Grammar(Protocol):
           bool[V]; or the same packed into integers of 32 bits [ceil(V / 32)], where token t is bit
           t % 32 of number t // 32.
         """
+        ...
 
 
 def words_of(vocab_size: int) -> int:

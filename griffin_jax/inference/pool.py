@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -345,7 +346,7 @@ class Pool:
         self._arrived = now
         pace = self._pace if burst.drafted is None else self._draft_pace
         pace.learn(burst.steps, took)
-        costs = self._draft_pace.step_seconds, self._pace.step_seconds
+        costs: Any = self._draft_pace.step_seconds, self._pace.step_seconds
         # Several processes must decide alike, which no clock does.
         if self._speculator is not None and None not in costs and jax.process_count() == 1:
             self._speculator.cost = costs[0] / costs[1]

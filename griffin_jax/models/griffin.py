@@ -1,5 +1,6 @@
 """The Griffin language model (arXiv:2402.19427; RecurrentGemma, arXiv:2404.07839)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -162,11 +163,12 @@ class Griffin(nn.Module):
         if self.has_variable("params", GROUPS):
             x, _ = self.features(tokens, state, lengths=lengths)
             return x, lambda kept: self.features(tokens, state, lengths=kept)[1]
-        positions = state.position[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        timeline = Timeline(positions, lengths, start=state.position, open=True)
+        begin = state if isinstance(state, State) else unstack_state(state)
+        positions = begin.position[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        timeline = Timeline(positions, lengths, start=begin.position, open=True)
         x = constrain(self.embedder.encode(tokens), "batch", "time", None)
         states_after = []
-        for block, before in zip(self.blocks, state.blocks, strict=True):
+        for block, before in zip(self.blocks, begin.blocks, strict=True):
             given = x
             x, after = block(x, before, timeline)
             if not callable(after):
@@ -174,7 +176,7 @@ class Griffin(nn.Module):
             states_after.append(after)
 
         def advance(kept):
-            counted = timeline.replace(lengths=kept, open=False)
+            counted = dataclasses.replace(timeline, lengths=kept, open=False)
             blocks = tuple(state_after(counted) for state_after in states_after)
             return constrain_state(State(position=counted.end, blocks=blocks))
 

@@ -140,5 +140,6 @@ def apply_and_record(
     """`module.apply`, and what was recorded, if anything is to be."""
     if not records:
         return module.apply(*args, **kwargs), {}
-    out, recorded = module.apply(*args, mutable=[RECORDED], **kwargs)
+    both: Any = module.apply(*args, mutable=[RECORDED], **kwargs)
+    out, recorded = both
     return out, recorded.get(RECORDED, {})

@@ -1,7 +1,7 @@
 """The recurrent block of Griffin: convolution, gates and the RG-LRU."""
 
 import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -227,7 +227,7 @@ class RecurrentBlock(TemporalMixing):
     @nn.compact
     def __call__(
         self, x: jax.Array, state: RecurrentState, timeline: Timeline
-    ) -> tuple[jax.Array, RecurrentState]:
+    ) -> tuple[jax.Array, Any]:
         name, kind = self.recurrence
         if kind is RGLRU and not (self.is_initializing() or asked_within(self)):
             params, x = self.variables["params"], x.astype(self.dtype)

@@ -233,7 +233,8 @@ def _program(model, names, patches):
             x = found[residuals[name]]
             return model.apply({"params": params}, x, method=model.read_out)
 
-        return Trace(*out, {name: there(name) for name in names})
+        logits, after = out
+        return Trace(logits, after, {name: there(name) for name in names})
 
     return jit_on_mesh(run)
 
