@@ -1,4 +1,6 @@
-"""Looks into a model: python -m experiments.inspect --prompt="It was a dark night" --output=runs/inspect
+"""Looks into a model while it reads a text.
+
+  python -m experiments.inspect --prompt="It was a dark night" --output=runs/inspect
 
 Writes plots and one HTML page without external files: the spectrum of decays by layer, gates over
 tokens, the recurrence as attention beside local attention, the logit lens, and how long the states

@@ -1,4 +1,6 @@
-"""Carries out a study: python -m experiments.study --config=configs/study_selective_copying.py
+"""Carries out a study of the papers on a small scale.
+
+  python -m experiments.study --config=configs/study_selective_copying.py
 
 Trains the study's models on its task with several seeds, or looks into a model that is there, and
 writes JSON, a page with a table, and plots. Runs that are done are kept and one that was stopped goes
