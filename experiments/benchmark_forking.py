@@ -126,16 +126,12 @@ def unpacked(lm):
     import jax.numpy as jnp
 
     from griffin_jax.models import unstack_params
-    from griffin_jax.quantization import QuantizedTensor, dequantize
-
-    def unpack(leaf):
-        packed = isinstance(leaf, QuantizedTensor)
-        return dequantize(leaf, jnp.float32) if packed else leaf.astype(jnp.float32)
+    from griffin_jax.weight import dequantized, is_weight
 
     params = jax.tree.map(
-        unpack,
+        lambda leaf: dequantized(leaf, jnp.float32),
         unstack_params(lm.config, lm.params),
-        is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
+        is_leaf=is_weight,
     )
     config = lm.config.replace(window_includes_query=True)
     return dataclasses.replace(
@@ -196,7 +192,7 @@ def report(rows, answers, lm, counts) -> dict:
         differences[name] = float(np.abs(np.array([a[0] - b[0] for a, b in pairs])).max())
     precision = lm.dtype.name
     if lm.quantization is not None:
-        precision = f"{lm.quantization.bnb_4bit_quant_type.upper()} {precision}"
+        precision = f"{lm.quantization.name.upper()} {precision}"
     layers = ", layers in a loop" if _STACK_LAYERS.value else ""
     setting = (
         f"{counts['questions']} questions of MMLU, {SHOTS}-shot; {_CHECKPOINT.value} in "

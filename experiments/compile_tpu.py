@@ -111,7 +111,7 @@ def _print(result: dict[str, Any]) -> None:
         estimate = result["estimate"]
         print(
             f"static estimate: {estimate['seconds'] * 1e3:.2f} ms, "
-            f"{estimate['kernel_seconds'] * 1e3:.2f} of it in 4-bit products; "
+            f"{estimate['kernel_seconds'] * 1e3:.2f} of it in products with packed weights; "
             f"{estimate['covered']:.0%} of it by the compiler's cycles, the rest by bytes"
         )
 

@@ -1,9 +1,9 @@
-"""Converts a model between formats and dtypes, and from 4 bits back to 16.
+"""Converts a model between formats and dtypes, and from packed weights back to whole ones.
 
   python -m experiments.convert --checkpoint=FOLDER --output=FOLDER --config.format=huggingface
   python -m experiments.convert --checkpoint=FOLDER --output=FOLDER --config.dequantize=true
 
-Reads any folder that griffin_jax.load does (Hugging Face's, 4-bit ones too, published DeepMind trees,
+Reads any folder that griffin_jax.load does (Hugging Face's, packed ones too, published DeepMind trees,
 our own) or a name on the Hub, and writes a new folder with the tokenizer in it. One tensor is in
 memory at a time. Interrupted, it leaves nothing behind that could be taken for a model.
 
@@ -51,14 +51,14 @@ def converted(source: Any, dtype: str | None, dequantize: bool) -> Iterator[tupl
     """
     import numpy as np
 
-    from griffin_jax import quantization
     from griffin_jax.checkpoints import placement
+    from griffin_jax.weight import is_weight
 
     with placement.progress_bar("converting", source.nbytes, True) as bar:
         for path, leaf in source.leaves():
             nbytes = placement.leaf_nbytes(leaf)
-            if dequantize and isinstance(leaf, quantization.QuantizedTensor):
-                leaf = np.asarray(quantization.dequantize(leaf, dtype))
+            if dequantize and is_weight(leaf):
+                leaf = np.asarray(leaf.dequantize(dtype))
             if isinstance(leaf, np.ndarray):
                 leaf = _cast(source.stored_name(path), leaf, dtype)
             yield path, leaf

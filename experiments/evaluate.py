@@ -187,7 +187,7 @@ def kept_name(config, lm, fingerprint: str) -> str:
     quantization = lm.lm.quantization
     parts = (
         fingerprint.replace(":", "-")[:32],
-        quantization and quantization.bnb_4bit_quant_type,
+        quantization and quantization.name,
         lm.lm.dtype.name,
         config.max_length and f"length{config.max_length}",
         f"new{config.max_gen_toks}",

@@ -71,6 +71,7 @@ def main() -> None:
 def check_packings(packings: Any) -> None:
     """Raises ValueError for what is no (type, whether scales are quantized, too, block size)."""
     from griffin_jax.fields import check_value, shown
+    from griffin_jax.quantization import FORMATS
 
     for i, packing in enumerate(packings):
         if not isinstance(packing, tuple | list) or len(packing) != 3:
@@ -78,24 +79,19 @@ def check_packings(packings: Any) -> None:
                 f"config.packings[{i}] must be (type, double, block size), such as "
                 f"('nf4', False, 64), got {shown(packing)}"
             )
-        check_value(f"config.packings[{i}][0]", packing[0], str, one_of=("nf4", "fp4"))
+        check_value(f"config.packings[{i}][0]", packing[0], str, one_of=tuple(FORMATS))
         check_value(f"config.packings[{i}][1]", packing[1], bool)
         sizes = tuple(2**power for power in range(5, 13))
         check_value(f"config.packings[{i}][2]", packing[2], int, one_of=sizes)
 
 
 def stored_weights(checkpoint: str) -> dict[str, Any]:
-    """Returns arrays of the model as they are stored, by path; 4-bit ones as what they stand
-    for.
-    """
+    """Returns arrays of the model as they are stored, by path; packed ones as what they stand for."""
     from griffin_jax import checkpoints
-    from griffin_jax.quantization import QuantizedTensor, dequantize
+    from griffin_jax.weight import is_weight
 
     leaves = checkpoints.open_checkpoint(checkpoint).leaves()
-    return {
-        path: dequantize(leaf) if isinstance(leaf, QuantizedTensor) else leaf
-        for path, leaf in leaves
-    }
+    return {path: leaf.dequantize() if is_weight(leaf) else leaf for path, leaf in leaves}
 
 
 def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
@@ -104,9 +100,10 @@ def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
     import numpy as np
     from flax.traverse_util import unflatten_dict
 
-    from griffin_jax import QuantizationConfig, checkpoints
-    from griffin_jax.quantization import QuantizedTensor, dequantize
+    from griffin_jax import checkpoints
+    from griffin_jax.quantization import PACKINGS
     from griffin_jax.training import evaluate
+    from griffin_jax.weight import is_weight
 
     documents = [lm.tokenizer.encode(text, bos=True) for text in texts]
     num_bytes = sum(len(text.encode()) for text in texts)
@@ -116,15 +113,13 @@ def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
         params, stored, size = reference, 0, 0
         if packing is not None:
             quant_type, double_quant, block_size = packing
-            settings = QuantizationConfig(
-                bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
-            )
+            settings = PACKINGS[quant_type + ("-double" if double_quant else "")]
             values = {}
             for path, weight in weights.items():
                 leaf = checkpoints.pack_leaf(path, weight, settings, block_size=block_size)
-                if isinstance(leaf, QuantizedTensor):
+                if is_weight(leaf):
                     stored, size = stored + leaf.nbytes, size + leaf.size
-                    leaf = dequantize(leaf, config.dtype)
+                    leaf = leaf.dequantize(config.dtype)
                 values[path] = jnp.asarray(leaf, config.dtype)
             params = unflatten_dict(values, "/")
         figures = np.concatenate(

@@ -11,7 +11,7 @@ from griffin_jax.checkpoints import WRITTEN
 from griffin_jax.config import DTYPES
 from griffin_jax.fields import field
 from griffin_jax.inference.sampling import SamplingConfig
-from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.quantization import PACKINGS, QuantizationConfig
 from griffin_jax.serving.settings import ServerSettings
 from griffin_jax.sharding import MeshShape
 
@@ -115,7 +115,7 @@ class Evaluate:
     rows: tuple[Any, ...] = field((), filled=True)
     average: Any = None
     checkpoint: str = field("griffin-tiny", filled=True)
-    quantization: str | None = field(None, one_of=("nf4", "fp4"))
+    quantization: str | None = field(None, one_of=tuple(PACKINGS))
     dtype: str | None = field(None, one_of=DTYPES)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     tasks: str = ""
@@ -143,7 +143,7 @@ class CompileTPU:
     topology: str = field("v5e:1x1", filled=True)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     model: str = field("recurrentgemma-9b", filled=True)
-    weights: str = field("nf4", one_of=("bf16", "nf4", "fp4", "nf4-double"))
+    weights: str = field("nf4", one_of=("bf16", *PACKINGS))
     job: str = field("decode", one_of=("decode", "prefill", "train"))
     batch_size: int = field(1, at_least=1)
     tokens: int = field(2048, at_least=1)

@@ -1,5 +1,6 @@
 """What a leaf of a parameter tree offers that is more than an array."""
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
 import jax
@@ -28,6 +29,20 @@ class Weight:
     if TYPE_CHECKING:  # flax.struct.dataclass brings it
 
         def replace(self, **changes: Any) -> Self: ...
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements of the weight."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of everything stored."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     @property
     def format(self) -> type:

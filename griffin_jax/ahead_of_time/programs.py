@@ -17,7 +17,7 @@ from griffin_jax.inference.sampling import SamplingConfig
 from griffin_jax.kernels.packed_matmul import lay_out
 from griffin_jax.models import Griffin, abstract_params, init_state, param_shardings, stack_params
 from griffin_jax.models.stack import num_groups, stack_state
-from griffin_jax.quantization.tensor import abstract
+from griffin_jax.quantization import FORMATS, PACKINGS, QuantizationConfig
 from griffin_jax.sharding import (
     MeshShape,
     batch_sharding,
@@ -30,13 +30,8 @@ from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import TrainState, make_train_step
 
 JOBS = ("decode", "prefill", "train")
-# Name to type of 4-bit weights and whether their scales are quantized, too.
-QUANTIZATIONS = {
-    "bf16": None,
-    "nf4": ("nf4", False),
-    "fp4": ("fp4", False),
-    "nf4-double": ("nf4", True),
-}
+# Of linear weights, by name.
+WEIGHTS: dict[str, QuantizationConfig | None] = {"bf16": None} | PACKINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Program:
 
     Attributes:
       model: Name of a preset.
-      weights: A key of `QUANTIZATIONS`; training keeps float32 master weights.
+      weights: A key of `WEIGHTS`; training keeps float32 master weights.
       job: "decode" draws a burst of tokens greedily, "prefill" reads a chunk of prompts, "train"
         makes a step of AdamW.
       batch_size: Rows, over all chips.
@@ -69,7 +64,7 @@ class Program:
     microbatches: int = 1
 
     def __post_init__(self):
-        for name, known in (("job", JOBS), ("weights", QUANTIZATIONS)):
+        for name, known in (("job", JOBS), ("weights", WEIGHTS)):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}"
@@ -78,7 +73,7 @@ class Program:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.job == "train" and self.weights != "bf16":
-            raise ValueError(f"4-bit weights are not trained: weights must be bf16 for {self.job}")
+            raise ValueError(f"packed weights are not trained: weights must be bf16 for {self.job}")
 
     @property
     def config(self) -> GriffinConfig:
@@ -114,12 +109,12 @@ def _arguments(program, mesh):
 
 
 def _inference_params(program):
-    kind = QUANTIZATIONS[program.weights]
+    settings = WEIGHTS[program.weights]
 
     def pack(path, leaf):
-        if kind is None or not is_linear(tree_path(path)):
+        if settings is None or not is_linear(tree_path(path)):
             return leaf
-        return abstract(leaf.shape, leaf.dtype, kind[0], double_quant=kind[1])
+        return FORMATS[settings.quant_type].abstract(leaf.shape, leaf.dtype, settings)
 
     params = abstract_params(program.config, jnp.bfloat16)
     return jax.tree_util.tree_map_with_path(pack, params)

@@ -3,7 +3,7 @@
 libtpu can write, for each instruction that it compiles, the cycles that its schedule takes. That
 ignores the bandwidth of the main memory, counts nothing where it does not model, and ends the
 process where it meets a copy that it does not know. So it is asked in a process of its own, what it
-wrote until then is used, and the products with 4-bit weights are asked about in another one, alone.
+wrote until then is used, and the products with packed weights are asked about in another one, alone.
 An instruction then takes the larger of its cycles and its bytes over the bandwidth; one without
 cycles takes those of another of the same form, or its bytes alone.
 """
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ from griffin_jax.sharding import MeshShape, make_mesh
 # 197 TFLOP/s of four units of 128 x 128 multiply-adds a cycle.
 CYCLES_PER_SECOND = V5E.flops_per_second / (4 * 128 * 128 * 2)
 
+# By the names of the kernels of products: how one is called, the weight [out, in] that it takes, as
+# abstract arrays, and the same as it lies in memory.
+PRODUCTS: dict[str, tuple[Callable, Callable, Callable]] = {
+    "packed_matmul": (packed_matmul, lambda shape: abstract(shape, jnp.bfloat16), to_device_layout),
+}
+
 _SHAPE = re.compile(r"(\w+)\[([\d,]+)\]")
 _ESTIMATE = re.compile(r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)')
 
@@ -43,7 +50,7 @@ class Estimate:
 
     Attributes:
       seconds: The sum over instructions of the larger of cycles and bytes.
-      kernel_seconds: The part of it in the products with 4-bit weights.
+      kernel_seconds: The part of it in the products with packed weights.
       memory_seconds: Bytes of all instructions over the bandwidth.
       covered: Share of `seconds` in instructions whose cycles are known, not their bytes alone.
     """
@@ -94,16 +101,20 @@ def summed(module: Module, cycles: dict[str, int], forms: dict[tuple, int]) -> E
 
 
 def _is_product(instruction):
-    return instruction.opcode == "custom-call" and instruction.name.startswith("packed_matmul")
+    return instruction.opcode == "custom-call" and _kernel(instruction) in PRODUCTS
+
+
+def _kernel(instruction):
+    return instruction.name.split(".")[0]
 
 
 def _product(instruction):
-    """Returns the rows, inputs and outputs of a product with a 4-bit weight."""
+    """Returns the kernel, rows, inputs and outputs of a product with a packed weight."""
     constraints = re.search(r"operand_layout_constraints=\{.*?\}\}", instruction.attributes)
     arrays = _SHAPE.findall(constraints.group(0))
     rows, inputs = next(shape.split(",") for dtype, shape in arrays if dtype == "bf16")
     _, outputs = _SHAPE.search(instruction.type).group(2).split(",")
-    return int(rows), int(inputs), int(outputs)
+    return _kernel(instruction), int(rows), int(inputs), int(outputs)
 
 
 def _form(instruction, scope):
@@ -158,20 +169,26 @@ def _main(what, text):
 
 
 def _lower_products(products):
-    """Returns one program with products of these rows, inputs and outputs, on one chip."""
+    """Returns one program with products by these kernels, of these sizes, on one chip."""
     mesh = make_mesh(devices=topologies.devices("v5e:1x1"))
     whole = NamedSharding(mesh, PartitionSpec())
 
     def struct(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
 
-    arguments = []
-    for rows, inputs, outputs in products:
+    arguments, kernels = [], []
+    for name, rows, inputs, outputs in products:
+        kernel, make, lay_out = PRODUCTS[name]
         x = jax.ShapeDtypeStruct((rows, inputs), jnp.bfloat16, sharding=whole)
-        weight = jax.tree.map(struct, abstract((outputs, inputs), jnp.bfloat16))
-        arguments.append((x, to_device_layout(weight)))
+        weight = jax.tree.map(struct, make((outputs, inputs)))
+        arguments.append((x, lay_out(weight)))
+        kernels.append(kernel)
+
+    def run(*pairs):
+        return [kernel(*pair) for kernel, pair in zip(kernels, pairs, strict=True)]
+
     with jax.set_mesh(mesh):
-        return jax.jit(lambda *pairs: [packed_matmul(*pair) for pair in pairs]).lower(*arguments)
+        return jax.jit(run).lower(*arguments)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from griffin_jax.config import DTYPES, PRESETS, GriffinConfig, preset
 from griffin_jax.host import available_memory
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import is_stacked, prepare_params
-from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.quantization import PACKINGS, QuantizationConfig
 
-PACKED = ("nf4", "fp4", "nf4-double", "fp4-double")
 OURS = "griffin_jax"
 STACKS = (OURS, "transformers", "recurrentgemma")
 
@@ -34,7 +33,7 @@ class Subject:
     Attributes:
       model: A preset or a name in `shapes`, which get random weights, or a folder or name that
         `griffin_jax.load` takes.
-      weights: A dtype or a 4-bit type ("nf4", "nf4-double", ...).
+      weights: A dtype or a key of `quantization.PACKINGS` ("nf4", "nf4-double", ...).
       dtype: The dtype of activations; weights of a dtype have the same one.
       stack: "griffin_jax", or one of the peers, "transformers" or "recurrentgemma".
       shape: The model's shape; None for a folder, which brings its own.
@@ -52,7 +51,7 @@ class Subject:
 
         Args:
           text: Without WEIGHTS, they are bfloat16; without DTYPE, it is that of the weights, and
-            bfloat16 for 4-bit ones; without STACK, it is griffin_jax.
+            bfloat16 for packed ones; without STACK, it is griffin_jax.
           shapes: Shapes by name beside the presets: fields of a `GriffinConfig` that differ from
             those of the preset named under "preset".
 
@@ -64,10 +63,10 @@ class Subject:
         weights = rest[0] if rest else "bfloat16"
         dtype = rest[1] if len(rest) > 1 else (weights if weights in DTYPES else "bfloat16")
         stack = stack or OURS
-        if len(rest) > 2 or weights not in (*DTYPES, *PACKED) or dtype not in DTYPES:
+        if len(rest) > 2 or weights not in (*DTYPES, *PACKINGS) or dtype not in DTYPES:
             raise ValueError(
                 f"model {text!r} must be MODEL:WEIGHTS or MODEL:WEIGHTS:DTYPE, with weights one of "
-                f"{', '.join((*DTYPES, *PACKED))} and dtype one of {', '.join(DTYPES)}"
+                f"{', '.join((*DTYPES, *PACKINGS))} and dtype one of {', '.join(DTYPES)}"
             )
         if stack not in STACKS:
             raise ValueError(f"model {text!r}: no stack {stack!r}; there are {', '.join(STACKS)}")
@@ -91,12 +90,7 @@ class Subject:
     @property
     def quantization(self) -> QuantizationConfig | None:
         """How linear weights are packed; None where they are not."""
-        if self.weights not in PACKED:
-            return None
-        quant_type, _, double = self.weights.partition("-")
-        return QuantizationConfig(
-            bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=bool(double)
-        )
+        return PACKINGS.get(self.weights)
 
     @property
     def config(self) -> GriffinConfig:

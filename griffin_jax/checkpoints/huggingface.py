@@ -1,6 +1,6 @@
 """Hugging Face folders: config.json and safetensors, as transformers reads and writes them.
 
-Linear weights may be in 4 bits, as bitsandbytes stores them (`quantization.bitsandbytes`).
+Linear weights may be packed, as bitsandbytes stores them (`quantization.formats`).
 """
 
 import re
@@ -25,8 +25,10 @@ from griffin_jax.checkpoints.tree import check_paths, check_shape, flat_abstract
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
 from griffin_jax.models import kind_at
-from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, bitsandbytes
+from griffin_jax.quantization import FORMATS, QuantizationConfig
+from griffin_jax.quantization.formats import format_at, read_packed
 from griffin_jax.tokenizer_files import GENERATION_FILE
+from griffin_jax.weight import is_weight
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _HEAD_MODULE = "lm_head"
@@ -115,7 +117,7 @@ class HuggingFaceSource:
         self._parts: dict[str, list[str]] = {}
         settings = self._settings(folder)
         self._check_names()
-        self._check_shapes()
+        self._check_shapes(settings)
         if settings is not None:
             self._check_packed(settings)
 
@@ -133,12 +135,12 @@ class HuggingFaceSource:
         Of an array that is mapped only what is used is read, so `shardings` change nothing.
 
         Raises:
-          CheckpointError: the parts of a 4-bit weight are incomplete or contradict each other.
+          CheckpointError: the parts of a packed weight are incomplete or contradict each other.
         """
         for path, struct in flat_abstract_params(self.config).items():
             name = self.stored_name(path)
             if name in self._parts:
-                leaf = bitsandbytes.from_arrays(
+                leaf = read_packed(
                     {part: self._reader.read(part) for part in self._parts[name]}, name
                 )
                 check_shape(f"{self._reader.folder}: tensor {name}", leaf.shape, struct.shape)
@@ -154,8 +156,7 @@ class HuggingFaceSource:
             raise CheckpointError(f"{self._reader.folder}: {listed(missing)} missing")
         unexpected = []
         for name in sorted(set(self._reader.names) - wanted):
-            # A 4-bit weight's parts carry its own name and more: NAME.weight.absmax.
-            whole = re.sub(r"(?<=\.weight)\..*", "", name)
+            _, whole = format_at(name) or (None, None)
             if whole in wanted:
                 self._parts.setdefault(whole, [whole]).append(name)
             elif name == _HEAD and self.config.tie_embeddings:
@@ -172,7 +173,7 @@ class HuggingFaceSource:
                 f"tie_word_embeddings in {CONFIG_FILE} says they are one"
             )
 
-    def _check_shapes(self) -> None:
+    def _check_shapes(self, settings: QuantizationConfig | None) -> None:
         for path, struct in flat_abstract_params(self.config).items():
             name, expected = self.stored_name(path), struct.shape
             if name in self._parts:
@@ -180,9 +181,10 @@ class HuggingFaceSource:
             if path.endswith(_CONV):
                 expected = (expected[1], 1, expected[0])
             if self._reader[name].dtype.kind in "iu":
+                mark = FORMATS[settings.quant_type].MARK if settings else "scales"
                 raise CheckpointError(
-                    f"{self._reader.folder}: tensor {name} holds packed bytes but has no "
-                    "quant_state; the folder is half-quantized"
+                    f"{self._reader.folder}: tensor {name} holds packed bytes but has no {mark}; the "
+                    "folder is half-quantized"
                 )
             check_shape(f"{self._reader.folder}: tensor {name}", self._reader[name].shape, expected)
 
@@ -221,8 +223,8 @@ def write_leaves(
     Args:
       folder: Where to write.
       config: The model's shape.
-      leaves: Paths and host arrays, or 4-bit weights of host arrays, of the whole tree.
-      quantization: `quantization_config` of config.json, for 4-bit weights. None makes one that
+      leaves: Paths and host arrays, or packed weights of host arrays, of the whole tree.
+      quantization: `quantization_config` of config.json, for packed weights. None makes one that
         says how they are packed.
       max_shard_size: Bytes of tensors in one file.
 
@@ -235,9 +237,10 @@ def write_leaves(
     kinds = {}
     with ShardWriter(folder, max_shard_size) as writer:
         for path, leaf in leaves:
-            name, kinds[path] = tensor_name(path, architecture), packing_kind(leaf)
+            name, kinds[path] = tensor_name(path, architecture), packing_of(leaf)
             if kinds[path] is not None:
-                for part, array in bitsandbytes.to_arrays(leaf, name, storage).items():
+                form = FORMATS[leaf.quant_type]
+                for part, array in form.to_arrays(leaf, name, storage).items():
                     writer.add(part, array)
             else:
                 writer.add(name, leaf.T[:, None] if path.endswith(_CONV) else leaf)
@@ -252,21 +255,17 @@ def write_leaves(
     write_json(folder / CONFIG_FILE, values)
 
 
-def packing_kind(leaf: Any) -> tuple[str, bool] | None:
-    """Returns the 4-bit type of a packed weight and whether it is double quantized; None of an
-    array.
-    """
-    if isinstance(leaf, QuantizedTensor):
-        return leaf.quant_type, leaf.double_quantized
-    return None
+def packing_of(leaf: Any) -> QuantizationConfig | None:
+    """Returns settings that give such a packed weight; None of an array."""
+    return FORMATS[leaf.quant_type].settings_of(leaf) if is_weight(leaf) else None
 
 
 def describe_packing(
-    kinds: dict[str, tuple[str, bool] | None],
+    kinds: dict[str, QuantizationConfig | None],
     architecture: str,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns the `quantization_config` of a model, from the `packing_kind` of its leaves by path.
+    """Returns the `quantization_config` of a model, from the `packing_of` of its leaves by path.
 
     Args:
       kinds: The kinds of all leaves.
@@ -275,10 +274,7 @@ def describe_packing(
         a list of these replaces transformers' own, which is the head alone, so all are named.
     """
     if settings is None:
-        quant_type, double_quant = next(filter(None, kinds.values()))
-        settings = QuantizationConfig(
-            bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant
-        ).to_dict()
+        settings = next(filter(None, kinds.values())).to_dict()
     names = [tensor_name(p, architecture) for p, kind in kinds.items() if is_linear(p) and not kind]
     whole = [name.removesuffix(".weight") for name in names]
     if not any(path.startswith(f"{_HEAD_MODULE}/") for path in kinds):  # it is the embedding

@@ -1,6 +1,6 @@
 """Our own checkpoint: an Orbax tree in `params/`, and `griffin_config.json` beside it.
 
-A 4-bit weight is a dict of its arrays in the tree; its type and block size are in the JSON.
+A packed weight is a dict of its arrays in the tree; its type and block size are in the JSON.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from griffin_jax.checkpoints.files import listed, read_json, write_json
-from griffin_jax.checkpoints.huggingface import describe_packing, packing_kind
+from griffin_jax.checkpoints.huggingface import describe_packing, packing_of
 from griffin_jax.checkpoints.huggingface_config import model_type
 from griffin_jax.checkpoints.placement import Shardings, mapped_from_disk
 from griffin_jax.checkpoints.tree import (
@@ -28,7 +28,8 @@ from griffin_jax.checkpoints.tree import (
 )
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
-from griffin_jax.quantization import QuantizedTensor, abstract
+from griffin_jax.quantization.formats import FORMATS, format_of_type
+from griffin_jax.weight import is_weight
 
 CONFIG_FILE = "griffin_config.json"
 PARAMS_FOLDER = "params"
@@ -149,7 +150,8 @@ class OrbaxSource:
         self._leaves = dict(flat_abstract_params(self.config))
         try:
             for path, packing in values.get("packed", {}).items():
-                self._leaves[path] = abstract(self._leaves[path].shape, **packing)
+                form = format_of_type(packing["quant_type"])
+                self._leaves[path] = form.from_metadata(self._leaves[path].shape, packing)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: packed: {error!r}") from error
         self._check_arrays()
@@ -241,19 +243,11 @@ def write_tree(
             args=_orbax().args.PyTreeSave(item=flax.traverse_util.unflatten_dict(arrays, sep="/")),
         )
     values = {"format_version": _FORMAT_VERSION, "config": config.to_dict()}
-    packed = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, QuantizedTensor)}
+    packed = {path: leaf for path, leaf in leaves.items() if is_weight(leaf)}
     if packed:
-        values["packed"] = {path: _packing(leaf) for path, leaf in packed.items()}
-        kinds = {path: packing_kind(leaf) for path, leaf in leaves.items()}
+        values["packed"] = {
+            path: FORMATS[leaf.quant_type].metadata(leaf) for path, leaf in packed.items()
+        }
+        kinds = {path: packing_of(leaf) for path, leaf in leaves.items()}
         values["quantization"] = describe_packing(kinds, model_type(config), quantization)
     write_json(folder / CONFIG_FILE, values)
-
-
-def _packing(leaf: QuantizedTensor) -> dict[str, Any]:
-    """Returns what `quantization.abstract` needs besides the shape."""
-    return {
-        "dtype": leaf.dtype.name,
-        "quant_type": leaf.quant_type,
-        "block_size": leaf.block_size,
-        "double_quant": leaf.double_quantized,
-    }

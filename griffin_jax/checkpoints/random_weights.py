@@ -6,7 +6,6 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax.checkpoints.huggingface_config import model_type
@@ -14,8 +13,8 @@ from griffin_jax.checkpoints.packing import should_pack
 from griffin_jax.checkpoints.tree import flat_abstract_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import declarations
-from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, codes
-from griffin_jax.quantization.tensor import abstract
+from griffin_jax.quantization import FORMATS, QuantizationConfig
+from griffin_jax.weight import is_weight
 
 
 def random_params(
@@ -44,8 +43,8 @@ def random_params(
     params = {}
     for index, (path, leaf) in enumerate(abstract_weights(config, dtype, quantization).items()):
         key = jax.random.fold_in(root, index)
-        if isinstance(leaf, QuantizedTensor):
-            params[path] = _packed(key, leaf)
+        if is_weight(leaf):
+            params[path] = FORMATS[leaf.quant_type].noise(key, leaf)
         else:
             params[path] = _array(key, declarations(config)[path], leaf.dtype)
     return flax.traverse_util.unflatten_dict(params, sep="/")
@@ -58,9 +57,8 @@ def abstract_weights(
     weights = {}
     for path, struct in flat_abstract_params(config).items():
         if quantization is not None and should_pack(path, quantization, model_type(config)):
-            kind = quantization.bnb_4bit_quant_type
-            double_quant = quantization.bnb_4bit_use_double_quant
-            weights[path] = abstract(struct.shape, dtype, kind, double_quant=double_quant)
+            form = FORMATS[quantization.quant_type]
+            weights[path] = form.abstract(struct.shape, dtype, quantization)
         else:
             weights[path] = jax.ShapeDtypeStruct(struct.shape, jnp.dtype(dtype))
     return weights
@@ -73,29 +71,6 @@ def _array(key, declaration, dtype):
     return _normal(key, shape, dtype, shape[-1] ** -0.5 if len(shape) > 1 else 0.1)
 
 
-def _packed(key, tensor):
-    code = codes.CODE_BOOKS[tensor.quant_type]
-    scale = np.float32(tensor.shape[-1] ** -0.5 / np.sqrt(np.mean(np.square(code))))
-    code = jnp.asarray(code)
-    packed = _bytes(key, tensor.packed.shape)
-    if not tensor.double_quantized:
-        absmax = jnp.full(tensor.absmax.shape, scale)
-        return tensor.replace(packed=packed, absmax=absmax, code=code)
-    return tensor.replace(
-        packed=packed,
-        absmax=_bytes(jax.random.fold_in(key, 1), tensor.absmax.shape),
-        code=code,
-        nested_absmax=jnp.full(tensor.nested_absmax.shape, scale / 4),
-        nested_code=jnp.asarray(codes.dynamic_map()),
-        nested_offset=jnp.asarray(scale),
-    )
-
-
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _normal(key, shape, dtype, scale):
     return (jax.random.normal(key, shape, dtype) * scale).astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnames="shape")
-def _bytes(key, shape):
-    return jax.random.bits(key, shape, jnp.uint8)

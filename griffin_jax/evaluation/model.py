@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from griffin_jax import checkpoints, loading
 from griffin_jax.checkpoints.random_weights import random_params
 from griffin_jax.config import check_dtype, preset
+from griffin_jax.fields import check_value
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import prepare_params
-from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.quantization import PACKINGS
 from griffin_jax.tokenizer import load_tokenizer
 
 RANDOM = "random:"
@@ -33,7 +34,8 @@ def load(
     Args:
       checkpoint: As for `griffin_jax.load`; or "random:" and the name of a preset, for a model of
         that shape with random weights and the tokenizer of griffin-tiny, to measure speed with.
-      quantization: "nf4" or "fp4" packs linear weights; a folder in 4 bits loads as it is without.
+      quantization: A key of `quantization.PACKINGS`, such as "nf4", packs linear weights;
+        a folder that is packed loads as it is without.
       dtype: The dtype of activations; see `griffin_jax.load`.
       stack_layers: See `griffin_jax.load`.
       mesh: See `griffin_jax.load`.
@@ -45,7 +47,8 @@ def load(
     """
     settings = None
     if quantization is not None:
-        settings = QuantizationConfig(bnb_4bit_quant_type=quantization)
+        check_value("quantization", quantization, str, one_of=tuple(PACKINGS))
+        settings = PACKINGS[quantization]
     if str(checkpoint).startswith(RANDOM):
         config = preset(str(checkpoint).removeprefix(RANDOM))
         if adapter is not None:

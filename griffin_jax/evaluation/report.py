@@ -10,6 +10,7 @@ from griffin_jax.evaluation.suites import Row
 from griffin_jax.files import new_file, write_text
 from griffin_jax.markdown import table
 from griffin_jax.paths import resolve
+from griffin_jax.quantization import QuantizationConfig
 
 KIND = "evaluation"
 
@@ -170,8 +171,9 @@ def _names(documents):
 
 def _precision(document):
     quantization = document.get("quantization")
-    packed = quantization["bnb_4bit_quant_type"].upper() + " " if quantization else ""
-    return packed + document["dtype"]
+    if not quantization:
+        return document["dtype"]
+    return f"{QuantizationConfig.from_dict(quantization).name.upper()} {document['dtype']}"
 
 
 def _keys(documents):

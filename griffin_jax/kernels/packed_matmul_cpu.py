@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from griffin_jax.host import available_memory
-from griffin_jax.kernels.dense_matmul import bfloat16_matmul, dense_matmul, has_bfloat16
+from griffin_jax.kernels import rows_cpu
 from griffin_jax.quantization.tensor import (
     QuantizedTensor,
     TransposedCopy,
@@ -45,8 +45,6 @@ _BY_ROW = jax.lax.GatherDimensionNumbers(
     operand_batching_dims=(0,),
     start_indices_batching_dims=(0,),
 )
-# Rows of a weight that are decoded at a time, so that they stay in the cache.
-_FEW, _MANY = 64, 256
 
 
 def add_transposed_if_it_fits(params: Any) -> Any:
@@ -97,8 +95,8 @@ def rows_unsupported(weights: Sequence[QuantizedTensor]) -> str | None:
     for weight in weights:
         if weight.packed.ndim != weight.ndim:
             return f"rows of {weight.shape[1]} do not end with a block of {weight.block_size}"
-        if weight.shape[0] % _FEW:
-            return f"{weight.shape[0]} rows are not a multiple of {_FEW}"
+        if reason := rows_cpu.unsupported_reason(weight.shape[0]):
+            return reason
     return None
 
 
@@ -148,7 +146,7 @@ def _vector_product(x, weight):
         part = _pairwise_sum([look_up(turn, i) for i in range(_LOOKUPS)])
         return y + part * jnp.repeat(scale, count // blocks, axis=0)
 
-    return jnp.sum(_loop_on_all_cores(turns, add, jnp.zeros((count, out))), axis=0)
+    return jnp.sum(rows_cpu.loop_on_all_cores(turns, add, jnp.zeros((count, out))), axis=0)
 
 
 def _steps_per_turn(steps, steps_per_block, out):
@@ -171,60 +169,20 @@ def _pairwise_sum(terms):
 
 
 def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
-    """x [..., in] @ weight.T with a few rows of the weight decoded at a time.
+    """x [..., in] @ weight.T with a few rows of the weight decoded at a time; see `rows_cpu.matmul`.
 
-    In bfloat16 if x is and the processor multiplies it, otherwise in float32, which is then faster
-    and rounds less. Even and odd columns are multiplied apart: interleaving the halves of the bytes
-    is what decoding would otherwise spend its time on. Every turn takes rows that lie together and
-    puts what they give into its place: rows from all over the weight would have the whole result
-    put in order after the last turn.
+    Even and odd inputs are multiplied apart: interleaving the halves of the bytes is what decoding
+    would otherwise spend its time on.
     """
-    short = x.size == x.shape[-1]
-    dtype = (
-        jnp.bfloat16 if x.dtype == jnp.bfloat16 and has_bfloat16() and not short else jnp.float32
-    )
-    inputs = x.reshape(-1, x.shape[-1]).astype(dtype)
-    even, odd = inputs[:, ::2], inputs[:, 1::2]
-    out = weight.shape[0]
-    count = _FEW if short or out % _MANY else _MANY
     scales = decode_scales(weight)
 
-    def multiply(x, values):
-        values = values.astype(dtype)
-        if dtype == jnp.bfloat16:
-            return bfloat16_matmul(x, values, jnp.dtype(jnp.float32))
-        return dense_matmul(x, values)
-
-    @jax.checkpoint
-    def rows(begin):
+    def decode(begin, count):
         codes = jax.lax.dynamic_slice_in_dim(weight.packed, begin, count)
         scale = jax.lax.dynamic_slice_in_dim(scales, begin, count)
         scale = jnp.repeat(scale, weight.block_size // 2, axis=1)
-        high: Any = multiply(even, weight.code[codes >> 4] * scale)
-        return high + multiply(odd, weight.code[codes & 15] * scale)
+        return weight.code[codes >> 4] * scale, weight.code[codes & 15] * scale
 
-    def turn(index, y):
-        return jax.lax.dynamic_update_slice(y, rows(index * count), (0, index * count))
-
-    # In float32 to the end: XLA's CPU compiler updates a bfloat16 array by way of a float32 copy.
-    y = jnp.zeros((len(inputs), out), jnp.float32)
-    y = _loop_on_all_cores(out // count, turn, y)
-    return y.reshape(*x.shape[:-1], out).astype(x.dtype)
-
-
-def _loop_on_all_cores(turns, body, start):
-    """`jax.lax.fori_loop`, each turn of which the cores share.
-
-    The CPU compiler of jax 0.12 makes a single kernel, which runs on one core, of any loop of plain
-    operations: it means small loops, and takes each for one. A loop with a sort it leaves alone,
-    so the turn's number is sorted beside itself, which takes a microsecond.
-    """
-
-    def turn(index, carry):
-        index = jax.lax.sort(jnp.stack([index, index]))[0]
-        return body(index, carry)
-
-    return jax.lax.fori_loop(0, turns, turn, start)
+    return rows_cpu.matmul(x, weight.shape[0], decode, parts=2).astype(x.dtype)
 
 
 def _has_rows(weight):

@@ -25,8 +25,8 @@ from griffin_jax.models.stack import (
     unstack_state,
 )
 from griffin_jax.models.state import State, Timeline
-from griffin_jax.quantization.tensor import QuantizedTensor
 from griffin_jax.sharding.layouts import constrain_state
+from griffin_jax.weight import is_weight
 
 REMAT_POLICIES = {
     "none": None,
@@ -263,7 +263,7 @@ class Head(nn.Module):
             axes=("vocabulary", "width"),
             kind="head",
         )
-        if isinstance(weight, QuantizedTensor):  # as transformers packs it where nothing skips it
+        if is_weight(weight):  # as transformers packs it where nothing skips it
             return matmul(x, weight).astype(jnp.float32)
         return head(x, weight)
 

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import current_mesh
 from griffin_jax.kernels import triton
-from griffin_jax.kernels.step_gpu import pairs
+from griffin_jax.kernels.step_gpu import products
 from griffin_jax.layer_of import LayerOf
-from griffin_jax.quantization.tensor import QuantizedTensor
-from griffin_jax.weight import format_of
 
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -59,14 +57,11 @@ def unsupported_reason(
     weights = [weight for weight, _ in _layers(step, name, params).values()]
     if any(isinstance(leaf, LayerOf) for leaf in (state, *weights)):
         return "stacked layers"
-    formats = set(map(format_of, weights))
     if x.dtype != jnp.bfloat16:
         return f"it computes in bfloat16, not {x.dtype}"
     if current_mesh() is not None:
         return "it runs on one device"
-    if len(formats) > 1 or not formats <= {QuantizedTensor, jax.Array}:
-        return "weights that are neither all plain nor all in 4 bits"
-    if formats == {QuantizedTensor} and (reason := pairs.unsupported_reason(weights)):
+    if reason := products.unsupported_reason(weights):
         return reason
     if reason := step.unsupported_reason(config, state):
         return reason

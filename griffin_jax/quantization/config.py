@@ -62,6 +62,16 @@ class QuantizationConfig:
         if not self.load_in_4bit:
             raise ValueError("load_in_4bit is false: there is nothing to quantize")
 
+    @property
+    def quant_type(self) -> str:
+        """The type of the weights, "nf4" or "fp4": a key of `quantization.FORMATS`."""
+        return self.bnb_4bit_quant_type
+
+    @property
+    def name(self) -> str:
+        """A short name, such as "nf4" or "nf4-double" where scales are quantized, too."""
+        return self.quant_type + ("-double" if self.bnb_4bit_use_double_quant else "")
+
     def compute_dtype(self, requested: Any = None) -> np.dtype:
         """Returns what the model computes in.
 
@@ -141,3 +151,15 @@ def _check_patterns(patterns: Sequence[str]) -> None:
             raise ValueError(
                 f"llm_int8_skip_modules: {pattern!r} is not a regular expression: {error}"
             ) from None
+
+
+# Ways to pack by their short names, which commands and benchmarks take.
+PACKINGS: dict[str, QuantizationConfig] = {
+    settings.name: settings
+    for settings in (
+        QuantizationConfig(),
+        QuantizationConfig(bnb_4bit_quant_type="fp4"),
+        QuantizationConfig(bnb_4bit_use_double_quant=True),
+        QuantizationConfig(bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True),
+    )
+}

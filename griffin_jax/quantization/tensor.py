@@ -86,20 +86,6 @@ class QuantizedTensor(Weight):
     read_in_stack: ClassVar[bool] = True
 
     @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Elements of the weight."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything stored."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
-
-    @property
     def double_quantized(self) -> bool:
         return self.nested_absmax is not None
 

@@ -27,7 +27,7 @@ bf16[16,512]{1,0}, u8[12,256,256]{2,1,0}, f32[12,8,256]{2,1,0}}, frontend_attrib
 def test_the_larger_of_cycles_and_bytes_counts_and_like_instructions_take_like_cycles():
     module = Module(TEXT)
     cycles = {"small.1": 3000}
-    forms = static_profile._forms(module, cycles) | {(16, 512, 256): 9000}
+    forms = static_profile._forms(module, cycles) | {("packed_matmul", 16, 512, 256): 9000}
     found = static_profile.summed(module, cycles, forms)
     clock = 1.503e9
     code, packed, absmax, out = 12 * 16 * 4, 256 * 256, 8 * 256 * 4, 16 * 256 * 2
@@ -40,6 +40,6 @@ def test_the_larger_of_cycles_and_bytes_counts_and_like_instructions_take_like_c
     assert found.memory_seconds == pytest.approx(memory, rel=1e-2)
 
 
-def test_a_product_is_known_by_its_rows_inputs_and_outputs():
+def test_a_product_is_known_by_its_kernel_rows_inputs_and_outputs():
     (product,) = (x for x, _, _ in Module(TEXT).executed() if static_profile._is_product(x))
-    assert static_profile._product(product) == (16, 512, 256)
+    assert static_profile._product(product) == ("packed_matmul", 16, 512, 256)

@@ -275,7 +275,7 @@ def test_a_model_larger_than_the_device_says_so_before_anything_is_made(monkeypa
             "bitsandbytes is not installed",
         ),
         ("small:float32@recurrentgemma", {}, "recurrentgemma is not installed"),
-        ("small:nf4@recurrentgemma", {"recurrentgemma": "1.0.1"}, "no 4-bit weights"),
+        ("small:nf4@recurrentgemma", {"recurrentgemma": "1.0.1"}, "no packed weights"),
         ("small-gemma:float32@recurrentgemma", {"recurrentgemma": "1.0.1"}, "no such model"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from griffin_jax.kernels import packed_matmul_cpu as cpu
+from griffin_jax.kernels import rows_cpu
 from griffin_jax.kernels.packed_matmul import packed_matmul
 from griffin_jax.models.lora_weight import LoRAWeight
 from griffin_jax.quantization import dequantize, quantize
@@ -77,7 +78,7 @@ def test_the_compiler_leaves_the_turns_to_all_cores(transposed):
 
 
 def test_rows_decoded_in_bfloat16_are_those_of_the_reference(monkeypatch):
-    monkeypatch.setattr(cpu, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(rows_cpu, "has_bfloat16", lambda: True)
     x, weight = operands((5,), 256, 128, "bfloat16")
     exact = np.asarray(x, np.float64) @ np.asarray(dequantize(weight, "bfloat16"), np.float64).T
     y = np.asarray(cpu.rows_matmul(x, weight), np.float64)

@@ -12,8 +12,8 @@ from griffin_jax.kernels.step_gpu import attention, block, recurrent
 from griffin_jax.models import abstract_params, init_params, init_state, residual_step
 from griffin_jax.models.blocks import ResidualBlock, block_of
 from griffin_jax.models.state import Timeline
-from griffin_jax.quantization import QuantizedTensor, dequantize, quantize
-from griffin_jax.quantization.tensor import abstract
+from griffin_jax.quantization import FORMATS, PACKINGS
+from griffin_jax.weight import dequantized, is_weight
 from tests.kernels.lowering import for_gpu
 
 BF16 = jnp.bfloat16
@@ -28,11 +28,12 @@ CONFIG = preset("tiny").replace(
     num_layers=3,
 )
 INDEX = {RECURRENT: 0, ATTENTION: 2}
+PLAIN, FOUR_BITS = None, "nf4-double"
 LAUNCHES = {
-    (RECURRENT, False): 5,
-    (RECURRENT, True): 4,
-    (ATTENTION, False): 6,
-    (ATTENTION, True): 4,
+    (RECURRENT, PLAIN): 5,
+    (RECURRENT, FOUR_BITS): 4,
+    (ATTENTION, PLAIN): 6,
+    (ATTENTION, FOUR_BITS): 4,
 }
 ON_GPU = jax.default_backend() == "gpu"
 
@@ -42,19 +43,23 @@ def way(kind):
     return block_of(kind).step, f"{kind}_block"
 
 
-def is_packed(leaf):
-    return isinstance(leaf, QuantizedTensor)
-
-
-def in_4_bits(pack, params):
-    """The parameters with `pack` of the weights of linear layers."""
+def with_linear(change, params):
+    """The parameters with `change` of the weights of linear layers."""
 
     def visit(path, x):
         names = [key.key for key in path]
         linear = names[-1] == "weight" and x.ndim == 2 and "conv_1d" not in names
-        return pack(x) if linear else x
+        return change(x) if linear else x
 
     return jax.tree_util.tree_map_with_path(visit, params)
+
+
+def packed_as(name, params, way="pack"):
+    settings = PACKINGS[name]
+    form = FORMATS[settings.quant_type]
+    if way == "abstract":
+        return with_linear(lambda x: form.abstract(x.shape, x.dtype, settings), params)
+    return with_linear(lambda x: form.pack(x, settings), params)
 
 
 def operands(kind, packed, start, seed=0):
@@ -65,19 +70,16 @@ def operands(kind, packed, start, seed=0):
     params = jax.tree.map(
         lambda x: (x + 0.1 * jax.random.normal(key, x.shape)).astype(BF16), params
     )
-    if packed:
-        params = in_4_bits(lambda x: quantize(x, double_quant=True), params)
+    if packed is not PLAIN:
+        params = packed_as(packed, params)
     x = jax.random.normal(key, (1, 1, CONFIG.width), BF16)
     state = init_state(CONFIG, 1, BF16).blocks[INDEX[kind]]
     if start:
         state = jax.tree.map(lambda s: jax.random.normal(key, s.shape, s.dtype), state)
 
-    def widen(leaf):
-        if is_packed(leaf):
-            return dequantize(leaf, jnp.float32)
-        return leaf.astype(jnp.float32)
-
-    wide = jax.tree.map(widen, (params, x, state), is_leaf=is_packed)
+    wide = jax.tree.map(
+        lambda leaf: dequantized(leaf, jnp.float32), (params, x, state), is_leaf=is_weight
+    )
     return (params, x, state), wide
 
 
@@ -106,7 +108,7 @@ def step(kind, arguments, when):
 
 
 @pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [PLAIN, FOUR_BITS])
 @pytest.mark.parametrize(
     "when",
     [
@@ -119,6 +121,10 @@ def step(kind, arguments, when):
     ],
 )
 def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
+    assert_is_the_block_in_float32(kind, packed, when)
+
+
+def assert_is_the_block_in_float32(kind, packed, when):
     arguments, wide = operands(kind, packed, int(when.start[0]))
     assert residual_step.unsupported_reason(CONFIG, *way(kind), *arguments) is None
     found = step(kind, arguments, when)
@@ -133,7 +139,7 @@ def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
 
 @pytest.mark.parametrize("kind", [RECURRENT, pytest.param(ATTENTION, marks=pytest.mark.slow)])
 def test_phases_that_share_a_launch_are_those_that_have_their_own(kind, monkeypatch):
-    arguments, _ = operands(kind, True, 1000)
+    arguments, _ = operands(kind, FOUR_BITS, 1000)
     shared = step(kind, arguments, timeline(1000))
     whole = block.run_block
 
@@ -149,7 +155,7 @@ def test_phases_that_share_a_launch_are_those_that_have_their_own(kind, monkeypa
 
 
 def test_the_gradient_is_that_of_the_layers():
-    (params, x, state), _ = operands(RECURRENT, False, 5)
+    (params, x, state), _ = operands(RECURRENT, PLAIN, 5)
     when = timeline(5)
 
     def total(run):
@@ -171,7 +177,7 @@ def test_the_gradient_is_that_of_the_layers():
     ],
 )
 def test_what_is_not_served_says_why(kind, change, reason):
-    (params, x, state), _ = operands(kind, False, 0)
+    (params, x, state), _ = operands(kind, PLAIN, 0)
     fused, name = way(kind)
     arguments = {"config": CONFIG, "step": fused, "name": name}
     arguments |= {"params": params, "x": x, "state": state}
@@ -182,7 +188,7 @@ def test_what_is_not_served_says_why(kind, change, reason):
 @pytest.mark.parametrize(
     "kind, rope_fraction", [(RECURRENT, 0.5), (ATTENTION, 0.5), (ATTENTION, 1.0)]
 )
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [PLAIN, FOUR_BITS])
 def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
     # Triton refuses sizes that the interpreter takes.
     config = CONFIG.replace(rope_fraction=rope_fraction)
@@ -198,14 +204,17 @@ def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
 
 
 @pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
-@pytest.mark.parametrize("name", ["recurrentgemma-2b", "recurrentgemma-9b"])
-def test_published_sizes_lower_for_a_gpu(name, kind):
+@pytest.mark.parametrize(
+    "name, packed",
+    [
+        ("recurrentgemma-2b", FOUR_BITS),
+        ("recurrentgemma-9b", FOUR_BITS),
+    ],
+)
+def test_published_sizes_lower_for_a_gpu(name, kind, packed):
     config = preset(name)
     index = config.block_types.index(kind)
-    params = in_4_bits(
-        lambda x: abstract(x.shape, BF16, double_quant=True),
-        abstract_params(config, BF16)[f"blocks_{index}"],
-    )
+    params = packed_as(packed, abstract_params(config, BF16)[f"blocks_{index}"], "abstract")
     x = jax.ShapeDtypeStruct((1, 1, config.width), BF16)
     state = jax.eval_shape(lambda: init_state(config, 1, BF16)).blocks[index]
     assert residual_step.unsupported_reason(config, *way(kind), params, x, state) is None
@@ -214,11 +223,11 @@ def test_published_sizes_lower_for_a_gpu(name, kind):
         return residual_step.residual_step(config, *way(kind), None, *arguments, when)
 
     text = for_gpu(run, (params, x, state), timeline(40))
-    assert text.count("custom_call @__gpu$xla.gpu.triton") == LAUNCHES[kind, True]
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == LAUNCHES[kind, packed]
 
 
 def test_the_choice_falls_on_layers_off_a_gpu():
-    (params, x, state), _ = operands(RECURRENT, False, 0)
+    (params, x, state), _ = operands(RECURRENT, PLAIN, 0)
     forced = ResidualBlock(CONFIG, RECURRENT, dtype=BF16, kernel="step_gpu")
     if not ON_GPU:
         with pytest.raises(ValueError, match="needs a GPU"):

@@ -11,7 +11,7 @@ import pytest
 
 from griffin_jax.checkpoints import CheckpointError
 from griffin_jax.models import Griffin, abstract_params, init_params
-from griffin_jax.quantization import QuantizedTensor, dequantize, quantize
+from griffin_jax.quantization import FORMATS, PACKINGS
 from griffin_jax.training import OptimizerConfig, train
 from griffin_jax.training.lora import (
     LoRAConfig,
@@ -22,6 +22,7 @@ from griffin_jax.training.lora import (
     save_adapter,
 )
 from griffin_jax.training.run_log import read_metrics
+from griffin_jax.weight import dequantized, is_weight
 from tests.training.small_run import MODEL, make_config, make_rows
 
 # Rows of 64 divide into blocks of 4-bit weights.
@@ -30,18 +31,15 @@ LORA = LoRAConfig(rank=4, alpha=8)
 BASE = jax.jit(functools.partial(init_params, CONFIG))(jax.random.key(0))
 
 
-def is_packed(leaf):
-    return isinstance(leaf, QuantizedTensor)
-
-
 @functools.cache
-def packed_base():
-    """The base with every linear weight in NF4."""
+def packed_base(packing="nf4"):
+    """The base with every linear weight packed."""
+    settings = PACKINGS[packing]
 
     def pack(path, leaf):
         names = [entry.key for entry in path]
         linear = names[-1] == "weight" and names[-2] in LORA.targets
-        return quantize(leaf, "nf4") if linear else leaf
+        return FORMATS[settings.quant_type].pack(leaf, settings) if linear else leaf
 
     return jax.tree_util.tree_map_with_path(pack, BASE)
 
@@ -64,17 +62,17 @@ def test_a_fresh_adapter_adds_nothing():
     assert len(jax.tree.leaves(adapter)) == 2 * (3 + 4 + 2 * 3)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_merged_model_equals_base_plus_adapter(packed):
-    base, adapter = packed_base() if packed else BASE, random_adapter()
+@pytest.mark.parametrize("packing", [None, "nf4"])
+def test_the_merged_model_equals_base_plus_adapter(packing):
+    base, adapter = BASE if packing is None else packed_base(packing), random_adapter()
     merged = merge(LORA, adapter, base)
-    assert not any(map(is_packed, jax.tree.leaves(merged, is_leaf=is_packed)))
+    assert not any(map(is_weight, jax.tree.leaves(merged, is_leaf=is_weight)))
     difference = jnp.abs(logits(merged) - logits(base)).max()
     assert difference > 0.1
     np.testing.assert_allclose(logits(merged), logits(adapt(LORA, adapter, base)), atol=2e-4)
     layer = "blocks_0", "recurrent_block", "linear_x"
     weight, low_rank = (functools.reduce(dict.get, layer, tree) for tree in (base, adapter))
-    weight = dequantize(weight["weight"]) if packed else weight["weight"]
+    weight = dequantized(weight["weight"], jnp.float32)
     np.testing.assert_allclose(
         merged["blocks_0"]["recurrent_block"]["linear_x"]["weight"],
         weight + 8 / 4 * np.asarray(low_rank["lora_b"]) @ np.asarray(low_rank["lora_a"]),

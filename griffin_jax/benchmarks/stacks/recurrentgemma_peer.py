@@ -38,7 +38,7 @@ class Peer:
         require("recurrentgemma", "1.0", _HINT)
         config = subject.config
         if subject.quantization is not None:
-            raise Unavailable(f"{subject}: recurrentgemma has no 4-bit weights")
+            raise Unavailable(f"{subject}: recurrentgemma has no packed weights")
         if config.attention_window is None or not config.projection_bias:
             raise Unavailable(f"{subject}: recurrentgemma has no such model")
         try:

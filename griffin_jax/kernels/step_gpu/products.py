@@ -1,4 +1,8 @@
-"""Some rows of weights, 4-bit or plain, times one vector, which may be normalized on the way."""
+"""Some rows of weights, 4-bit or plain, times one vector, which may be normalized on the way.
+
+Plain are also weights whose numbers lie in rows as those of an array do, and
+take a factor for each row: what is said here of plain weights is true of them.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,11 +15,28 @@ from jax.experimental import pallas as pl
 from griffin_jax.kernels import triton
 from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.launch import Body
-from griffin_jax.quantization.tensor import is_packed
+from griffin_jax.quantization.tensor import QuantizedTensor, is_packed
+from griffin_jax.weight import format_of
 
 _LARGEST = 2048  # plain weights of a row in one tile
 _ROWS = 4  # of plain weights, of a program
 _TABLE = "table"
+
+# A row for each format that is read as plain weights are: weight -> its numbers [out, in], and
+# (weight, rows) -> what multiplies the sums of some rows, or None.
+PLAIN: dict[type, tuple[Callable, Callable]] = {
+    jax.Array: (lambda weight: weight, lambda weight, rows: None),
+}
+
+
+def unsupported_reason(weights: Sequence) -> str | None:
+    """Returns None, or why these weights [out, in] are not multiplied together."""
+    formats = set(map(format_of, weights))
+    if formats == {QuantizedTensor}:
+        return pairs.unsupported_reason(weights)
+    if len(formats) > 1 or not formats <= set(PLAIN):
+        return "weights that are neither all plain nor all in 4 bits"
+    return None
 
 
 def tiles(width: int) -> list[int]:
@@ -137,8 +158,13 @@ def start_matvec(
     width = weights[0].shape[1]
     sizes = tiles(width)
 
+    rows = pl.ds(row, count)
+    ways = [PLAIN[format_of(weight)] for weight in weights]
+    numbers = [read(weight) for weight, (read, _) in zip(weights, ways, strict=True)]
+    factors = [factor(weight, rows) for weight, (_, factor) in zip(weights, ways, strict=True)]
+
     def load(places):
-        return [weight[pl.ds(row, count), places] for weight in weights]
+        return [array[rows, places] for array in numbers]
 
     first = load(pl.ds(0, sizes[0]))
 
@@ -159,6 +185,7 @@ def start_matvec(
                 _add(total, size, tile.astype(jnp.float32) * x[None])
             start += size
         results = [sum(part.sum(axis=1) for part in total.values()) for total in sums]
+        results = [y if by is None else y * by for y, by in zip(results, factors, strict=True)]
         if norm is None:
             return results
         square = sum(part.sum() for part in squares.values())

@@ -7,7 +7,7 @@ import pytest
 
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import Griffin, init_state, stack_params
-from griffin_jax.quantization import QuantizationConfig
+from griffin_jax.quantization import PACKINGS
 from griffin_jax.sharding import batch_sharding, jit_on_mesh, tree_shardings
 from tests.sharding.eight_devices.meshes import (
     CONFIG,
@@ -93,18 +93,18 @@ def test_bfloat16_on_a_mesh_is_as_near_as_rounding_lets_it(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "double_quant", "stacked"),
+    ("name", "packing", "stacked"),
     [
-        *((name, False, False) for name in SOME),
-        (SOME[1], False, True),
-        (SOME[2], True, True),
+        *((name, "nf4", False) for name in SOME),
+        (SOME[1], "nf4", True),
+        (SOME[2], "nf4-double", True),
     ],
 )
-def test_four_bit_weights_are_cut_on_either_side_and_multiplied_where_they_lie(
-    name, double_quant, stacked
+def test_packed_weights_are_cut_on_either_side_and_multiplied_where_they_lie(
+    name, packing, stacked
 ):
     config = WIDE.replace(num_layers=5) if stacked else WIDE
-    params, one = packed(config, double_quant)
+    params, one = packed(config, packing)
     mesh = mesh_called(name)
     params = stack_params(config, params) if stacked else params
     found = read_and_decode(config, params, mesh)
@@ -116,30 +116,29 @@ def test_four_bit_weights_are_cut_on_either_side_and_multiplied_where_they_lie(
     assert sent == {"all-reduce": 2 * (3 if stacked else 2) + 1}
     parts = on_mesh(params, mesh, config)
     layer = parts["groups"]["blocks_0"] if stacked else parts["blocks_0"]
-    packed_bytes = layer["mlp_block"]["down_proj"]["weight"].packed
-    assert packed_bytes.sharding.shard_shape(packed_bytes.shape)[-1] == 256 // mesh.shape["model"]
+    packed_bytes = jax.tree.leaves(layer["mlp_block"]["down_proj"]["weight"])[0]
+    inputs = packed_bytes.shape[-1] // mesh.shape["model"]
+    assert packed_bytes.sharding.shard_shape(packed_bytes.shape)[-1] == inputs
+    assert packed_bytes.shape[-1] == 256
 
 
 PACKED = {}
 
 
-def packed(config, double_quant):
-    """Parameters in NF4, and what one device makes of them."""
+def packed(config, packing):
+    """Packed parameters, and what one device makes of them."""
     from griffin_jax.loading import quantize
 
-    if (config, double_quant) not in PACKED:
-        settings = QuantizationConfig(
-            bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double_quant
-        )
-        params = quantize(LanguageModel(config, params_of(config)), settings).params
-        PACKED[config, double_quant] = params, read_and_decode(config, params)
-    return PACKED[config, double_quant]
+    if (config, packing) not in PACKED:
+        lm = quantize(LanguageModel(config, params_of(config)), PACKINGS[packing])
+        PACKED[config, packing] = lm.params, read_and_decode(config, lm.params)
+    return PACKED[config, packing]
 
 
 def test_flat_four_bit_weights_are_whole_on_every_device():
     # Rows of 96 end within blocks of 64.
     config = CONFIG.replace(width=96, mlp_width=96, recurrence_width=96, head_size=12)
-    params, one = packed(config, False)
+    params, one = packed(config, "nf4")
     mesh = mesh_called("data 2, model 4")
     assert_equal(read_and_decode(config, params, mesh), one)
     weight = on_mesh(params, mesh, config)["blocks_0"]["mlp_block"]["up_proj"]["weight"]
