@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": 1, "model": 1, "sequence": 1})
     # A preset.
     config.model = "recurrentgemma-9b"
-    # bf16, nf4, fp4, or nf4-double, whose scales are quantized, too.
+    # bf16, nf4, fp4 or int8; or nf4-double or fp4-double, whose scales are quantized, too.
     config.weights = "nf4"
     # decode, prefill or train.
     config.job = "decode"

@@ -28,7 +28,9 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "The model; or r
 _DATA_DIR = flags.DEFINE_string("data_dir", "benchmarks", "Folder of the questions.")
 _SUBJECTS = flags.DEFINE_integer("subjects", 57, "How many of MMLU's subjects.", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", 4, "Questions of each subject.", lower_bound=1)
-_QUANTIZATION = flags.DEFINE_enum("quantization", None, ["nf4", "fp4"], "Pack linear weights.")
+_QUANTIZATION = flags.DEFINE_enum(
+    "quantization", None, ["nf4", "fp4", "int8"], "Pack linear weights."
+)
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "float16", "bfloat16"], "Of activations.")
 _STACK_LAYERS = flags.DEFINE_bool(
     "stack_layers", None, "Run the layers in a loop, which compiles faster; see griffin_jax.load."

@@ -1,4 +1,4 @@
-"""Packs a model's linear weights into 4 bits, in the bytes of bitsandbytes.
+"""Packs a model's linear weights into 4 or 8 bits, in the bytes of bitsandbytes.
 
   python -m experiments.pack --checkpoint=FOLDER --output=FOLDER --config=configs/pack_nf4.py
 
@@ -8,7 +8,8 @@ be taken for a model. Prints sizes, the relative error |W - packed W| / |W| of e
 and how much memory it took.
 
 The config says how to pack: --config.quantization.bnb_4bit_quant_type=fp4,
---config.quantization.bnb_4bit_use_double_quant=true; the default, configs/pack_nf4.py, lists all.
+--config.quantization.bnb_4bit_use_double_quant=true; the default, configs/pack_nf4.py, lists all of
+4 bits, and configs/pack_int8.py makes 8.
 """
 
 import collections
@@ -111,7 +112,7 @@ def main() -> None:
     settings = QuantizationConfig(**config.quantization)
     folder = checkpoints.find_folder(_CHECKPOINT.value)
     source = checkpoints.open_checkpoint(folder)
-    packer = Packer(source, settings, config.block_size)
+    packer = Packer(source, settings, config.get("block_size", 64))
     checkpoints.save_leaves(
         output,
         source.config,

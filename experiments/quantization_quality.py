@@ -1,4 +1,4 @@
-"""Measures what packing to 4 bits costs a trained model.
+"""Measures what packing to 4 or 8 bits costs a trained model.
 
   python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE --output=FOLDER
 
@@ -33,9 +33,9 @@ class Row:
 
     Attributes:
       name: What it is.
-      quant_type: "nf4" or "fp4"; None before packing.
+      quant_type: "nf4", "fp4" or "int8"; None before packing.
       double_quant: Whether its scales are quantized, too.
-      block_size: Weights per scale; None before packing.
+      block_size: Weights per scale; None before packing, and of 8 bits, which have a scale a row.
       bits_per_weight: Stored bits per linear weight.
       bits_per_byte: The bits per byte of the text.
       divergence: Mean nats per token, from the model before packing.
@@ -69,7 +69,10 @@ def main() -> None:
 
 
 def check_packings(packings: Any) -> None:
-    """Raises ValueError for what is no (type, whether scales are quantized, too, block size)."""
+    """Raises ValueError for what is no (type, whether scales are quantized, too, block size).
+
+    Of 8 bits that is ("int8", False, None).
+    """
     from griffin_jax.fields import check_value, shown
     from griffin_jax.quantization import FORMATS
 
@@ -81,6 +84,13 @@ def check_packings(packings: Any) -> None:
             )
         check_value(f"config.packings[{i}][0]", packing[0], str, one_of=tuple(FORMATS))
         check_value(f"config.packings[{i}][1]", packing[1], bool)
+        if packing[0] == "int8":
+            if tuple(packing[1:]) != (False, None):
+                raise ValueError(
+                    f"config.packings[{i}]: 8 bits have one scale a row: give ('int8', False, None), "
+                    f"got {shown(packing)}"
+                )
+            continue
         sizes = tuple(2**power for power in range(5, 13))
         check_value(f"config.packings[{i}][2]", packing[2], int, one_of=sizes)
 
@@ -116,7 +126,7 @@ def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
             settings = PACKINGS[quant_type + ("-double" if double_quant else "")]
             values = {}
             for path, weight in weights.items():
-                leaf = checkpoints.pack_leaf(path, weight, settings, block_size=block_size)
+                leaf = checkpoints.pack_leaf(path, weight, settings, block_size=block_size or 64)
                 if is_weight(leaf):
                     stored, size = stored + leaf.nbytes, size + leaf.size
                     leaf = leaf.dequantize(config.dtype)
@@ -153,7 +163,8 @@ def _describe(packing, weights):
         return weights["embedder/embedding"].dtype.name, None, False, None
     quant_type, double_quant, block_size = packing
     double = ", double quantized" if double_quant else ""
-    return f"{quant_type.upper()}, blocks of {block_size}{double}", *packing
+    scales = "a scale a row" if block_size is None else f"blocks of {block_size}{double}"
+    return f"{quant_type.upper()}, {scales}", *packing
 
 
 def _stored_bits(weights):
@@ -191,7 +202,7 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
     print(figures)
     print(setting)
     page = (
-        "# What packing to 4 bits costs\n\n"
+        "# What packing costs\n\n"
         f"{setting} Embedding, gates and convolutions stay as they are.\n\n{figures}\n\n"
         "KL is the divergence of the packed model's next-token distribution from the first row's."
         "\n\n![bits per byte and divergence](quality.png)\n\nMade by "
@@ -220,7 +231,9 @@ def plot(file: BinaryIO, rows: list[Row]) -> None:
             axis.plot(x, y, "o-", label=label)
             for row in chosen:
                 spot = (row.bits_per_weight, getattr(row, figure_of))
-                axis.annotate(str(row.block_size), spot, (4, 4), textcoords="offset points")
+                axis.annotate(
+                    str(row.block_size or "row"), spot, (4, 4), textcoords="offset points"
+                )
         axis.set_xlabel("bits per linear weight (numbers: block size)")
         axis.grid(alpha=0.3)
     axes[0].axhline(base.bits_per_byte, color="black", linestyle=":", label=base.name)

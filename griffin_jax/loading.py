@@ -50,10 +50,10 @@ def load(
     Args:
       path: "griffin-tiny", the model that comes with the package; or a folder in Hugging Face's
         format, with a published DeepMind tree, or written by `save`; or a name on the Hub.
-      quantization: Pack linear weights to 4 bits, leaf by leaf on the way: as `quantize`, without
-        ever holding the whole model. A folder that is in 4 bits loads as it is without this.
+      quantization: Pack linear weights, leaf by leaf on the way: as `quantize`, without ever holding the
+        whole model. A folder that is packed loads as it is without this.
       dtype: The dtype of activations, and of parameters outside of packed weights. Defaults to what
-        `QuantizationConfig.compute_dtype` says under 4 bits; otherwise to bfloat16 on accelerators
+        `QuantizationConfig.compute_dtype` says of packed ones; otherwise to bfloat16 on accelerators
         and to float32 on CPUs. By default, parameters stored in bfloat16 also stay in it on a CPU
         that multiplies bfloat16: that halves their memory and the time of decoding, and products
         with float32 activations are those of float32 parameters. bfloat16 is four times as fast
@@ -70,7 +70,7 @@ def load(
     Raises:
       FileNotFoundError: there is no such folder.
       CheckpointError: (a ValueError) the folder has no weights, or damaged or unfitting ones, or is
-        in 4 bits already, otherwise than `quantization` says; or the adapter does not fit.
+        packed already, otherwise than `quantization` says; or the adapter does not fit.
       MeshError: (a ValueError) the mesh does not divide the model; the message says which would.
       ValueError: layers to be stacked are not of one kind, the tokenizer is damaged or does not fit
         the model, `dtype` is none that a model runs in, or a weight to be packed holds NaN or
@@ -97,7 +97,7 @@ def load(
     preserve_dtype = jnp.bfloat16 if dtype is None and native else None
     if settings is not None:
         dtype = settings.compute_dtype(dtype)
-    elif dtype is None:
+    if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     dtype = check_dtype(dtype)
     checkpoint = checkpoints.load_checkpoint(
@@ -121,7 +121,7 @@ def load(
 
 
 def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageModel:
-    """Returns the model with its linear weights in 4 bits, byte for byte as bitsandbytes packs
+    """Returns the model with its linear weights in 4 or 8 bits, byte for byte as bitsandbytes packs
     them.
 
     The embedding, the output head, gates, convolutions, norms and biases stay as they are, and so
@@ -133,7 +133,7 @@ def quantize(lm: LanguageModel, quantization: QuantizationConfig) -> LanguageMod
 
     Raises:
       ValueError: a weight to be packed holds NaN or infinity.
-      CheckpointError: (a ValueError) a weight is in 4 bits already, otherwise than asked for.
+      CheckpointError: (a ValueError) a weight is packed already, otherwise than asked for.
     """
     inputs.check_type("lm", lm, LanguageModel, "a LanguageModel")
     inputs.check_type("quantization", quantization, QuantizationConfig, _QUANTIZATION)

@@ -27,7 +27,9 @@ from griffin_jax.ahead_of_time import programs, topologies
 from griffin_jax.ahead_of_time.hlo import Module
 from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import V5E
+from griffin_jax.kernels.int8_matmul_pallas_tpu import int8_matmul
 from griffin_jax.kernels.packed_matmul_pallas_tpu import packed_matmul, to_device_layout
+from griffin_jax.quantization import int8
 from griffin_jax.quantization.tensor import abstract
 from griffin_jax.sharding import MeshShape, make_mesh
 
@@ -38,6 +40,7 @@ CYCLES_PER_SECOND = V5E.flops_per_second / (4 * 128 * 128 * 2)
 # abstract arrays, and the same as it lies in memory.
 PRODUCTS: dict[str, tuple[Callable, Callable, Callable]] = {
     "packed_matmul": (packed_matmul, lambda shape: abstract(shape, jnp.bfloat16), to_device_layout),
+    "int8_matmul": (int8_matmul, int8.abstract, lambda weight: weight),
 }
 
 _SHAPE = re.compile(r"(\w+)\[([\d,]+)\]")

@@ -33,7 +33,7 @@ class Subject:
     Attributes:
       model: A preset or a name in `shapes`, which get random weights, or a folder or name that
         `griffin_jax.load` takes.
-      weights: A dtype or a key of `quantization.PACKINGS` ("nf4", "nf4-double", ...).
+      weights: A dtype or a key of `quantization.PACKINGS` ("nf4", "nf4-double", "int8", ...).
       dtype: The dtype of activations; weights of a dtype have the same one.
       stack: "griffin_jax", or one of the peers, "transformers" or "recurrentgemma".
       shape: The model's shape; None for a folder, which brings its own.

@@ -272,9 +272,20 @@ def describe_packing(
       architecture: `model_type` of the model's config.
       settings: What the weights were packed under, which stays but for layers that are not packed:
         a list of these replaces transformers' own, which is the head alone, so all are named.
+
+    Raises:
+      CheckpointError: some weights are in 4 bits and others in 8, which settings cannot say.
     """
+    packings = list(filter(None, kinds.values()))
     if settings is None:
-        settings = next(filter(None, kinds.values())).to_dict()
+        settings = packings[0].to_dict()
+    for packing in packings:
+        if packing.load_in_8bit != bool(settings.get("load_in_8bit")):
+            raise CheckpointError(
+                f"weights are packed as {packing.name}, but quantization_config says "
+                f"load_in_{8 if settings.get('load_in_8bit') else 4}bit: one file of settings tells of "
+                "one way"
+            )
     names = [tensor_name(p, architecture) for p, kind in kinds.items() if is_linear(p) and not kind]
     whole = [name.removesuffix(".weight") for name in names]
     if not any(path.startswith(f"{_HEAD_MODULE}/") for path in kinds):  # it is the embedding

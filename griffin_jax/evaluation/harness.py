@@ -68,7 +68,7 @@ class GriffinLM(TemplateLM):
         Args:
           checkpoint: The model; see `evaluation.model.load` for this and the next four.
           lm: The model itself, in place of a checkpoint.
-          quantization: "nf4" or "fp4".
+          quantization: "nf4", "fp4" or "int8".
           dtype: "float32", "bfloat16" or "float16".
           stack_layers: True or False.
           mesh: Not on the command line of the harness.

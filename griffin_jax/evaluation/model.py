@@ -34,7 +34,7 @@ def load(
     Args:
       checkpoint: As for `griffin_jax.load`; or "random:" and the name of a preset, for a model of
         that shape with random weights and the tokenizer of griffin-tiny, to measure speed with.
-      quantization: A key of `quantization.PACKINGS`, such as "nf4", packs linear weights;
+      quantization: A key of `quantization.PACKINGS`, such as "nf4" or "int8", packs linear weights;
         a folder that is packed loads as it is without.
       dtype: The dtype of activations; see `griffin_jax.load`.
       stack_layers: See `griffin_jax.load`.

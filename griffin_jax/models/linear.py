@@ -7,8 +7,10 @@ import jax
 
 from griffin_jax.devices import MODEL, current_mesh, per_shard
 from griffin_jax.kernels.dense_matmul import dense_matmul
+from griffin_jax.kernels.int8_matmul import int8_matmul
 from griffin_jax.kernels.packed_matmul import packed_matmul
 from griffin_jax.models.lora_weight import LoRAWeight
+from griffin_jax.quantization.int8 import Int8Weight
 from griffin_jax.quantization.tensor import QuantizedTensor
 from griffin_jax.weight import Weight, format_of
 
@@ -103,5 +105,6 @@ def _is_axes(leaf):
 PRODUCTS: dict[type, Callable] = {
     jax.Array: _dense,
     QuantizedTensor: in_parts(packed_matmul),
+    Int8Weight: in_parts(int8_matmul),
     LoRAWeight: _low_rank,
 }

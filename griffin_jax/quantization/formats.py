@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax.errors import CheckpointError
-from griffin_jax.quantization import four_bits
+from griffin_jax.quantization import four_bits, int8
 from griffin_jax.quantization.config import QuantizationConfig
 from griffin_jax.weight import Weight
 
@@ -99,7 +99,7 @@ class Format(Protocol):
 
 
 # A row for each type of weights: `QuantizationConfig.quant_type`, and the weights' own.
-FORMATS: dict[str, Format] = {"nf4": four_bits, "fp4": four_bits}
+FORMATS: dict[str, Format] = {"nf4": four_bits, "fp4": four_bits, int8.TYPE: int8}
 
 
 def format_of_type(quant_type: Any) -> Format:

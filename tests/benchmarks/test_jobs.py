@@ -315,7 +315,7 @@ def test_a_peer_is_measured_like_our_own(peer):
     ("changes", "message"),
     [
         ({"kind": "speed"}, "config.kind must be one of decode, .*, got 'speed'"),
-        ({"models": ["tiny:int8"]}, "model 'tiny:int8' must be MODEL:WEIGHTS"),
+        ({"models": ["tiny:int4"]}, "model 'tiny:int4' must be MODEL:WEIGHTS"),
         ({"models": ["tiny:nf4@llama"]}, "no stack 'llama'"),
     ],
 )

@@ -228,7 +228,7 @@ def test_a_quant_state_of_another_shape_is_named(folder):
     ("settings", "words"),
     [
         ({"quant_method": "gptq"}, "quant_method='gptq' (only 'bitsandbytes' is)"),
-        ({"load_in_8bit": True}, "LLM.int8 is not supported"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "both true: weights are packed in one way"),
     ],
 )
 def test_another_quantization_is_refused(folder, settings, words):

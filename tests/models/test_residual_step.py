@@ -28,11 +28,13 @@ CONFIG = preset("tiny").replace(
     num_layers=3,
 )
 INDEX = {RECURRENT: 0, ATTENTION: 2}
-PLAIN, FOUR_BITS = None, "nf4-double"
+PLAIN, FOUR_BITS, EIGHT_BITS = None, "nf4-double", "int8"
 LAUNCHES = {
     (RECURRENT, PLAIN): 5,
+    (RECURRENT, EIGHT_BITS): 5,
     (RECURRENT, FOUR_BITS): 4,
     (ATTENTION, PLAIN): 6,
+    (ATTENTION, EIGHT_BITS): 6,
     (ATTENTION, FOUR_BITS): 4,
 }
 ON_GPU = jax.default_backend() == "gpu"
@@ -124,6 +126,11 @@ def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
     assert_is_the_block_in_float32(kind, packed, when)
 
 
+@pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
+def test_a_step_with_8_bit_weights_is_the_block_in_float32_up_to_rounding(kind):
+    assert_is_the_block_in_float32(kind, EIGHT_BITS, timeline(40))
+
+
 def assert_is_the_block_in_float32(kind, packed, when):
     arguments, wide = operands(kind, packed, int(when.start[0]))
     assert residual_step.unsupported_reason(CONFIG, *way(kind), *arguments) is None
@@ -188,7 +195,7 @@ def test_what_is_not_served_says_why(kind, change, reason):
 @pytest.mark.parametrize(
     "kind, rope_fraction", [(RECURRENT, 0.5), (ATTENTION, 0.5), (ATTENTION, 1.0)]
 )
-@pytest.mark.parametrize("packed", [PLAIN, FOUR_BITS])
+@pytest.mark.parametrize("packed", [PLAIN, FOUR_BITS, EIGHT_BITS])
 def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
     # Triton refuses sizes that the interpreter takes.
     config = CONFIG.replace(rope_fraction=rope_fraction)
@@ -209,6 +216,7 @@ def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
     [
         ("recurrentgemma-2b", FOUR_BITS),
         ("recurrentgemma-9b", FOUR_BITS),
+        ("recurrentgemma-9b", EIGHT_BITS),
     ],
 )
 def test_published_sizes_lower_for_a_gpu(name, kind, packed):

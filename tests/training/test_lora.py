@@ -62,7 +62,7 @@ def test_a_fresh_adapter_adds_nothing():
     assert len(jax.tree.leaves(adapter)) == 2 * (3 + 4 + 2 * 3)
 
 
-@pytest.mark.parametrize("packing", [None, "nf4"])
+@pytest.mark.parametrize("packing", [None, "nf4", "int8"])
 def test_the_merged_model_equals_base_plus_adapter(packing):
     base, adapter = BASE if packing is None else packed_base(packing), random_adapter()
     merged = merge(LORA, adapter, base)
@@ -79,6 +79,18 @@ def test_the_merged_model_equals_base_plus_adapter(packing):
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_an_adapter_over_8_bit_weights_has_gradients_of_the_dequantized_ones():
+    base, adapter = packed_base("int8"), random_adapter()
+    plain = jax.tree.map(lambda x: dequantized(x, jnp.float32), base, is_leaf=is_weight)
+
+    def loss(adapter, base):
+        return jnp.square(logits(adapt(LORA, adapter, base))).mean()
+
+    found, expected = (jax.grad(loss)(adapter, tree) for tree in (base, plain))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * float(jnp.abs(b).max()))
 
 
 def test_qlora_lowers_the_loss_and_changes_no_byte_of_the_base(tmp_path):

@@ -1,5 +1,6 @@
-"""transformers, with bitsandbytes for 4-bit weights, through `model.generate`."""
+"""transformers, with bitsandbytes for packed weights, through `model.generate`."""
 
+import functools
 import gc
 import os
 from importlib import metadata
@@ -101,30 +102,30 @@ class Peer:
 
 
 def _pack(torch, model, subject, dtype):
-    """Puts bitsandbytes' 4-bit layers in the place of linear ones, all but the output head."""
+    """Puts bitsandbytes' layers in the place of linear ones, all but the output head."""
     import bitsandbytes as bnb
 
     settings = subject.quantization
-    options = {
-        "quant_type": settings.bnb_4bit_quant_type,
-        "compress_statistics": settings.bnb_4bit_use_double_quant,
-    }
+    if settings.load_in_8bit:
+        make = functools.partial(
+            bnb.nn.Linear8bitLt, has_fp16_weights=False, threshold=settings.llm_int8_threshold
+        )
+        pack = functools.partial(bnb.nn.Int8Params, requires_grad=False)
+    else:
+        options = {
+            "quant_type": settings.bnb_4bit_quant_type,
+            "compress_statistics": settings.bnb_4bit_use_double_quant,
+        }
+        make = functools.partial(bnb.nn.Linear4bit, compute_dtype=dtype, **options)
+        pack = functools.partial(bnb.nn.Params4bit, requires_grad=False, **options)
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, torch.nn.Linear) or "lm_head" in name:
             continue
         parent, _, leaf = name.rpartition(".")
         bias = layer.bias is not None
-        packed = bnb.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            bias=bias,
-            compute_dtype=dtype,
-            device="meta",
-            **options,
-        )
-        device = layer.weight.device
-        weight: Any = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, **options)
-        packed.weight = weight.to(device)
+        packed = make(layer.in_features, layer.out_features, bias=bias, device="meta")
+        weight: Any = pack(layer.weight.data.cpu())
+        packed.weight = weight.to(layer.weight.device)
         if bias:
             packed.bias = torch.nn.Parameter(layer.bias.data.to(dtype))
         setattr(model.get_submodule(parent), leaf, packed)

@@ -1,6 +1,6 @@
 """Some rows of weights, 4-bit or plain, times one vector, which may be normalized on the way.
 
-Plain are also weights whose numbers lie in rows as those of an array do, and
+Plain are also weights whose numbers lie in rows as those of an array do, such as those of 8 bits, and
 take a factor for each row: what is said here of plain weights is true of them.
 """
 
@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from griffin_jax.kernels import triton
 from griffin_jax.kernels.step_gpu import pairs
 from griffin_jax.kernels.step_gpu.launch import Body
+from griffin_jax.quantization.int8 import Int8Weight
 from griffin_jax.quantization.tensor import QuantizedTensor, is_packed
 from griffin_jax.weight import format_of
 
@@ -26,6 +27,7 @@ _TABLE = "table"
 # (weight, rows) -> what multiplies the sums of some rows, or None.
 PLAIN: dict[type, tuple[Callable, Callable]] = {
     jax.Array: (lambda weight: weight, lambda weight, rows: None),
+    Int8Weight: (lambda weight: weight.rows, lambda weight, rows: weight.scale_of(rows)),
 }
 
 
@@ -35,7 +37,7 @@ def unsupported_reason(weights: Sequence) -> str | None:
     if formats == {QuantizedTensor}:
         return pairs.unsupported_reason(weights)
     if len(formats) > 1 or not formats <= set(PLAIN):
-        return "weights that are neither all plain nor all in 4 bits"
+        return "weights that are neither all plain, all in 8 bits nor all in 4 bits"
     return None
 
 

@@ -98,6 +98,8 @@ def test_bfloat16_on_a_mesh_is_as_near_as_rounding_lets_it(name):
         *((name, "nf4", False) for name in SOME),
         (SOME[1], "nf4", True),
         (SOME[2], "nf4-double", True),
+        (SOME[1], "int8", False),
+        (SOME[2], "int8", True),
     ],
 )
 def test_packed_weights_are_cut_on_either_side_and_multiplied_where_they_lie(
@@ -119,7 +121,7 @@ def test_packed_weights_are_cut_on_either_side_and_multiplied_where_they_lie(
     packed_bytes = jax.tree.leaves(layer["mlp_block"]["down_proj"]["weight"])[0]
     inputs = packed_bytes.shape[-1] // mesh.shape["model"]
     assert packed_bytes.sharding.shard_shape(packed_bytes.shape)[-1] == inputs
-    assert packed_bytes.shape[-1] == 256
+    assert packed_bytes.shape[-1] == (512 if packing == "int8" else 256)
 
 
 PACKED = {}
