@@ -30,7 +30,7 @@ from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import TrainState, make_train_step
 
 JOBS = ("decode", "prefill", "train")
-# Of linear weights, by name.
+# How linear weights are packed, by name.
 WEIGHTS: dict[str, QuantizationConfig | None] = {"bf16": None} | PACKINGS
 
 

@@ -131,7 +131,7 @@ def changed(name, value):
         (changed(SCALES, lambda x: x[:-1]), f"{SCALES} is float32"),
         (changed(SCALES, lambda x: x.astype(np.float16)), f"{SCALES} is float16"),
         (changed(SCALES, lambda x: x * np.float32(np.inf)), f"{SCALES} holds NaN or infinity"),
-        (changed(ORDER, lambda x: x + np.uint8(1)), f"{ORDER} is [1] (col32); only 0 is read"),
+        (changed(ORDER, np.ones_like), f"{ORDER} is [1] (col32); only 0 is read"),
         (changed(UP, lambda x: x.astype(np.float32)), f"{UP} is float32"),
         (changed(UP, lambda x: np.ascontiguousarray(x[:, :-1])), f"{UP} has shape"),
         (
@@ -178,6 +178,7 @@ def test_a_packing_of_ours_that_no_row_reads_is_named(tmp_path, packed):
 
 @pytest.mark.parity
 def test_a_folder_in_8_bits_written_by_transformers_is_read_and_written_again(tmp_path):
+    import torch
     import transformers
 
     save_checkpoint(tmp_path / "whole", CONFIG, random_params(CONFIG), format="huggingface")
@@ -212,11 +213,13 @@ def test_a_folder_in_8_bits_written_by_transformers_is_read_and_written_again(tm
     np.testing.assert_array_equal(weight.data.numpy(), mine[UP])
     np.testing.assert_array_equal(weight.SCB.numpy(), mine[SCALES])
     expected = logits(CONFIG, read.params, TOKENS)
-    # Its products round activations to 8 bits, and are that far off.
-    rounded = transformers_logits(again, TOKENS)
-    error = np.abs(rounded - expected).max() / np.abs(expected).max()
-    assert 1e-4 < error < 0.1
-    assert_close(transformers_logits(again.dequantize(), TOKENS), expected, 1e-4)
+    # In training its products on a CPU are those of the dequantized weights. Otherwise they round
+    # activations to 8 bits, and are that far off.
+    assert_close(transformers_logits(again, TOKENS), expected, 1e-5)
+    with torch.no_grad():
+        rounded = again.eval()(torch.tensor(TOKENS), use_cache=False).logits.numpy()
+    assert 1e-4 < np.abs(rounded - expected).max() / np.abs(expected).max() < 0.1
+    assert_close(transformers_logits(again.dequantize(), TOKENS), expected, 1e-5)
     np.testing.assert_array_equal(
         again.model.layers[1].mlp_block.up_proj.weight.detach().numpy(),
         int8.from_arrays(mine, UP).dequantize(),
