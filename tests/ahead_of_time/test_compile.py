@@ -34,8 +34,8 @@ def small_preset(monkeypatch):
     monkeypatch.setitem(griffin_jax.config.PRESETS, "small", SMALL)
 
 
-def lower(program):
-    mesh = make_mesh(**program.mesh.sizes(), devices=topologies.devices("v5e:2x2"))
+def lower(program, topology="v5e:2x2"):
+    mesh = make_mesh(**program.mesh.sizes(), devices=topologies.devices(topology))
     return programs.lower(program, mesh)
 
 
@@ -51,6 +51,21 @@ def test_packed_decoding_over_four_chips_has_an_all_reduce_per_half_layer_and_on
     made = [x.type for x, _, _ in module.executed() if x.opcode in ("copy", "transpose", "fusion")]
     assert made and not [type for type in made if type.startswith("u8[")]
     assert not [type for type in made if re.match(r"(bf16|f32)\[\d{3,},\d{3,}\]", type)]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("mesh", [MeshShape(), MeshShape(model=4)])
+def test_decoding_with_8_bit_weights_converts_no_weight_as_a_whole(mesh):
+    program = Program("small", "int8", "decode", batch_size=4, mesh=mesh)
+    module = Module(lower(program, "v5e:2x2" if mesh.model > 1 else "v5e:1x1").compile().as_text())
+    instructions = [x for x, _, _ in module.executed()]
+    kernels = [x for x in instructions if x.name.startswith("int8_matmul")]
+    assert kernels and all(x.opcode == "custom-call" for x in kernels)
+    made = [x.type for x in instructions if x.opcode in ("copy", "transpose", "fusion", "convert")]
+    assert made and not [type for type in made if type.startswith("s8[")]
+    assert not [type for type in made if re.match(r"(bf16|f32)\[\d{3,},\d{3,}\]", type)]
+    found = {kind: c.count for kind, c in module.collectives().items()}
+    assert found.get("all-reduce", 0) == (2 * SMALL.num_layers + 1 if mesh.model > 1 else 0)
 
 
 @needs_libtpu

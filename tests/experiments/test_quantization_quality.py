@@ -35,7 +35,10 @@ def report(tmp_path_factory):
             *(sys.executable, "-m", "experiments.quantization_quality"),
             *(f"--checkpoint={folder / 'model'}", f"--text={folder / 'text.jsonl'}"),
             *(f"--output={folder / 'report'}", "--config.chunk=16", "--config.rows=2"),
-            *("--config.max_bytes=40", "--config.packings=(('fp4', True, 256),)"),
+            *(
+                "--config.max_bytes=40",
+                "--config.packings=(('fp4', True, 256), ('int8', False, None))",
+            ),
         ],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -49,7 +52,7 @@ def report(tmp_path_factory):
 def test_figures_are_those_of_plain_log_probabilities(report):
     folder, _ = report
     lm = griffin_jax.load(folder / "model")
-    base, packed = json.loads((folder / "report" / "results.json").read_text())["rows"]
+    base, packed, eight = json.loads((folder / "report" / "results.json").read_text())["rows"]
     texts = [text.encode()[:40].decode() for text in TEXTS]
     bits = 0.0
     for text in texts:
@@ -63,6 +66,8 @@ def test_figures_are_those_of_plain_log_probabilities(report):
     assert packed["bits_per_byte"] == pytest.approx(base["bits_per_byte"], rel=0.2)
     # A code book of 256 numbers beside each of these small weights.
     assert 4 < packed["bits_per_weight"] < 5.5
+    assert 8 < eight["bits_per_weight"] < 9
+    assert 0 < eight["divergence"] < packed["divergence"] / 20
 
 
 def test_the_report_is_a_table_a_plot_and_the_figures_and_names_the_machine(report):
