@@ -4,8 +4,8 @@
 
 Hardware: one GPU of 80 GB for the default, RecurrentGemma-9B in bfloat16 and in NF4, weights random
 and made on the device; about two minutes with compilation, 20 GB of its memory.
-Peers join with --config.models, such as
-"('recurrentgemma-9b:nf4','recurrentgemma-9b:nf4:float16@transformers','recurrentgemma-9b:bfloat16@recurrentgemma')";
+Peers and 8-bit weights join with --config.models, such as
+"('recurrentgemma-9b:int8:bfloat16','recurrentgemma-9b:nf4','recurrentgemma-9b:nf4:float16@transformers','recurrentgemma-9b:bfloat16@recurrentgemma')";
 recurrentgemma alone compiles for over three minutes. `--config=configs/bench_decode.py:tiny` takes
 seconds on a CPU.
 Expected on an H100: seconds, milliseconds per token, bytes and the shares of the device's measured

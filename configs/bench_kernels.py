@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark --config=configs/bench_kernels.py --output=docs/benchmarks/kernels.json
 
-4-bit and whole products, the linear recurrence (beside jax.lax.associative_scan and recurrentgemma's
+4-bit, 8-bit and whole products, the linear recurrence (beside jax.lax.associative_scan and recurrentgemma's
 scan, where installed) and the RG-LRU, forward and backward, local attention, a decoding step's
 residual blocks and the output head: microseconds, bytes, FLOPs and shares of the device's measured
 limits. Hardware: one GPU of 80 GB, about two minutes, most of it compilation.
@@ -22,6 +22,7 @@ def get_config(size: str = "") -> ConfigDict:
     # What is timed.
     config.operations = (
         "packed_matmul",
+        "int8_matmul",
         "dense_matmul",
         "linear_recurrence",
         "jax.lax.associative_scan",

@@ -14,6 +14,7 @@ from griffin_jax.benchmarks.memory import tree_bytes
 from griffin_jax.checkpoints.random_weights import random_params
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.dense_matmul import dense_matmul
+from griffin_jax.kernels.int8_matmul import int8_matmul
 from griffin_jax.kernels.linear_recurrence import linear_recurrence
 from griffin_jax.kernels.local_attention import local_attention
 from griffin_jax.kernels.packed_matmul import packed_matmul
@@ -23,11 +24,12 @@ from griffin_jax.models import declarations, init_state
 from griffin_jax.models.blocks import ResidualBlock
 from griffin_jax.models.layers import head
 from griffin_jax.models.state import Timeline
-from griffin_jax.quantization import QuantizationConfig, codes
-from griffin_jax.quantization.tensor import abstract
+from griffin_jax.quantization import FORMATS, PACKINGS
 
 # Linear layers that read one input, whose weights are read in one product.
 _GROUPS = (("gate_proj", "up_proj"), ("linear_y", "linear_x"), ("q_proj", "k_proj", "v_proj"))
+# Products by the type of their weights.
+_MATMULS = {"nf4": packed_matmul, "fp4": packed_matmul, "int8": int8_matmul}
 _TINY = 1e-30
 _BLOCKS = 3
 
@@ -62,21 +64,22 @@ class Case:
 def packed_cases(
     config: GriffinConfig, rows: Sequence[int], dtype: str, quant_type: str, spread_bytes: int
 ) -> Iterator[Case]:
-    """4-bit products of every shape in the model, for each number of rows.
+    """Yields products with packed weights of every shape in the model, for each number of rows.
 
     A turn reads as many different weights as make up `spread_bytes`, more than any cache holds.
     """
     for name, shapes in sorted(_products(config).items()):
-        tensors = [abstract(shape, dtype, quant_type) for shape in shapes]
+        form, settings = FORMATS[quant_type], PACKINGS[quant_type]
+        tensors = [form.abstract(shape, dtype, settings) for shape in shapes]
         calls = max(1, math.ceil(spread_bytes / tree_bytes(tensors)))
         width, out = shapes[0][1], sum(shape[0] for shape in shapes)
         for count in rows:
             yield Case(
-                operation="packed_matmul",
+                operation=_MATMULS[quant_type].__name__,
                 name=f"{name}, {out} x {width}, {count} rows",
-                make=functools.partial(_packed_weights, tensors, calls),
+                make=functools.partial(_packed_weights, form, tensors, calls),
                 carry=functools.partial(_normal, (count, width), dtype),
-                step=_packed_step,
+                step=functools.partial(_packed_step, _MATMULS[quant_type]),
                 num_bytes=tree_bytes(tensors) + count * (width + out) * jnp.dtype(dtype).itemsize,
                 flops=2 * count * width * out,
                 calls=calls,
@@ -156,7 +159,7 @@ def attention_cases(config: GriffinConfig, time: int, dtype: str) -> Iterator[Ca
 
 
 def block_cases(config: GriffinConfig, dtype: str, quant_type: str) -> Iterator[Case]:
-    """Yields a decoding step of one row through a residual block of each kind, 4-bit and not.
+    """Yields a decoding step of one row through a residual block of each kind, packed and not.
 
     A turn goes through several blocks, behind one another.
     """
@@ -164,13 +167,13 @@ def block_cases(config: GriffinConfig, dtype: str, quant_type: str) -> Iterator[
         shape = config.replace(block_pattern=(kind,), num_layers=_BLOCKS, vocab_size=256)
         if config.attention_window is None:
             shape = shape.replace(attention_window=2048)
-        for quantization in (QuantizationConfig(bnb_4bit_quant_type=quant_type), None):
+        for quantization in (PACKINGS[quant_type], PACKINGS["int8"], None):
             make = functools.partial(_blocks, shape, dtype, quantization)
             carry = functools.partial(_token_and_states, shape, dtype)
             moved = tree_bytes(jax.eval_shape(lambda m=make, c=carry: (m(), c())))
             yield Case(
                 operation="residual_block",
-                name=f"{kind}, one token, {quant_type if quantization else dtype} weights",
+                name=f"{kind}, one token, {quantization.name if quantization else dtype} weights",
                 make=make,
                 carry=carry,
                 step=functools.partial(_block_step, shape),
@@ -232,14 +235,9 @@ def _normal(shape, dtype, seed=0):
     return jax.random.normal(jax.random.key(seed, impl="rbg"), shape, dtype)
 
 
-def _packed_weights(tensors, calls):
+def _packed_weights(form, tensors, calls):
     def fill(tensor, seed):
-        key = jax.random.key(seed, impl="rbg")
-        return tensor.replace(
-            packed=jax.random.bits(key, tensor.packed.shape, jnp.uint8),
-            absmax=jnp.full(tensor.absmax.shape, tensor.shape[-1] ** -0.5),
-            code=jnp.asarray(codes.CODE_BOOKS[tensor.quant_type]),
-        )
+        return form.noise(jax.random.key(seed, impl="rbg"), tensor)
 
     groups = [[fill(t, 100 * call + i) for i, t in enumerate(tensors)] for call in range(calls)]
     return add_transposed_if_it_fits(groups)
@@ -268,8 +266,8 @@ def _attention_inputs(config, time, window, dtype):
     return *(_normal(s, dtype, i) for i, s in enumerate((kv, kv, ring, ring))), start, positions
 
 
-def _packed_step(x, weights, kernel):
-    outputs = [packed_matmul(x, group, kernel=kernel) for group in weights]
+def _packed_step(matmul, x, weights, kernel):
+    outputs = [matmul(x, group, kernel=kernel) for group in weights]
     outputs = lax.optimization_barrier(outputs)
     total = sum(y[:, :1] for group in outputs for y in group)
     return x + jnp.asarray(_TINY * total, x.dtype)

@@ -47,9 +47,11 @@ def cases(config: Mapping[str, Any]) -> Iterator[Case]:
     """Returns the cases of a config, at the shapes of its model."""
     shape = Subject.parse(config["model"], config.get("shapes")).config
     dtype, rows = config["dtype"], config["rows"]
+    spread = config["spread_bytes"]
     return itertools.chain(
-        kernel_cases.packed_cases(shape, rows, dtype, config["quant_type"], config["spread_bytes"]),
-        kernel_cases.dense_cases(shape, rows, dtype, config["spread_bytes"]),
+        kernel_cases.packed_cases(shape, rows, dtype, config["quant_type"], spread),
+        kernel_cases.packed_cases(shape, rows, dtype, "int8", spread),
+        kernel_cases.dense_cases(shape, rows, dtype, spread),
         kernel_cases.recurrence_cases(shape.recurrence_width, config["time"], dtype),
         kernel_cases.attention_cases(shape, config["chunk"], dtype),
         kernel_cases.block_cases(shape, dtype, config["quant_type"]),

@@ -199,6 +199,7 @@ def test_every_operation_is_timed_by_every_kernel_that_serves(written):
     operations = {row["operation"] for row in done}
     wanted = {
         "packed_matmul",
+        "int8_matmul",
         "dense_matmul",
         "linear_recurrence",
         "rg_lru",

@@ -9,18 +9,11 @@ from griffin_jax.benchmarks.subject import Subject, count_parameters
 from griffin_jax.checkpoints.random_weights import abstract_weights, random_params
 from griffin_jax.config import GEMMA_7B, RECURRENTGEMMA_9B, TINY
 from griffin_jax.models import abstract_params, init_state
-from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, dequantize
+from griffin_jax.quantization import FORMATS, PACKINGS
+from griffin_jax.weight import is_weight
 from tests.tiny import OTHER_CHOICES
 
 SMALL = TINY.replace(num_layers=3)
-PACKINGS = {
-    "nf4": QuantizationConfig(bnb_4bit_quant_type="nf4"),
-    "fp4, twice": QuantizationConfig(bnb_4bit_use_double_quant=True),
-}
-
-
-def is_packed(leaf):
-    return isinstance(leaf, QuantizedTensor)
 
 
 def test_random_weights_have_the_models_tree_and_the_sizes_of_fresh_ones():
@@ -36,12 +29,11 @@ def test_random_weights_have_the_models_tree_and_the_sizes_of_fresh_ones():
 @pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
 def test_random_packed_weights_are_of_the_kind_and_size_that_packing_makes(packing):
     params = random_params(SMALL, "bfloat16", packing)
-    packed = [x for x in jax.tree.leaves(params, is_leaf=is_packed) if is_packed(x)]
+    packed = [x for x in jax.tree.leaves(params, is_leaf=is_weight) if is_weight(x)]
     assert len(packed) == 2 * 6 + 7  # two recurrent layers and one of attention
     leaf = params["blocks_0"]["mlp_block"]["up_proj"]["weight"]
-    assert leaf.quant_type == packing.bnb_4bit_quant_type
-    assert leaf.double_quantized == packing.bnb_4bit_use_double_quant
-    values = np.asarray(dequantize(leaf, "float32"))
+    assert FORMATS[packing.quant_type].settings_of(leaf) == packing
+    values = np.asarray(leaf.dequantize("float32"))
     assert 0.8 < values.std() * values.shape[-1] ** 0.5 < 1.3
     assert memory.tree_bytes(params) == memory.tree_bytes(
         abstract_weights(SMALL, "bfloat16", packing)
@@ -55,6 +47,10 @@ def test_the_published_shapes_weigh_what_is_known_of_them():
     linear = 7_474_249_728
     codes = 16 * 4 * (26 * 6 + 12 * 7)
     assert packed == linear // 2 + linear // 16 + 2 * (8_579_977_216 - linear) + codes
+    # A byte each, and a float32 for each row of the layers' weights.
+    rows = 26 * (3 * 4096) + 12 * (2 * 4096 + 2 * 256) + 38 * (2 * 12_288 + 4096)
+    eight = Subject.parse("recurrentgemma-9b:int8:bfloat16").weight_bytes()
+    assert eight == linear + 4 * rows + 2 * (8_579_977_216 - linear)
     assert Subject.parse("recurrentgemma-9b:bfloat16").weight_bytes() == 2 * 8_579_977_216
 
 
