@@ -27,8 +27,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.chunk = 256
     # Keys kept under unbounded attention.
     config.capacity = config_dict.placeholder(int)
-    # Type, whether scales are quantized too, and weights per scale; 8 bits have a scale a row.
     four_bits = (("nf4", False, 64), ("nf4", True, 64), ("fp4", False, 64))
+    # Type, whether scales are quantized too, and weights per scale; 8 bits have a scale a row.
     config.packings = (*four_bits, ("int8", False, None))
     if size:
         blocks = (32, 128, 256, 512, 1024, 2048, 4096)

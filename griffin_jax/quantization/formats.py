@@ -1,4 +1,4 @@
-"""The formats of packed weights, one table: whoever packs, stores or draws weights asks a row of it."""
+"""The formats of packed weights in one table; whoever packs, stores or draws weights asks its rows."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -103,7 +103,7 @@ FORMATS: dict[str, Format] = {"nf4": four_bits, "fp4": four_bits, int8.TYPE: int
 
 
 def format_of_type(quant_type: Any) -> Format:
-    """The row of a type of weights.
+    """Returns the row of a type of weights.
 
     Raises:
       ValueError: there is none.
@@ -114,7 +114,9 @@ def format_of_type(quant_type: Any) -> Format:
 
 
 def format_at(name: str) -> tuple[Format, str] | None:
-    """The format that an array of a checkpoint is a part of, by its name, and the weight's name."""
+    """Returns the format that an array of a checkpoint is a part of, by its name, and the weight's name;
+    None of an array by itself.
+    """
     for form in dict.fromkeys(FORMATS.values()):
         if (weight := form.weight_of(name)) is not None:
             return form, weight
@@ -122,7 +124,7 @@ def format_at(name: str) -> tuple[Format, str] | None:
 
 
 def read_packed(arrays: Mapping[str, np.ndarray], name: str) -> Weight:
-    """The weight of this name, in whichever format its parts are.
+    """Returns the weight of this name, in whichever format its parts are.
 
     Args:
       arrays: The weight itself and its parts, at least one.

@@ -65,7 +65,7 @@ def abstract(
 
 
 def noise(key: jax.Array, weight: QuantizedTensor) -> QuantizedTensor:
-    """Random bytes under equal scales."""
+    """Draws random bytes under equal scales."""
     code = codes.CODE_BOOKS[weight.quant_type]
     scale = np.float32(weight.shape[-1] ** -0.5 / np.sqrt(np.mean(np.square(code))))
     drawn = weight.replace(packed=_bytes(key, weight.packed.shape), code=jnp.asarray(code))
@@ -104,6 +104,6 @@ def from_metadata(shape: tuple[int, ...], metadata: Mapping[str, Any]) -> Quanti
 
 
 def weight_of(name: str) -> str | None:
-    """All parts carry their weight's own name and more: NAME.weight.absmax."""
+    """Cuts off what follows the weight's own name, as in NAME.weight.absmax."""
     found = _PART.fullmatch(name)
     return found and found.group(1)

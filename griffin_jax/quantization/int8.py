@@ -61,11 +61,11 @@ class Int8Weight(Weight):
 
     @property
     def scale(self) -> jax.Array:
-        """What products with `rows` are multiplied by, float32[..., out]."""
+        """The factors of products with `rows`, float32[..., out]."""
         return self.scale_of(...)
 
     def scale_of(self, rows: Any) -> jax.Array:
-        """The part of `scale` at an index, which is read alone: the arrays may be references."""
+        """Returns the part of `scale` at an index, reading no more: the arrays may be references."""
         return self.absmax[rows] * INVERSE
 
     def axes(self, axes: tuple) -> "Int8Weight":
@@ -74,7 +74,7 @@ class Int8Weight(Weight):
         )
 
     def dequantize(self, dtype: DTypeLike | None = None) -> jax.Array:
-        """The values, bit for bit those of bitsandbytes, rounded to `dtype`; float32 by default.
+        """Returns the values, bit for bit those of bitsandbytes, rounded to `dtype`; float32 by default.
 
         Inside of jit, values that are subnormal in float32 may be zero.
         """
@@ -143,7 +143,7 @@ def _round(weight, factor):
 
 
 def _as_halves(weight):
-    """float32 numbers rounded to those that float16 has, in float32 arithmetic alone."""
+    """Rounds to the numbers that float16 has, in float32 arithmetic alone."""
     if weight.dtype == jnp.float16:
         return weight.astype(jnp.float32)
     values = weight.astype(jnp.float32)
@@ -167,7 +167,7 @@ def abstract(
 
 
 def noise(key: jax.Array, weight: Int8Weight) -> Int8Weight:
-    """Random bytes under equal scales."""
+    """Draws random bytes under equal scales."""
     deviation = np.sqrt((256**2 - 1) / 12)  # of the bytes
     absmax = np.float32(weight.shape[-1] ** -0.5 * _LARGEST / deviation)
     return Int8Weight(
