@@ -16,6 +16,8 @@ class Weight:
     Attributes:
       shape: The shape of the weight as an array.
       dtype: The dtype of the weight as an array.
+      quant_type: The row of `quantization.FORMATS` that packs and stores weights of this format; only
+        what checkpoints hold has one.
       divides: A mesh may cut each array as `axes` says, as things are; see `divisible`.
       read_in_stack: A loop over layers hands its kernels the whole stack and a layer's number, as a
         `LayerOf`, instead of a copy of the layer.
@@ -23,6 +25,7 @@ class Weight:
 
     shape: tuple[int, ...]
     dtype: Any
+    quant_type: str
     divides: bool = True
     read_in_stack: ClassVar[bool] = False
 

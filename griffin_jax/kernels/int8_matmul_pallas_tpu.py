@@ -41,8 +41,8 @@ def int8_matmul(x: jax.Array, weight: Weight, *, interpret: bool = False) -> jax
     """Returns x @ weight.T for bfloat16 x [..., in], accumulated in float32; see `unsupported_reason`."""
     rows = x.reshape(-1, x.shape[-1])
     padded = jnp.pad(rows, ((0, -rows.shape[0] % _ROW_TILE), (0, 0)))
-    product = _product(padded, weight, interpret)[: rows.shape[0]]
-    return product.reshape(*x.shape[:-1], -1)
+    product: jax.Array = _product(padded, weight, interpret)
+    return product[: rows.shape[0]].reshape(*x.shape[:-1], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -14,13 +14,12 @@ from griffin_jax.weight import Weight
 
 
 class Format(Protocol):
-    """What a module of this package offers for its kind of weights.
+    """What a module of this package offers for its kind of weights."""
 
-    Attributes:
-      MARK: What a checkpoint always has beside a packed weight, in words.
-    """
-
-    MARK: str
+    @property
+    def MARK(self) -> str:
+        """What a checkpoint always has beside a packed weight, in words."""
+        ...
 
     @staticmethod
     def pack(
@@ -41,6 +40,7 @@ class Format(Protocol):
         Raises:
           ValueError: the weight is not finite or has no elements, or there are no such blocks.
         """
+        ...
 
     @staticmethod
     def abstract(
@@ -51,18 +51,22 @@ class Format(Protocol):
         block_size: int = 64,
     ) -> Weight:
         """Returns what `pack` gives for such a weight, with jax.ShapeDtypeStruct leaves."""
+        ...
 
     @staticmethod
-    def noise(key: jax.Array, weight: Weight) -> Weight:
+    def noise(key: jax.Array, weight: Any) -> Weight:
         """Draws a weight of the shapes of an abstract one, of about the size that layers begin with."""
+        ...
 
     @staticmethod
-    def settings_of(weight: Weight) -> QuantizationConfig:
+    def settings_of(weight: Any) -> QuantizationConfig:
         """Returns settings that give such a weight."""
+        ...
 
     @staticmethod
-    def metadata(weight: Weight) -> dict[str, Any]:
+    def metadata(weight: Any) -> dict[str, Any]:
         """Returns plain values for JSON that, with its shape, tell the structure of a weight."""
+        ...
 
     @staticmethod
     def from_metadata(shape: tuple[int, ...], metadata: Mapping[str, Any]) -> Weight:
@@ -71,13 +75,15 @@ class Format(Protocol):
         Raises:
           KeyError, TypeError, ValueError: they are not what `metadata` returns.
         """
+        ...
 
     @staticmethod
     def weight_of(name: str) -> str | None:
         """Returns the weight that bitsandbytes stores an array of this name beside; None for others."""
+        ...
 
     @staticmethod
-    def to_arrays(weight: Weight, name: str, storage: str = "uint8") -> dict[str, np.ndarray]:
+    def to_arrays(weight: Any, /, name: str, storage: str = "uint8") -> dict[str, np.ndarray]:
         """Returns the arrays that bitsandbytes stores for a weight of this name.
 
         Args:
@@ -88,6 +94,7 @@ class Format(Protocol):
         Raises:
           CheckpointError: the packed bytes are no whole number of `storage` elements.
         """
+        ...
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> Weight:
@@ -96,6 +103,7 @@ class Format(Protocol):
         Raises:
           CheckpointError: an array is missing or contradicts another.
         """
+        ...
 
 
 # A row for each type of weights: `QuantizationConfig.quant_type`, and the weights' own.
@@ -134,9 +142,9 @@ def read_packed(arrays: Mapping[str, np.ndarray], name: str) -> Weight:
       CheckpointError: the parts are incomplete, contradict each other or are those of two formats.
     """
     found: dict[Format, str] = {}  # and a part
-    for part in sorted(set(arrays) - {name}):
-        form, _ = format_at(part)
-        found.setdefault(form, part)
+    for part in sorted(arrays):
+        if (at := format_at(part)) is not None:
+            found.setdefault(at[0], part)
     if len(found) > 1:
         raise CheckpointError(
             f"{name} has parts of two formats, {' and '.join(found.values())}: a weight is packed in "

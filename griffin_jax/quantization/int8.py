@@ -20,6 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from griffin_jax.errors import CheckpointError
@@ -79,7 +80,7 @@ class Int8Weight(Weight):
         Inside of jit, values that are subnormal in float32 may be zero.
         """
         dtype = self.dtype if dtype is None else jnp.dtype(dtype)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in (self.rows, self.absmax)):
+        if any(isinstance(leaf, Tracer) for leaf in (self.rows, self.absmax)):
             return _values(self.rows, self.absmax, jnp.float32).astype(dtype)
         small = np.abs(np.asarray(self.absmax))
         if np.any((small > 0) & (small < _SMALL)):
