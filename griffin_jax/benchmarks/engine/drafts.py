@@ -55,11 +55,12 @@ class Replay:
 
 
 def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """Rows of one text that repeats what was read and one that does not, with and without drafts.
+    """Yields rows of texts that repeat what was read, do so a little and not at all, with and without
+    drafts.
 
-    Both are texts of this package, which the model writes whatever it would have said. "drafts always"
-    on the second says what a call over a draft costs of which little is accepted. Then how many
-    tokens a call draws of longer texts, as the texts themselves tell.
+    The model writes them whatever it would have said. "drafts always" on the last one says what a call
+    over a draft costs of which nothing is accepted. Then rows of how many tokens a call draws of longer
+    texts, as the texts themselves tell.
     """
     draft = config["draft"]
     ways = {
@@ -73,6 +74,9 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     prompt, new = config["speculated"]
     texts = {name: _tokens(lm, *both) for name, both in _texts().items() if "code" in name}
     texts = {name: (before[:prompt], after[:new]) for name, (before, after) in texts.items()}
+    rng = np.random.default_rng(config["seed"])
+    both = rng.integers(0, lm.config.vocab_size, (2, max(prompt, new))).tolist()
+    texts["random tokens"] = both[0][:prompt], both[1][:new]
     method = Replay.of([after for _, after in texts.values()])
     for seed, (text, (before, after)) in enumerate(texts.items()):
         plain = None

@@ -45,7 +45,7 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     seconds = time.perf_counter() - begin - compiled.seconds
     more = {"slots": slots, "steps": stats.steps, "row_steps": stats.row_steps}
     more |= {"read_tokens": stats.read_tokens, "padded_tokens": stats.padded_tokens}
-    more |= {"host_share": stats.host_seconds / seconds}
+    more |= {"host_share": max(stats.host_seconds - compiled.seconds, 0) / seconds}
     more |= {"drawn_per_second": asked / (seconds - stats.read_wait_seconds)}
     yield row("engine", seconds, cpu, more | {"used_rows": asked / stats.row_steps})
     if not batch_size:
