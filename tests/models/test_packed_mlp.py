@@ -103,6 +103,14 @@ def test_what_is_not_served_is_told(monkeypatch):
     assert "gates of 320 of 320 outputs" in packed_mlp.unsupported_reason(odd, x)
 
 
+@pytest.mark.skipif(ON_HOPPER, reason="this is a Hopper GPU")
+def test_forced_elsewhere_the_kernel_refuses():
+    params, x = operands(2)
+    forced = MLPBlock(WIDTH, EXPANDED, True, 1.0, x.dtype, x.dtype, kernel="mosaic_gpu")
+    with pytest.raises(ValueError, match="mlp_block: kernel 'mosaic_gpu' cannot serve: it needs a"):
+        forced.apply({"params": params}, x)
+
+
 def test_compiled_for_an_h200_gates_spill_nothing_and_do_not_wait():
     kernels = compiled_for_h200("""
 import functools

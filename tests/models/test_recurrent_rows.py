@@ -132,6 +132,14 @@ def test_what_is_not_served_is_told(monkeypatch):
     assert "not bfloat16, float32" in unsupported(single, x, state)
 
 
+@pytest.mark.skipif(ON_HOPPER, reason="this is a Hopper GPU")
+def test_forced_elsewhere_the_kernel_refuses():
+    params, *arguments = operands(16)
+    forced = block(64).clone(kernel="mosaic_gpu")
+    with pytest.raises(ValueError, match="recurrent_step: kernel 'mosaic_gpu' cannot serve: it ne"):
+        forced.apply({"params": params}, *arguments)
+
+
 def test_compiled_for_an_h200_it_spills_nothing():
     kernels = compiled_for_h200("""
 import functools
