@@ -257,6 +257,41 @@ def test_a_burst_without_drafts_leaves_nothing_stale(lm, draft, monkeypatch):
     assert_equal(drafted, run(lm, None, prompts, slots=3, **options)[0])
 
 
+class LettersThenEnd:
+    """Allows letters, and from the fourth token on nothing but letters and the end."""
+
+    def allowed(self, tokens):
+        mask = np.zeros(CONFIG.vocab_size, bool)
+        mask[5 + ord("a") : 5 + ord("z") + 1] = True
+        mask[EOS] = len(tokens) >= 4
+        return mask
+
+
+@pytest.mark.slow
+def test_an_end_that_a_grammar_allows_is_never_taken_back_among_drafts(lm):
+    def requests(speculate):
+        with lm.engine(slots=2, seconds=None, fill_first=True, speculate=speculate) as engine:
+            given = [
+                engine.submit(
+                    PROMPTS[i % 3],
+                    30,
+                    seed=i,
+                    temperature=4.0,
+                    grammar=LettersThenEnd() if i % 2 else None,
+                    stop_ids=[EOS],
+                )
+                for i in range(6)
+            ]
+            engine.run()
+        return given
+
+    drafted, plain = requests(LOOKUP), requests(None)
+    assert_equal(drafted, plain)
+    held = [request.result() for request in drafted[1::2]]
+    assert all(sample.text.isalpha() and sample.text.islower() for sample in held)
+    assert all(len(sample.tokens) >= 4 and EOS not in sample.tokens for sample in held)
+
+
 @pytest.mark.slow
 def test_under_an_unbounded_window_drafts_have_the_room_they_need():
     lm = language_model(
