@@ -34,7 +34,10 @@ def draw(results: Results, folder: Path, suffix: str = "") -> list[Path]:
     """
     plt = pyplot()
     folder, paths = resolve(folder, "folder"), []
+    there = {row["what"] for row in results["rows"]}
     for title, plot in _PLOTS.get(results["kind"], {}).items():
+        if _SHOWN.get(title, results["kind"]) not in {*there, results["kind"]}:
+            continue
         figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
         plot(axis, results)
         axis.grid(alpha=0.3, which="both")
@@ -133,6 +136,8 @@ def pyplot() -> Any:
     return plt
 
 
+# The rows that a plot shows, where a run may have none of them.
+_SHOWN = {"engine-load": "load"}
 _PLOTS: dict[str, dict[str, Callable[[Any, Results], None]]] = {
     "latency": {"latency": latency, "cache": cache},
     "throughput": {"throughput": throughput, "throughput-roofline": roofline},

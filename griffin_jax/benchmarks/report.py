@@ -82,7 +82,7 @@ def setting(results: Results) -> str:
         f"{limit('flops_per_second', 1e12, 1)} TFLOP/s in bfloat16 and "
         f"{limit('float32_flops_per_second', 1e12, 1)} in float32; shares are of these. "
         f"Weights are {'random' if random else 'a checkpoint'}{chr(39) + 's' if not random else ''}. "
-        "Times are medians without compilation, with their range over the median as spread."
+        f"{_TIMES.get(results['kind'], _MEDIANS)}"
     )
 
 
@@ -374,6 +374,8 @@ def _training(results):
     return [table([*head, "compiled in s"], lines)]
 
 
+_MEDIANS = "Times are medians without compilation, with their range over the median as spread."
+_TIMES = {"engine": "Every row is one run, without compilation."}
 _TABLES: dict[str, Callable[[Results], list[str]]] = {
     "decode": _decode,
     "generation": _generations,
