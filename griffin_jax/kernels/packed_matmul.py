@@ -42,7 +42,7 @@ def packed_matmul(
       ValueError: the kernel that was asked for does not serve this platform or shape.
     """
     rows = math.prod(x.shape[:-1])
-    layers = [w.take() if isinstance(w, LayerOf) else w for w in weights]
+    layers = [weight.layer() for weight in weights]
     reasons = {
         "mosaic_gpu": packed_matmul_mosaic_gpu.unsupported_reason(x, layers),
         "pallas_gpu": packed_matmul_pallas_gpu.unsupported_reason(rows, layers),

@@ -69,7 +69,7 @@ def _forward_rule(x, weight, interpret):
 
 
 def _backward_rule(interpret, weight, gradient):
-    tensor = weight.take() if isinstance(weight, LayerOf) else weight
+    tensor = weight.layer()
     dx = jnp.einsum("bo,oi->bi", gradient, decode(tensor, gradient.dtype))
     # 4-bit weights are not trained; what is differentiated is what they multiply.
     return dx, jax.tree.map(_no_gradient, weight)
@@ -93,7 +93,7 @@ def _call(x, weight, interpret):
     features = tensor.shape[0]
     scales, scale_layer = tensor.absmax, layer
     if tensor.double_quantized or tensor.block_size != _UNIT:
-        one = weight.take() if isinstance(weight, LayerOf) else weight
+        one = weight.layer()
         scales = jnp.repeat(decode_scales(one), one.block_size // _UNIT, axis=1)[None]
         scale_layer = jnp.int32(0)
 
