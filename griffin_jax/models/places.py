@@ -136,7 +136,7 @@ def _patch_one(patches, group, value):
 
 def apply_and_record(
     module: nn.Module, records: bool, *args: Any, **kwargs: Any
-) -> tuple[Any, dict]:
+) -> tuple[Any, Tree]:
     """`module.apply`, and what was recorded, if anything is to be."""
     if not records:
         return module.apply(*args, **kwargs), {}

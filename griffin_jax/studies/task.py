@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,7 +37,8 @@ class Task(Protocol):
     length: int
 
     def draw(self, rng: np.random.Generator) -> Sequence:
-        """One example of `length` tokens, which depends on the generator alone."""
+        """Draws one example of `length` tokens, which depends on the generator alone."""
+        ...
 
 
 class TaskRows:
@@ -52,7 +53,7 @@ class TaskRows:
     def __len__(self) -> int:
         return self.count
 
-    def row(self, epoch: int, index: int) -> dict[str, np.ndarray]:
+    def row(self, epoch: int, index: int) -> dict[str, Any]:
         """Example `index`; every epoch has others."""
         rng = np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), epoch, index])
         example = self.task.draw(rng)

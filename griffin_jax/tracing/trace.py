@@ -221,7 +221,7 @@ def _program(model, names, patches):
     asked = unflatten(requests, [path[:-1] for path in paths.values() if path is not None])
 
     def run(params, tokens, state, lengths, positions):
-        out, recorded = model.apply(
+        (logits, after), recorded = model.apply(
             {"params": params, ASKED: asked}, tokens, state, positions, lengths, mutable=[RECORDED]
         )
         recorded = recorded.get(RECORDED, {})
@@ -233,7 +233,6 @@ def _program(model, names, patches):
             x = found[residuals[name]]
             return model.apply({"params": params}, x, method=model.read_out)
 
-        logits, after = out
         return Trace(logits, after, {name: there(name) for name in names})
 
     return jit_on_mesh(run)
