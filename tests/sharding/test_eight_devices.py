@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = ("models", "inference", "training", "checkpoints", "evaluation", "tracing")
 # Those in which tests are marked as slow, which are a run of their own.
-SLOW = ("models", "inference", "training", "evaluation")
+SLOW = ("models", "inference", "training", "evaluation", "tracing")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,14 @@ def one_device():
     return run(params_of(CONFIG))
 
 
-@pytest.mark.parametrize(("name", "stacked"), [*((name, False) for name in SOME), (SOME[1], True)])
+@pytest.mark.parametrize(
+    ("name", "stacked"),
+    [
+        (SOME[1], True),
+        (SOME[2], False),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in SOME[:2]),
+    ],
+)
 def test_a_mesh_gives_the_places_of_one_device(name, stacked, one_device):
     params = stack_params(CONFIG, params_of(CONFIG)) if stacked else params_of(CONFIG)
     found = run(on_mesh(params, mesh_called(name)))
