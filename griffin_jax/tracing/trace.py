@@ -168,6 +168,13 @@ def select_patches(
             raise ValueError(
                 f"patch[{pattern!r}] must be a function of what is there, got {shown(function)}"
             )
+        try:
+            hash(function)
+        except TypeError:
+            raise ValueError(
+                f"patch[{pattern!r}] cannot be hashed, and programs are kept by their patches; wrap it "
+                "in a lambda"
+            ) from None
         for name in select(config, pattern, "patch"):
             if _paths(config)[name] is None:
                 raise ValueError(

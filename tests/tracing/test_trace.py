@@ -45,6 +45,13 @@ def same(value):
     return value
 
 
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, value):
+        return value
+
+
 def assert_same_run(actual, expected):
     np.testing.assert_array_equal(actual.logits, expected[0])
     jax.tree.map(np.testing.assert_array_equal, actual.state, expected[1])
@@ -320,6 +327,7 @@ def test_gradients_are_how_the_loss_changes():
             lambda lm: lm.trace(TOKENS, patch={"embedding": 0}),
             r"patch\['embedding'\] must be a function",
         ),
+        (lambda lm: lm.trace(TOKENS, patch={"embedding": Unhashable()}), "wrap it in a lambda"),
         (
             lambda lm: lm.trace(TOKENS, patch={"blocks.1.logits": same}),
             "patch: nothing reads blocks.1.logits; patch blocks.1.resid_post",
