@@ -111,6 +111,7 @@ def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
     from flax.traverse_util import unflatten_dict
 
     from griffin_jax import checkpoints
+    from griffin_jax.checkpoints.huggingface_config import model_type
     from griffin_jax.quantization import PACKINGS
     from griffin_jax.training import evaluate
     from griffin_jax.weight import is_weight
@@ -118,7 +119,7 @@ def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
     documents = [lm.tokenizer.encode(text, bos=True) for text in texts]
     num_bytes = sum(len(text.encode()) for text in texts)
     reference = unflatten_dict({p: jnp.asarray(w, config.dtype) for p, w in weights.items()}, "/")
-    rows = []
+    architecture, rows = model_type(lm.config), []
     for packing in (None, *config.packings):
         params, stored, size = reference, 0, 0
         if packing is not None:
@@ -126,7 +127,13 @@ def measure(lm, weights: dict[str, Any], texts: list[str], config) -> list[Row]:
             settings = PACKINGS[quant_type + ("-double" if double_quant else "")]
             values = {}
             for path, weight in weights.items():
-                leaf = checkpoints.pack_leaf(path, weight, settings, block_size=block_size or 64)
+                leaf = checkpoints.pack_leaf(
+                    path,
+                    weight,
+                    settings,
+                    architecture=architecture,
+                    block_size=block_size or 64,
+                )
                 if is_weight(leaf):
                     stored, size = stored + leaf.nbytes, size + leaf.size
                     leaf = leaf.dequantize(config.dtype)

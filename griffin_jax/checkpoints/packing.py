@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.checkpoints.huggingface import is_linear, tensor_name
-from griffin_jax.checkpoints.huggingface_config import RECURRENT_GEMMA
 from griffin_jax.errors import CheckpointError
 from griffin_jax.quantization import FORMATS, QuantizationConfig
 from griffin_jax.weight import Weight, is_weight
@@ -18,9 +17,9 @@ def pack_leaf(
     leaf: Any,
     settings: QuantizationConfig,
     *,
+    architecture: str,
     block_size: int = 64,
     name: str | None = None,
-    architecture: str = RECURRENT_GEMMA,
 ) -> Any:
     """Returns the leaf packed, if that is what the settings mean for it, and as it is otherwise.
 
@@ -32,10 +31,10 @@ def pack_leaf(
       path: The path of the leaf, such as "blocks_0/mlp_block/up_proj/weight".
       leaf: An array, or a weight that is packed already and stays so.
       settings: What to pack, and how.
-      block_size: Weights per scale, of 4 bits. bitsandbytes always packs 64, and reads any.
-      name: What errors call the leaf; the path by default.
       architecture: `huggingface_config.model_type` of the model: by its names for layers the
         settings skip some.
+      block_size: Weights per scale, of 4 bits. bitsandbytes always packs 64, and reads any.
+      name: What errors call the leaf; the path by default.
 
     Raises:
       ValueError: the weight holds NaN or infinity, or cannot be packed.
@@ -58,9 +57,7 @@ def pack_leaf(
     return form.pack(leaf, settings, block_size=block_size, name=name)
 
 
-def should_pack(
-    path: str, settings: QuantizationConfig, architecture: str = RECURRENT_GEMMA
-) -> bool:
+def should_pack(path: str, settings: QuantizationConfig, architecture: str) -> bool:
     """Returns whether the settings mean a leaf to be packed; see `pack_leaf`."""
     module = tensor_name(path, architecture).removesuffix(".weight")
     return is_linear(path) and not settings.skips(module)

@@ -44,7 +44,7 @@ def int8_matmul(
     chosen = choose("int8_matmul", reasons, kernel)
     if chosen == "pallas_tpu":
         return tuple(int8_matmul_pallas_tpu.int8_matmul(x, weight) for weight in weights)
-    layers = [w.take() if isinstance(w, LayerOf) else w for w in weights]
+    layers = [weight.layer() for weight in weights]
     if chosen == "rows_cpu":
         return tuple(_rows_matmul(x, weight) for weight in layers)
     return int8_matmul_reference(x, layers)

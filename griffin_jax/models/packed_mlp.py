@@ -6,7 +6,7 @@ import jax
 
 from griffin_jax.devices import current_mesh
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
-from griffin_jax.quantization.tensor import QuantizedTensor
+from griffin_jax.quantization.tensor import is_packed
 
 _LAYERS = ("gate_proj", "up_proj", "down_proj")
 
@@ -14,7 +14,7 @@ _LAYERS = ("gate_proj", "up_proj", "down_proj")
 def unsupported_reason(params: dict, x: jax.Array) -> str | None:
     """Returns why the kernel does not support these arguments of `packed_mlp`; None if it does."""
     weights = [params[name]["weight"] for name in _LAYERS]
-    if not all(isinstance(weight, QuantizedTensor) for weight in weights):
+    if not all(map(is_packed, weights)):
         return "weights that are not in 4 bits"
     if current_mesh() is not None:
         return "it runs on one device"

@@ -13,7 +13,7 @@ from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.operand import operand
 from griffin_jax.models.linear import matmuls
 from griffin_jax.models.state import Timeline
-from griffin_jax.quantization.tensor import QuantizedTensor
+from griffin_jax.quantization.tensor import is_packed
 
 _FEWEST = 2
 _CHANNELS = 64  # of a block of threads
@@ -119,7 +119,7 @@ def _run(params, x, state, timeline, interpret):
 
 def _packed(weights):
     """Whether these are 4-bit weights that a product of its own kernel reads."""
-    if not all(isinstance(weight, QuantizedTensor) for weight in weights):
+    if not all(map(is_packed, weights)):
         return False
     return mosaic.fits(weights) is None
 

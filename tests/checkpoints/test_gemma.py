@@ -172,7 +172,9 @@ def test_layers_are_skipped_by_the_names_of_gemma():
     skipping = QuantizationConfig(llm_int8_skip_modules=("self_attn.q_proj",))
     path = "blocks_1/attention_block/q_proj/weight"
     assert pack_leaf(path, weight, skipping, architecture="gemma") is weight
-    assert isinstance(pack_leaf(path, weight, skipping), QuantizedTensor)
+    assert isinstance(
+        pack_leaf(path, weight, skipping, architecture="recurrent_gemma"), QuantizedTensor
+    )
     lm = griffin_jax.quantize(griffin_jax.LanguageModel(CONFIG, random_params(CONFIG)), skipping)
     packed = {
         path

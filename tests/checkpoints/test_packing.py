@@ -1,11 +1,13 @@
 """What is packed, leaf by leaf, and how little it takes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from griffin_jax.checkpoints import CheckpointError, load_checkpoint, pack_leaf, save_checkpoint
+from griffin_jax.checkpoints import CheckpointError, load_checkpoint, packing, save_checkpoint
 from griffin_jax.checkpoints.huggingface import is_linear
 from griffin_jax.checkpoints.packing import squared_errors
 from griffin_jax.checkpoints.tree import flat_abstract_params
@@ -15,6 +17,7 @@ from tests.checkpoints.tiny_model import CONFIG, random_params, save_tiny
 
 NF4 = QuantizationConfig(bnb_4bit_quant_type="nf4")
 UP = "blocks_1/mlp_block/up_proj/weight"
+pack_leaf = functools.partial(packing.pack_leaf, architecture="recurrent_gemma")
 WEIGHT = np.random.default_rng(0).standard_normal((8, 128), np.float32)
 
 
