@@ -105,7 +105,7 @@ def _run(q, k, v, state, timeline, reach, interpret):
     return mixed[:, None].astype(q.dtype), state
 
 
-def _added_up(mixed, scores, totals):
+def _added_up(mixed, scores, totals) -> Any:
     """Returns [B, N, H] of all parts [B, P, N, H], whose largest scores and sums are [B, P, N].
 
     Written part by part, which makes no launch of a reduction over parts.

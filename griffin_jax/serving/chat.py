@@ -65,7 +65,9 @@ def _message(name, message):
     if message.get("tool_calls"):
         raise invalid(f"{name}: tool_calls are not supported by this server", "messages")
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        texts: list[Any] = [
+            part.get("text") if isinstance(part, dict) else None for part in content
+        ]
         kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
         if any(
             kind != "text" or not isinstance(t, str) for kind, t in zip(kinds, texts, strict=True)

@@ -56,7 +56,7 @@ def _model(service: Service) -> dict[str, Any]:
 def _bytes_per_token(lm: LanguageModel) -> int:
     """Returns what keys and values of a token would take, were every layer one of global attention."""
     config = lm.config
-    values = 2 * config.num_kv_heads * config.head_size * jnp.dtype(lm.dtype).itemsize
+    values = config.head_size * 2 * config.num_kv_heads * jnp.dtype(lm.dtype).itemsize
     return config.num_layers * values
 
 

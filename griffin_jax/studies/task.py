@@ -62,7 +62,7 @@ class TaskRows:
             "targets": example.targets.astype(np.int32),
             "positions": np.arange(self.task.length, dtype=np.int32),
             "mask": example.answer.astype(np.float32),
-            "start": np.int64(index),
+            "start": np.asarray(index, np.int64),
         }
 
     def describe(self, starts: np.ndarray) -> str:

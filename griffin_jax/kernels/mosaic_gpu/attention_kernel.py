@@ -153,7 +153,9 @@ def attend_to_rings(
                 return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_WGMMA)
 
             def load(ref, layout):
-                return ref[...] if interpret else plgpu.load(ref, layout=layout, optimized=False)
+                if interpret:
+                    return ref[...]
+                return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue]
 
             def begin_with_own():
                 """What the first part begins with, the new token, and others with nothing."""

@@ -101,6 +101,7 @@ def plan(
                 cost += _LAUNCH * len(features) * to_kernel
             if best is None or cost < best[0]:
                 best = cost, tiles, split
+    assert best is not None
     _, tiles, split = best
     found = _with_stages(columns, tiles, split, width // split // PIECE, scales)
     return dataclasses.replace(found, gated=gated)

@@ -1,6 +1,7 @@
 """Words for PTX in Mosaic GPU kernels: integers, addresses, and which part of an array is a thread's."""
 
 import functools
+from typing import Any
 
 import numpy as np
 from jax.experimental.mosaic import gpu as mgpu
@@ -16,7 +17,7 @@ def i64():
     return ir.IntegerType.get_signless(64)
 
 
-def asm(text, constraints, arguments, results=1, effects=False, kind=None):
+def asm(text, constraints, arguments, results=1, effects=False, kind=None) -> Any:
     """PTX of some results of one type; without results, it has effects."""
     kind = kind or i32()
     if results == 0:

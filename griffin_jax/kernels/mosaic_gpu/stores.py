@@ -5,6 +5,7 @@ An array [64, n] of a warpgroup lies in registers as the tensor cores leave it.
 
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +132,7 @@ def _store_gated(width, ctx, acc, y, place, row, *biases):
     base = ptx.element_address(y, first)
     place = ptx.asm(_INPUT, "=&r,r,r,r", [ptx.number(row), warp, own])
     kind = ir.F32Type.get()
-    added = [mgpu.c(0.0, kind)] * 2
+    added: list[Any] = [mgpu.c(0.0, kind)] * 2
     for index, bias in enumerate(biases):
         load = _LOAD[str(ir.MemRefType(bias.type).element_type)]
         found = ptx.element_address(bias, place)
