@@ -102,3 +102,9 @@ def test_notebooks_are_made_of_the_tutorials(name):
     assert file.stat().st_size < 20_000
     first, *_ = json.loads(notebooks.encoded(name))["cells"]
     assert first["source"][0].startswith("# ")
+
+
+def test_every_page_has_a_place_in_the_navigation():
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split()
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    assert not pages - set(listed), "list these in mkdocs.yml"
