@@ -65,20 +65,23 @@ def _message(name, message):
     if message.get("tool_calls"):
         raise invalid(f"{name}: tool_calls are not supported by this server", "messages")
     if isinstance(content, list):
-        texts: list[Any] = [
-            part.get("text") if isinstance(part, dict) else None for part in content
-        ]
-        kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
-        if any(
-            kind != "text" or not isinstance(t, str) for kind, t in zip(kinds, texts, strict=True)
-        ):
-            raise invalid(f"{name}: content must be text or parts of type text", "messages")
-        content = "".join(texts)
+        content = _joined(name, content)
     if not isinstance(content, str):
         raise invalid(
             f"{name}: content must be text or parts of type text, got {shown(content)}", "messages"
         )
     return {"role": _ROLES[role], "content": protocol.check_unicode(content, "messages")}
+
+
+def _joined(name, parts):
+    """Returns the text of a message that comes in parts."""
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str) or part.get("type") != "text":
+            raise invalid(f"{name}: content must be text or parts of type text", "messages")
+        texts.append(text)
+    return "".join(texts)
 
 
 def encode_messages(

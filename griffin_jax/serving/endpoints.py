@@ -56,8 +56,8 @@ def _model(service: Service) -> dict[str, Any]:
 def _bytes_per_token(lm: LanguageModel) -> int:
     """Returns what keys and values of a token would take, were every layer one of global attention."""
     config = lm.config
-    values = config.head_size * 2 * config.num_kv_heads * jnp.dtype(lm.dtype).itemsize
-    return config.num_layers * values
+    size = config.head_size or 0  # which is there once the config is made
+    return config.num_layers * 2 * config.num_kv_heads * size * jnp.dtype(lm.dtype).itemsize
 
 
 def _has_chat(tokenizer: Tokenizer) -> bool:

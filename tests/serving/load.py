@@ -73,8 +73,8 @@ class Clients:
         while time.monotonic() < self._until:
             body = {
                 "prompt": draw.choice(PROMPTS),
-                "max_tokens": draw.randint(1, self._tokens),
-                "seed": draw.randrange(50),
+                "max_tokens": draw.choice((1, self._tokens // 2, self._tokens)),
+                "seed": draw.randrange(4),
                 **draw.choice(SETTINGS),
             }
             kind = draw.choices(("whole", "stream", "slow", "left", "broken"), (3, 4, 1, 1, 1))[0]

@@ -115,7 +115,10 @@ def main():
     lm = griffin_jax.load("griffin-tiny")
     ended, wrong = 0, []
     begin = time.perf_counter()
-    with running(lm, slots=8, waiting=64, name=None) as server, server.client() as client:
+    with (
+        running(lm, slots=8, waiting=64, name=None) as server,
+        server.client(timeout=1200) as client,
+    ):
         rules: list[dict[str, Any]] = []
         for i in range(count):
             if i % 2:
@@ -126,7 +129,7 @@ def main():
         import concurrent.futures
 
         def ask(number):
-            body = {"prompt": "It was a dark night, and", "max_tokens": 256, "seed": number}
+            body = {"prompt": "It was a dark night, and", "max_tokens": 160, "seed": number}
             found = client.post("/v1/completions", json=body | rules[number])
             assert found.status_code == 200, (found.text, rules[number])
             return found.json()["choices"][0]

@@ -93,7 +93,7 @@ def answers(url, data):
                 came, ended = came + piece, not piece
         except (ConnectionResetError, BrokenPipeError):  # it may hang up on nonsense
             pass
-    return [int(status) for status in re.findall(rb"^HTTP/1\.1 (\d\d\d)", came, re.MULTILINE)]
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d\d\d) ", came)]
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

@@ -221,7 +221,9 @@ async function start() {
       send();
     }
   };
-  document.onkeydown = (event) => event.key === "Escape" && abort?.abort();
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") abort?.abort();
+  });
   if (!conversations.current) conversations.begin("chat");
   show();
   await look();
