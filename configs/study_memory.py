@@ -2,8 +2,8 @@
 
     python -m experiments.study --config=configs/study_memory.py --output=docs/tracing
 
-Hardware: any; ten minutes on two CPU cores. Memory: 6 GB.
-Expected: docs/tracing/memory.md. With :tiny behind the file's name it takes seconds.
+Hardware: any; 18 minutes on two CPU cores that others used, too. Memory: a few GB.
+Expected: docs/tracing/memory.md, and what follows from it in docs/tracing/finding.md. With :tiny behind the file's name it takes seconds.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.before = 512
     config.after = 1536
     # Rows, each of which gets the state of the next.
-    config.rows = 8
+    config.rows = 6
     # Distances between which effects are averaged; the window is 512.
     config.edges = (0, 16, 64, 256, 512, 1024, 1536)
     # Memory lengths, in tokens until 1/e is left, between which channels are grouped.

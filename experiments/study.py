@@ -63,7 +63,7 @@ def _memory(name, fields, folder, said):
     found = studies.memory.measure(lm, rows, study, lambda effect: _tell(f"{effect}"))
     found |= {"kind": "memory", "title": title, "model": model, "command": said}
     found |= {"device": command.machine(), "seconds": time.monotonic() - began}
-    write_json(folder / f"{name}.json", found)
+    write_json(folder / f"{name}.json", found, indent=None)
     return [folder / f"{name}.json", *memory_report.write(name, found, folder)]
 
 

@@ -180,7 +180,9 @@ def measure(
         effects.append(dataclasses.asdict(effect))
         told(effect)
     return {
-        "memory_lengths": {i: sorted(x.tolist()) for i, x in lengths.items()},
+        "memory_lengths": {
+            i: np.sort(x).astype(float).round(2).tolist() for i, x in lengths.items()
+        },
         "edges": list(study.edges),
         "loss": _by_distance(np.asarray(plain), study.edges).mean(axis=0).tolist(),
         "effects": effects,
