@@ -40,6 +40,7 @@ ALL = [
         "train": ("train_", "finetune_"),
         "benchmark": ("bench_cpu", "bench_d", "bench_e", "bench_k", "bench_l", "bench_t"),
         "evaluate": ("eval_",),
+        "pack": ("pack_",),
         "study": ("study_",),
     }.items()
     for path in sorted(CONFIGS.glob("*.py"))
