@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.kernels.mosaic_gpu.plan import Plan
 from griffin_jax.models import packed_mlp
 from griffin_jax.models.blocks import MLPBlock
 from griffin_jax.quantization import dequantize, quantize
@@ -56,12 +58,21 @@ def check(params, x, **options):
     [
         (3, {}),
         (16, {"biased": False, "quant_type": "fp4", "block_size": 32}),
-        (130, {"double_quant": True}),
+        (20, {"double_quant": True}),
     ],
 )
 def test_two_launches_equal_the_layers(rows, options):
     biased = options.get("biased", True)
     check(*operands(rows, **options), **({} if biased else {"biased": False}))
+
+
+def test_however_rows_and_outputs_are_shared_out_it_is_the_same(monkeypatch):
+    def shared(rows, features, width, scales, gated=False, to_kernel=False):
+        del rows, features, width, to_kernel
+        return Plan(8, 2, 1, 1, 1, scales, ahead=False, gated=gated)
+
+    monkeypatch.setattr(mosaic, "plan", shared)
+    check(*operands(16))
 
 
 @pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")

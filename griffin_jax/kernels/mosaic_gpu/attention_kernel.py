@@ -15,8 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from griffin_jax.kernels.mosaic_gpu import stores
-from griffin_jax.kernels.mosaic_gpu.launch import launch_in_place
+from griffin_jax.kernels.mosaic_gpu import launch, stores
 
 KEYS = 64  # of a piece
 HEADS = 64  # rows of the tensor cores, of which a row's heads are some
@@ -152,18 +151,13 @@ def attend_to_rings(
                     return lax.broadcasted_iota(jnp.int32, shape, 1)
                 return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_WGMMA)
 
-            def load(ref, layout):
-                if interpret:
-                    return ref[...]
-                return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue]
-
             def begin_with_own():
                 """What the first part begins with, the new token, and others with nothing."""
                 plgpu.barrier_wait(own_full)
                 mine = (part == 0).astype(jnp.float32)
                 score = scores_of(q_smem, key_smem, 8) * to_powers
                 score = jnp.where(columns_of(score.shape) == 0, score, MASKED).max(axis=1)
-                value = load(value_smem, _COLUMN).astype(jnp.float32) * mine
+                value = launch.load(value_smem, _COLUMN, interpret).astype(jnp.float32) * mine
                 out = lax.broadcast_in_dim(value, (HEADS, size), (1,))
                 total = lax.broadcast_in_dim(mine, (HEADS,), ())
                 if not interpret:
@@ -203,7 +197,7 @@ def attend_to_rings(
                 stores.store_rows(out, out_gmem, (row * parts + part) * heads * size, heads)
             plgpu.wait_smem_to_gmem(0)
 
-    (out, sums), (keys, values) = launch_in_place(
+    (out, sums), (keys, values) = launch.launch_in_place(
         body,
         [tokens, start, limit, slot],
         [keys, values],

@@ -1,11 +1,21 @@
-"""Launches of Mosaic GPU kernels that write into arrays which they are given."""
+"""Launches of Mosaic GPU kernels that write into arrays which they are given, and loads in them."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+_INDEX = inspect.signature(plgpu.load).parameters.get("idx")
+# JAX 0.10 wants an index of all there is, later versions want none.
+_ALL = () if _INDEX is None or _INDEX.default is not _INDEX.empty else (...,)
+
+
+def load(ref: Any, layout: Any, interpret: Any = False) -> Any:
+    """Returns what a reference refers to, in a layout, which an interpreter has none of."""
+    return ref[...] if interpret else plgpu.load(ref, *_ALL, layout=layout, optimized=False)
 
 
 def launch_in_place(

@@ -13,8 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from griffin_jax.kernels.mosaic_gpu import stores
-from griffin_jax.kernels.mosaic_gpu.launch import launch_in_place
+from griffin_jax.kernels.mosaic_gpu import launch, stores
 from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST, operand_type
 
 CHANNELS = 64  # of a block
@@ -61,9 +60,7 @@ def recurrent_step(
     single = (plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
 
     def load(ref, layout=_WGMMA):
-        if interpret:
-            return ref[...]
-        return plgpu.load(ref, layout=layout, optimized=False)  # pyright: ignore[reportCallIssue]
+        return launch.load(ref, layout, interpret)
 
     def body(
         u_gmem, y_gmem, u_bias_gmem, y_bias_gmem, tap_gmem, bias_gmem, wx_gmem, bx_gmem, wa_gmem,
@@ -167,7 +164,8 @@ def recurrent_step(
         square = jnp.where(double < 0.01, near, 1.0 - a * a)
         reset = position == 0
         x = load(u_smem.at[chunk]).astype(jnp.float32) * input_gate
-        x *= jnp.where(reset, 1.0, jnp.sqrt(square))
+        # JAX 0.10 lowers no square root, but its inverse.
+        x *= jnp.where(reset, 1.0, square * lax.rsqrt(jnp.maximum(square, 1e-30)))
         past = load(hidden_smem)
         h = jnp.where(reset, 0.0, a) * past + x
         h = jnp.where(position >= 0, h, past)
@@ -224,7 +222,7 @@ def recurrent_step(
     else:
         inputs.append(flat)
         results.append(jax.ShapeDtypeStruct(flat.shape, flat.dtype))
-    results, updated = launch_in_place(
+    results, updated = launch.launch_in_place(
         body,
         inputs,
         updated,
