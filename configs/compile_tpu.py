@@ -51,7 +51,6 @@ def get_config() -> ConfigDict:
         one | {"job": "prefill", "tokens": 2048},
         one | {"job": "prefill", "tokens": 4096},
         *(one | {"job": "decode", "weights": "int8", "batch_size": rows} for rows in (1, 16)),
-        one | {"job": "prefill", "weights": "int8", "tokens": 2048},
         one | {"job": "decode", "stack_layers": False, "static": False},
         one | {"job": "prefill", "tokens": 2048, "stack_layers": False, "static": False},
         one | {"job": "decode", "weights": "bf16", "static": False},
