@@ -93,7 +93,7 @@ def _call(x, weight, interpret):
     features = tensor.shape[0]
     scales, scale_layer = tensor.absmax, layer
     if tensor.double_quantized or tensor.block_size != _UNIT:
-        one = weight.layer()
+        one: Any = weight.layer()
         scales = jnp.repeat(decode_scales(one), one.block_size // _UNIT, axis=1)[None]
         scale_layer = jnp.int32(0)
 
