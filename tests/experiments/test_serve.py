@@ -65,13 +65,13 @@ def test_it_serves_drains_and_keeps_contexts(tmp_path):
         made = client.post("/v1/contexts", json={"text": TEXT}).json()
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with started(kept) as (process, client, _):
+    with started(kept, "--config.drain_seconds=900") as (process, client, _):
         body = {"prompt": "", "context": made["id"], "max_tokens": 8, "temperature": 0}
         assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == before
         url = client.base_url
 
         def stream(seed):
-            body = {"prompt": TEXT, "max_tokens": 40, "seed": seed, "stream": True}
+            body = {"prompt": TEXT, "max_tokens": 24, "seed": seed, "stream": True}
             with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as response:
                 return [line for line in response.iter_lines() if line]
 
