@@ -62,6 +62,7 @@ def written(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_decoding_far_into_a_text_holds_the_same_state(written):
     results = measured("bench_decode", models=["small:nf4"], profile=True, tokens=16, prompt=31)
     rows = {
@@ -89,6 +90,7 @@ def test_decoding_far_into_a_text_holds_the_same_state(written):
     assert pictures == ["decode-roofline.png"]
 
 
+@pytest.mark.slow
 def test_latency_has_a_row_for_every_length_up_to_each_models_most(written):
     models = ["small:bfloat16", "small-gemma:bfloat16"]
     results = measured(
@@ -193,6 +195,7 @@ def test_throughput_ends_with_a_row_that_says_what_memory_does_not_suffice_for(
     assert "throughput.png" in pictures
 
 
+@pytest.mark.slow
 def test_every_operation_is_timed_by_every_kernel_that_serves(written):
     results = measured("bench_kernels", model="small", rows=[1], repeats=1)
     done = [row for row in results["rows"] if row["status"] == "ok"]

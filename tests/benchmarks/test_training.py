@@ -13,6 +13,7 @@ OPTIONS = {"dtype": "float32", "repeats": 2}
 VARIANTS = [Variant("none"), Variant("block", loss_chunks=2, microbatches=2)]
 
 
+@pytest.mark.slow
 def test_every_variant_at_the_first_length_and_the_fastest_at_the_others():
     rows = list(measure_lengths(MODEL, [16, 32], 64, VARIANTS, document=5, **OPTIONS))
     assert [row["length"] for row in rows] == [16, 16, 32, 16]

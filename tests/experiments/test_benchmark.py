@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,6 +22,7 @@ def benchmark(tmp_path, *arguments, command="benchmark"):
     )
 
 
+@pytest.mark.slow
 def test_figures_go_to_the_screen_and_to_a_file_and_kernels_to_a_folder(tmp_path):
     output = tmp_path / "docs" / "decode.json"
     done = benchmark(

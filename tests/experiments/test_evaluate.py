@@ -71,7 +71,13 @@ def error_of(done):
 
 
 @needs_samples
-@pytest.mark.parametrize("suite, module", [("quality", eval_quality), ("safety", eval_safety)])
+@pytest.mark.parametrize(
+    "suite, module",
+    [
+        pytest.param("quality", eval_quality, marks=pytest.mark.slow),
+        ("safety", eval_safety),
+    ],
+)
 def test_every_row_with_samples_runs_offline(folder, suite, module):
     done = evaluate(
         folder,

@@ -55,9 +55,9 @@ def check(arguments, reach):
     ("heads", "slots", "reach", "starts"),
     [
         # Nothing read yet, a part of the ring, the end of a piece, the end of the ring, beyond it.
-        (8, 128, 128, [0, 70, 300, 5, 200, 64, 128, 127]),
+        pytest.param(*(8, 128, 128, [0, 70, 300, 5, 200, 64, 128, 127]), marks=pytest.mark.slow),
         (10, 64, 40, [63, 64, 65]),
-        (16, 192, None, [100, 500]),
+        pytest.param(*(16, 192, None, [100, 500]), marks=pytest.mark.slow),
     ],
 )
 def test_one_launch_equals_the_definition(heads, slots, reach, starts):

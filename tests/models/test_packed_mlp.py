@@ -57,8 +57,10 @@ def check(params, x, **options):
     ("rows", "options"),
     [
         (3, {}),
-        (16, {"biased": False, "quant_type": "fp4", "block_size": 32}),
-        (20, {"double_quant": True}),
+        pytest.param(
+            *(16, {"biased": False, "quant_type": "fp4", "block_size": 32}), marks=pytest.mark.slow
+        ),
+        pytest.param(20, {"double_quant": True}, marks=pytest.mark.slow),
     ],
 )
 def test_two_launches_equal_the_layers(rows, options):
@@ -66,6 +68,7 @@ def test_two_launches_equal_the_layers(rows, options):
     check(*operands(rows, **options), **({} if biased else {"biased": False}))
 
 
+@pytest.mark.slow
 def test_however_rows_and_outputs_are_shared_out_it_is_the_same(monkeypatch):
     def shared(rows, features, width, scales, gated=False, to_kernel=False):
         del rows, features, width, to_kernel

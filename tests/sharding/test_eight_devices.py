@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("models", "inference", "training", "checkpoints", "evaluation", "tracing")
-# Those in which tests are marked as slow, which are a run of their own.
-SLOW = ("models", "inference", "training", "evaluation", "tracing")
+# In the plain run are these, but for what is marked as slow in them.
+FILES = ("checkpoints", "evaluation", "tracing")
+# What is shown on one device, again on eight; and the slow part of the others.
+SLOW = (
+    *((name, "slow or not slow") for name in ("models", "inference", "training")),
+    *((name, "slow") for name in ("evaluation", "tracing")),
+)
 
 
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
         *((name, "not slow") for name in FILES),
-        *(pytest.param(name, "slow", marks=pytest.mark.slow) for name in SLOW),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in SLOW),
     ],
 )
 def test_on_eight_devices(name, layer):
