@@ -20,12 +20,18 @@ ROOT = Path(__file__).parent
 # Folders and files with more than a few seconds of tests.
 LONG = (
     *("sharding/test_eight_devices.py", "sharding/test_processes.py", "models/test_stack.py"),
-    *("models/test_residual_step.py", "models/test_causality.py", "experiments/", "parity/"),
+    *("models/test_residual_step.py", "models/test_causality.py", "models/test_lookahead.py"),
+    *(
+        "models/test_attention_rows.py",
+        "models/test_packed_mlp.py",
+        "models/test_recurrent_rows.py",
+    ),
+    *("models/test_gated_recurrences.py", "experiments/", "parity/", "kernels/", "goldens/"),
     *("training/test_loop.py", "training/test_lora.py", "training/test_train_step.py"),
     *("training/test_devices.py", "training/test_corpus.py", "training/test_evaluate.py"),
-    *("benchmarks/test_jobs.py", "kernels/test_packed_matmul_pallas_tpu.py"),
-    *("tracing/test_trace.py", "tracing/test_page.py", "studies/test_study.py"),
-    *("kernels/test_rg_lru", "inference/test_forking.py", "evaluation/test_harness.py"),
+    *("training/test_own_loop.py", "benchmarks/test_jobs.py", "studies/test_study.py"),
+    *("tracing/test_trace.py", "tracing/test_page.py", "evaluation/test_harness.py"),
+    *("inference/test_forking.py", "inference/test_speculation.py", "test_jax_settings.py"),
     *("checkpoints/test_load_memory.py", "ahead_of_time/test_compile.py", "test_rooms.py"),
     *("test_platforms.py", "serving/"),
 )
