@@ -38,6 +38,13 @@ def test_a_context_goes_on_from_another(client, lm):
     assert found["choices"][0]["text"] == lm.sample([tokens], 6)[0].text
 
 
+def test_without_keys_all_clients_are_one(client):
+    # OpenAI's own client always sends a key.
+    made = make(client, text=TEXT)
+    header = {"Authorization": "Bearer whatever"}
+    assert client.get(f"/v1/contexts/{made['id']}", headers=header).status_code == 200
+
+
 def test_a_file_goes_out_and_comes_back_in(client, lm, tmp_path):
     made = make(client, text=TEXT)
     exported = client.get(f"/v1/contexts/{made['id']}")
