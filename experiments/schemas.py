@@ -59,7 +59,7 @@ class Serve(ServerSettings):
 class Pack:
     """The config of `experiments.pack`."""
 
-    format: str = field("huggingface", one_of=WRITTEN)
+    format: str = field("huggingface", one_of=tuple(sorted(WRITTEN)))
     block_size: int = field(64, one_of=(32, 64, 128, 256, 512, 1024, 2048, 4096))
     quantization: QuantizationConfig = dataclasses.field(default_factory=QuantizationConfig)
 
@@ -68,7 +68,7 @@ class Pack:
 class Convert:
     """The config of `experiments.convert`."""
 
-    format: str = field("huggingface", one_of=WRITTEN)
+    format: str = field("huggingface", one_of=tuple(sorted(WRITTEN)))
     dtype: str | None = field(None, one_of=DTYPES)
     dequantize: bool = False
 

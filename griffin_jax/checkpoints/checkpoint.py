@@ -62,7 +62,7 @@ FORMATS = {
     "huggingface": Format(huggingface.open_folder, huggingface.write_leaves),
     "deepmind": Format(deepmind.open_folder),
 }
-WRITTEN = tuple(sorted(name for name, row in FORMATS.items() if row.write_leaves is not None))
+WRITTEN = tuple(name for name, row in FORMATS.items() if row.write_leaves is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,8 +316,9 @@ def save_leaves(
 
 def _row_of(format: str) -> Format:
     if format not in WRITTEN:
-        known = [repr(name) for name in FORMATS if name in WRITTEN]
-        raise CheckpointError(f"format {format!r} is unknown: use {' or '.join(known)}")
+        raise CheckpointError(
+            f"format {format!r} is unknown: use {' or '.join(map(repr, WRITTEN))}"
+        )
     return FORMATS[format]
 
 
