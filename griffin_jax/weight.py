@@ -4,6 +4,8 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 
@@ -107,3 +109,13 @@ def behind(axes: tuple, ndim: int) -> tuple:
     names.
     """
     return (None,) * (ndim - len(axes)) + tuple(axes)
+
+
+def no_gradient(weight: Any) -> Any:
+    """Returns a gradient of nought for a weight that is not trained, as its kernel's rule gives it."""
+
+    def of_leaf(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.zeros_like(leaf) if floating else np.zeros(leaf.shape, jax.dtypes.float0)
+
+    return jax.tree.map(of_leaf, weight)

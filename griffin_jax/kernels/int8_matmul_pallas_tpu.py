@@ -9,13 +9,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.quantization.int8 import INVERSE, Int8Weight
+from griffin_jax.weight import no_gradient
 
 _LANES = 128
 _OUTPUTS = 1024  # of a tile, at most
@@ -57,12 +57,7 @@ def _forward_rule(x, weight, interpret):
 def _backward_rule(interpret, weight, gradient):
     dx = jnp.einsum("bo,oi->bi", gradient, weight.dequantize(gradient.dtype))
     # 8-bit weights are not trained; what is differentiated is what they multiply.
-    return dx, jax.tree.map(_no_gradient, weight)
-
-
-def _no_gradient(leaf):
-    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    return jnp.zeros_like(leaf) if floating else np.zeros(leaf.shape, jax.dtypes.float0)
+    return dx, no_gradient(weight)
 
 
 _product.defvjp(_forward_rule, _backward_rule)

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.layout import Format, Layout
@@ -23,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
+from griffin_jax.weight import no_gradient
 
 _UNIT = 64  # inputs in one register of words, which share a scale
 _GROUP = 8 * _UNIT  # inputs decoded at a time: their scales fill a register
@@ -72,12 +72,7 @@ def _backward_rule(interpret, weight, gradient):
     tensor = weight.layer()
     dx = jnp.einsum("bo,oi->bi", gradient, decode(tensor, gradient.dtype))
     # 4-bit weights are not trained; what is differentiated is what they multiply.
-    return dx, jax.tree.map(_no_gradient, weight)
-
-
-def _no_gradient(leaf):
-    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    return jnp.zeros_like(leaf) if floating else np.zeros(leaf.shape, jax.dtypes.float0)
+    return dx, no_gradient(weight)
 
 
 _product.defvjp(_forward_rule, _backward_rule)
