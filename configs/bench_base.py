@@ -39,3 +39,10 @@ def models(config: ConfigDict, names: tuple[str, ...]) -> None:
     config.burst = 32
     # Run layers in a loop over groups, which compiles faster; None does where it also runs as fast.
     config.stack_layers = config_dict.placeholder(bool)
+    mesh(config)
+
+
+def mesh(config: ConfigDict, data: int = 1) -> None:
+    """Adds how devices share the work; peers take one device whatever it says."""
+    # Devices that each have rows of their own (data), or a part of the weights (model, fsdp).
+    config.mesh = {"data": data, "fsdp": 1, "model": 1, "sequence": 1}

@@ -73,6 +73,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.shapes = ConfigDict()
     # Run layers in a loop over groups, as elsewhere.
     config.stack_layers = config_dict.placeholder(bool)
+    bench_base.mesh(config)
     # Steps of a dispatch.
     config.burst = 16
     # What the engine is put to.

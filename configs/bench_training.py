@@ -13,7 +13,7 @@ Expected on an H100: at least 40% model FLOP utilization at 2,048 tokens, and to
 
 from ml_collections import ConfigDict
 
-from configs import train_griffin_1b
+from configs import bench_base, train_griffin_1b
 from griffin_jax.config import TINY
 
 MODELS = {
@@ -46,6 +46,7 @@ def get_config(size: str = "1b") -> ConfigDict:
     config.repeats = 6
     # Tokens of each document in a row whose sequences are packed; 0 for no such row.
     config.document = 512
+    bench_base.mesh(config, data=-1)
     if size == "2b":
         config.variants = ("block:8:1",)
     if size == "tiny":

@@ -205,16 +205,11 @@ def mesh_of(sizes: Mapping[str, int]) -> "jax.sharding.Mesh | None":
     Raises:
       ValueError: the sizes do not make up the devices, or there is no such axis.
     """
-    import jax
-
-    from griffin_jax.sharding import AXES, MeshShape, make_mesh
+    from griffin_jax.sharding import AXES, MeshShape, mesh_unless_one
 
     if unknown := sorted(set(sizes) - set(AXES)):
         raise ValueError(f"config.mesh has no axis {unknown[0]!r}; there are {', '.join(AXES)}")
-    shape = MeshShape(**sizes)
-    if shape == MeshShape() and jax.process_count() == 1:
-        return None
-    return make_mesh(**shape.sizes())
+    return mesh_unless_one(MeshShape(**sizes))
 
 
 def machine() -> str:

@@ -187,6 +187,7 @@ class ModelsBenchmark(Benchmark):
     shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
     burst: int = field(32, at_least=1)
     stack_layers: bool | None = None
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     prompt: int = field(at_least=0)
 
 
@@ -226,6 +227,7 @@ class EngineWork(Benchmark):
     shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
     burst: int = field(16, at_least=1)
     stack_layers: bool | None = None
+    mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     workloads: tuple[str, ...] = field(filled=True)
     slots: int = field(at_least=1)
     offline: tuple[tuple[int, ...], ...] = field(filled=True)
@@ -270,6 +272,7 @@ class Training(Benchmark):
     variants: tuple[str, ...] = field(filled=True)
     dtype: str = field(one_of=DTYPES)
     document: int = field(0, at_least=0)
+    mesh: MeshShape = dataclasses.field(default_factory=lambda: MeshShape(data=-1))
 
 
 _BENCHMARKS = {

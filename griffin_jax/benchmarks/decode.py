@@ -46,8 +46,10 @@ def measure_prefill(
         timing = Timing.of([read() for _ in range(repeats)])
     flops = counting.prefill_flops(lm.config, batch_size, tokens)
     calls = len(prefill.chunk_lengths(tokens, batch_size))
-    num_bytes = calls * counting.weight_bytes_per_chunk(
-        lm.config, memory.tree_bytes(lm.params), lm.dtype
+    num_bytes = (
+        stack.copies
+        * calls
+        * counting.weight_bytes_per_chunk(lm.config, memory.tree_bytes(lm.params), lm.dtype)
     )
     return {
         "what": "prefill",
@@ -77,7 +79,9 @@ def measure_decoding(
 
     Seconds are those from one burst's arrival to that of the next, while another is under way. Two
     bursts warm up, the first of them, which is compiled, alone; one is drawn after those that are
-    timed, so that the last of them has one under way, too.
+    timed, so that the last of them has one under way, too. On several devices the row also says what
+    collectives take of a step, by a trace of one burst more: seconds and launches of a device, its
+    waiting for the others included.
 
     Args:
       subject: What is measured.
@@ -91,7 +95,8 @@ def measure_decoding(
     burst = stack.burst
     bursts = max(tokens // burst, 1)
     with memory.meeting_limits():
-        generation = stack.start_at(position, batch_size, burst * (bursts + 3 + profile))
+        profile_bursts = int(profile) + (stack.devices > 1)
+        generation = stack.start_at(position, batch_size, burst * (bursts + 3 + profile_bursts))
         begin = time.perf_counter()
         with compilation() as compiled:
             generation.advance(burst)
@@ -104,7 +109,7 @@ def measure_decoding(
                 next(arrivals)
                 seconds.append(time.perf_counter() - begin)
     timing = Timing.of(seconds, per=burst)
-    cost = step_cost(subject, position, batch_size)
+    cost = step_cost(subject, position, batch_size, stack.copies)
     row = {
         "what": "decode",
         "position": position,
@@ -119,6 +124,11 @@ def measure_decoding(
         "compile": compiled.to_dict(),
         **limits.shares(timing.median, *cost, subject.dtype),
     }
+    if stack.devices > 1:
+        kernels = kernel_profile.profile(lambda: generation.advance(burst))
+        total = kernel_profile.collectives(kernels)
+        per = stack.devices * burst
+        row["collectives"] = {"seconds": total.seconds / per, "launches": total.launches / per}
     if profile:
         kernels = kernel_profile.profile(lambda: generation.advance(burst))
         row["kernels"] = [dataclasses.asdict(kernel) for kernel in kernels]

@@ -62,7 +62,7 @@ def measure_generation(
         first.append(times[1])
         rest.append((times[tokens] - times[1]) / max(tokens - 1, 1))
     reading, step = Timing.of(first), Timing.of(rest)
-    cost = step_cost(subject, prompt + tokens // 2, batch_size)
+    cost = step_cost(subject, prompt + tokens // 2, batch_size, stack.copies)
     flops = counting.prefill_flops(subject.config, batch_size, prompt)
     return {
         "what": "generation",
@@ -121,7 +121,7 @@ def measure_latency(
             yield row | {"status": "out of memory", "message": failure}
             continue
         steps = [(r[count] - r[before]) / (count - before) for r in runs if {count, before} <= {*r}]
-        cost = step_cost(subject, prompt + (before + count) // 2, 1)
+        cost = step_cost(subject, prompt + (before + count) // 2, 1, stack.copies)
         step = Timing.of(steps) if steps else Timing.of([0.0])
         yield row | {
             "seconds": Timing.of(seconds).to_dict(),
@@ -135,9 +135,14 @@ def measure_latency(
         before = count
 
 
-def step_cost(subject: Subject, position: int, batch_size: int) -> tuple[float, float]:
-    """Returns the bytes and FLOPs of one decoding step, counted from the shapes."""
+def step_cost(
+    subject: Subject, position: int, batch_size: int, copies: int = 1
+) -> tuple[float, float]:
+    """Returns the bytes and FLOPs of one decoding step, counted from the shapes.
+
+    Of several devices it is what they read together, weights in so many copies, keys and values once.
+    """
     config = subject.config
     weights = counting.weight_bytes_per_step(config, subject.weight_bytes(), subject.dtype)
     state = batch_size * counting.state_bytes_per_step(config, position, subject.dtype)
-    return weights + state, counting.decode_flops(config, batch_size, position)
+    return copies * weights + state, counting.decode_flops(config, batch_size, position)

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -11,6 +12,10 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
+# As NCCL, XLA and XLA's own kernels for few bytes call them.
+_COLLECTIVE = re.compile(
+    "nccl|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all|collective", re.IGNORECASE
+)
 # Lines of a device's plane that hold what ran; the others group or annotate it.
 _LINES = ("Stream", "XLA Ops")
 
@@ -54,6 +59,12 @@ def summarize(data: ProfileData) -> list[KernelTime]:
                 totals[name][1] += 1
     kernels = [KernelTime(name, *total) for name, total in totals.items()]
     return sorted(kernels, key=lambda kernel: -kernel.seconds)
+
+
+def collectives(kernels: Iterable[KernelTime]) -> KernelTime:
+    """Returns what exchanges between devices took together."""
+    found = [kernel for kernel in kernels if _COLLECTIVE.search(kernel.name)]
+    return KernelTime("collectives", sum(k.seconds for k in found), sum(k.launches for k in found))
 
 
 def format_profile(kernels: list[KernelTime], per: int = 1, top: int = 40) -> str:

@@ -37,6 +37,10 @@ class Limits:
         """
         return max(num_bytes / self.bytes_per_second, flops / self._rate(dtype))
 
+    def times(self, devices: int) -> "Limits":
+        """Returns what so many devices reach together."""
+        return Limits(*(devices * value for value in dataclasses.astuple(self)))
+
     def shares(
         self, seconds: float, num_bytes: float, flops: float, dtype: str = "bfloat16"
     ) -> dict[str, float]:

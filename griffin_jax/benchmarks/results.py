@@ -18,7 +18,13 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 def name(row: Row) -> str:
     """Returns the model, weights and stack of a row."""
     dtype = "" if row.get("dtype") == row.get("weights") else f":{row.get('dtype')}"
-    return f"{row.get('model')}:{row.get('weights')}{dtype}@{row.get('stack')}"
+    return f"{row.get('model')}:{row.get('weights')}{dtype}@{row.get('stack')}{on_mesh(row)}"
+
+
+def on_mesh(row: Row) -> str:
+    """Returns on what mesh a row was measured; nothing for one device."""
+    axes = ", ".join(f"{axis} {size}" for axis, size in row.get("mesh", {}).items())
+    return f" on {row['devices']} devices ({axes})" if axes else ""
 
 
 def line(row: Row) -> str:
@@ -66,6 +72,13 @@ def _generation(row):
     )
 
 
+def _exchanged(row):
+    if "collectives" not in row:
+        return ""
+    found = row["collectives"]
+    return f", {1e3 * found['seconds']:.3f} ms of it in {found['launches']:.0f} collectives"
+
+
 def _prefill(row):
     return (
         f"prefill of {row['batch_size']} x {row['prompt']}: {row['seconds']['median']:.4f} s "
@@ -76,7 +89,8 @@ def _prefill(row):
 
 def _decode(row):
     return (
-        f"at {row['position']}, batch {row['batch_size']}: {_ms(row['seconds_per_token'])} per step, "
+        f"at {row['position']}, batch {row['batch_size']}: {_ms(row['seconds_per_token'])} per step"
+        f"{_exchanged(row)}, "
         f"floor {1e3 * row['floor_seconds']:.3f}, {row['tokens_per_second']:,.0f} tokens/s, "
         f"{row['bandwidth_share']:.1%} of the bandwidth; state {row['state_bytes'] / 1e6:.1f} MB, "
         f"peak {_gigabytes(row['peak_bytes'])}{_compiled(row)}"
@@ -96,8 +110,8 @@ def _throughput(row):
     read = row.get("prefill_tokens_per_second")
     text = (
         f"batch {row['batch_size']}: {row['tokens_per_second']:,.0f} sampled tokens/s, "
-        f"{_ms(row['seconds_per_token'])} per step, {row['bandwidth_share']:.1%} of the bandwidth, "
-        f"{row['matmul_share']:.1%} of the matrix rate, peak {_gigabytes(row['peak_bytes'])}"
+        f"{_ms(row['seconds_per_token'])} per step{_exchanged(row)}, {row['bandwidth_share']:.1%} of the "
+        f"bandwidth, {row['matmul_share']:.1%} of the matrix rate, peak {_gigabytes(row['peak_bytes'])}"
     )
     return text + (f", prefill {read:,.0f} tokens/s" if read else "") + _compiled(row)
 
@@ -134,7 +148,7 @@ def _gigabytes(count):
 
 def _training(row):
     return (
-        f"{row['batch_size']} x {row['length']} in documents of {row['document']}, {variant(row)}: "
+        f"{row['batch_size']} x {row['length']}{on_mesh(row)} in documents of {row['document']}, {variant(row)}: "
         f"{_ms(row['seconds'])} per step, {row['tokens_per_second']:,.0f} tokens/s"
         + (f", MFU {row['mfu']:.1%}" if row.get("mfu") else "")
         + f", {row['memory_bytes'] / 1e9:.1f} GB; compiled in {row['compile_seconds']:.1f} s"

@@ -101,9 +101,9 @@ class Subject:
         """Returns the bytes of all weights, counted from the shapes."""
         return memory.tree_bytes(abstract_weights(self.config, self.dtype, self.quantization))
 
-    def check_size(self) -> None:
-        """Raises OutOfMemory where the weights alone are more than the device holds."""
-        needed, limit = self.weight_bytes(), memory.limit_bytes() or available_memory()
+    def check_size(self, parts: int = 1) -> None:
+        """Raises OutOfMemory where a device does not hold its part of the weights, one of `parts`."""
+        needed, limit = self.weight_bytes() / parts, memory.limit_bytes() or available_memory()
         if limit is not None and needed > limit:
             device = jax.devices()[0].device_kind
             raise memory.OutOfMemory(
@@ -112,24 +112,31 @@ class Subject:
             )
 
     def load(
-        self, seed: int = 0, stack_layers: bool | None = None
+        self,
+        seed: int = 0,
+        stack_layers: bool | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> tuple[LanguageModel, dict[str, Any]]:
         """Returns the model on the device, and what a report says about it.
 
         Args:
           seed: The seed of random weights.
           stack_layers: As for `griffin_jax.load`.
+          mesh: As for `griffin_jax.load`. Random weights are drawn on one device first.
 
         Raises:
           OutOfMemory: the device does not hold the weights.
+          MeshError: the mesh does not divide the model.
           ValueError: the model is neither a preset nor a folder.
         """
         begin = time.perf_counter()
-        self.check_size()
+        self.check_size(parts=1 if mesh is None or self.shape else mesh.shape["model"])
         with compilation() as compiled, memory.meeting_limits():
             if self.shape is not None:
                 params = random_params(self.shape, self.dtype, self.quantization, seed)
-                params = prepare_params(self.shape, params, stack_layers=stack_layers, consume=True)
+                params = prepare_params(
+                    self.shape, params, mesh=mesh, stack_layers=stack_layers, consume=True
+                )
                 lm = LanguageModel(self.shape, params, dtype=jnp.dtype(self.dtype))
             else:
                 lm = griffin_jax.load(
@@ -137,6 +144,7 @@ class Subject:
                     dtype=self.dtype,
                     quantization=self.quantization,
                     stack_layers=stack_layers,
+                    mesh=mesh,
                 )
                 lm = dataclasses.replace(lm, tokenizer=None)  # no token may end a measured text
             jax.block_until_ready(lm.params)
@@ -144,6 +152,8 @@ class Subject:
             "weight_bytes": memory.tree_bytes(lm.params),
             "stacked_layers": is_stacked(lm.params),
             "parameters": count_parameters(lm.config),
+            "devices": 1 if mesh is None else mesh.size,
+            "mesh": {} if mesh is None else {k: n for k, n in mesh.shape.items() if n > 1},
             "make_seconds": time.perf_counter() - begin,
             "make_compile": compiled.to_dict(),
         }

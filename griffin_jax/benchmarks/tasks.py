@@ -13,6 +13,7 @@ from griffin_jax.benchmarks.memory import OutOfMemory
 from griffin_jax.benchmarks.stacks import Unavailable, open_stack
 from griffin_jax.benchmarks.stacks.griffin import GriffinStack
 from griffin_jax.benchmarks.subject import OURS, Subject
+from griffin_jax.sharding import MeshShape, mesh_unless_one
 
 Row = dict[str, Any]
 KINDS = ("decode", "generation", "latency", "throughput", "engine", "kernels", "training")
@@ -95,8 +96,12 @@ def run(job: Job) -> Iterator[Row]:
     subject = Subject.parse(job.model, config.get("shapes"))
     about = subject.to_dict()
     try:
-        options = {name: config[name] for name in ("burst", "stack_layers")}
-        stack = open_stack(subject, config["seed"], **options if subject.stack == OURS else {})
+        options: dict[str, Any] = {}
+        if subject.stack == OURS:
+            options = {name: config[name] for name in ("burst", "stack_layers")}
+            options["mesh"] = mesh = mesh_unless_one(MeshShape(**config["mesh"]))
+            limits = limits if mesh is None else limits.times(mesh.size)
+        stack = open_stack(subject, config["seed"], **options)
         about = stack.about
         for row in _MEASURES[job.kind](subject, stack, limits, config):
             yield about | {"status": "ok"} | row
@@ -112,6 +117,7 @@ def _limits(config):
             "this config measures an accelerator, and JAX finds a CPU alone: give a small one, such as "
             "--config=configs/bench_decode.py:tiny, or install jax[cuda13] or jax[tpu]"
         )
+    mesh_unless_one(MeshShape(**config.get("mesh", {})))  # one that does not fit ends here
     limits = machine.measure_limits(config.get("copy_bytes"), config.get("matrix"))
     return {"what": "limits", "machine": machine.describe(), "limits": limits.to_dict()}
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from griffin_jax.benchmarks import memory
@@ -15,6 +16,7 @@ from griffin_jax.benchmarks.timing import Timing
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import Griffin, init_params
 from griffin_jax.models.griffin import REMAT_POLICIES
+from griffin_jax.sharding import make_mesh
 from griffin_jax.training.flops import peak_flops, train_flops_per_token
 from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import (
@@ -68,6 +70,7 @@ def measure_lengths(
     dtype: DTypeLike = jnp.bfloat16,
     repeats: int = 5,
     document: int = 0,
+    mesh: Mesh | None = None,
 ) -> Iterator[Row]:
     """Times AdamW steps of a model with random weights on random tokens.
 
@@ -82,6 +85,7 @@ def measure_lengths(
       dtype: The dtype of activations; master weights and the optimizer's state are float32.
       repeats: Steps that are timed, after two that are not.
       document: Tokens of each packed document in the row that has them; 0 for no such row.
+      mesh: How devices share the work; by default every device has rows of its own.
 
     Yields:
       A row per measurement, as it comes; see `Bench.measure`.
@@ -92,7 +96,7 @@ def measure_lengths(
     for length in lengths:
         if tokens % length:
             raise ValueError(f"length {length} does not divide the {tokens} tokens of a batch")
-    bench = Bench(model, dtype, repeats)
+    bench = Bench(model, dtype, repeats, data_mesh() if mesh is None else mesh)
     rows = []
     for variant in variants:
         rows.append(bench.measure(tokens // lengths[0], lengths[0], variant))
@@ -109,9 +113,9 @@ def measure_lengths(
 class Bench:
     """Times training steps of one model, one program after another in the same memory."""
 
-    def __init__(self, model: GriffinConfig, dtype: DTypeLike, repeats: int):
+    def __init__(self, model: GriffinConfig, dtype: DTypeLike, repeats: int, mesh: Mesh):
         self._config, self._dtype, self._repeats = model, jnp.dtype(dtype), repeats
-        self._mesh = data_mesh()
+        self._mesh = mesh
         self._optimizer = adamw(OptimizerConfig(warmup_steps=10), steps=1000)
         self._state: TrainState | None = None
         self._programs: dict[tuple[int, Variant], tuple[jax.stages.Compiled, float]] = {}
@@ -120,7 +124,8 @@ class Bench:
         """Compiles and times one step on sequences of one document, or of many of `document` tokens.
 
         Returns:
-          The variant's fields, `length`, `batch_size`, `document`, `parameters`, `flops_per_token` as
+          The variant's fields, `devices` and `mesh` (its axes of more than one), `length`,
+          `batch_size`, `document`, `parameters`, `flops_per_token` as
           `train_flops_per_token` counts them for one document; `compile_seconds` with tracing;
           `memory_bytes`, all that the program needs; `seconds` (a `Timing`) per step,
           `tokens_per_second`, `mfu` against the data sheet's bfloat16 rate (None for a device without
@@ -133,6 +138,8 @@ class Bench:
             )
         flops = train_flops_per_token(self._config, length)
         row: dict[str, Any] = {
+            "devices": self._mesh.size,
+            "mesh": {axis: size for axis, size in self._mesh.shape.items() if size > 1},
             "length": length,
             "batch_size": batch_size,
             "document": document or length,
@@ -147,7 +154,7 @@ class Bench:
             return row
         row["tokens_per_second"] = batch_size * length / row["seconds"]["median"]
         peak = peak_flops(jax.devices()[0])
-        peak = peak and peak * jax.device_count()
+        peak = peak and peak * self._mesh.size
         row["mfu"] = peak and flops * row["tokens_per_second"] / peak
         return row
 
@@ -218,7 +225,7 @@ class Bench:
 
 def measure(config: Mapping[str, Any]) -> Iterator[Row]:
     """`measure_lengths` as a config says: `model` (a dict), `lengths`, `tokens`, `variants`,
-    `dtype`, `repeats` and `document`."""
+    `dtype`, `repeats`, `document` and `mesh`."""
     return measure_lengths(
         GriffinConfig.from_dict(dict(config["model"])),
         list(config["lengths"]),
@@ -227,4 +234,5 @@ def measure(config: Mapping[str, Any]) -> Iterator[Row]:
         dtype=config["dtype"],
         repeats=config["repeats"],
         document=config["document"],
+        mesh=make_mesh(**config["mesh"]),
     )

@@ -59,6 +59,17 @@ class MeshShape:
         return " x ".join(f"{axis}={size}" for axis, size in self.sizes().items() if size != 1)
 
 
+def mesh_unless_one(shape: MeshShape) -> Mesh | None:
+    """Returns the mesh of a shape as configs have it; None where it is one device of one process.
+
+    Raises:
+      ValueError: the sizes do not make up the devices.
+    """
+    if shape == MeshShape() and jax.process_count() == 1:
+        return None
+    return make_mesh(**shape.sizes())
+
+
 def make_mesh(
     data: int = 1,
     fsdp: int = 1,

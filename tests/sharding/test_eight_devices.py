@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 FILES = ("checkpoints", "evaluation", "tracing")
 # What is shown on one device, again on eight; and the slow part of the others.
 SLOW = (
-    *((name, "slow or not slow") for name in ("models", "inference", "training")),
+    *((name, "slow or not slow") for name in ("models", "inference", "training", "benchmarks")),
     *((name, "slow") for name in ("evaluation", "tracing")),
 )
 

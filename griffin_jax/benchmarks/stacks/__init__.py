@@ -26,9 +26,12 @@ class Stack(Protocol):
 
     Attributes:
       about: What a report says about model and stack.
+      copies: How often all weights are read in a step: by every group of devices that have rows of
+        their own.
     """
 
     about: dict[str, Any]
+    copies: int
 
     def warm(self, prompts: Prompts, tokens: int) -> None:
         """Compiles what `generate` needs for the same arguments."""

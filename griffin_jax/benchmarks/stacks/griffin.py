@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from griffin_jax.benchmarks import memory
@@ -44,15 +45,24 @@ class GriffinStack:
     Attributes:
       lm: The model.
       burst: Tokens in one dispatch.
+      devices: How many run it.
+      copies: See `stacks.Stack`.
     """
 
     def __init__(
-        self, subject: Subject, seed: int = 0, burst: int = 32, stack_layers: bool | None = None
+        self,
+        subject: Subject,
+        seed: int = 0,
+        burst: int = 32,
+        stack_layers: bool | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ):
         self.lm: LanguageModel
-        self.lm, self.about = subject.load(seed, stack_layers)
+        self.lm, self.about = subject.load(seed, stack_layers, mesh)
         self.about: dict[str, Any] = self.about | {"burst": burst}
         self.burst = burst
+        self.devices = 1 if mesh is None else mesh.size
+        self.copies = 1 if mesh is None else mesh.size // mesh.shape["model"]
 
     def warm(self, prompts: Prompts, tokens: int) -> None:
         """See `stacks.Stack`."""

@@ -34,6 +34,8 @@ class Peer:
     Its sampler compiles anew for every prompt length and number of tokens.
     """
 
+    copies = 1
+
     def __init__(self, subject: Subject, seed: int = 0):
         require("recurrentgemma", "1.0", _HINT)
         config = subject.config

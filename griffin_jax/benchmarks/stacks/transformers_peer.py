@@ -20,6 +20,8 @@ _HINT = "pip install griffin_jax[transformers]"
 class Peer:
     """See `stacks.Stack`. PyTorch takes a GPU where it finds one, and all cores of a CPU."""
 
+    copies = 1
+
     def __init__(self, subject: Subject, seed: int = 0):
         require("torch", "2.6", _HINT)
         require("transformers", "5.0", _HINT)
