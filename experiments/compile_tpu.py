@@ -161,6 +161,7 @@ def _write_page(folder: Path, results: list[dict[str, Any]]) -> None:
     page = page.replace("{compiled}", table(head, rows, lined_up=True))
     page = page.replace("{machine}", command.machine())
     page = page.replace("{scaling}", table(*scaling.table(points), lined_up=True))
+    page = page.replace("{host}", table(*scaling.host_table(), lined_up=True))
     page = page.replace("{errors}", table(*scaling.errors_table(measured), lined_up=True))
     write_text(folder / "README.md", page)
 

@@ -19,8 +19,10 @@ class Machine:
       memory_bytes: The bytes of its main memory that a program may use.
       bytes_per_second: The bandwidth of main memory.
       flops_per_second: The rate of bfloat16 matrix products.
-      link_bytes_per_second: The bandwidth of one axis of the interconnect, both directions together.
-      hop_seconds: The latency from a chip to its neighbor.
+      link_bytes_per_second: The bandwidth of one axis of the interconnect, both directions together; of
+        a switched one, what a chip receives from all others together.
+      hop_seconds: The latency from a chip to its neighbor; through a switch, to any other.
+      switched: Whether chips lie around a switch, and not along axes.
     """
 
     memory_bytes: float
@@ -28,11 +30,16 @@ class Machine:
     flops_per_second: float
     link_bytes_per_second: float = math.inf
     hop_seconds: float = 0.0
+    switched: bool = False
 
 
 # Google's data sheet (16 GB, of which the compiler gives programs 15.75 GiB; 819 GB/s; 197
 # TFLOP/s); links of 45 GB/s each way and hops of a microsecond as in "How to scale your model".
 V5E = Machine(15.75 * 2**30, 819e9, 197e12, 90e9, 1e-6)
+# One of the up to eight GPUs of a host. NVIDIA's data sheet (141 GB, NVLink of 450 GB/s each way), copies
+# and products as benchmarks of this project found them (docs/benchmarks/throughput_h200.json); half of
+# an all-reduce of few bytes is taken for 4 microseconds, which nothing here measured.
+H200 = Machine(141e9, 4.09e12, 664e12, 450e9, 4e-6, switched=True)
 
 _ONE_CHIP = MeshShape()
 
@@ -189,11 +196,15 @@ def all_reduce_seconds(num_bytes: float, chips: int, machine: Machine) -> float:
 
 
 def _links(chips, machine):
-    """More than four chips lie along two axes of the interconnect."""
+    """More than four chips lie along two axes of the interconnect, unless it is a switch."""
+    if machine.switched:
+        return machine.link_bytes_per_second
     return machine.link_bytes_per_second * (2 if chips > 4 else 1)
 
 
 def _latency(chips, machine):
+    if machine.switched:
+        return machine.hop_seconds
     side = max(1, round(chips**0.5))
     return machine.hop_seconds * side / 2 * (2 if chips > 4 else 1)
 

@@ -11,7 +11,7 @@ import jax
 import griffin_jax
 from griffin_jax.ahead_of_time import programs, roofline
 from griffin_jax.ahead_of_time.programs import Program
-from griffin_jax.ahead_of_time.roofline import V5E, Machine, Roofline
+from griffin_jax.ahead_of_time.roofline import H200, V5E, Machine, Roofline
 from griffin_jax.benchmarks.counting import cache_bytes
 from griffin_jax.config import GriffinConfig
 from griffin_jax.files import new_file
@@ -23,6 +23,7 @@ CHIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # The work that more and more chips share: rows decoded at once, or sequences in a batch of tokens.
 _ROWS, _POSITION, _TOKENS = 256, 4096, 2048
 _ROOM = 2**30  # of a chip's memory, for activations and temporaries
+_ONE_GPU = MeshShape()
 _JOBS = (
     ("9B NF4 decode", "recurrentgemma-9b", "nf4", "decode"),
     ("9B bf16 decode", "recurrentgemma-9b", "bf16", "decode"),
@@ -109,6 +110,26 @@ def _cell(point):
     return f"{point.tokens_per_second_per_chip:,.0f} ({mesh}; {point.seconds * 1e3:,.1f} ms)"
 
 
+def host_table() -> tuple[list[str], list[list[str]]]:
+    """Head and rows: milliseconds of a step of the 9B on 1 to 8 H200 of a host, cut over "model".
+
+    A prediction, to be held against what `experiments.benchmark` measures with `--config.mesh.model`.
+    """
+    config = griffin_jax.preset("recurrentgemma-9b")
+    counts = [count for count in CHIPS if count <= 8]
+    rows = []
+    for weights in ("nf4", "bf16"):
+        size = _weight_bytes("recurrentgemma-9b", weights)
+        for batch in (1, 16, 64, 256):
+            floors = [
+                roofline.decode_roofline(config, size, batch, MeshShape(model=n), H200, 2048)
+                for n in counts
+            ]
+            cells = [f"{floor.seconds * 1e3:.2f}" for floor in floors]
+            rows.append([f"{weights} decode, {batch} rows", *cells])
+    return ["9B", *(f"{n} GPU{'s' if n > 1 else ''}" for n in counts)], rows
+
+
 def plot(found: list[Point], path: Path) -> None:
     """A line per job.
 
@@ -141,18 +162,19 @@ def plot(found: list[Point], path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A figure of one GPU, to hold the model against.
+    """A figure of one GPU, or of several of a host, to hold the model against.
 
     Attributes:
-      what: "decode" or "prefill", of one row of the 9B, or "train".
+      what: "decode" or "prefill", of the 9B, or "train".
       weights: As for `Program`.
       seconds: The duration of a token, of a prompt, or of a step.
       tokens: Read before, in the prompt, or in each sequence.
-      limits: What that GPU reached in copies and matrix products.
+      limits: What each GPU reached in copies and matrix products.
       source: Where it comes from.
       config: What is trained.
-      rows: Sequences in a step of training.
+      rows: Sequences, over all GPUs.
       remat: In training, what is computed again; see `Griffin`.
+      mesh: How GPUs shared the work.
     """
 
     what: str
@@ -164,6 +186,7 @@ class Measured:
     config: GriffinConfig | None = None
     rows: int = 1
     remat: str = "none"
+    mesh: MeshShape = _ONE_GPU
 
 
 def measured_figures(folder: Path) -> list[Measured]:
@@ -173,7 +196,7 @@ def measured_figures(folder: Path) -> list[Measured]:
       folder: With JSON files of `experiments.benchmark`.
     """
     folder = resolve(folder, "folder")
-    found = {"decode": [], "training": []}
+    found = {"decode": [], "throughput": [], "training": []}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         results = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(results, dict) or results.get("kind") not in found:
@@ -181,11 +204,18 @@ def measured_figures(folder: Path) -> list[Measured]:
         if results["machine"].get("platform", "gpu") != "gpu":
             continue
         limits = results["limits"]
-        machine = Machine(0.0, limits["bytes_per_second"], limits["flops_per_second"])
+        machine = Machine(
+            0.0,
+            limits["bytes_per_second"],
+            limits["flops_per_second"],
+            H200.link_bytes_per_second,
+            H200.hop_seconds,
+            switched=True,
+        )
         source = f"{results['machine']['device']}, {path.name}"
         read = _of_training if results["kind"] == "training" else _of_decoding
         found[results["kind"]] += read(results, machine, source)
-    return (found["decode"] or list(_OTHERS)) + found["training"]
+    return (found["decode"] or list(_OTHERS)) + found["throughput"] + found["training"]
 
 
 def _of_decoding(results, machine, source):
@@ -193,9 +223,20 @@ def _of_decoding(results, machine, source):
         if row.get("model") != "recurrentgemma-9b" or row.get("status", "ok") != "ok":
             continue
         weights = {"bfloat16": "bf16"}.get(row["weights"], row["weights"])
-        if row["what"] == "decode" and row.get("batch_size", 1) == 1:
-            seconds = row["seconds_per_token"]["median"]
-            yield Measured("decode", weights, seconds, row["position"], machine, source)
+        mesh, batch_size = MeshShape(**row.get("mesh", {})), row.get("batch_size", 1)
+        # Of batches on one GPU the table of throughput has the shares.
+        several = row["what"] == "throughput" and mesh != _ONE_GPU
+        if several or (row["what"] == "decode" and batch_size == 1):
+            yield Measured(
+                "decode",
+                weights,
+                row["seconds_per_token"]["median"],
+                row["position"],
+                machine,
+                source,
+                rows=batch_size,
+                mesh=mesh,
+            )
         elif row["what"] == "prefill" and row.get("batch_size", 1) == 1:
             seconds = row["seconds"]["median"]
             yield Measured("prefill", weights, seconds, row["prompt"], machine, source)
@@ -216,6 +257,7 @@ def _of_training(results, machine, source):
                 config,
                 row["batch_size"],
                 row["remat"],
+                MeshShape(**row.get("mesh", {})),
             )
 
 
@@ -250,13 +292,14 @@ def _floor(figure):
     if figure.what == "train":
         count = sum(x.size for x in jax.tree.leaves(abstract_params(figure.config)))
         name = f"{count / 1e9:.1f}B train, {figure.rows} x {figure.tokens:,}"
-        return name + (f", remat {figure.remat}" if figure.remat != "none" else ""), (
+        name += f", remat {figure.remat}" if figure.remat != "none" else ""
+        return name + _shared(figure.mesh), (
             roofline.train_roofline(
                 figure.config,
                 count,
                 figure.rows,
                 figure.tokens,
-                MeshShape(),
+                figure.mesh,
                 figure.limits,
                 recompute=figure.remat == "block",
             )
@@ -264,7 +307,12 @@ def _floor(figure):
     config = griffin_jax.preset("recurrentgemma-9b")
     size = _weight_bytes("recurrentgemma-9b", figure.weights)
     name = f"9B {figure.weights} {figure.what} at {figure.tokens:,}"
-    options = {"machine": figure.limits}
+    name += (f", {figure.rows} rows" if figure.rows > 1 else "") + _shared(figure.mesh)
+    rows, mesh, limits = figure.rows, figure.mesh, figure.limits
     if figure.what == "decode":
-        return name, roofline.decode_roofline(config, size, 1, position=figure.tokens, **options)
-    return name, roofline.prefill_roofline(config, size, 1, figure.tokens, **options)
+        return name, roofline.decode_roofline(config, size, rows, mesh, limits, figure.tokens)
+    return name, roofline.prefill_roofline(config, size, rows, figure.tokens, mesh, limits)
+
+
+def _shared(mesh):
+    return f", {mesh}" if mesh != _ONE_GPU else ""

@@ -6,7 +6,7 @@ import pytest
 
 from griffin_jax.ahead_of_time import programs, roofline, scaling
 from griffin_jax.ahead_of_time.programs import Program
-from griffin_jax.ahead_of_time.roofline import V5E, Machine
+from griffin_jax.ahead_of_time.roofline import H200, V5E, Machine
 from griffin_jax.config import RECURRENTGEMMA_9B
 from griffin_jax.sharding import MeshShape
 from tests.tiny import GRIFFIN
@@ -95,3 +95,29 @@ def test_steps_of_training_come_from_the_benchmark_and_are_predicted(tmp_path):
     assert figure.config == GRIFFIN
     (cells,) = scaling.errors_table([figure])[1]
     assert cells[0].endswith("train, 2 x 64, remat block") and cells[-1] == "-100%"
+
+
+def test_around_a_switch_every_chip_receives_from_all_others_at_once():
+    machine = Machine(0, 1, 1, link_bytes_per_second=100.0, hop_seconds=1.0, switched=True)
+    for chips in (2, 4, 8):
+        seconds = 1000 * (chips - 1) / chips / 100 + 1
+        assert roofline.gather_seconds(1000, chips, machine) == pytest.approx(seconds)
+
+
+def test_several_gpus_are_predicted_and_held_against_what_they_took(tmp_path):
+    head, rows = scaling.host_table()
+    assert head[1:] == ["1 GPU", "2 GPUs", "4 GPUs", "8 GPUs"] and len(rows) == 8
+    row = {"model": "recurrentgemma-9b", "weights": "bfloat16", "what": "throughput"}
+    row |= {"position": 2048, "batch_size": 16, "seconds_per_token": {"median": 0.01}}
+    results = {
+        "kind": "throughput",
+        "machine": {"device": "NVIDIA H200"},
+        "limits": {"bytes_per_second": H200.bytes_per_second, "flops_per_second": 664e12},
+        "rows": [row, row | {"devices": 2, "mesh": {"model": 2}}],
+    }
+    (tmp_path / "throughput.json").write_text(json.dumps(results))
+    (figure,) = [one for one in scaling.measured_figures(tmp_path) if one.mesh.model > 1]
+    (cells,) = scaling.errors_table([figure])[1]
+    assert cells[0] == "9B bf16 decode at 2,048, 16 rows, model=2"
+    predicted = next(line for line in rows if line[0] == "bf16 decode, 16 rows")[2]
+    assert cells[3] == predicted
