@@ -18,8 +18,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.inference import prefill
+from griffin_jax.inference import compiling, prefill
 from griffin_jax.inference.context import Context
+from griffin_jax.inference.drawing import Needs
 from griffin_jax.inference.grammar import Grammar
 from griffin_jax.inference.plan import make_plan
 from griffin_jax.inference.pool import Pool
@@ -120,6 +121,8 @@ class Engine:
         self._scheduler = Scheduler(
             reader, pool, self.stats, self.changed, prefix_cache, self.context_of, fill_first
         )
+        self._burst = burst
+        self._compiled: set[compiling.Key] = set()  # ahead
         self._most_waiting = waiting
         self._turn = threading.RLock()
         self._driven = False
@@ -221,6 +224,39 @@ class Engine:
                 self._scheduler.end(request, request.reason_for_nothing)
             self.changed.notify_all()
         return request
+
+    def compile_ahead(
+        self,
+        texts: Sequence[int] | None = None,
+        *,
+        sampling: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        """Compiles what requests will need, several programs at once; from any thread.
+
+        From then on the rows are as many as were compiled for, as long as one of these numbers
+        suffices. Programs for penalties, biases, grammars, lists of likely tokens and drafts are
+        compiled when they are first needed, as all are without this.
+
+        Args:
+          texts: For so many texts at once, whose programs serve fewer as well; None for all numbers
+            that there may be.
+          sampling: Have every program draw at temperatures and keep to filters where a request
+            asks for it, so that greedy and other requests share one.
+          threads: Programs that are compiled at once; None for as many as there are cores.
+        """
+        pool, reader = self._scheduler.pool, self._scheduler.reader
+        pool.needs = Needs(draws=True, filters=True) if sampling else Needs()
+        sizes = pool.sizes(range(1, pool.slots + 1) if texts is None else texts)
+        given = self.model, self.params
+        programs = dict(
+            compiling.programs_of_rows(*given, self._burst, pool.needs, sizes, pool.compiled)
+        )
+        programs |= compiling.programs_of_calls(*given, reader.calls(max(sizes)))
+        left = {key: one for key, one in programs.items() if key not in self._compiled}
+        compiling.compile_all(left, lambda: not self._closed, threads)
+        self._compiled |= left.keys()
+        pool.compiled = tuple(sorted({*pool.compiled, *sizes}))
 
     def step(self, limit: int | None = None) -> bool:
         """Takes one turn: dispatches what is next, then receives what was dispatched before.

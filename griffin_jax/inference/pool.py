@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -26,7 +26,6 @@ from griffin_jax.inference.row_states import nbytes
 from griffin_jax.inference.sampling import SamplingMethod
 from griffin_jax.inference.speculation import ROUNDS, Speculator
 from griffin_jax.inference.stats import EngineStats
-from griffin_jax.inference.verification import draw_drafted
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import mesh_of
 
@@ -64,6 +63,9 @@ class Pool:
       slots: How many rows there are at most.
       requests: The request of each row; None where a row is free.
       keeps_states: Whether a request keeps the state of its row when it leaves, asked for or not.
+      needs: What every program does at least, so that fewer serve.
+      compiled: Numbers of rows whose programs were compiled ahead, ascending. There are no others as
+        long as one of these holds all rows in use.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Pool:
     ):
         self.slots = slots
         self.keeps_states = False
+        self.needs = Needs()
+        self.compiled: tuple[int, ...] = ()
         self.requests: list[Request | None] = []
         self.methods: list[SamplingMethod] = []
         self._model, self._params, self._stats = model, params, stats
@@ -129,6 +133,10 @@ class Pool:
     def is_whole(self) -> bool:
         """Whether the rows are there still, also after a program that takes them has failed."""
         return self._rows is None or not any(x.is_deleted() for x in jax.tree.leaves(self._rows))
+
+    def sizes(self, texts: Iterable[int]) -> list[int]:
+        """Returns the numbers of rows, ascending, in which these numbers of texts are drawn."""
+        return sorted({prefill.batch_size_for(min(n, self.slots), self._params) for n in texts})
 
     def admit(self, request: Request, expected: int = 1) -> None:
         """Gives a row to a request whose prompt has been read.
@@ -182,13 +190,16 @@ class Pool:
                 self.clear()  # slots that texts outgrew
             return None
         self._shrink(active)
-        drafts = self._begin_drafts(active)
+        speculator = self._speculator
+        drafts = speculator is not None and speculator.begins(
+            self._mesh, self.requests, self.guided
+        )
         left = max(r.plan.max_new_tokens - r.dispatched for r in active)
         steps = 1 if self.guided else min(self._next_steps(drafts), left, limit or left)
         ahead = steps
-        if self._speculator is not None:
+        if speculator is not None:
             # How much a burst of drafts has drawn is not known while it is under way.
-            ahead += 2 * ROUNDS * (1 + self._speculator.count)
+            ahead += 2 * ROUNDS * (1 + speculator.count)
         self._make_room(max(len(r.plan.tokens) + r.dispatched for r in active) + ahead)
         wanted = np.array([request is not None for request in self.requests])
         methods = tuple(self.methods) if any(r.method >= 0 for r in active) else ()
@@ -196,7 +207,10 @@ class Pool:
         rest = wanted, np.int32(steps), self._masks() if self._needs.masks else None
         drafted = None
         if drafts:
-            drawn, drafted = self._draw_drafted(how, rest)
+            rounds = min(ROUNDS, self._burst)
+            self._rows, drawn, drafted = speculator.draw(
+                self._mesh, self._model, rounds, how, self._rows, rest
+            )
         else:
             self._rows, drawn = draw_burst.on(
                 self._mesh, self._model, self._burst, *how, self._rows, *rest
@@ -293,39 +307,6 @@ class Pool:
             if request.dispatched >= request.plan.max_new_tokens:
                 self.release(request)
 
-    def _begin_drafts(self, active):
-        """Returns whether the next burst is one of drafts; where it is, the memory of the rows is
-        there.
-        """
-        drafter = self._speculator
-        if drafter is None:
-            return False
-        wants = not self.guided and drafter.wants(active)
-        if wants and drafter.memory is None and all(r.dispatched == r.num_tokens for r in active):
-            drafter.know(self._mesh, self.requests)
-        if not wants:
-            drafter.memory = None  # it does not see what is drawn now
-        return wants and drafter.memory is not None
-
-    def _draw_drafted(self, how, rest):
-        drafter = self._speculator
-        needs, methods, params = how
-        self._rows, drafter.memory, drawn, drafted = draw_drafted.on(
-            self._mesh,
-            self._model,
-            drafter.drafter,
-            drafter.count,
-            min(ROUNDS, self._burst),
-            needs,
-            methods,
-            params,
-            drafter.params,
-            self._rows,
-            drafter.memory,
-            *rest,
-        )
-        return drawn, drafted
-
     def _count_drafts(self, request, burst, slot, drawn):
         """Takes note of what drafts of a row have spared, in the calls in which it took part."""
         drafts = burst.drafted[slot][burst.drafted[slot] >= 0]
@@ -357,7 +338,7 @@ class Pool:
         What rows needed that have left stays until the pool was empty: a program costs more to
         compile than to do too much for a while.
         """
-        self._needs = needs if alone else self._needs | needs
+        self._needs = self.needs | (needs if alone else self._needs | needs)
         shape = (len(self.requests), self._model.config.vocab_size)
 
         def wide(needed, array, dtype):
@@ -380,14 +361,19 @@ class Pool:
             self._rows = dataclasses.replace(self._rows, state=state)
 
     def _shrink(self, active):
-        size = prefill.batch_size_for(len(active), self._params)
+        size = self._size_for(len(active))
         left = max(r.plan.max_new_tokens - r.dispatched for r in active)
         if 2 * size <= len(self.requests) and left > _BURSTS_WORTH_A_PROGRAM * self._burst:
             self._resize(len(active))
 
+    def _size_for(self, rows):
+        """Returns how many rows a pool has in which at least so many are in use."""
+        size = prefill.batch_size_for(min(rows, self.slots), self._params)
+        return next((there for there in self.compiled if there >= size), size)
+
     def _resize(self, rows):
         """Makes a pool of at least so many rows out of those in use."""
-        size = prefill.batch_size_for(min(rows, self.slots), self._params)
+        size = self._size_for(rows)
         used = [slot for slot, request in enumerate(self.requests) if request is not None]
         if self._rows is None:
             self._rows = empty_rows(self._model, self._params, size, self._room)

@@ -132,9 +132,24 @@ def state_with_slots(
     model: Griffin, params: dict, batch_size: int, capacity: int | None
 ) -> AnyState:
     """Returns what `fresh_state` does, with exactly `capacity` slots for keys; see `init_state`."""
+    return _init_program(*_of_state(model, params, batch_size, capacity))()
+
+
+def shape_of_state(model: Griffin, params: dict, batch_size: int, tokens: int) -> AnyState:
+    """Returns the shapes of what `fresh_state` returns, and where its arrays lie."""
+    capacity = capacity_for(model.config, tokens)
+    build, where = _builder(*_of_state(model, params, batch_size, capacity))
+    shapes = jax.eval_shape(build)
+    if isinstance(where, jax.sharding.Sharding):
+        where = jax.tree.map(lambda _: where, shapes)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, where
+    )
+
+
+def _of_state(model, params, batch_size, capacity):
     where = mesh_of(params) or companion_sharding(params)
-    stacked = is_stacked(params)
-    return _init_program(model.config, batch_size, model.dtype, capacity, stacked, where)()
+    return model.config, batch_size, model.dtype, capacity, is_stacked(params), where
 
 
 def select_rows(
@@ -211,7 +226,14 @@ def put_chunk(params: dict, tokens: np.ndarray, lengths: np.ndarray) -> tuple[ja
 
 
 @functools.lru_cache(maxsize=64)
-def _init_program(config, batch_size, dtype, capacity, stacked, where):
+def _init_program(*of_state):
+    build, where = _builder(*of_state)
+    return jax.jit(build, out_shardings=where)
+
+
+def _builder(config, batch_size, dtype, capacity, stacked, where):
+    """Returns a function that makes a fresh state, and where its arrays belong."""
+
     def build():
         state = init_state(config, batch_size, dtype, capacity)
         return stack_state(config, state) if stacked else state
@@ -219,7 +241,7 @@ def _init_program(config, batch_size, dtype, capacity, stacked, where):
     if isinstance(where, jax.sharding.Mesh):
         check_batch(batch_size, where)
         where = tree_shardings(jax.eval_shape(build), where)
-    return jax.jit(build, out_shardings=where)
+    return build, where
 
 
 @functools.partial(jit_on_mesh, static_argnames="capacity")

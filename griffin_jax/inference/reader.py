@@ -1,6 +1,7 @@
 """Reading the prompts of requests, a few tokens a call, side by side."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -8,7 +9,7 @@ import jax
 from griffin_jax.inference import prefill
 from griffin_jax.inference.prefix_cache import PrefixCache
 from griffin_jax.inference.request import Request
-from griffin_jax.inference.row_states import fresh_row, read_rows
+from griffin_jax.inference.row_states import fresh_row, read_rows, rows_of_a_call
 from griffin_jax.inference.stats import EngineStats
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
@@ -28,11 +29,18 @@ def next_chunk(position: int, remaining: int, every: int | None) -> tuple[int, i
         length = prefill.chunk_lengths(remaining, 1)[0]
         return min(remaining, length), length
     remaining = min(remaining, every - position % every)
-    for length in sorted(c for c in prefill.CHUNKS if c <= max(every, min(prefill.CHUNKS)))[::-1]:
+    for length in lengths_of_calls(every)[::-1]:
         count = min(remaining, length - position % length)
         if length < 2 * count:
             break
     return count, length
+
+
+def lengths_of_calls(every: int | None) -> list[int]:
+    """Returns the lengths of calls, ascending; `every` as of `next_chunk`."""
+    if every is None:
+        return sorted(prefill.CHUNKS)
+    return sorted(c for c in prefill.CHUNKS if c <= max(every, min(prefill.CHUNKS)))
 
 
 @dataclasses.dataclass
@@ -70,6 +78,16 @@ class Reader:
         # cuts a batch. A CPU's time follows the tokens.
         self._tokens_per_call = 1 if jax.default_backend() == "cpu" else max(prefill.CHUNKS)
         self._least = prefill.batch_size_for(1, params)
+
+    def calls(self, texts: int) -> list[tuple[int, int]]:
+        """Returns which calls there may be where so many texts are read at once: (texts, length)."""
+        every = None if self._cache is None else self._cache.every
+        found = []
+        for length in lengths_of_calls(every):
+            most = min(self._most(length), texts)
+            powers = itertools.takewhile(lambda n: n < most, (4**i for i in itertools.count()))
+            found += [(n, length) for n in dict.fromkeys((*powers, most))]
+        return found
 
     def add(self, request: Request) -> None:
         """Begins to read a request, from the state that it brings or from nothing."""
@@ -109,7 +127,8 @@ class Reader:
             [r.plan.tokens[r.read : r.read + count] for r, count in batch],
             length,
         )
-        self._stats.count_read(sum(count for _, count in batch), length * len(batch))
+        rows = rows_of_a_call(len(batch), self._params)
+        self._stats.count_read(sum(count for _, count in batch), length * rows)
         for (request, count), state in zip(batch, after, strict=True):
             request.state, request.room = state, room
             request.read += count
@@ -134,7 +153,7 @@ class Reader:
                 continue
             count, own = self._next_chunk(request)
             if not length:
-                length, most = own, max(self._tokens_per_call // own, self._least)
+                length, most = own, self._most(own)
             if own != length or len(batch) == most:
                 continue
             if request.shares:
@@ -147,6 +166,14 @@ class Reader:
             if len(batch) == most:
                 break
         return batch, length
+
+    def _most(self, length):
+        """Returns how many texts one call of this length reads at most.
+
+        That is a power of four, as its rows are: the rows beyond its texts cost as much.
+        """
+        texts = max(self._tokens_per_call // length, 1)
+        return max(4 ** ((texts.bit_length() - 1) // 2), self._least)
 
     def _next_chunk(self, request):
         if self._cache is None:

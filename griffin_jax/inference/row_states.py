@@ -104,6 +104,16 @@ def read_rows(
     return list(after[: len(states)]), done
 
 
+def lower_read(
+    model: Griffin, params: dict, state: AnyState, texts: int, length: int
+) -> jax.stages.Lowered:
+    """Lowers the program of `read_rows` for so many texts, whose states have the shapes of `state`."""
+    count = rows_of_a_call(texts, params)
+    tokens, lengths = np.zeros((count, length), np.int32), np.zeros(count, np.int32)
+    chunk = prefill.put_chunk(params, tokens, lengths)
+    return _read.lower(model, params, (state,) * count, *chunk)
+
+
 def rows_of_a_call(texts: int, params: dict) -> int:
     """Returns the batch size in which so many texts are read: one of few, a power of four."""
     power = 4 ** -(-max(texts - 1, 0).bit_length() // 2)

@@ -5,11 +5,14 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from griffin_jax.fields import check_fields, field
+from griffin_jax.inference.decode import Rows
 from griffin_jax.inference.drafting import Drafter, Lookup, Memory, SmallModel
 from griffin_jax.inference.request import Request
+from griffin_jax.inference.verification import draw_drafted
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import jit_on_mesh
 
@@ -152,6 +155,55 @@ class Speculator:
             expected = self._paid
         self._on = expected > self.cost * (1.0 if self._on else _MARGIN)
         return self._on
+
+    def begins(self, mesh: Any, rows: Sequence[Request | None], guided: bool) -> bool:
+        """Returns whether the next burst is one of drafts; where it is, `memory` is there.
+
+        Args:
+          mesh: That of the rows.
+          rows: The request of each row, at least one.
+          guided: Whether a grammar must see each token.
+        """
+        active = [request for request in rows if request is not None]
+        wants = not guided and self.wants(active)
+        if wants and self.memory is None and all(r.dispatched == r.num_tokens for r in active):
+            self.know(mesh, rows)
+        if not wants:
+            self.memory = None  # it does not see what is drawn now
+        return wants and self.memory is not None
+
+    def draw(
+        self, mesh: Any, model: Griffin, rounds: int, how: Any, rows: Rows, rest: Any
+    ) -> tuple[Rows, tuple[jax.Array, ...], jax.Array]:
+        """Dispatches a burst of drafts.
+
+        Args:
+          mesh: That of the rows.
+          model: The model.
+          rounds: Calls of it at most.
+          how: Needs, methods and params, as `draw_drafted` takes them.
+          rows: The pool, which is donated.
+          rest: What `draw_drafted` takes behind the memory.
+
+        Returns:
+          The rows after, and what `draw_drafted` returns of what was drawn.
+        """
+        needs, methods, params = how
+        rows, self.memory, drawn, drafted = draw_drafted.on(
+            mesh,
+            model,
+            self.drafter,
+            self.count,
+            rounds,
+            needs,
+            methods,
+            params,
+            self.params,
+            rows,
+            self.memory,
+            *rest,
+        )
+        return rows, drawn, drafted
 
     def know(self, mesh: Any, requests: Sequence[Request | None]) -> None:
         """Makes the memory of all rows, of which the host knows every token that was drawn."""

@@ -183,9 +183,30 @@ class Griffin(nn.Module):
         return self.final_norm(x), advance
 
     def _layers(self, blocks, x, states, timeline):
+        """Runs blocks one after another; those that are alike are traced once.
+
+        What is asked of single layers, dropout and training, which gives no state, have each traced for
+        itself.
+        """
+        once = not (
+            timeline.fresh
+            or self.is_initializing()
+            or self.has_rng("dropout")
+            or self.is_mutable_collection(RECORDED)
+            or ASKED in self.variables
+        )
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def run(block, params, x, state, timeline):
+            return block.apply({"params": params}, x, state, timeline)
+
         after = []
         for block, before in zip(blocks, states, strict=True):
-            x, new = block(x, before, timeline)
+            if once:
+                alike = block.clone(parent=None, name=None)
+                x, new = run(alike, block.variables["params"], x, before, timeline)
+            else:
+                x, new = block(x, before, timeline)
             after.append(new)
         return x, tuple(after)
 

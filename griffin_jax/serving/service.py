@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any
 
@@ -10,7 +11,6 @@ from starlette.requests import Request
 
 from griffin_jax.inference import Context, PrefixCache
 from griffin_jax.language_model import LanguageModel
-from griffin_jax.serving import warm_up
 from griffin_jax.serving.context_store import ContextStore
 from griffin_jax.serving.errors import unavailable
 from griffin_jax.serving.grammar import Compiler
@@ -34,7 +34,6 @@ class Service:
       keys: The API keys that are known; none where everybody may ask.
       name: What clients call the model.
       created: When it was loaded, in seconds since 1970.
-      fingerprint: Tells its weights from others'.
       state: "starting", "ready", "draining", or "failed" where compiling did.
       worker: Runs its engine.
       contexts: What clients have had it read.
@@ -56,7 +55,6 @@ class Service:
         self.lm, self.settings, self.keys = lm, settings, keys
         self.name = name if settings.name is None else settings.name
         self.created = int(time.time())
-        self.fingerprint = f"fp_{lm.fingerprint[:12]}"
         self.state = STARTING
         cache = None
         if settings.prefix_cache_bytes or settings.prefix_cache_host_bytes:
@@ -76,19 +74,48 @@ class Service:
             self.metrics.count_end,
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """The mark of its weights, which tells them from others'."""
+        return f"fp_{self.lm.fingerprint[:12]}"
+
     async def make_ready(self) -> None:
-        """Compiles what requests will need, then takes them."""
+        """Compiles what requests will need, then takes them.
+
+        The programs of as many texts as there are slots serve fewer, too. Those of fewer texts, which
+        are faster, follow while requests are taken, and are used from then on.
+        """
         begin = time.monotonic()
+        slots, engine = self.settings.slots, self.worker.engine
+
+        def took():
+            return {"fields": {"seconds": round(time.monotonic() - begin, 3)}}
+
         try:
-            await run_in_threadpool(lambda: self.compiler.vocabulary)
-            await self.worker.run(warm_up.steps(self.worker.engine, self.lm, self.settings))
+            await asyncio.gather(
+                self._compile((slots,)),
+                run_in_threadpool(lambda: (self.compiler.vocabulary, self.lm.fingerprint)),
+            )
+            # Whatever else a text needs.
+            bos = self.lm.tokenizer.bos_id
+            await self.worker.run(_until_ended(engine.submit([bos, bos], 2, stop_ids=())))
+            if self.state == STARTING:
+                self.state = READY
+            log.info("ready", extra=took())
+            beside = max((os.cpu_count() or 1) // 2, 1)
+            await self._compile((1,), beside)
+            await self._compile(None, beside)
+            log.info("compiled", extra=took())
         except Exception:
             log.exception("compiling failed")
-            self.state = FAILED
-            return
-        if self.state == STARTING:
-            self.state = READY
-        log.info("ready", extra={"fields": {"seconds": round(time.monotonic() - begin, 3)}})
+            if self.state == STARTING:
+                self.state = FAILED
+
+    async def _compile(self, texts, threads=None):
+        sampling = self.settings.compile_sampling
+        await run_in_threadpool(
+            self.worker.engine.compile_ahead, texts, sampling=sampling, threads=threads
+        )
 
     async def drain(self, seconds: float) -> int:
         """Takes nothing new, and waits for what is open.
@@ -146,6 +173,11 @@ class Service:
             "last_error": None if error is None else type(error).__name__,
         }
         return (200 if state == READY else 503), body
+
+
+def _until_ended(request):
+    while not request.ended:
+        yield
 
 
 def owner_of(request: Request) -> str:

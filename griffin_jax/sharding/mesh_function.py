@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,7 @@ class MeshFunction:
     ):
         self._mesh, self._gpu_options, self._options = mesh, gpu_options, options
         self._jitted = jax.jit(function, **options)
+        self._lock = threading.Lock()
         functools.update_wrapper(self, function)
 
     def __call__(self, *args, **kwargs):
@@ -96,7 +98,10 @@ class MeshFunction:
         if not self._gpu_options:
             return self._jitted
         single = jax.sharding.get_abstract_mesh().size <= 1  # 0 where none is set
-        return self._jitted_for_one_gpu if single and platform() == "gpu" else self._jitted
+        if not (single and platform() == "gpu"):
+            return self._jitted
+        with self._lock:  # several threads may compile at once, and must share what is compiled
+            return self._jitted_for_one_gpu
 
     @functools.cached_property
     def _jitted_for_one_gpu(self):

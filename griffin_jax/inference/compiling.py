@@ -1,0 +1,121 @@
+"""Compiling an engine's programs before they are needed, several at once.
+
+A program is compiled from the shapes of its arguments alone. That takes no memory of the device and
+goes on beside the engine's work; the call that needs the program first finds it there.
+"""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from griffin_jax.inference import prefill
+from griffin_jax.inference.decode import Rows, draw_burst, entry_of, insert_row, take
+from griffin_jax.inference.drawing import Needs, settings_of
+from griffin_jax.inference.row_states import fresh_row, lower_read
+from griffin_jax.models import Griffin
+
+_MOST_THREADS = 16
+_TOKENS = (
+    1  # that texts have room for under an unbounded window, where more is a program of its own
+)
+
+Key = tuple[Any, ...]
+Program = Callable[[], jax.stages.Lowered]
+
+
+def programs_of_rows(
+    model: Griffin,
+    params: dict,
+    burst: int,
+    needs: Needs,
+    sizes: Sequence[int],
+    more: Sequence[int],
+) -> Iterator[tuple[Key, Program]]:
+    """Yields what pools of these numbers of rows need, each program under a key of its own.
+
+    Args:
+      model: The model.
+      params: Its parameters.
+      burst: Steps in one dispatch at most.
+      needs: What is drawn; neither penalties nor a bias nor masks.
+      sizes: The numbers of rows.
+      more: Further ones, from and to which pools grow and shrink.
+    """
+    row = _shapes(fresh_row(model, params, _TOKENS))
+    entry = entry_of(0, 0, 0, np.zeros(2, np.uint32), (), settings_of(None)).replace(state=row)
+    rows = {size: _shape_of_rows(model, params, size) for size in {*sizes, *more}}
+    for size in sizes:
+        wanted, steps = np.ones(size, bool), np.int32(0)
+        how = model, burst, needs, (), params
+        yield (
+            ("draw", size, needs),
+            functools.partial(draw_burst.lower, *how, rows[size], wanted, steps, None),
+        )
+    for size in sizes:
+        yield ("insert", size), functools.partial(insert_row.lower, rows[size], np.int32(0), entry)
+    for before in rows:
+        for size in rows:
+            if before != size and (before in sizes or size in sizes):
+                index, valid = np.zeros(size, np.int32), np.ones(size, bool)
+                yield (
+                    ("take", before, size),
+                    functools.partial(take.lower, rows[before], index, valid),
+                )
+
+
+def programs_of_calls(
+    model: Griffin, params: dict, calls: Sequence[tuple[int, int]]
+) -> Iterator[tuple[Key, Program]]:
+    """Yields those that read so many texts in a call of such a length, for (texts, length) of each."""
+    row = _shapes(fresh_row(model, params, _TOKENS))
+    for texts, length in calls:
+        program = functools.partial(lower_read, model, params, row, texts, length)
+        yield ("read", texts, length), program
+
+
+def compile_all(
+    programs: Mapping[Key, Program], wanted: Callable[[], bool], threads: int | None
+) -> None:
+    """Compiles programs, a few at once.
+
+    Args:
+      programs: What lowers each.
+      wanted: Whether to go on; asked before each.
+      threads: How many at once; None for as many as there are cores.
+    """
+
+    def one(program):
+        if wanted():
+            program().compile()
+
+    # Several processes must compile in one order, as they talk to each other on the way.
+    threads = threads or min(os.cpu_count() or 1, _MOST_THREADS)
+    threads = threads if jax.process_count() == 1 else 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        compiling = [pool.submit(one, program) for program in programs.values()]
+        try:
+            for each in concurrent.futures.as_completed(compiling):
+                each.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _shape_of_rows(model: Griffin, params: dict, size: int) -> Rows:
+    """Returns the shapes of what `empty_rows` returns, and where its arrays lie."""
+    where = prefill.companion_sharding(params)
+    values = entry_of(0, 0, 0, np.zeros(2, np.uint32), (), settings_of(None))
+    values = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *np.shape(x)), x.dtype, sharding=where), values
+    )
+    return values.replace(state=prefill.shape_of_state(model, params, size, _TOKENS))
+
+
+def _shapes(arrays: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays
+    )

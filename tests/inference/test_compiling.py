@@ -1,0 +1,75 @@
+"""What is compiled ahead is what requests need, and changes no text."""
+
+import pytest
+
+from griffin_jax.benchmarks.timing import compilation
+from griffin_jax.inference import PrefixCache, compiling
+from griffin_jax.inference.sampling import SamplingConfig
+from tests.inference.comparisons import PROMPTS
+from tests.inference.tiny_model import language_model
+
+SETTINGS = (
+    SamplingConfig(),
+    SamplingConfig(temperature=1.0),
+    SamplingConfig(temperature=0.7, top_p=0.8),
+    SamplingConfig(temperature=1.2, top_k=5, min_p=0.01),
+)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return language_model()
+
+
+def submit(engine, count, tokens):
+    return [
+        engine.submit(
+            [*PROMPTS[i % len(PROMPTS)]], tokens, sampling=SETTINGS[i % len(SETTINGS)], seed=i
+        )
+        for i in range(count)
+    ]
+
+
+def test_requests_find_their_programs_compiled(lm):
+    with lm.engine(slots=4, prefix_cache=PrefixCache(2**20)) as engine:
+        engine.compile_ahead()
+        (first,) = submit(engine, 1, 2)  # finds what is not the engine's own
+        first.result()
+        with compilation() as compiled:
+            for count in (1, 4, 3, 2):
+                requests = submit(engine, count, 70)
+                engine.run()
+                assert all(request.finish_reason == "length" for request in requests)
+        assert compiled.programs == 0
+
+
+def test_programs_of_many_rows_serve_fewer_until_there_are_others(lm):
+    alone = [
+        lm.sample([[*PROMPTS[i % len(PROMPTS)]]], 20, sampling=SETTINGS[i], seed=[i])[0]
+        for i in range(3)
+    ]
+    with lm.engine(slots=4) as engine:
+        pool = engine._scheduler.pool
+        for texts, sizes in (((4,), (4,)), ((1,), (1, 4)), (None, (1, 2, 4))):
+            engine.compile_ahead(texts, threads=1)
+            assert pool.compiled == sizes
+            for count in (1, 2, 3):
+                requests = [
+                    engine.submit([*PROMPTS[i % len(PROMPTS)]], 20, sampling=SETTINGS[i], seed=i)
+                    for i in range(count)
+                ]
+                engine.run()
+                assert len(pool.requests) in sizes
+                for request, expected in zip(requests, alone, strict=False):
+                    assert request.result().tokens == expected.tokens
+
+
+def test_nothing_more_is_compiled_for_an_engine_that_is_closed(lm, monkeypatch):
+    lowered = []
+    monkeypatch.setattr(compiling, "lower_read", lambda *_: lowered.append(1))
+    engine = lm.engine(slots=2)
+    engine.close()
+    with compilation() as compiled:
+        engine.compile_ahead(threads=1)
+    assert not lowered
+    assert compiled.programs == 0
