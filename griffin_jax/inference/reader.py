@@ -1,7 +1,6 @@
 """Reading the prompts of requests, a few tokens a call, side by side."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import jax
@@ -85,8 +84,8 @@ class Reader:
         found = []
         for length in lengths_of_calls(every):
             most = min(self._most(length), texts)
-            powers = itertools.takewhile(lambda n: n < most, (4**i for i in itertools.count()))
-            found += [(n, length) for n in dict.fromkeys((*powers, most))]
+            counts = {rows_of_a_call(count, self._params) for count in range(1, most + 1)}
+            found += [(count, length) for count in sorted(counts)]
         return found
 
     def add(self, request: Request) -> None:

@@ -34,6 +34,7 @@ class Service:
       keys: The API keys that are known; none where everybody may ask.
       name: What clients call the model.
       created: When it was loaded, in seconds since 1970.
+      compiled: Whether all programs are there that are compiled ahead.
       state: "starting", "ready", "draining", or "failed" where compiling did.
       worker: Runs its engine.
       contexts: What clients have had it read.
@@ -56,6 +57,7 @@ class Service:
         self.name = name if settings.name is None else settings.name
         self.created = int(time.time())
         self.state = STARTING
+        self.compiled = False
         cache = None
         if settings.prefix_cache_bytes or settings.prefix_cache_host_bytes:
             cache = PrefixCache(
@@ -105,6 +107,7 @@ class Service:
             beside = max((os.cpu_count() or 1) // 2, 1)
             await self._compile((1,), beside)
             await self._compile(None, beside)
+            self.compiled = True
             log.info("compiled", extra=took())
         except Exception:
             log.exception("compiling failed")

@@ -37,8 +37,9 @@ class ServerSettings:
         Without any, whoever reaches the port may ask.
       allow_origins: Whose pages a browser lets ask (CORS), "*" for all; none by default.
       log_text: Whether logs hold prompts and answers.
-      compile_sampling: Whether programs that draw at a temperature are compiled before the server is
-        ready, too, and not only the greedy ones.
+      compile_sampling: Whether the programs that are compiled before the server is ready also draw
+        at temperatures and keep to filters (top_k, top_p, min_p); else those are compiled when they
+        are first needed.
     """
 
     host: str = field("127.0.0.1", filled=True)

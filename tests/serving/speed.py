@@ -114,6 +114,8 @@ def main():
                 "compile_sampling": False,
             }
             with running(lm, prefix_cache_bytes=0, **settings) as server:
+                while not server.service.compiled:
+                    time.sleep(0.1)
                 asked = (server.url, prompts[:clients], clients, options.tokens)
                 pool.apply(ask, asked)  # compiles what is left to compile
                 found = pool.apply(ask, (server.url, prompts, clients, options.tokens))

@@ -30,6 +30,8 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     slots, batch_size, burst = config["slots"], config["static_batch"], config["burst"]
     asked = sum(new for _, new in requests)
     cut = [(prompt[:_CUT], min(new, _CUT // 8)) for prompt, new in requests]
+    with lm.engine(slots=slots, burst=burst) as engine:
+        engine.compile_ahead(sampling=False)
     _through_engine(lm, cut[: slots + slots // 4], slots, burst)
 
     def row(way, seconds, cpu, more):
