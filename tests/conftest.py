@@ -13,6 +13,13 @@ if os.environ.get("GRIFFIN_PARITY") != "1":
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     )
 
+# What one worker, or one run, has compiled the next one loads.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
 import jax
 import pytest
 

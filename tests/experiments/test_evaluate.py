@@ -32,8 +32,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def call(folder, name, *flags, **environment):
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")} | environment
+def call(name, *flags, **environment):
+    environment = os.environ | environment
     environment.pop("PERSPECTIVE_API_KEY", None)
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *flags],
@@ -47,7 +47,6 @@ def call(folder, name, *flags, **environment):
 
 def evaluate(folder, *flags, config="eval_quality", output="out", data="data"):
     return call(
-        folder,
         "evaluate",
         f"--config=configs/{config}.py",
         f"--config.checkpoint={folder / 'model'}",
@@ -80,7 +79,6 @@ def error_of(done):
 )
 def test_every_row_with_samples_runs_offline(folder, suite, module):
     done = evaluate(
-        folder,
         f"--config.data_dir={BENCHMARKS}",
         "--config.limit=1",
         "--config.run_generated_code=true",
@@ -131,7 +129,6 @@ def test_a_stopped_run_goes_on_and_tables_put_runs_side_by_side(folder):
     assert {"doc", "arguments", "resps"} <= json.loads(samples.read_text().splitlines()[0]).keys()
 
     packed = evaluate(
-        folder,
         *("--config.tasks=griffin_boolq", "--config.quantization=nf4", "--config.max_length=16"),
     )
     found = results(packed, folder, name="model-nf4")
@@ -139,7 +136,7 @@ def test_a_stopped_run_goes_on_and_tables_put_runs_side_by_side(folder):
     (run,) = found["runs"]
     cut = f"{run['prompts_cut']} of {run['requests']} prompts"
     assert f"griffin_boolq: {cut} are longer than max_length 16 and lose up to" in packed.stderr
-    done = call(folder, "tables", f"--results={folder / 'out'}", f"--output={folder / 'tables'}")
+    done = call("tables", f"--results={folder / 'out'}", f"--output={folder / 'tables'}")
     assert done.returncode == 0, done.stderr
     page = (folder / "tables" / "quality.md").read_text(encoding="utf-8")
     assert page in done.stdout
@@ -178,9 +175,9 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(folder):
 
 def test_tables_of_what_is_no_result_are_refused(folder):
     (folder / "other.json").write_text('{"kind": "music"}')
-    message = error_of(call(folder, "tables", f"--results={folder / 'other.json'}"))
+    message = error_of(call("tables", f"--results={folder / 'other.json'}"))
     assert "its kind is 'music', not evaluation" in message
-    assert "no such file or folder" in error_of(call(folder, "tables", "--results=nowhere"))
+    assert "no such file or folder" in error_of(call("tables", "--results=nowhere"))
 
 
 def test_the_harnesss_own_command_knows_the_model(folder):

@@ -1,7 +1,6 @@
 """The pack and convert commands, as a user calls them, and sampling from what they make."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,14 +40,11 @@ def folder(tmp_path_factory):
 
 def run(folder, name, checkpoint, output, *flags):
     command = ["-m", f"experiments.{name}", f"--checkpoint={folder / checkpoint}"]
-    return call(folder, *command, f"--output={folder / output}", *flags)
+    return call(*command, f"--output={folder / output}", *flags)
 
 
-def call(folder, *arguments):
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+def call(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_folder_packed_by_the_command_is_the_model_packed_on_loading(folder):
@@ -76,7 +72,6 @@ def test_packing_prints_sizes_errors_and_memory(folder):
 
 def test_text_is_sampled_from_a_packed_folder(folder):
     done = call(
-        folder,
         *("-m", "experiments.sample", f"--config.model={folder / 'packed'}"),
         *("--prompt=It was", "--config.max_new_tokens=4", "--config.temperature=0"),
     )
