@@ -12,10 +12,10 @@ machine described; `experiments.tables` makes tables and plots of it. --profile=
 time per kernel of a decoding burst.
 """
 
-import functools
 import json
 import os
 import re
+import sys
 from typing import Any
 
 from absl import flags
@@ -30,6 +30,7 @@ _PROFILE = flags.DEFINE_string("profile", None, "Folder for the time per kernel;
 def main() -> None:
     # Most of the device, so that its memory and not a default bounds the batch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    from griffin_jax import provenance
     from griffin_jax.benchmarks import results, run
 
     config = json.loads(_CONFIG.value.to_json_best_effort())
@@ -37,8 +38,13 @@ def main() -> None:
     config["verbosity"] = flags.FLAGS.verbosity
     output = outputs.file(_OUTPUT)
     outputs.folder(_PROFILE)
-    save = None if output is None else functools.partial(results.write, output)
-    run.measure(config, begin=show_machine, report=show, **({"save": save} if save else {}))
+    recorded = provenance.record("benchmark", sys.argv[1:])
+
+    def save(found):
+        results.write(output, found | {"recorded": recorded})
+
+    given = {} if output is None else {"save": save}
+    run.measure(config, begin=show_machine, report=show, **given)
 
 
 def show_machine(found: dict[str, Any]) -> None:

@@ -185,6 +185,7 @@ def report(rows, answers, lm, counts) -> dict:
     """Prints the table; returns the results, ready for JSON."""
     import numpy as np
 
+    from griffin_jax import provenance
     from griffin_jax.benchmarks import forking_report
 
     first, *others = answers.items()
@@ -203,6 +204,7 @@ def report(rows, answers, lm, counts) -> dict:
     content = {
         "kind": forking_report.KIND,
         "setting": setting,
+        "recorded": provenance.record("benchmark_forking", sys.argv[1:]),
         **counts,
         "rows": rows,
         "differences": differences,

@@ -144,6 +144,7 @@ def curves_by_position(runs: list[Run]) -> dict[str, list[dict[str, float]]]:
 
 def write_report(folder: Path, runs: list[Run], config: Any) -> None:
     """Prints the tables and writes the report's files."""
+    from griffin_jax import provenance
     from griffin_jax.files import new_file, write_json, write_text
     from griffin_jax.markdown import table
 
@@ -197,7 +198,7 @@ beginning; training saw {seq_len:,}.
 
 ![loss by position](position.png)
 
-Made by `python -m experiments.compare_training`; results.json holds all figures, and the .jsonl files
+{provenance.sentence(provenance.record("compare_training", sys.argv[1:]))} results.json holds all figures, and the .jsonl files
 what each run logged.
 """
     print(quality, positions, sep="\n\n")

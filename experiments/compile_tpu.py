@@ -137,6 +137,7 @@ def _size(num_bytes):
 
 
 def _write_page(folder: Path, results: list[dict[str, Any]]) -> None:
+    from griffin_jax import provenance
     from griffin_jax.ahead_of_time import scaling
     from griffin_jax.files import write_json, write_text
     from griffin_jax.markdown import table
@@ -160,6 +161,8 @@ def _write_page(folder: Path, results: list[dict[str, Any]]) -> None:
     page = (Path(__file__).parent / "compile_tpu.md").read_text(encoding="utf-8")
     page = page.replace("{compiled}", table(head, rows, lined_up=True))
     page = page.replace("{machine}", command.machine())
+    recorded = provenance.record("compile_tpu", sys.argv[1:])
+    page = page.replace("{recorded}", provenance.sentence(recorded))
     page = page.replace("{scaling}", table(*scaling.table(points), lined_up=True))
     page = page.replace("{host}", table(*scaling.host_table(), lined_up=True))
     page = page.replace("{errors}", table(*scaling.errors_table(measured), lined_up=True))

@@ -141,6 +141,7 @@ def describe(config, lm, fingerprint: str) -> dict:
     """Returns what has to be known of an evaluation to read or to repeat it."""
     import jax
 
+    from griffin_jax import provenance
     from griffin_jax.evaluation import run
 
     quantization = lm.lm.quantization
@@ -156,6 +157,7 @@ def describe(config, lm, fingerprint: str) -> dict:
         "jax": jax.__version__,
         "griffin_jax": importlib.metadata.version("griffin_jax"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "recorded": provenance.record("evaluate", sys.argv[1:]),
         "data": "the Hub" if config.data_dir is None else "local files",
         "seeds": run.SEEDS | {"texts": config.seed},
         **{

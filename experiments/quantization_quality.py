@@ -184,6 +184,7 @@ def _beginning(text, max_bytes):
 
 def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
     """Prints the table and writes README.md, results.json and quality.png."""
+    from griffin_jax import provenance
     from griffin_jax.files import new_file, write_json, write_text
     from griffin_jax.markdown import table
 
@@ -206,17 +207,21 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
         f"{model} over {num_bytes:,} bytes of {text} ({len(texts)} documents), activations in "
         f"{_CONFIG.value.dtype}, on {command.machine()}."
     )
+    recorded = provenance.record("quantization_quality", sys.argv[1:])
     print(figures)
     print(setting)
     page = (
         "# What packing costs\n\n"
-        f"{setting} Embedding, gates and convolutions stay as they are.\n\n{figures}\n\n"
+        f"{setting} {provenance.sentence(recorded)} Embedding, gates and convolutions keep their bits."
+        f"\n\n{figures}\n\n"
         "KL is the divergence of the packed model's next-token distribution from the first row's."
-        "\n\n![bits per byte and divergence](quality.png)\n\nMade by "
-        "`python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE "
-        f"--config.max_bytes={_CONFIG.value.max_bytes}`.\n"
+        "\n\n![bits per byte and divergence](quality.png)\n"
     )
-    results = {"setting": setting, "rows": [dataclasses.asdict(row) for row in rows]}
+    results = {
+        "setting": setting,
+        "recorded": recorded,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
     write_text(folder / "README.md", page)
     write_json(folder / "results.json", results)
     with new_file(folder / "quality.png") as file:

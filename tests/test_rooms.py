@@ -25,6 +25,7 @@ ROOMS = (
         "markdown",
         "progress",
         "files",
+        "provenance",
         "compilation_cache",
     ),
     *("devices", "weight", "layer_of"),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from griffin_jax import provenance
 from griffin_jax.files import write_text
 from griffin_jax.markdown import table
 from griffin_jax.paths import resolve
@@ -55,7 +56,8 @@ def markdown(content: Mapping[str, Any]) -> str:
                 f"{row['questions_per_second']:.2f}",
             ]
         )
-    lines = [content["setting"] + ".", "", table(head, cells), ""]
+    setting = f"{content['setting']}. {provenance.sentence(content.get('recorded'))}".rstrip()
+    lines = [setting, "", table(head, cells), ""]
     lines += [
         f"Largest difference of log-likelihoods from {name}: {value:.1e} nats."
         for name, value in content["differences"].items()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from griffin_jax import provenance
 from griffin_jax.benchmarks import card, plots
 from griffin_jax.benchmarks.engine import tables
 from griffin_jax.benchmarks.results import name, variant
@@ -54,9 +55,10 @@ def joined(documents: Sequence[Results]) -> list[Results]:
     runs: dict[str, Results] = {}
     for results in documents:
         machine = json.dumps(results["machine"], sort_keys=True)
-        run = runs.setdefault(machine, results | {"rows": [], "all_limits": []})
+        run = runs.setdefault(machine, results | {"rows": [], "all_limits": [], "all_recorded": []})
         run["rows"] = run["rows"] + results["rows"]
         run["all_limits"] = [*run["all_limits"], results["limits"]]
+        run["all_recorded"] = [*run["all_recorded"], results.get("recorded")]
     return list(runs.values())
 
 
@@ -75,6 +77,8 @@ def setting(results: Results) -> str:
         return " and ".join(dict.fromkeys(found))
 
     run = "each run" if len(all_limits) > 1 else "the same run"
+    sources = [provenance.sentence(x) for x in results.get("all_recorded", [])]
+    recorded = "\n\n".join(dict.fromkeys(filter(None, sources)))
     return (
         f"On {machine['device']} ({machine['processor']}, {machine['cores']} cores), Python "
         f"{machine['python']}, {versions}. Measured in {run}: copy "
@@ -82,7 +86,7 @@ def setting(results: Results) -> str:
         f"{limit('flops_per_second', 1e12, 1)} TFLOP/s in bfloat16 and "
         f"{limit('float32_flops_per_second', 1e12, 1)} in float32; shares are of these. "
         f"Weights are {'random' if random else 'a checkpoint'}{chr(39) + 's' if not random else ''}. "
-        f"{_TIMES.get(results['kind'], _MEDIANS)}"
+        f"{_TIMES.get(results['kind'], _MEDIANS)}" + (f"\n\n{recorded}" if recorded else "")
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from griffin_jax import provenance
 from griffin_jax.evaluation.suites import Row
 from griffin_jax.files import new_file, write_text
 from griffin_jax.markdown import table
@@ -250,6 +251,8 @@ def _describe(document):
         f"lm-evaluation-harness {document['lm_eval']}",
         f"data from {document['data']}",
     ]
+    if recorded := provenance.sentence(document.get("recorded")):
+        parts.append(recorded)
     if document.get("chat"):
         parts.append("prompts as a user's turns")
     if document.get("limit"):
