@@ -31,32 +31,35 @@ class Metrics:
         self._first = labeled(
             Histogram,
             "griffin_time_to_first_token_seconds",
-            "From a text's coming to its first token.",
+            "Seconds from a request's arrival to its first token.",
             buckets=_SECONDS,
         )
         self._between = labeled(
             Histogram,
             "griffin_inter_token_latency_seconds",
-            "Between one part of a stream and the next, which hold a token or a few.",
+            "Seconds between two chunks of a stream, each one or a few tokens.",
             buckets=_SECONDS,
         )
         self._whole = labeled(
             Histogram,
             "griffin_request_duration_seconds",
-            "From a text's coming to its end.",
+            "Seconds from a request's arrival to its end.",
             buckets=_SECONDS,
         )
         self._prompt = labeled(
-            Histogram, "griffin_request_prompt_tokens", "Of each text's prompt.", buckets=_TOKENS
+            Histogram, "griffin_request_prompt_tokens", "Prompt tokens a request.", buckets=_TOKENS
         )
         self._written = labeled(
-            Histogram, "griffin_request_generation_tokens", "Of each text.", buckets=_TOKENS
+            Histogram,
+            "griffin_request_generation_tokens",
+            "Generated tokens a request.",
+            buckets=_TOKENS,
         )
         self._ends = labeled(
-            Counter, "griffin_request_success", "Texts that have ended, by reason.", "reason"
+            Counter, "griffin_request_success", "Completed requests, by finish reason.", "reason"
         )
         self._errors = labeled(
-            Counter, "griffin_errors", "Requests that were refused or failed, by code.", "kind"
+            Counter, "griffin_errors", "Rejected or failed requests, by error code.", "kind"
         )
 
     def count_tokens(self, text: Text, count: int, gap: float | None) -> None:
@@ -93,19 +96,27 @@ class _OfEngine:
     def collect(self) -> Iterable[Metric]:
         """Yields the gauges and counters as they are now."""
         load, stats = self._engine.load(), self._engine.stats
-        yield self._gauge("num_requests_running", "Texts being written.", load.writing)
-        yield self._gauge("num_requests_reading", "Texts whose prompts are read.", load.reading)
-        yield self._gauge("num_requests_waiting", "Texts that wait for a slot.", load.waiting)
-        yield self._gauge("slots", "Texts that are written at once at most.", load.slots)
-        yield self._gauge("state_bytes", "What the states of texts take.", load.state_bytes)
-        yield self._counter("prompt_tokens", "Tokens read of prompts.", stats.read_tokens)
-        yield self._counter("generation_tokens", "Tokens written.", stats.drawn_tokens)
-        yield self._counter("cached_tokens", "Tokens that were not read.", stats.cached_tokens)
-        yield self._counter("engine_host_seconds", "The engine on the host.", stats.host_seconds)
-        yield self._counter("engine_wait_seconds", "It waited for the device.", stats.wait_seconds)
+        yield self._gauge("num_requests_running", "Requests that are generating.", load.writing)
+        yield self._gauge(
+            "num_requests_reading", "Requests whose prompt is being read.", load.reading
+        )
+        yield self._gauge("num_requests_waiting", "Requests waiting for a slot.", load.waiting)
+        yield self._gauge("slots", "Requests that can generate at once.", load.slots)
+        yield self._gauge("state_bytes", "Bytes of the decoding states.", load.state_bytes)
+        yield self._counter("prompt_tokens", "Prompt tokens processed.", stats.read_tokens)
+        yield self._counter("generation_tokens", "Generated tokens.", stats.drawn_tokens)
+        yield self._counter(
+            "cached_tokens", "Prompt tokens found in the prefix cache.", stats.cached_tokens
+        )
+        yield self._counter(
+            "engine_host_seconds", "Seconds of the engine on the host.", stats.host_seconds
+        )
+        yield self._counter(
+            "engine_wait_seconds", "Seconds it waited for the device.", stats.wait_seconds
+        )
         failed = CounterMetricFamily(
             "griffin_device_errors",
-            "Texts that the device failed.",
+            "Requests ended by a device error.",
             labels=("model_name", "kind"),
         )
         for kind, count in dict(stats.errors).items():
@@ -116,17 +127,21 @@ class _OfEngine:
 
     def _of_cache(self, cache):
         stats = cache.stats
-        yield self._counter("prefix_cache_hits", "Texts that went on from a state.", stats.hits)
+        yield self._counter("prefix_cache_hits", "Requests resumed from a state.", stats.hits)
         misses = CounterMetricFamily(
             "griffin_prefix_cache_misses",
-            "Texts that did not, by reason.",
+            "Requests that found no state, by reason.",
             labels=("model_name", "reason"),
         )
         for reason, count in dict(stats.misses).items():
             misses.add_metric((self._model, reason), count)
         yield misses
-        yield self._gauge("prefix_cache_device_bytes", "On the device.", cache.device_bytes)
-        yield self._gauge("prefix_cache_host_bytes", "In the host's memory.", cache.host_bytes)
+        yield self._gauge(
+            "prefix_cache_device_bytes", "Bytes of states on the device.", cache.device_bytes
+        )
+        yield self._gauge(
+            "prefix_cache_host_bytes", "Bytes of states in host memory.", cache.host_bytes
+        )
 
     def _gauge(self, name, text, value):
         family = GaugeMetricFamily(f"griffin_{name}", text, labels=("model_name",))
