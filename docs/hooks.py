@@ -1,14 +1,13 @@
-"""What the site has beside the pages in docs/: a page for each command and each part of the Python API.
+"""What the site has beside the pages in docs/: generated pages, links to source, and formulas.
 
-mkdocs calls the functions `on_*`. Links that leave docs/ lead to the repository, where they must exist.
+mkdocs calls the functions `on_*`. Links that leave docs/ must lead to something in the repository. They
+become links to `repo_url` where mkdocs.yml or REPOSITORY_URL names one, and otherwise to a page of the site
+that shows the file.
 """
 
-import ast
-import importlib
 import posixpath
 import re
 import sys
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -20,30 +19,17 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-COMMANDS, API = "reference/commands/", "reference/api/"
-# Title and modules of every page of the API.
-PARTS = {
-    "griffin_jax": ["griffin_jax"],
-    "Models": ["griffin_jax.models", "griffin_jax.config"],
-    "Inference": ["griffin_jax.inference"],
-    "Checkpoints": ["griffin_jax.checkpoints", "griffin_jax.errors"],
-    "Quantization": ["griffin_jax.quantization", "griffin_jax.weight"],
-    "Kernels": [
-        "griffin_jax.kernels.choice",
-        "griffin_jax.kernels.rg_lru",
-        "griffin_jax.kernels.linear_recurrence",
-        "griffin_jax.kernels.local_attention",
-        "griffin_jax.kernels.packed_matmul",
-    ],
-    "Many devices": ["griffin_jax.sharding", "griffin_jax.devices"],
-    "Training": ["griffin_jax.training", "griffin_jax.training.lora"],
-    "Evaluation": ["griffin_jax.evaluation.run", "griffin_jax.evaluation.suites"],
-}
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+import site_pages  # noqa: E402
+from site_pages import API, COMMANDS, SOURCE  # noqa: E402
+
+_LINK = re.compile(
+    r"(?<!!)\[(?P<text>[^\]\n]*(?:\n[^\]\n]+)?)\]\((?!\w+:)(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"
+)
 
 
 def on_config(config: MkDocsConfig) -> None:
     """Lists the generated pages in the navigation."""
-    sys.path.insert(0, str(ROOT))
     from griffin_jax import console
 
     config.extra["commands"] = console.summaries(ROOT / "experiments")
@@ -52,7 +38,7 @@ def on_config(config: MkDocsConfig) -> None:
             f"{COMMANDS}README.md",
             *({x: f"{COMMANDS}{x}.md"} for x in config.extra["commands"]),
         ],
-        API: [{title: f"{API}{_slug(title)}.md"} for title in PARTS],
+        API: [{title: f"{API}{site_pages.slug(title)}.md"} for title in site_pages.PARTS],
     }
     _fill(config.nav, lists)
 
@@ -67,34 +53,86 @@ def _fill(nav: Any, lists: dict[str, list]) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Adds the generated pages."""
-    pages = {f"{API}{_slug(title)}.md": api_page(title, names) for title, names in PARTS.items()}
-    pages |= dict(command_pages(config.extra["commands"]))
+    """Adds the generated pages, and those of source that any page links to."""
+    pages = {
+        f"{API}{site_pages.slug(title)}.md": site_pages.api_page(title, names)
+        for title, names in site_pages.PARTS.items()
+    }
+    pages |= dict(site_pages.command_pages(config.extra["commands"]))
+    pages[site_pages.SHARDINGS] = site_pages.shardings_page()
+    pages[site_pages.METRICS] = site_pages.metrics_page()
+    if not config.repo_url:
+        texts = {x.src_uri: x.content_string for x in files.documentation_pages()} | pages
+        pages |= _source_pages(texts)
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
 
 
+def _source_pages(texts: dict[str, str]) -> dict[str, str]:
+    """Returns a page for everything outside of docs/ that pages link to, and these in turn."""
+    found: dict[str, str] = {}
+    left = dict(texts)
+    while left:
+        uri, text = left.popitem()
+        if _is_code(uri):
+            continue
+        for match in _LINK.finditer(text):
+            path = _in_repository(uri, match["target"])
+            name = f"{SOURCE}{path}.md"
+            if _leaves_docs(path) and (ROOT / path).exists() and name not in found:
+                left[name] = found[name] = site_pages.source_page(path)
+    return found
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leads links that leave docs/ to the repository, and those of a folder to its page."""
-    folder = posixpath.dirname(page.file.src_uri)
+    """Leads links that leave docs/ to the source, and those of a folder to its page."""
+    uri = page.file.src_uri
+    if _is_code(uri):
+        return markdown
 
     def lead(match):
-        text, target, anchor = match.groups()
-        path = posixpath.normpath(posixpath.join("docs", folder, target))
-        if path.startswith("docs/") and not (ROOT / path).is_dir():
-            return match[0]
+        text, target, anchor = match["text"], match["target"], match["anchor"] or ""
+        path = _in_repository(uri, target)
+        if not _leaves_docs(path):
+            if not (ROOT / path).is_dir():
+                return match[0] if not uri.startswith(SOURCE) else _relative(uri, path, match)
+            return f"[{text}]({posixpath.relpath(path, _folder(uri))}/README.md{anchor})"
         if not (ROOT / path).exists():
-            raise PluginError(f"{page.file.src_uri}: {target} leads to {path}, which is not there")
-        if (ROOT / path / "README.md").exists() and path.startswith("docs/"):
-            return f"[{text}]({target.rstrip('/')}/README.md{anchor})"
+            raise PluginError(f"{uri}: {target} leads to {path}, which is not there")
+        if not config.repo_url:
+            name = posixpath.relpath(f"{SOURCE}{path}.md", posixpath.dirname(uri))
+            return f"[{text}]({name}{anchor if path.endswith('.md') else ''})"
         kind = "tree" if (ROOT / path).is_dir() else "blob"
         return f"[{text}]({config.repo_url.rstrip('/')}/{kind}/main/{path}{anchor})"
 
-    return re.sub(
-        r"(?<!!)\[([^\]\n]*(?:\n[^\]\n]+)?)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)",
-        _or_empty(lead),
-        markdown,
-    )
+    return _LINK.sub(lead, markdown)
+
+
+def _is_code(uri: str) -> bool:
+    """Returns whether a page shows a file of code, in which brackets make no links."""
+    path = ROOT / uri.removeprefix(SOURCE).removesuffix(".md")
+    return uri.startswith(SOURCE) and path.is_file() and path.suffix != ".md"
+
+
+def _folder(uri: str) -> str:
+    """Returns the folder of the repository that a page's links are relative to."""
+    if uri.startswith(SOURCE):
+        return posixpath.dirname(uri.removeprefix(SOURCE).removesuffix(".md"))
+    return posixpath.dirname(f"docs/{uri}")
+
+
+def _in_repository(uri: str, target: str) -> str:
+    return posixpath.normpath(posixpath.join(_folder(uri), target))
+
+
+def _leaves_docs(path: str) -> bool:
+    return not path.startswith("docs/") and path != "docs"
+
+
+def _relative(uri: str, path: str, match: re.Match) -> str:
+    """Returns a link from a page of source to a page in docs/."""
+    target = posixpath.relpath(path.removeprefix("docs/"), posixpath.dirname(uri))
+    return f"[{match['text']}]({target}{match['anchor'] or ''})"
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -106,101 +144,3 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
     formula = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
     return re.sub(formula, draw, html, flags=re.DOTALL)
-
-
-def _or_empty(lead):
-    """Lets a link without an anchor have an empty one."""
-
-    class Match:
-        def __init__(self, match):
-            self._match = match
-
-        def groups(self):
-            return tuple(group or "" for group in self._match.groups())
-
-        def __getitem__(self, index):
-            return self._match[index]
-
-    return lambda match: lead(Match(match))
-
-
-def api_page(title: str, modules: list[str]) -> str:
-    """A page whose content mkdocstrings takes from the docstrings."""
-    parts = [f"# {title}", *(f"::: {module}" for module in modules)]
-    return "\n\n".join(parts) + "\n"
-
-
-def command_pages(commands: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Path and content of the page of each command, and of the list of all."""
-    from absl import flags
-
-    import experiments.command  # noqa: F401, whose flags are every command's
-    from experiments import command_help
-
-    configs = _configs()
-    rows = [f"| [`{name}`]({name}.md) | {text} |" for name, text in commands.items()]
-    yield (
-        f"{COMMANDS}README.md",
-        "\n".join([_COMMANDS, "| command | does |", "| --- | --- |", *rows, ""]),
-    )
-    shared = set(flags.FLAGS)
-    for name in commands:
-        module = importlib.import_module(f"experiments.{name}")
-        summary, _, rest = (module.__doc__ or "").partition("\n\n")
-        lines = [f"# {name}", "", summary, "", _indented(rest), "", "## Flags", ""]
-        keys = flags.FLAGS.get_key_flags_for_module(module)
-        lines += _table("flag", [(f"--{x.name}", x.value, x.help or "") for x in keys])
-        for flag in set(flags.FLAGS) - shared:  # another command may have one of the same name
-            delattr(flags.FLAGS, flag)
-        if config := getattr(module, "_CONFIG", None):
-            lines += [
-                "",
-                "## Fields of the config",
-                "",
-                f"`--config.NAME=VALUE`; the defaults are those of `{config.default}`.",
-                "",
-            ]
-            lines += _table("field", command_help.fields(config))
-            lines += ["", "## Configs that ship", "", "| config | |", "| --- | --- |"]
-            lines += [
-                f"| `{file}` | {text} |" for file, (owner, text) in configs.items() if owner == name
-            ]
-        yield f"{COMMANDS}{name}.md", "\n".join(lines) + "\n"
-
-
-_COMMANDS = """# Commands
-
-Each is `python -m experiments.NAME` in a checkout and `griffin-jax NAME` where the package is installed.
-`--config=FILE` takes a file of your own or the bare name of one that ships, `--config.FIELD=VALUE` sets a field of
-it, `--help` lists flags and fields, and `--verbosity=1` shows the traceback of an error.
-"""
-
-
-def _configs() -> dict[str, tuple[str, str]]:
-    """The command and the first sentence of every config that ships."""
-    found = {}
-    for path in sorted((ROOT / "configs").glob("*.py")):
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        if owner := re.search(r"python -m experiments\.(\w+)", text):
-            found[path.stem] = owner[1], " ".join(text.partition("\n\n")[0].split())
-    return found
-
-
-def _table(head: str, rows: list[tuple[str, Any, str]]) -> list[str]:
-    def cell(text, special="|"):
-        return re.sub(f"([{re.escape(special)}])", r"\\\1", " ".join(str(text).split()))
-
-    lines = [f"| {head} | default | |", "| --- | --- | --- |"]
-    for name, value, text in rows:
-        shown = "" if value in (None, "") else f"`{cell(value)[:60]}`"
-        lines.append(f"| `{name}` | {shown} | {cell(text, '|[')} |")
-    return lines
-
-
-def _indented(text: str) -> str:
-    """A docstring's indented commands as blocks of code."""
-    return re.sub(r"(?m)^  (?=\S)", "    ", text)
-
-
-def _slug(title: str) -> str:
-    return title.lower().replace(" ", "-")

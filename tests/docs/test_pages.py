@@ -1,11 +1,12 @@
 """Every block of the pages for users runs as it stands, in one process and one cache of programs."""
 
-import importlib.util
+import contextlib
 import inspect
-import json
 import os
 import pkgutil
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,64 +15,113 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+sys.path.append(str(DOCS))  # whose scripts are no package
+import notebooks  # noqa: E402
+import site_pages  # noqa: E402
+
 README = "../README.md"  # whose commands are run by .ci/run
 PAGES = [README] + [
     page.relative_to(DOCS).as_posix()
     for folder in (".", "tutorials", "how-to", "explanation")
     for page in sorted((DOCS / folder).glob("*.md"))
 ]
-# A block that a comment stands above is not run: the comment says why, or whose source the block is.
+# A comment above a block says that it is not run, and why; whose source it is; or that it is a server, which runs
+# beside the blocks that follow.
 BLOCK = re.compile(
-    r"^(?:<!-- (not run|source): (\S+).* -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE
+    r"^(?:<!-- (not run|source|background)(?:: (\S+).*)? -->\n)?```(\w*)\n(.*?)^```$",
+    re.DOTALL | re.MULTILINE,
 )
-
-_spec = importlib.util.spec_from_file_location("notebooks", DOCS / "notebooks.py")
-notebooks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(notebooks)
+PORT = ":8000"  # which may be taken here
 
 
 def blocks(page):
-    """Language, code and line of each block that is run."""
+    """Language, code and line of each block that is run; the language of a server is "background"."""
     text = (DOCS / page).read_text(encoding="utf-8")
     for match in BLOCK.finditer(text):
         comment, _, language, code = match.groups()
-        if language in ("python", "sh") and not comment:
-            yield language, code, text.count("\n", 0, match.start(4))
+        if language in ("python", "sh") and comment in (None, "background"):
+            yield comment or language, code, text.count("\n", 0, match.start(4))
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    return tmp_path_factory.mktemp("programs")
-
-
-def run_shell(code, programs):
-    """Runs commands but for installations, which are the business of whoever runs this."""
-    code = re.sub(r"(?m)^pip install .*$", "", code)
-    environment = os.environ | {
+def environment(tmp_path_factory):
+    """Variables of the commands, which share a cache of programs and compile as users' do: they run for longer
+    than tests.
+    """
+    return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(programs),
-        "XLA_FLAGS": "",  # commands compile as users' do: they run for longer than tests
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "XLA_FLAGS": "",
     }
+
+
+def run_shell(code, environment):
+    """Runs commands but for installations, which are the business of whoever runs this."""
+    code = re.sub(r"(?m)^pip install .*$", "", code)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code], env=environment, capture_output=True, text=True
+        ["bash", "-euo", "pipefail", "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
     print(done.stdout, done.stderr, sep="\n")
     assert done.returncode == 0, done.stderr
 
 
+@contextlib.contextmanager
+def serving(code, port, environment):
+    """Runs a server beside what follows, on a free port; it must be ready soon and end well on Ctrl-C."""
+    command = f"exec {code.strip()} --config.port={port}"
+    with subprocess.Popen(
+        ["bash", "-c", command], env=os.environ | environment, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            for line in server.stderr:
+                if '"event": "ready"' in line:
+                    break
+            yield
+        finally:
+            server.send_signal(signal.SIGINT)
+            _, log = server.communicate(timeout=120)
+        assert server.returncode in (0, 130), log
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell")
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_the_page_runs(page, programs, tmp_path, monkeypatch):
+def test_every_block_of_the_page_runs(page, environment, tmp_path, monkeypatch):
     pytest.importorskip("grain")
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for language, code, line in blocks(page):
-        if language == "sh" and page != README:
-            run_shell(code, programs)
-        elif language == "python":
-            exec(compile("\n" * line + code, str(DOCS / page), "exec"), names)
+    names, port = {}, free_port()
+    with contextlib.ExitStack() as servers:
+        for language, code, line in blocks(page):
+            if language == "background":
+                servers.enter_context(serving(code, port, environment))
+            elif language == "python":
+                code = "\n" * line + code.replace(PORT, f":{port}")
+                exec(compile(code, str(DOCS / page), "exec"), names)
+            elif page != README:
+                run_shell(code, environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell")
+@pytest.mark.parametrize("name", notebooks.TUTORIALS)
+def test_the_file_of_the_notebook_runs_and_has_its_outputs(
+    name, environment, tmp_path, monkeypatch
+):
+    pytest.importorskip("grain")
+    monkeypatch.chdir(tmp_path)
+    for cell, printed in notebooks.run(notebooks.read(name), environment):
+        assert bool(printed) == bool(cell["outputs"]), f"run python docs/notebooks.py {name}"
 
 
 def test_there_are_blocks_on_every_tutorial():
@@ -96,15 +146,68 @@ def test_code_beside_equations_is_the_code_that_runs(page, name, text):
 @pytest.mark.parametrize("name", notebooks.TUTORIALS)
 def test_notebooks_are_made_of_the_tutorials(name):
     file = DOCS / "notebooks" / f"{name}.ipynb"
-    assert file.read_text(encoding="utf-8") == notebooks.encoded(name), (
-        "run python docs/notebooks.py"
-    )
-    assert file.stat().st_size < 20_000
-    first, *_ = json.loads(notebooks.encoded(name))["cells"]
-    assert first["source"][0].startswith("# ")
+    found, made = notebooks.read(name), notebooks.of_tutorial(name)
+    again = f"run python docs/notebooks.py {name}"
+    assert notebooks.sources(found) == notebooks.sources(made), again
+    assert any(cell.get("outputs") for cell in found["cells"]), again
+    assert file.stat().st_size < 40_000
+    assert made["cells"][0]["source"][0].startswith("# ")
+
+
+def test_the_notebooks_links_lead_somewhere():
+    for name in notebooks.TUTORIALS:
+        text = (DOCS / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+        links = re.findall(r"\]\((?!\w+:)([^)#]+)", text)
+        assert links
+        for link in links:
+            assert (DOCS / "notebooks" / link).exists(), f"{name}: {link}"
+
+
+def test_nothing_names_a_repository_that_may_not_be_there():
+    """The one place for its address is mkdocs.yml."""
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+        found = re.findall(r"(?:github|gitlab)\.com/[\w-]+/griffin_jax", page.read_text("utf-8"))
+        assert not found, page
 
 
 def test_every_page_has_a_place_in_the_navigation():
     listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split()
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
     assert not pages - set(listed), "list these in mkdocs.yml"
+
+
+def test_the_page_of_shardings_has_every_parameter_and_state():
+    import griffin_jax
+    from griffin_jax.devices import LOGICAL_AXES
+    from griffin_jax.models import declarations
+
+    page = site_pages.shardings_page()
+    for path in declarations(griffin_jax.preset("recurrentgemma-9b")):
+        assert f"| `{re.sub('blocks_[0-9]+/', '', path)}` |" in page
+    assert all(f"| `{name}` |" in page for name in LOGICAL_AXES if name)
+    # One of each kind, as docs/sharding explains it.
+    for row in (
+        "| `embedder/embedding` | vocabulary, width | 256,000 x 4,096 | `model`, `fsdp` |",
+        "| `recurrent.hidden` | batch, recurrence | 1 x 4,096 | `data` and `fsdp`, `model` |",
+        "| adapter `lora_b` | features, - |  | `model`, whole |",
+    ):
+        assert row in page
+
+
+def test_the_page_of_metrics_has_what_the_server_counts():
+    pytest.importorskip("prometheus_client")
+    page = site_pages.metrics_page()
+    assert "| `griffin_time_to_first_token_seconds` | histogram | `model_name` |" in page
+    assert "| `griffin_errors` | counter | `model_name`, `kind` |" in page
+    text = (DOCS / "serving" / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(griffin_\w+?)(?:_total)?[`{]", text):
+        assert f"| `{name}` |" in page, name
+
+
+def test_the_glossary_has_every_shape_letter():
+    from griffin_jax import models
+
+    letters = re.findall(r"(?:^|  )([A-Z]) [a-z]", models.__doc__, re.MULTILINE)
+    glossary = (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8")
+    assert len(letters) > 8
+    assert all(f"\n| {letter} | " in glossary for letter in letters)
