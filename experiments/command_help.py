@@ -33,8 +33,9 @@ def page(command: ModuleType, config: "Config | None") -> str:
     """
     lines = [inspect.cleandoc(command.__doc__ or "").rstrip()]
     own = flags.FLAGS.get_key_flags_for_module(command)
-    lines += ["", "flags (--verbosity=1 shows tracebacks):"]
-    lines += _columns([(f"--{x.name}", x.value, x.help or "") for x in own])
+    lines += ["", "flags:"]
+    rows = [(f"--{x.name}", x.value, x.help or "") for x in own]
+    lines += _columns([*rows, ("--verbosity", "", "1 shows the traceback of an error.")])
     if config is not None:
         file = f"configs/{config.default}"
         lines += ["", f"--config=FILE, {file} unless given; its fields, --config.NAME=VALUE:"]
@@ -116,10 +117,21 @@ def _columns(rows: Sequence[tuple[str, Any, str]]) -> list[str]:
     left = min(max(map(len, names), default=0), 44) + 2
     lines = []
     for name, (_, _, text) in zip(names, rows, strict=True):
-        text = re.split(r"(?<=[.;:])\s", text)[0].rstrip(";:")
-        line = name.ljust(left) + text
-        lines.append(line if len(line) <= width else line[: width - 4].rstrip() + " ...")
+        lines.append(_fitted(name.ljust(left), text, width))
     return lines
+
+
+def _fitted(begin: str, text: str, width: int) -> str:
+    """Returns a line with as many whole clauses of a text as there is room for, or else a part of the first."""
+    clauses = re.split(r"(?<=[.;:])\s", text)
+    room = width - len(begin)
+    shown = clauses[0].rstrip(";:")
+    for count in range(2, len(clauses) + 1):
+        longer = " ".join(clauses[:count]).rstrip(";:")
+        if len(longer) > room:
+            break
+        shown = longer
+    return begin + (shown if len(shown) <= room else shown[: room - 4].rstrip() + " ...")
 
 
 def _default(value: Any) -> str:

@@ -129,9 +129,10 @@ def find(file: str) -> Path:
         return known[path.stem]
     if path.is_dir():
         raise ValueError(f"--config={file} is a folder; name a file, such as configs/sample.py")
-    likest = path.stem if path.stem in known else path.with_suffix(".py").name
-    hint = nearest(f"configs/{likest}", [f"configs/{one.name}" for one in known.values()])
-    raise FileNotFoundError(f"--config={file}: there is no such file; {hint}")
+    hint = nearest(path.stem, list(known))  # without what all of them have in common
+    hint = re.sub(r"(?<=did you mean )(\w+)", r"configs/\1.py", hint)
+    told = f"; {hint}" if bare or "did you mean" in hint else ""
+    raise FileNotFoundError(f"--config={file}: there is no such file{told}")
 
 
 def read(path: Path, argument: str | None = None) -> dict[str, Any]:

@@ -218,6 +218,8 @@ def test_what_is_no_file_is_one_line(tmp_path):
         load("sample", f"--config={tmp_path}")
     with pytest.raises(FileNotFoundError, match=r"did you mean configs/sample\.py\?"):
         load("sample", "--config=elsewhere/sample.py")
+    with pytest.raises(FileNotFoundError, match=r"x\.py: there is no such file$"):
+        config_files.find("/nowhere/x.py")
     with pytest.raises(FileNotFoundError, match=r"did you mean configs/train_tiny\.py\?"):
         load("train", "--config=config/train_tinny.py")
     with pytest.raises(ValueError, match="takes nothing behind a colon, got 'tiny'"):
