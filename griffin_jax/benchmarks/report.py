@@ -34,6 +34,7 @@ def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
     kind = documents[0][1]["kind"]
     sections, pictures = [], []
     runs = joined([results for _, results in documents])
+    runs.sort(key=_date, reverse=True)  # the newest first, others as they come
     for number, results in enumerate(runs):
         suffix = f"-{number + 1}" if len(runs) > 1 else ""
         made = plots.draw(results, folder, suffix)
@@ -60,6 +61,10 @@ def joined(documents: Sequence[Results]) -> list[Results]:
         run["all_limits"] = [*run["all_limits"], results["limits"]]
         run["all_recorded"] = [*run["all_recorded"], results.get("recorded")]
     return list(runs.values())
+
+
+def _date(run):
+    return max((x["date"] for x in run["all_recorded"] if x), default="")
 
 
 def setting(results: Results) -> str:
