@@ -3,7 +3,7 @@
     python -m experiments.benchmark --config=configs/bench_engine.py --output=docs/benchmarks/engine.json
 
 By default griffin-tiny on two CPU cores, about half an hour; `--config.workloads="('offline',)"` does one
-of offline, load, conversations, forks, speculation and memory. Expected: at least 1.8 times the tokens
+of offline, load, conversations, first, forks, speculation and memory. Expected: at least 1.8 times the tokens
 per second of static batches. `--config=configs/bench_engine.py:9b` is the shape of RecurrentGemma-9B
 with drafts, on one H200 or a like GPU: three minutes, mostly compilation; its offline workload takes as
 long for each model.
@@ -77,9 +77,20 @@ def get_config(size: str = "") -> ConfigDict:
     # Steps of a dispatch.
     config.burst = 16
     # What the engine is put to.
-    config.workloads = ("offline", "load", "conversations", "forks", "speculation", "memory")
+    config.workloads = (
+        "offline",
+        "load",
+        "conversations",
+        "first",
+        "forks",
+        "speculation",
+        "memory",
+    )
     # Texts that are read and written at once, where the workload does not say.
     config.slots = 32
+    # Numbers of rows that offline requests run in, fewer programs than one for each power of two; none
+    # for all of those.
+    config.rows = ()
     # Tokens of each prompt and of what follows it, of all offline requests.
     config.offline = OFFLINE
     # Rows of the static batches beside it; 0 for none.
@@ -95,6 +106,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.system, config.said, config.answered = 2000, 40, 24
     # What the prefix cache keeps on the device.
     config.cache_bytes = 2**30
+    # Tokens of prompts that no cache knows, and how many of each.
+    config.first, config.firsts = (100, 500, 1000, 2000, 4000), 5
     # Tokens of a document, and how many texts go on from it.
     config.document, config.forks = 100_000, 64
     # Tokens of a prompt and of the text after it, with drafts of so many tokens.
@@ -108,7 +121,7 @@ def get_config(size: str = "") -> ConfigDict:
         config.workloads = ("speculation",)
         config.slots, config.static_batch = 64, 0
         config.offline = OFFLINE[:192]
-        config.burst = 32
+        config.burst, config.rows = 32, (1, 8, 64)
     if size == "tiny":
         config.models = ("tiny:float32",)
         config.slots, config.static_batch, config.burst = 4, 4, 8
@@ -116,6 +129,7 @@ def get_config(size: str = "") -> ConfigDict:
         config.concurrent, config.arrivals, config.arriving = (1, 2), 4, (12, 5)
         config.conversations, config.turns, config.cache_bytes = 3, 2, 2**20
         config.system, config.said, config.answered = 70, 5, 4
+        config.first, config.firsts = (40, 300), 2
         config.document, config.forks, config.speculated = 300, 4, (20, 40)
         config.steady = 20
     return config

@@ -86,7 +86,7 @@ class PrefixCache:
         host_bytes: int = 0,
         folder: AnyPath | None = None,
         folder_bytes: int = 0,
-        every: int = 256,
+        every: int = 512,
         exact: bool = True,
     ):
         """Makes an empty cache.

@@ -84,6 +84,7 @@ def ask(url: str, prompts: list[list[int]], clients: int, tokens: int) -> dict[s
 def by_the_engine(lm, prompts, clients: int, tokens: int) -> float:
     """Tokens a second of an engine of its own, which nothing else is asked of."""
     with lm.engine(slots=clients) as engine:
+        engine.compile_ahead(sampling=False)
         begin = time.perf_counter()
         for prompt in prompts:
             engine.submit(prompt, tokens, stop_ids=())
@@ -103,7 +104,6 @@ def main():
     parser.add_argument("--output", default=None)
     options = parser.parse_args()
     lm = models.load(options.model, quantization=options.quantization)
-    lines = []
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         for clients in map(int, options.clients.split(",")):
@@ -121,11 +121,11 @@ def main():
                 found = pool.apply(ask, (server.url, prompts, clients, options.tokens))
             found["engine_tokens_per_second"] = by_the_engine(lm, prompts, clients, options.tokens)
             found = {"model": options.model, "clients": clients, "prompt": options.prompt} | found
-            lines.append(json.dumps(found | {"new_tokens": options.tokens}))
-            print(lines[-1], flush=True)
-    if options.output:
-        with open(options.output, "w") as file:
-            file.write("\n".join(lines) + "\n")
+            line = json.dumps(found | {"new_tokens": options.tokens})
+            print(line, flush=True)
+            if options.output:
+                with open(options.output, "a") as file:
+                    file.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,7 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     slots, batch_size, burst = config["slots"], config["static_batch"], config["burst"]
     asked = sum(new for _, new in requests)
     cut = [(prompt[:_CUT], min(new, _CUT // 8)) for prompt, new in requests]
-    with lm.engine(slots=slots, burst=burst) as engine:
-        engine.compile_ahead(sampling=False)
-    _through_engine(lm, cut[: slots + slots // 4], slots, burst)
+    _serve(_engine(lm, config), cut[: slots + slots // 4])
 
     def row(way, seconds, cpu, more):
         about = {"what": "offline", "way": way, "requests": len(requests), "seconds": seconds}
@@ -40,9 +38,10 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
         about |= {"prompt_tokens": sum(len(p) for p, _ in requests), "new_tokens": asked}
         return about | {"tokens_per_second": asked / seconds} | more
 
+    engine = _engine(lm, config)
     with compilation() as compiled:
         begin, cpu = time.perf_counter(), time.process_time()
-        ours, stats = _through_engine(lm, requests, slots, burst)
+        ours, stats = _serve(engine, requests)
         cpu = time.process_time() - cpu
     seconds = time.perf_counter() - begin - compiled.seconds
     more = {"slots": slots, "steps": stats.steps, "row_steps": stats.row_steps}
@@ -62,9 +61,15 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     yield row("static batches", seconds, cpu, {"slots": batch_size, "equal_texts": same})
 
 
-def _through_engine(lm, requests, slots, burst):
-    options = {"slots": slots, "seconds": None, "burst": burst, "fill_first": True}
-    with lm.engine(**options) as engine:
+def _engine(lm, config):
+    options = {"slots": config["slots"], "burst": config["burst"]}
+    engine = lm.engine(**options, seconds=None, fill_first=True)
+    engine.compile_ahead(config["rows"] or None, sampling=False)
+    return engine
+
+
+def _serve(engine, requests):
+    with engine:
         given = [engine.submit(prompt, new, stop_ids=()) for prompt, new in requests]
         engine.run()
-        return [request.result().tokens for request in given], engine.stats
+    return [request.result().tokens for request in given], engine.stats

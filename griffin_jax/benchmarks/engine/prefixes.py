@@ -63,6 +63,28 @@ def _converse(lm, config, system, said, cache):
     return found
 
 
+def first_tokens(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
+    """Yields a row for each length of a prompt: when its first token comes, with a cache that knows
+    nothing of it and without one.
+    """
+    rng = np.random.default_rng(config["seed"])
+    for cache in (None, PrefixCache(0)):
+        with lm.engine(slots=1, prefix_cache=cache) as engine:
+            engine.compile_ahead(sampling=False)
+    for length in config["first"]:
+        prompts = rng.integers(0, lm.config.vocab_size, (config["firsts"] + 1, length)).tolist()
+        caches = {"without": None, "with": PrefixCache(config["cache_bytes"])}
+        found: dict[str, list[float]] = {kind: [] for kind in caches}
+        for prompt in prompts:  # in turns, so that both see the same machine
+            for kind, cache in caches.items():
+                with lm.engine(slots=1, prefix_cache=cache) as engine:
+                    request = engine.submit(prompt, 1, stop_ids=())
+                    engine.run()
+                found[kind].append(request.first_token_at - request.submitted)
+        seconds = {f"{kind}_seconds": float(np.median(each[1:])) for kind, each in found.items()}
+        yield {"what": "first token", "prompt": length, "every": caches["with"].every} | seconds
+
+
 def forks(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     """Yields a row of many texts that go on from one document, and one of its context in a file."""
     rng = np.random.default_rng(config["seed"])

@@ -35,6 +35,13 @@ def _conversations(row):
     )
 
 
+def _first(row):
+    return (
+        f"first token after {row['prompt']:,} tokens: {1e3 * row['without_seconds']:.1f} ms, with a "
+        f"cache that keeps states at multiples of {row['every']} {1e3 * row['with_seconds']:.1f} ms"
+    )
+
+
 def _forks(row):
     return (
         f"{row['document']:,} tokens read in {row['document_seconds']:.1f} s; {row['forks']} forks "
@@ -76,6 +83,7 @@ LINES: dict[str, Callable[[Row], str]] = {
     "offline": _offline,
     "load": _load,
     "conversations": _conversations,
+    "first token": _first,
     "forks": _forks,
     "saved context": _saved,
     "speculation": _speculation,
@@ -192,6 +200,16 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['hit_rate']:.1%}" if "hit_rate" in row else "",
             f"{row['first_token_seconds']:.3f}",
             f"{row['seconds']:.1f}",
+        ],
+    ),
+    "first token": (
+        ["prompt tokens", "first token, ms", "with a cache, ms", "later by", "states kept at"],
+        lambda row: [
+            f"{row['prompt']:,}",
+            f"{1e3 * row['without_seconds']:.1f}",
+            f"{1e3 * row['with_seconds']:.1f}",
+            f"{row['with_seconds'] / row['without_seconds'] - 1:+.1%}",
+            f"multiples of {row['every']}",
         ],
     ),
     "forks": (

@@ -13,6 +13,7 @@ WORKLOADS: dict[str, Callable[[LanguageModel, dict[str, Any]], Iterator[Row]]] =
     "offline": offline.measure,
     "load": arrivals.measure,
     "conversations": prefixes.conversations,
+    "first": prefixes.first_tokens,
     "forks": prefixes.forks,
     "speculation": drafts.measure,
     "memory": steadiness.measure,
