@@ -89,7 +89,8 @@ setup(
         ],
         # Whose wheel brings pyright and what runs it.
         "types": ["basedpyright==1.40.*"],
-        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "latex2mathml>=3.81"],
+        # Its page of metrics is made of the server's registry.
+        "docs": [*SERVE, "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0", "latex2mathml>=3.81"],
         "parity": [
             *TRANSFORMERS,
             "peft>=0.20",
