@@ -211,3 +211,26 @@ def test_the_glossary_has_every_shape_letter():
     glossary = (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8")
     assert len(letters) > 8
     assert all(f"\n| {letter} | " in glossary for letter in letters)
+
+
+def prose(page):
+    """A page without its code."""
+    blocks_gone = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.M)
+    return re.sub(r"`[^`\n]+`", "CODE", blocks_gone)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    for title in re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+
+
+def test_links_between_the_repositorys_pages_lead_somewhere():
+    """Of pages on the site mkdocs checks them, but not those of the README, nor as the repository shows them."""
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "dev").rglob("*.md")]
+    for page in pages:
+        for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", prose(page)):
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page}: {target}"
+            if anchor and path.suffix == ".md":
+                assert anchor in anchors(path), f"{page}: {target}#{anchor}"
