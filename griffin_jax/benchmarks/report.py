@@ -154,7 +154,7 @@ def _generations(results):
         for row in _of(results, "generation")
     ]
     head = ["model", "prompt to first token, s", "of the matrix rate", "ms per token", "spread"]
-    head += ["floor", "of the bandwidth", "peak GB", "compiled in s"]
+    head += ["lower bound, ms", "of the bandwidth", "peak GB", "compiled in s"]
     if not rows:
         return []
     prompt = _of(results, "generation")[0]["prompt"]
@@ -350,7 +350,7 @@ def _kernels(results):
             for row in rows
             if row["operation"] == operation
         ]
-        head = [operation, "kernel", "us", "spread", "floor", "MB", "GFLOP"]
+        head = [operation, "kernel", "us", "spread", "lower bound", "MB", "GFLOP"]
         sections.append(table([*head, "of the bandwidth", "of the matrix rate"], lines))
     return sections
 
