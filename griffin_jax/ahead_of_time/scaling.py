@@ -224,7 +224,7 @@ def _of_decoding(results, machine, source):
             continue
         weights = {"bfloat16": "bf16"}.get(row["weights"], row["weights"])
         mesh, batch_size = MeshShape(**row.get("mesh", {})), row.get("batch_size", 1)
-        # Of batches on one GPU the table of throughput has the shares.
+        # The table of throughput has the shares for batches on one GPU.
         several = row["what"] == "throughput" and mesh != _ONE_GPU
         if several or (row["what"] == "decode" and batch_size == 1):
             yield Measured(

@@ -226,7 +226,7 @@ def anchors(page):
 
 
 def test_links_between_the_repositorys_pages_lead_somewhere():
-    """Of pages on the site mkdocs checks them, but not those of the README, nor as the repository shows them."""
+    """mkdocs checks the links of the site; the README and dev are not on it, and a repository has other anchors."""
     pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "dev").rglob("*.md")]
     for page in pages:
         for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", prose(page)):
