@@ -51,7 +51,7 @@ def positions_of(rows, time, packed):
 def test_the_fused_rg_lru_equals_the_definition(monkeypatch, shape, dtype, tolerance):
     # Else the definition would run the fused kernel's own recurrence.
     scan = functools.partial(linear_recurrence, kernel="associative")
-    monkeypatch.setattr("griffin_jax.kernels.rg_lru.linear_recurrence", scan)
+    monkeypatch.setattr("griffin_jax.kernels.linear_recurrence.linear_recurrence", scan)
     rows, time, width = shape
     keys = jax.random.split(jax.random.key(0), 7)
     x, gate_x, gate_a = (jax.random.normal(key, shape, dtype) for key in keys[:3])
