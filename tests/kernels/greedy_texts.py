@@ -1,6 +1,6 @@
 """Greedy texts by the kernels that serve this machine, beside those by the definitions.
 
-    JAX_PLATFORMS=cuda python -m tests.kernels.greedy_texts
+    JAX_PLATFORMS=cuda,cpu python -m tests.kernels.greedy_texts
 
 The model is small, with random weights, of a shape that every kernel of a decoding step serves. A text
 by the definitions in float32 is the reference; kernels and definitions in bfloat16 write it again, and
@@ -35,7 +35,7 @@ class Texts:
 
     Attributes:
       first: The token at which each text first differs; their number where none does.
-      margins: Of each text that differs, the reference's margin there.
+      margins: The reference's margin there, for each text that differs.
     """
 
     first: np.ndarray
@@ -86,21 +86,22 @@ def definitions() -> Iterator[None]:
 def greedy(lm: LanguageModel, prompt: jax.Array, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tokens drawn [T, B], and how far each was above the next, in deviations."""
 
+    def draw(logits):
+        logits = logits.astype(jnp.float32)
+        best, drawn = jax.lax.top_k(logits, 2)
+        return drawn[:, 0], (best[:, 0] - best[:, 1]) / logits.std(-1)
+
     @jax.jit
     def write(params, prompt):
         state = init_state(lm.config, len(prompt), lm.dtype)
         logits, state = lm.model.apply({"params": params}, prompt, state)
 
         def step(carry, _):
-            token, state = carry
+            (token, margin), state = carry
             logits, state = lm.model.apply({"params": params}, token[:, None], state)
-            logits = logits[:, 0].astype(jnp.float32)
-            best, tokens = jax.lax.top_k(logits, 2)
-            token, margin = tokens[:, 0], (best[:, 0] - best[:, 1]) / logits.std(-1)
-            return (token, state), (token, margin)
+            return (draw(logits[:, 0]), state), (token, margin)
 
-        token = jnp.argmax(logits[:, -1], -1).astype(jnp.int32)
-        return jax.lax.scan(step, (token, state), None, length=tokens)[1]
+        return jax.lax.scan(step, (draw(logits[:, -1]), state), None, length=tokens)[1]
 
     drawn, margins = write(lm.params, prompt)
     return np.asarray(drawn), np.asarray(margins, np.float32)

@@ -1,4 +1,4 @@
-"""On a machine with a GPU: `JAX_PLATFORMS=cuda XLA_FLAGS= pytest tests/kernels/test_devices.py`."""
+"""On a machine with a GPU: `JAX_PLATFORMS=cuda,cpu XLA_FLAGS= pytest tests/kernels/test_devices.py`."""
 
 import functools
 
