@@ -76,7 +76,9 @@ def pytest_xdist_auto_num_workers(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Files that take long come first, and what is not among them is quick."""
-    if jax.default_backend() == "gpu":  # whose float32 products are of 10 bits unless told otherwise
+    if (
+        jax.default_backend() == "gpu"
+    ):  # whose float32 products are of 10 bits unless told otherwise
         jax.config.update("jax_default_matmul_precision", "highest")
     items.sort(key=lambda item: not _takes_long(item))
     for item in items:
