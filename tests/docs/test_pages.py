@@ -32,6 +32,8 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 PORT = ":8000"  # which may be taken here
+# Tutorials whose blocks run as cells of a notebook, which has the same.
+AS_NOTEBOOKS = {f"tutorials/{name}.md" for name in notebooks.TUTORIALS}
 
 
 def blocks(page):
@@ -96,7 +98,7 @@ def free_port():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in AS_NOTEBOOKS])
 def test_every_block_of_the_page_runs(page, environment, tmp_path, monkeypatch):
     pytest.importorskip("grain")
     monkeypatch.chdir(tmp_path)
