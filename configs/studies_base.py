@@ -35,6 +35,14 @@ RECURRENCES = {
         "Mamba": "mamba",
     }.items()
 }
+# About 9 million parameters on the vocabulary of griffin-tiny, 8,192.
+TEXT = {
+    "width": 256,
+    "mlp_width": 768,
+    "num_layers": 8,
+    "num_heads": 4,
+    "attention_window": 512,
+}
 
 
 def trained(name: str, title: str) -> ConfigDict:
@@ -47,14 +55,39 @@ def trained(name: str, title: str) -> ConfigDict:
     return config
 
 
+def text(name: str, title: str) -> ConfigDict:
+    """A study that trains models on text."""
+    config = trained(name, title)
+    config.task = "text"
+    # Files as the flags name them; the tokenizer is griffin-tiny's.
+    config.knobs = {"train": "train.jsonl.xz", "heldout": "heldout.jsonl.xz", "length": 1024}
+    config.learning_rates = (2e-3,)
+    config.seeds = (0, 1, 2)
+    # Rows in an update.
+    config.batch_size = 16
+    config.optimizer = {"warmup_steps": 100}
+    config.dtype = "bfloat16"
+    # One run after another: each fills a GPU.
+    config.together = 1
+    config.loss_chunks = 4
+    config.test_rows, config.test_batch = 128, 16
+    # Updates between points of the curve, and between checkpoints.
+    config.eval_every = 100
+    config.checkpoint_every = 1000
+    # On text nothing is solved; the column says when the loss is below this.
+    config.solved = 5.0
+    return config
+
+
 def shrink(config: ConfigDict, knobs: dict, tests: tuple = ({},)) -> None:
     """Makes a study one of seconds, which shows that it runs and nothing else."""
     config.name += "_tiny"
-    small = {"width": 16, "mlp_width": 24, "num_layers": 3, "num_heads": 2}
+    small = {"width": 16, "mlp_width": 24, "num_layers": 1, "num_heads": 2}
     config.base = dict(config.base) | small
     config.knobs, config.tests = knobs, tests
     config.models = {name: config.models[name] for name in list(config.models)[:1]}
     config.variants, config.seeds, config.learning_rates = {"": {}}, (0,), (3e-3,)
+    config.dtype, config.loss_chunks = "float32", 1
     config.steps, config.batch_size, config.optimizer = 4, 4, {"warmup_steps": 1}
     config.test_rows, config.test_batch = 4, 4
     config.eval_every, config.checkpoint_every = 2, 2

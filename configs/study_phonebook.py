@@ -31,20 +31,20 @@ def get_config(size: str = "") -> ConfigDict:
     # What each model has otherwise.
     config.models = {x: FIVE[x] for x in ("Griffin", "Hawk", "Transformer")}
     # Each model keeps the rate of the lowest held-out loss.
-    config.learning_rates = (1e-3, 3e-3)
+    config.learning_rates = (2e-3,)
     config.seeds = (0, 1, 2)
     # Updates, and examples in each.
-    config.steps = 30_000
+    config.steps = 6000
     config.batch_size = 64
     config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
-    config.dtype = "float32"
+    config.dtype = "bfloat16"
     # Lengths at which accuracy is measured, of the last number alone.
     lengths = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
     config.tests = tuple({"length": length, "train_examples": False} for length in lengths)
-    config.test_rows, config.test_batch = 256, 16
+    config.test_rows, config.test_batch = 256, 64
     # Updates between points of the curve, and between checkpoints.
-    config.eval_every = 500
-    config.checkpoint_every = 5000
+    config.eval_every = 200
+    config.checkpoint_every = 1000
     if size == "tiny":
         shrink(config, {"length": 40, "name": 2, "number": 2}, ({"length": 40}, {"length": 52}))
     return config

@@ -20,7 +20,7 @@ def get_config(size: str = "") -> ConfigDict:
         "that all solve it, that Griffin learns as fast as the Transformer, and Hawk much slower."
     )
     # What is run otherwise, for captions.
-    config.shorter = "50,000 steps in place of 100,000."
+    config.shorter = "6,000 steps of 64 rows, in bfloat16."
     config.task = "selective_copying"
     config.knobs = {"vocab_size": 16, "length": 1024, "data_tokens": 16}
     # Fields of GriffinConfig that the models share; the vocabulary is the task's.
@@ -28,17 +28,17 @@ def get_config(size: str = "") -> ConfigDict:
     # What each model has otherwise.
     config.models = {x: FIVE[x] for x in ("Griffin", "Hawk", "Transformer")}
     # Each model keeps the rate of the lowest held-out loss.
-    config.learning_rates = (1e-3, 3e-3)
+    config.learning_rates = (2e-3,)
     config.seeds = (0, 1, 2)
     # Updates, and examples in each.
-    config.steps = 50_000
+    config.steps = 6000
     config.batch_size = 64
     config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
-    config.dtype = "float32"
+    config.dtype = "bfloat16"
     config.test_rows = 512
     # Updates between points of the curve, and between checkpoints.
-    config.eval_every = 1000
-    config.checkpoint_every = 5000
+    config.eval_every = 200
+    config.checkpoint_every = 1000
     if size == "tiny":
         shrink(config, {"vocab_size": 8, "length": 16, "data_tokens": 4})
     return config

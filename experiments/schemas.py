@@ -293,7 +293,7 @@ def study(values: Mapping[str, Any]) -> type:
     """The config of `experiments.study`, whose kind decides; its package needs the extra [train]."""
     from experiments import study_schema
 
-    kinds = {"trained": study_schema.Trained, "memory": study_schema.Memory}
+    kinds = study_schema.KINDS
     kind = values.get("kind")
     return kinds.get(kind, study_schema.Named) if isinstance(kind, str) else study_schema.Named
 

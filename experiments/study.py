@@ -2,12 +2,14 @@
 
   python -m experiments.study --config=configs/study_selective_copying.py
 
-Trains the study's models on its task with several seeds, or looks into a model that is there, and
-writes JSON, a page with a table, and plots. Runs that are done are kept and one that was stopped goes
-on where it was, so the same command continues; --minutes=9 stops in time. --list prints the studies
-there are, and :tiny behind a config's name is one that takes seconds.
+Trains the study's models on its task with several seeds, times them, or looks into a model that is
+there, and writes JSON, a page with a table, and plots. Runs that are done are kept and those that were
+stopped go on where they were, so the same command continues; --minutes=9 stops in time. --list prints
+the studies there are, and :tiny behind a config's name is one that takes seconds.
 """
 
+import dataclasses
+import json
 import sys
 import time
 
@@ -15,11 +17,12 @@ from absl import flags
 
 from experiments import command, config_files, outputs
 from griffin_jax import studies
+from griffin_jax.benchmarks.machine import Limits, measure_limits
 from griffin_jax.checkpoints import find_folder
 from griffin_jax.files import write_json
 from griffin_jax.loading import load
 from griffin_jax.paths import make_folder, resolve
-from griffin_jax.studies import memory_report, report
+from griffin_jax.studies import memory_report, report, speed_report
 from griffin_jax.training.corpus import read_documents
 
 _CONFIG = command.define_config("study", "study_selective_copying.py")
@@ -28,7 +31,11 @@ _OUTPUT = flags.DEFINE_string("output", "docs/studies", "Folder for the page and
 _MINUTES = flags.DEFINE_float(
     "minutes", None, "Stop after so long; none by default.", lower_bound=0
 )
+_PART = flags.DEFINE_string(
+    "part", "1/1", "K/N: do every Nth model from the Kth on, for N processes."
+)
 _LIST = flags.DEFINE_bool("list", False, "Print the studies there are, and what each is about.")
+_PAGE = flags.DEFINE_bool("page", False, "Only write the page anew, from the JSON that is there.")
 
 
 def main() -> None:
@@ -39,39 +46,101 @@ def main() -> None:
     fields = _CONFIG.value.to_dict()
     name, kind = fields.pop("name"), fields.pop("kind")
     folder = outputs.folder(_OUTPUT)
-    said = " ".join(["python -m experiments.study", *(x for x in sys.argv[1:] if "config" in x)])
-    for path in _KINDS[kind](name, fields, folder, said):
-        print(path)
+    path = folder / f"{name}.json"
+    study, carry_out, write = _KINDS[kind]
+    study = study(fields)
+    if _PAGE.value:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        said = ["python -m experiments.study", *(x for x in sys.argv[1:] if "config" in x)]
+        about = {"kind": kind, "title": fields["title"], "command": " ".join(said)}
+        found = carry_out(study, name)
+        if found is None:
+            return
+        found = about | {"device": command.machine()} | found
+        write_json(path, found, indent=None)
+    for written in (path, *write(name, study, found, folder)):
+        print(written)
 
 
-def _trained(name, fields, folder, said):
-    study = studies.Study(**fields)
+def _train(study, name):
     runs = make_folder(resolve(_RUN.value, "--run") / name, "--run")
     seconds = None if _MINUTES.value is None else 60 * _MINUTES.value
-    results = studies.carry_out(study, runs, seconds, told=_tell)
+    results = studies.carry_out(study, runs, seconds, told=_tell, part=_part())
     total = len(list(study.runs()))
     _tell(f"{len(results)} of {total} runs are done")
-    return report.write(name, study, results, folder, said, total) if results else []
+    return {"total": total, "results": results} if results else None
 
 
-def _memory(name, fields, folder, said):
-    model, text, title = (fields.pop(x) for x in ("model", "text", "title"))
-    study = studies.MemoryStudy(**fields)
+def _part():
+    try:
+        part, parts = map(int, _PART.value.split("/"))
+    except ValueError:
+        part = parts = 0
+    if not 1 <= part <= parts:
+        raise ValueError(f"--part {_PART.value!r} must be K/N with K from 1 to N, such as 2/3")
+    return part, parts
+
+
+def _memory_study(fields):
+    model, text, _ = (fields.pop(x) for x in ("model", "text", "title"))
+    return studies.MemoryStudy(**fields), model, text
+
+
+def _look(chosen, _):
+    study, model, text = chosen
     lm = load(find_folder(model), dtype="float32")
     rows = studies.memory.rows_of(read_documents(text), lm.tokenizer, study)
     began = time.monotonic()
     found = studies.memory.measure(lm, rows, study, lambda effect: _tell(f"{effect}"))
-    found |= {"kind": "memory", "title": title, "model": model, "command": said}
-    found |= {"device": command.machine(), "seconds": time.monotonic() - began}
-    write_json(folder / f"{name}.json", found, indent=None)
-    return [folder / f"{name}.json", *memory_report.write(name, found, folder)]
+    return found | {"model": model, "seconds": time.monotonic() - began}
+
+
+def _time_steps(study, _):
+    rows = []
+    for row in studies.step_time.measure(study, _tell):
+        _tell(f"{row}")
+        rows.append(row)
+    return {"rows": rows}
+
+
+def _time_scans(study, _):
+    # On a CPU the limits say nothing that a scan comes near.
+    limits = Limits(1e10, 1e11, 1e11) if study.seconds == 0 else measure_limits()
+    return {"limits": limits.to_dict(), "rows": studies.scans.measure(study, limits, _tell)}
+
+
+def _with_fields(write):
+    def run(name, study, found, folder):
+        fields = json.loads(json.dumps(dataclasses.asdict(study)))
+        return write(name, fields | found, folder)
+
+    return run
 
 
 def _tell(text):
     print(f"[{text}]", file=sys.stderr, flush=True)
 
 
-_KINDS = {"trained": _trained, "memory": _memory}
+# For each kind: what its fields make, what carries that out, and what writes of it.
+_KINDS = {
+    "trained": (lambda fields: studies.Study(**fields), _train, report.write),
+    "memory": (
+        _memory_study,
+        _look,
+        lambda name, _, found, folder: memory_report.write(name, found, folder),
+    ),
+    "step_time": (
+        lambda fields: studies.StepTimeStudy(**fields),
+        _time_steps,
+        _with_fields(speed_report.write_step_time),
+    ),
+    "scans": (
+        lambda fields: studies.ScansStudy(**fields),
+        _time_scans,
+        _with_fields(speed_report.write_scans),
+    ),
+}
 
 
 if __name__ == "__main__":

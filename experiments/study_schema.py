@@ -3,7 +3,7 @@
 import dataclasses
 
 from griffin_jax.fields import field
-from griffin_jax.studies import MemoryStudy, Study
+from griffin_jax.studies import MemoryStudy, ScansStudy, StepTimeStudy, Study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,18 +12,29 @@ class Named:
 
     Attributes:
       name: What its files are called.
-      kind: "trained" for models that are trained on a task, "memory" for a look into one.
+      kind: "trained" for models that are trained on a task, "memory" for a look into one,
+        "step_time" and "scans" for what is timed.
       title: What it is about.
     """
 
     name: str = field(filled=True)
-    kind: str = field(one_of=("trained", "memory"))
+    kind: str = field(one_of=("trained", "memory", "step_time", "scans"))
     title: str = field(filled=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained(Study, Named):
     """A study that trains models."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepTime(StepTimeStudy, Named):
+    """A study of the time of training steps."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scans(ScansStudy, Named):
+    """A study of the time of scans."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,3 +48,6 @@ class Memory(MemoryStudy, Named):
 
     model: str = field("griffin-tiny", filled=True)
     text: str = field(filled=True)
+
+
+KINDS = {"trained": Trained, "memory": Memory, "step_time": StepTime, "scans": Scans}

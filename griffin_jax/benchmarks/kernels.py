@@ -3,7 +3,7 @@
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,15 +22,21 @@ Row = dict[str, Any]
 
 
 def measure(config: Mapping[str, Any], limits: Limits) -> Iterator[Row]:
-    """Yields a row per case and kernel; one that cannot serve says why.
+    """Returns a row per case and kernel; one that cannot serve says why.
 
     Dispatch from the host costs more than a small kernel takes, so every figure is that of many
     calls in one program.
     """
     wanted = set(config["operations"])
-    for case in cases(config):
-        if case.operation not in wanted:
-            continue
+    chosen = (case for case in cases(config) if case.operation in wanted)
+    return measure_cases(chosen, config, limits)
+
+
+def measure_cases(
+    chosen: Iterable[Case], config: Mapping[str, Any], limits: Limits
+) -> Iterator[Row]:
+    """`measure`, of cases of one's own; of the config, `seconds` and `repeats` are read."""
+    for case in chosen:
         about = {"what": "kernel", "operation": case.operation, "case": case.name}
         try:
             with meeting_limits():

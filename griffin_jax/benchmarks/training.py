@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -120,6 +121,25 @@ class Bench:
         self._state: TrainState | None = None
         self._programs: dict[tuple[int, Variant], tuple[jax.stages.Compiled, float]] = {}
 
+    def prepare(self, cases: Iterable[tuple[int, int, Variant]]) -> None:
+        """Compiles the programs of batch sizes, lengths and variants side by side, ahead of `measure`."""
+        if self._state is None:
+            self._state = self._fresh_state()
+        lowered = {}
+        for batch_size, length, variant in cases:
+            step, batch = self._step(variant), self._batch(batch_size, length, 0)
+            lowered[length, variant] = step.lower(self._state, None, batch)
+        begin = time.perf_counter()
+        with futures.ThreadPoolExecutor() as pool:
+            compiled = pool.map(lambda program: program.compile(), lowered.values())
+            for key, program in zip(lowered, compiled, strict=True):
+                self._programs[key] = program, time.perf_counter() - begin
+
+    def forget(self) -> None:
+        """Gives the memory of programs and parameters back."""
+        self._state = None
+        self._programs.clear()
+
     def measure(self, batch_size: int, length: int, variant: Variant, document: int = 0) -> Row:
         """Compiles and times one step on sequences of one document, or of many of `document` tokens.
 
@@ -186,18 +206,21 @@ class Bench:
     def _program(self, batch, length, variant):
         """Returns the compiled step, and how long tracing and compiling took."""
         if (length, variant) not in self._programs:
-            step = make_train_step(
-                Griffin(self._config, dtype=self._dtype, remat=variant.remat),
-                self._optimizer,
-                self._mesh,
-                z_loss=1e-4,
-                microbatches=variant.microbatches,
-                loss_chunks=variant.loss_chunks,
-            )
+            step = self._step(variant)
             begin = time.perf_counter()
             compiled = step.lower(self._state, None, batch).compile()
             self._programs[length, variant] = compiled, time.perf_counter() - begin
         return self._programs[length, variant]
+
+    def _step(self, variant):
+        return make_train_step(
+            Griffin(self._config, dtype=self._dtype, remat=variant.remat),
+            self._optimizer,
+            self._mesh,
+            z_loss=1e-4,
+            microbatches=variant.microbatches,
+            loss_chunks=variant.loss_chunks,
+        )
 
     def _fresh_state(self):
         @jax.jit

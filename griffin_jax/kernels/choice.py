@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from griffin_jax.devices import PLATFORMS, platform
 
 _RECORDS: list[dict[str, tuple[str, ...]]] = []
+_EXCLUDED: list[str] = []
 
 # Say on standard error, once each, which kernel serves which operation; commands set it for
 # --verbose.
@@ -35,8 +36,11 @@ def choose(operation: str, reasons: dict[str, str | None], forced: str | None = 
         kind = next((kind for kind in PLATFORMS if name.endswith(f"_{kind}")), here)
         return kind != here and f"it needs a {kind.upper()}, and this is a {here.upper()}"
 
+    def excluded(name):
+        return f"{name} is left out here" if name in _EXCLUDED else None
+
     def refusal(name):
-        return foreign(name) or reasons[name]
+        return foreign(name) or excluded(name) or reasons[name]
 
     if forced is not None:
         if forced not in reasons:
@@ -49,6 +53,16 @@ def choose(operation: str, reasons: dict[str, str | None], forced: str | None = 
         others = [x for x in list(reasons)[: list(reasons).index(name)] if not foreign(x)]
         _announce(operation, name, tuple((other, reasons[other]) for other in others))
     return name
+
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Leaves kernels of a name out of all choices of programs that are traced inside of the block."""
+    _EXCLUDED.append(name)
+    try:
+        yield
+    finally:
+        _EXCLUDED.remove(name)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,22 @@
 """The papers' studies on a small scale: tasks, models of the registry, runs, tables and plots."""
 
-from griffin_jax.studies import memory
+from griffin_jax.studies import memory, scans, step_time
 from griffin_jax.studies.memory import MemoryStudy
+from griffin_jax.studies.scans import ScansStudy
+from griffin_jax.studies.step_time import StepTimeStudy
 from griffin_jax.studies.study import TASKS, Study, carry_out
-from griffin_jax.studies.task import Sequence, Task, TaskRows
+from griffin_jax.studies.task import Sequence, Task
 
 __all__ = [
     "TASKS",
     "MemoryStudy",
+    "ScansStudy",
     "Sequence",
+    "StepTimeStudy",
     "Study",
     "Task",
-    "TaskRows",
     "carry_out",
     "memory",
+    "scans",
+    "step_time",
 ]

@@ -2,10 +2,11 @@
 
 import dataclasses
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 from griffin_jax.fields import check_fields, field
-from griffin_jax.studies.task import Sequence
+from griffin_jax.studies.task import Sequence, distinct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +45,15 @@ class AssociativeRecall:
     def _keys(self):
         return (self.vocab_size - 1) // 2
 
-    def draw(self, rng: np.random.Generator) -> Sequence:
-        keys = 1 + rng.choice(self._keys, self.pairs, replace=False)
-        values = 1 + self._keys + rng.integers(self.vocab_size - 1 - self._keys, size=self.pairs)
+    def draw(self, key: jax.Array) -> Sequence:
+        which, what, where = jax.random.split(key, 3)
+        keys = 1 + distinct(which, self._keys, self.pairs)
+        values = jax.random.randint(what, (self.pairs,), 1 + self._keys, self.vocab_size)
         begin = 2 * self.pairs
-        inputs = np.zeros(self.length, int)
-        inputs[0:begin:2], inputs[1:begin:2] = keys, values
         room = self.length - begin
-        chance = np.arange(1, room + 1) ** (self.power - 1.0)
-        places = begin + rng.choice(room, self.pairs, replace=False, p=chance / chance.sum())
-        targets, answer = np.zeros(self.length, int), np.zeros(self.length, bool)
-        inputs[places], targets[places], answer[places] = keys, values, True
-        return Sequence(inputs, targets, answer)
+        chance = jnp.arange(1, room + 1, dtype=jnp.float32) ** (self.power - 1.0)
+        places = begin + jax.random.choice(where, room, (self.pairs,), replace=False, p=chance)
+        zeros = jnp.zeros(self.length, jnp.int32)
+        inputs = zeros.at[0:begin:2].set(keys).at[1:begin:2].set(values).at[places].set(keys)
+        targets = zeros.at[places].set(values)
+        return Sequence(inputs, targets, targets > 0)

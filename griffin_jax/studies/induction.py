@@ -2,7 +2,8 @@
 
 import dataclasses
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 from griffin_jax.fields import check_fields, field
 from griffin_jax.studies.task import Sequence
@@ -26,10 +27,10 @@ class InductionHeads:
     def __post_init__(self):
         check_fields(self)
 
-    def draw(self, rng: np.random.Generator) -> Sequence:
-        inputs = rng.integers(1, self.vocab_size, self.length)
-        place = rng.integers(self.length - 2)
-        inputs[[place, -1]] = 0
-        targets, answer = np.zeros(self.length, int), np.zeros(self.length, bool)
-        targets[-1], answer[-1] = inputs[place + 1], True
-        return Sequence(inputs, targets, answer)
+    def draw(self, key: jax.Array) -> Sequence:
+        tokens, where = jax.random.split(key)
+        inputs = jax.random.randint(tokens, (self.length,), 1, self.vocab_size)
+        place = jax.random.randint(where, (), 0, self.length - 2)
+        inputs = inputs.at[place].set(0).at[-1].set(0)
+        last = jnp.arange(self.length) == self.length - 1
+        return Sequence(inputs, jnp.where(last, inputs[place + 1], 0), last)

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.fields import check_fields, field
-from griffin_jax.studies.task import Sequence
+from griffin_jax.studies.task import Sequence, distinct
 
 _SEPARATORS = 3  # 0: the end of an entry, 1: between name and number, 2: the questions begin
 _DIGITS = 10
@@ -60,19 +62,19 @@ class Phonebook:
         """How many names are in the book."""
         return (self.length - 1) // self._entry - _EXAMPLES
 
-    def draw(self, rng: np.random.Generator) -> Sequence:
+    def draw(self, key: jax.Array) -> Sequence:
         count = self.entries
-        chosen = rng.choice(self.letters**self.name, count, replace=False)
-        names = chosen[:, None] // self.letters ** np.arange(self.name) % self.letters
-        digits = rng.integers(_DIGITS, size=(count, self.number))
-        book = np.full((count, self._entry), 0)
-        book[:, : self.name] = _SEPARATORS + _DIGITS + names
-        book[:, self.name] = 1
-        book[:, self.name + 1 : -1] = _SEPARATORS + digits
-        asked = book[rng.choice(count, _EXAMPLES, replace=False)]
-        text = np.concatenate([book.ravel(), [2], asked.ravel()])
-        text = np.concatenate([np.zeros(self.length + 1 - len(text), int), text])
+        which, what, asking = jax.random.split(key, 3)
+        chosen = distinct(which, self.letters**self.name, count)
+        names = chosen[:, None] // self.letters ** jnp.arange(self.name) % self.letters
+        digits = jax.random.randint(what, (count, self.number), 0, _DIGITS)
+        separators = jnp.ones((count, 1), jnp.int32)
+        entries = _SEPARATORS + _DIGITS + names, separators, _SEPARATORS + digits, 0 * separators
+        book = jnp.concatenate(entries, axis=1)
+        asked = book[jax.random.permutation(asking, count)[:_EXAMPLES]]
+        text = jnp.concatenate([book.ravel(), jnp.array([2]), asked.ravel()])
+        text = jnp.pad(text, (self.length + 1 - len(text), 0))
         answer = np.zeros((_EXAMPLES, self._entry), bool)
         answer[slice(None) if self.train_examples else -1, self.name + 1 : -1] = True
-        whole = np.concatenate([np.zeros(self.length + 1 - answer.size, bool), answer.ravel()])
-        return Sequence(text[:-1], text[1:], whole[1:])
+        answer = jnp.asarray(np.pad(answer.ravel(), (self.length + 1 - answer.size, 0)))
+        return Sequence(text[:-1], text[1:], answer[1:])

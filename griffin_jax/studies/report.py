@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from griffin_jax import markdown
-from griffin_jax.files import new_file, write_json, write_text
+from griffin_jax.files import new_file, write_text
 from griffin_jax.tracing.plots import pyplot
 
 Results = Sequence[Mapping[str, Any]]
@@ -24,8 +24,13 @@ def chosen(results: Results) -> dict[tuple[str, str], Results]:
         by_rate = _grouped(rates, "learning_rate")
         most = max(map(len, by_rate.values()))
         complete = [runs for runs in by_rate.values() if len(runs) == most]
-        found[key] = min(complete, key=lambda runs: np.mean([x["heldout_loss"] for x in runs]))
+        found[key] = min(complete, key=lambda runs: np.mean([_loss(x) for x in runs]))
     return found
+
+
+def _loss(run):
+    """The held-out loss; without end where training came to no number."""
+    return np.inf if run["heldout_loss"] is None else run["heldout_loss"]
 
 
 def _grouped(results, *fields):
@@ -56,10 +61,10 @@ def table(results: Results, solved: float) -> str:
                 f"{runs[0]['parameters']:,}",
                 f"{runs[0]['learning_rate']:g}",
                 len(runs),
-                _spread([run["heldout_loss"] for run in runs], "{:.3f}"),
+                _spread([_loss(run) for run in runs], "{:.3f}"),
                 " / ".join(shown),
                 *(
-                    _spread([run["tests"][test]["rows"] for run in runs], "{:.1%}")
+                    _spread([run["tests"][test]["rows"] for run in runs if run["tests"]], "{:.1%}")
                     for test in tests
                 ),
             ]
@@ -68,6 +73,8 @@ def table(results: Results, solved: float) -> str:
 
 
 def _spread(values, form):
+    if not values:
+        return ""
     low, mean, high = (form.format(x) for x in (min(values), np.mean(values), max(values)))
     return mean if low == high else f"{mean} ({low} to {high})"
 
@@ -95,18 +102,15 @@ def answers(axis: Any, results: Results) -> None:
     axis.set(ylabel="rows without a wrong answer", ylim=(-0.03, 1.03))
 
 
-def write(
-    name: str, study: Any, results: Results, folder: Path, command: str, total: int
-) -> list[Path]:
+def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes what is known of a study.
 
     Args:
       name: The files' name.
       study: The `Study`.
-      results: The results of the runs that are done, one at least.
-      folder: Where the files go: JSON, Markdown and plots.
-      command: How it was made.
-      total: How many runs there are in all.
+      found: "results" of the runs that are done, one at least; "command"; and "total", how many
+        runs there are in all.
+      folder: Where the files go: Markdown and plots.
 
     Returns:
       The files.
@@ -114,6 +118,7 @@ def write(
     Raises:
       ImportError: matplotlib is not installed.
     """
+    results, command, total = found["results"], found["command"], found["total"]
     plt, paths, images = pyplot(), [], []
     plots: dict[str, Callable] = {"curves": curves}
     if any(len(result["tests"]) > 1 for result in results):
@@ -130,13 +135,6 @@ def write(
         images.append(f"![{plot.__doc__.split('.')[0]}]({paths[-1].name})")
     devices = ", ".join(sorted({result["device"] for result in results}))
     hours = sum(result["seconds"] for result in results) / 3600
-    document = {
-        "kind": "study",
-        "title": study.title,
-        "command": command,
-        "results": list(results),
-    }
-    write_json(folder / f"{name}.json", document)
     lines = [
         f"# {study.title}",
         study.paper,
@@ -148,4 +146,4 @@ def write(
         f"{len(results)} of {total} runs are done, in {hours:.1f} hours on {devices}, by `{command}`.",
     ]
     write_text(folder / f"{name}.md", "\n\n".join(filter(None, lines)) + "\n")
-    return [*paths, folder / f"{name}.json", folder / f"{name}.md"]
+    return [*paths, folder / f"{name}.md"]

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 from griffin_jax.fields import check_fields, field
 from griffin_jax.studies.task import Sequence
@@ -33,12 +34,11 @@ class SelectiveCopying:
                 f"markers; give at least {2 * self.data_tokens}"
             )
 
-    def draw(self, rng: np.random.Generator) -> Sequence:
+    def draw(self, key: jax.Array) -> Sequence:
         count, noise = self.data_tokens, self.length - self.data_tokens
-        data = rng.integers(2, self.vocab_size, count)
-        inputs = np.zeros(self.length, int)
-        inputs[np.sort(rng.permutation(noise)[:count])] = data
-        inputs[noise:] = 1
-        targets, answer = np.zeros(self.length, int), np.zeros(self.length, bool)
-        targets[noise:], answer[noise:] = data, True
-        return Sequence(inputs, targets, answer)
+        tokens, where = jax.random.split(key)
+        data = jax.random.randint(tokens, (count,), 2, self.vocab_size)
+        places = jnp.sort(jax.random.permutation(where, noise)[:count])
+        zeros = jnp.zeros(self.length, jnp.int32)
+        inputs = zeros.at[places].set(data).at[noise:].set(1)
+        return Sequence(inputs, zeros.at[noise:].set(data), jnp.arange(self.length) >= noise)

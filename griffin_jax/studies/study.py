@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,21 +10,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from griffin_jax.config import DTYPES, GriffinConfig
 from griffin_jax.fields import check_fields, check_values, field
 from griffin_jax.files import write_json
 from griffin_jax.models import Griffin
-from griffin_jax.sharding import MeshShape
 from griffin_jax.studies.accuracy import accuracy
 from griffin_jax.studies.associative_recall import AssociativeRecall
 from griffin_jax.studies.induction import InductionHeads
 from griffin_jax.studies.phonebook import Phonebook
 from griffin_jax.studies.selective_copying import SelectiveCopying
-from griffin_jax.studies.task import Task, TaskRows
+from griffin_jax.studies.task import Task
 from griffin_jax.studies.text import Text
-from griffin_jax.training import OptimizerConfig, TrainConfig, train
-from griffin_jax.training.run_log import read_metrics
+from griffin_jax.studies.together import Plan, train_together
+from griffin_jax.training import OptimizerConfig, hold_run
 
 # A row for each task that a study may name.
 TASKS: dict[str, type] = {
@@ -49,7 +48,8 @@ class Study:
       knobs: Fields of the task.
       base: Fields of `GriffinConfig` that the models share; the vocabulary is the task's.
       models: By name, the fields that each model has otherwise.
-      variants: By name, "knobs" and "base" that are otherwise, such as one of several widths.
+      variants: By name, "knobs" and "base" that are otherwise, such as one of several widths; and
+        "run", which may have `steps`, `batch_size`, and `carried` and `carried_steps` of `Plan`.
       learning_rates: Each model and variant keeps the one of the lowest held-out loss.
       seeds: Seeds of parameters and data.
       steps: Updates of a run.
@@ -61,6 +61,8 @@ class Study:
       test_batch: Examples of a call there.
       eval_every: Updates between points of the curve of the held-out loss.
       checkpoint_every: Updates between checkpoints.
+      loss_chunks: Parts of a row whose logits exist at a time, for large vocabularies.
+      together: Runs of a model that are one program, at most, as many as there are by default (0).
       solved: Held-out loss below which a task counts as learned, in nats per answer.
     """
 
@@ -83,6 +85,8 @@ class Study:
     test_batch: int = field(64, at_least=1)
     eval_every: int = field(500, at_least=1)
     checkpoint_every: int = field(5000, at_least=1)
+    loss_chunks: int = field(1, at_least=1)
+    together: int = field(0, at_least=0)
     solved: float = field(0.05, above=0)
 
     def __post_init__(self):
@@ -93,12 +97,22 @@ class Study:
             for test in self.tests:
                 run.task(test)
             run.model()
+            run.settings()
+
+    def groups(self) -> Iterator["Group"]:
+        """The groups of runs that are trained together."""
+        for variant, model in itertools.product(self.variants, self.models):
+            runs = [
+                Run(self, model, variant, float(rate), seed)
+                for seed, rate in itertools.product(self.seeds, self.learning_rates)
+            ]
+            size = self.together or len(runs)
+            for begin in range(0, len(runs), size):
+                yield Group(tuple(runs[begin : begin + size]))
 
     def runs(self) -> Iterator["Run"]:
-        """The runs, smallest parts of the study that can be done alone."""
-        choices = (self.seeds, self.models, self.variants, self.learning_rates)
-        for seed, model, variant, rate in itertools.product(*choices):
-            yield Run(self, model, variant, float(rate), seed)
+        """The runs of all groups."""
+        return itertools.chain.from_iterable(group.runs for group in self.groups())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +135,31 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """A name for the run's folder."""
+        """A name for the run's files."""
         parts = (self.name, self.variant, f"{self.learning_rate:g}", f"seed{self.seed}")
         return "-".join(
             "".join(c if c.isalnum() or c == "." else "_" for c in p) for p in parts if p
         )
+
+    def settings(self) -> dict[str, int]:
+        """How long it is trained, and on what at a time.
+
+        Raises:
+          ValueError: the variant sets something else.
+        """
+        study = self.study
+        known = {
+            "steps": study.steps,
+            "batch_size": study.batch_size,
+            "carried": 0,
+            "carried_steps": 0,
+        }
+        changes = _part(study.variants, self.variant, "run")
+        if unknown := sorted(set(changes) - set(known)):
+            raise ValueError(
+                f"variants[{self.variant!r}].run has {unknown[0]!r}; it may have {', '.join(known)}"
+            )
+        return known | changes
 
     def task(self, changes: Mapping[str, Any]) -> Task | Text:
         """The task, with some knobs turned.
@@ -150,10 +184,26 @@ class Run:
         return GriffinConfig.from_dict({"vocab_size": self.task({}).vocab_size} | fields)
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs of one model and variant, which are one program.
+
+    Attributes:
+      runs: They differ in seed and learning rate.
+    """
+
+    runs: tuple[Run, ...]
+
+    @property
+    def folder(self) -> str:
+        """A name for the group's folder, that of its first run."""
+        return self.runs[0].folder
+
+
 def _part(variants, name, part):
-    known = {"knobs", "base"}
+    known = {"knobs", "base", "run"}
     if unknown := sorted(set(variants[name]) - known):
-        raise ValueError(f"variants[{name!r}] has {unknown[0]!r}; it may have knobs and base")
+        raise ValueError(f"variants[{name!r}] has {unknown[0]!r}; it may have knobs, base and run")
     return dict(variants[name].get(part, {}))
 
 
@@ -162,98 +212,113 @@ def carry_out(
     folder: Path,
     seconds: float | None = None,
     told: Callable[[str], None] = lambda _: None,
+    part: tuple[int, int] = (1, 1),
 ) -> list[dict[str, Any]]:
-    """Does the runs of a study that are not done yet, and goes on with the one that was stopped.
+    """Does the runs of a study that are not done yet, and goes on with those that were stopped.
 
     Args:
       study: The study.
-      folder: Where each run has a folder; what is done there is kept.
+      folder: Where each run has a file; what is done there is kept.
       seconds: Stop after so long, with a checkpoint; None for no limit.
       told: Called of what is going on.
+      part: K of N: do every Nth group from the Kth on, for several processes that share the work.
 
     Returns:
       The results of all runs that are done, ready for JSON.
 
     Raises:
-      ValueError: a folder holds a run of other settings.
+      ValueError: a folder holds runs of other settings.
     """
     ends = None if seconds is None else time.monotonic() + seconds
     results = []
-    for run in study.runs():
-        result = folder / run.folder / "result.json"
-        if not result.exists():
-            left = None if ends is None else ends - time.monotonic()
-            if left is not None and left <= 0:
-                continue
-            told(f"{run.folder}: begins or goes on")
-            if not _do(run, folder / run.folder, result, left):
-                continue
-            told(f"{run.folder}: done")
-        found = json.loads(result.read_text(encoding="utf-8"))
-        if found["settings"] != _settings(run):
-            raise ValueError(
-                f"{result} is of a run with other settings; give another --run folder, or delete it"
-            )
-        results.append(found)
+    for number, group in enumerate(study.groups()):
+        place = folder / group.folder
+        missing = [run for run in group.runs if not _file(folder, run).exists()]
+        mine = number % part[1] == part[0] - 1
+        if missing and mine and (ends is None or time.monotonic() < ends):
+            with hold_run(place):
+                told(f"{group.folder}: begins or goes on")
+                if _do(group, place, folder, ends, told):
+                    told(f"{group.folder}: done")
+        results += [_read(folder, run) for run in group.runs if _file(folder, run).exists()]
     return results
 
 
-def _do(run: Run, folder: Path, result: Path, seconds: float | None) -> bool:
-    study, task, shape = run.study, run.task({}), run.model()
-    config = TrainConfig(
-        model=shape,
-        optimizer=OptimizerConfig(learning_rate=run.learning_rate, **study.optimizer),
-        steps=study.steps,
-        batch_size=study.batch_size,
-        seq_len=task.length,
+def _file(folder, run):
+    return folder / f"{run.folder}.json"
+
+
+def _read(folder, run):
+    path = _file(folder, run)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["settings"] != _settings(run):
+        raise ValueError(
+            f"{path} is of a run with other settings; give another --run folder, or delete it"
+        )
+    return found
+
+
+def _do(group: Group, place: Path, folder: Path, ends: float | None, told: Callable) -> bool:
+    study, first = group.runs[0].study, group.runs[0]
+    plan = Plan(
+        model=first.model(),
+        task=first.task({}),
+        optimizer=OptimizerConfig(**study.optimizer),
+        **first.settings(),
         dtype=study.dtype,
-        seed=run.seed,
-        log_every=study.eval_every,
-        eval_every=study.eval_every,
-        eval_batches=max(1, study.test_rows // study.batch_size),
-        checkpoint_every=study.checkpoint_every,
-        mesh=MeshShape(data=-1),
-        max_seconds=seconds,
+        every=study.eval_every,
+        save_every=study.checkpoint_every,
+        heldout_rows=study.test_rows,
+        loss_chunks=study.loss_chunks,
     )
-    if isinstance(task, Text):
-        rows, heldout = (task.windows(split, run.seed) for split in ("train", "heldout"))
-    else:
-        rows = TaskRows(task, run.seed, "train")
-        heldout = TaskRows(task, run.seed, "heldout", study.test_rows)
-    began = time.monotonic()
-    trained = train(config, folder, rows, heldout)
-    if not trained.finished:
+    _check_settings(place / "group.json", group)
+    seeds, rates = ([getattr(run, x) for run in group.runs] for x in ("seed", "learning_rate"))
+    trained = train_together(plan, seeds, rates, place, ends=ends, told=told)
+    if trained.step < plan.steps:
         return False
-    model = Griffin(shape, dtype=jnp.dtype(study.dtype))
-    measured = {} if isinstance(task, Text) else _measure(run, model, trained.params)
-    curve = [x for x in read_metrics(folder / "metrics.jsonl") if "heldout_loss" in x]
-    write_json(
-        result,
-        {
-            "model": run.name,
-            "variant": run.variant,
-            "learning_rate": run.learning_rate,
-            "seed": run.seed,
-            "parameters": sum(x.size for x in jax.tree.leaves(trained.params)),
-            "heldout_loss": trained.heldout_loss,
-            "curve": [[x["step"], x["heldout_loss"]] for x in curve],
-            "tests": measured,
-            "seconds": time.monotonic() - began,
-            "device": jax.devices()[0].device_kind,
-            "settings": _settings(run),
-        },
-        indent=1,
-    )
-    for name in ("checkpoints", "tensorboard"):  # of use to a run that goes on alone
-        shutil.rmtree(folder / name, ignore_errors=True)
+    began = time.monotonic()
+    measured = _measure(group, plan, trained.params)
+    seconds = (trained.seconds + time.monotonic() - began) / len(group.runs)
+    steps, losses = trained.curve
+    for i, run in enumerate(group.runs):
+        curve = [[step, float(found[i])] for step, found in zip(steps, losses, strict=True)]
+        finite = np.isfinite(curve[-1][1])
+        write_json(
+            _file(folder, run),
+            {
+                "model": run.name,
+                "variant": run.variant,
+                "learning_rate": run.learning_rate,
+                "seed": run.seed,
+                "parameters": sum(x[0].size for x in jax.tree.leaves(trained.params)),
+                # None where training came to no number.
+                "heldout_loss": curve[-1][1] if finite else None,
+                "curve": [point for point in curve if np.isfinite(point[1])],
+                "tests": {name: found[i] for name, found in measured.items()} if finite else {},
+                "seconds": seconds,
+                "device": jax.devices()[0].device_kind,
+                "settings": _settings(run),
+            },
+            indent=None,
+        )
     return True
 
 
-def _measure(run, model, params):
-    study = run.study
-    options = {"rows": study.test_rows, "batch_size": study.test_batch, "seed": run.seed}
+def _check_settings(path: Path, group: Group) -> None:
+    here = json.loads(json.dumps([[run.folder, _settings(run)] for run in group.runs]))
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != here:
+        raise ValueError(
+            f"{path} is of runs with other settings; give another --run folder, or delete it"
+        )
+    write_json(path, here, indent=None)
+
+
+def _measure(group, plan, params):
+    study, first = group.runs[0].study, group.runs[0]
+    model = Griffin(plan.model, dtype=jnp.dtype(study.dtype))
+    options = {"rows": study.test_rows, "batch_size": study.test_batch}
     return {
-        changes_in_words(test): accuracy(model, params, run.task(test), **options)
+        changes_in_words(test): accuracy(model, params, first.task(test), **options)
         for test in study.tests
     }
 
@@ -266,10 +331,12 @@ def changes_in_words(test: Mapping[str, Any]) -> str:
 def _settings(run: Run) -> dict[str, Any]:
     """What a result depends on, as JSON has it."""
     study = run.study
-    kept = ("steps", "batch_size", "optimizer", "dtype", "tests", "test_rows")
+    kept = ("optimizer", "dtype", "tests", "test_rows")
     task = dataclasses.asdict(run.task({}))
     return json.loads(
         json.dumps(
-            {"task": task, "model": run.model().to_dict()} | {x: getattr(study, x) for x in kept}
+            {"task": task, "model": run.model().to_dict()}
+            | run.settings()
+            | {x: getattr(study, x) for x in kept}
         )
     )

@@ -1,32 +1,35 @@
 """What a task is: rows of tokens with exact answers, of a length and a difficulty that can be set."""
 
-import dataclasses
-import zlib
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
-_ROWS = 2**31  # as many as a shuffle numbers
+Batch = dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class Sequence:
+class Sequence(NamedTuple):
     """One example.
 
     Attributes:
-      inputs: int[T], what a model reads.
-      targets: int[T], the right next token behind each input, where it counts.
+      inputs: int32[T], what a model reads.
+      targets: int32[T], the right next token behind each input, where it counts.
       answer: bool[T], where it counts: what is trained, and what an accuracy is of.
+      positions: int32[T], each input's place in its document; None where the row is one document.
     """
 
-    inputs: np.ndarray
-    targets: np.ndarray
-    answer: np.ndarray
+    inputs: jax.Array
+    targets: jax.Array
+    answer: jax.Array
+    positions: jax.Array | None = None
 
 
 @runtime_checkable
 class Task(Protocol):
     """A frozen dataclass whose fields are the task's knobs; `dataclasses.replace` makes it harder.
+
+    A task that reads data has a method `arrays(split)` too, which returns a tuple of arrays that
+    `draw` is given behind its key, so that they are arguments of a program and no part of it.
 
     Attributes:
       vocab_size: Ids are 0 to this, exclusive.
@@ -36,37 +39,37 @@ class Task(Protocol):
     vocab_size: int
     length: int
 
-    def draw(self, rng: np.random.Generator) -> Sequence:
-        """Draws one example of `length` tokens, which depends on the generator alone."""
+    def draw(self, key: jax.Array) -> Sequence:
+        """Draws one example of `length` tokens, which depends on the key alone; it is compiled."""
         ...
 
 
-class TaskRows:
-    """A task's examples as rows of `training.train`: example i is drawn from (seed, split, i).
+def arrays_of(task: Any, split: str) -> tuple[jax.Array, ...]:
+    """Returns what `draw` is given behind its key for examples of "train" or "heldout"."""
+    return task.arrays(split) if hasattr(task, "arrays") else ()
 
-    A split is a name; rows of two splits have nothing to do with one another.
+
+def draw_batch(task: Any, key: jax.Array, count: int, arrays: tuple = ()) -> Batch:
+    """Draws examples as a batch of `training.token_losses`, [count, T] each."""
+    keys = jax.random.split(key, count)
+    drawn = jax.vmap(lambda key: task.draw(key, *arrays))(keys)
+    positions = drawn.positions
+    if positions is None:  # the same in all rows, which kernels can see
+        positions = jnp.broadcast_to(jnp.arange(task.length, dtype=jnp.int32), drawn.inputs.shape)
+    return {
+        "inputs": drawn.inputs.astype(jnp.int32),
+        "targets": drawn.targets.astype(jnp.int32),
+        "positions": positions,
+        "mask": drawn.answer.astype(jnp.float32),
+    }
+
+
+def distinct(key: jax.Array, size: int, count: int) -> jax.Array:
+    """Draws different numbers below `size`, in any order, at the cost of sorting `count` of them.
+
+    Sorted numbers below size - count + 1, which may be equal, are moved apart by their rank. Every
+    number may come, those of a set slightly less evenly than in a draw without replacement.
     """
-
-    def __init__(self, task: Task, seed: int, split: str, count: int = _ROWS):
-        self.task, self.seed, self.split, self.count = task, seed, split, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def row(self, epoch: int, index: int) -> dict[str, Any]:
-        """Example `index`; every epoch has others."""
-        rng = np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), epoch, index])
-        example = self.task.draw(rng)
-        return {
-            "inputs": example.inputs.astype(np.int32),
-            "targets": example.targets.astype(np.int32),
-            "positions": np.arange(self.task.length, dtype=np.int32),
-            "mask": example.answer.astype(np.float32),
-            "start": np.asarray(index, np.int64),
-        }
-
-    def describe(self, starts: np.ndarray) -> str:
-        return f"examples {sorted(map(int, starts))} of {self.task}, split {self.split!r}"
-
-    def fingerprint(self) -> str:
-        return f"{self.task}, seed {self.seed}, split {self.split}"
+    numbers, order = jax.random.split(key)
+    spread = jnp.sort(jax.random.randint(numbers, (count,), 0, size - count + 1))
+    return jax.random.permutation(order, spread + jnp.arange(count))

@@ -1,0 +1,55 @@
+"""Loss by position, figures 5 and 10 of the Griffin paper: training on longer rows, and state passing.
+
+    python -m experiments.study --config=configs/study_loss_by_position.py --minutes=9 \
+        --config.knobs.train=train.jsonl.xz --config.knobs.heldout=heldout.jsonl.xz
+
+Hardware: one GPU, a minute a run; call it again until all are done. Memory: 30 GB.
+Expected, by the paper: training on longer rows helps far out and loses little near. With :tiny behind
+the file's name it learns from this project's source in seconds, which shows nothing.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.studies_base import TEXT, A, R, shrink, text
+
+
+def get_config(size: str = "") -> ConfigDict:
+    config = text("loss_by_position", "Loss by position (figures 5 and 10)")
+    config.paper = (
+        "Models trained on rows of 2,048 and of 8,192 tokens, the same number of tokens, are read far "
+        "beyond. Griffin and Hawk go on to fall far beyond the trained length; longer rows in training "
+        "help far out and cost a little near; the Transformer fails beyond its trained length."
+    )
+    # What is run otherwise, for captions.
+    config.shorter = (
+        "models of 9 million parameters with a window of 512, trained on 16 million tokens of old books "
+        "in rows of 1,024 and 4,096, and read to 65,536. State passing is this project's: the last 500 "
+        "steps begin from the state that 1,024 tokens before have left."
+    )
+    # What each model has otherwise.
+    config.models = {
+        "Griffin": {"block_pattern": (R, R, A)},
+        "Hawk": {"block_pattern": (R,)},
+        "Transformer": {"block_pattern": (A,), "attention_window": None, "rope_fraction": 1.0},
+    }
+    config.base = TEXT
+    config.seeds = (0, 1, 2)
+    # Rows of a length, as many as make the same number of tokens.
+    config.variants = {
+        "rows of 1,024": {"knobs": {"length": 1024}, "run": {"batch_size": 16}},
+        "rows of 4,096": {"knobs": {"length": 4096}, "run": {"batch_size": 4}},
+        "rows of 1,024, states passed": {
+            "knobs": {"length": 1024},
+            "run": {"batch_size": 16, "carried": 1024, "carried_steps": 500},
+        },
+    }
+    config.steps = 1000
+    # Lengths that are read; losses by position are of each.
+    config.tests = ({"length": 65536},)
+    config.test_rows, config.test_batch = 8, 1
+    if size == "tiny":
+        source = "griffin_jax/models/state.py"
+        knobs = {"train": source, "heldout": source, "length": 32}
+        shrink(config, knobs, ({"length": 64},))
+        config.variants = {"states passed": {"run": {"carried": 16, "carried_steps": 2}}}
+    return config

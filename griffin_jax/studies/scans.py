@@ -1,0 +1,73 @@
+"""Which scan is fastest over lengths and widths, forward and backward (figure 8)."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from griffin_jax.benchmarks import kernels
+from griffin_jax.benchmarks.machine import Limits
+from griffin_jax.fields import check_fields, field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScansStudy:
+    """Settings.
+
+    Attributes:
+      title: What it is about.
+      paper: What the paper did and says.
+      shorter: What is run otherwise than in the paper, for captions.
+      lengths: Tokens, T.
+      widths: Channels, R.
+      operations: Of `benchmarks.kernel_cases.recurrence_cases`.
+      dtype: That of the RG-LRU's inputs; the linear recurrence is float32.
+      seconds: How long a loop of calls takes at a twentieth of the device's limit.
+      repeats: Times each figure is taken.
+    """
+
+    title: str = field(filled=True)
+    paper: str = ""
+    shorter: str = ""
+    lengths: tuple[int, ...] = field((2048,), filled=True)
+    widths: tuple[int, ...] = field((1024,), filled=True)
+    operations: tuple[str, ...] = field(("linear_recurrence",), filled=True)
+    dtype: str = "bfloat16"
+    seconds: float = field(0.1, at_least=0)
+    repeats: int = field(3, at_least=1)
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def measure(
+    study: ScansStudy, limits: Limits, told: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """Returns a row of `benchmarks.kernels` for each operation, direction, kernel, T and R.
+
+    All is done twice, and the first time, which compiles, is forgotten: what is timed then follows
+    one another without a pause.
+
+    Args:
+      study: The settings.
+      limits: What the device reaches.
+      told: Called of what is going on.
+
+    Returns:
+      Rows, with `length`, `width` and `backward` beside what that module says.
+    """
+    told("compiling")
+    for _ in _rows(dataclasses.replace(study, repeats=1), limits):
+        pass
+    told("all programs are compiled")
+    return list(_rows(study, limits))
+
+
+def _rows(study, limits) -> Iterator[dict[str, Any]]:
+    config = {"seconds": study.seconds, "repeats": study.repeats}
+    for width in study.widths:
+        for length in study.lengths:
+            cases = kernels.kernel_cases.recurrence_cases(width, length, study.dtype)
+            wanted = (case for case in cases if case.operation in study.operations)
+            for row in kernels.measure_cases(wanted, config, limits):
+                backward = "backward" in row["case"]
+                yield {"length": length, "width": width, "backward": backward} | row

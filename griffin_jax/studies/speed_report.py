@@ -1,0 +1,137 @@
+"""What was timed, as pages and plots: training steps over length, and scans."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from griffin_jax import markdown
+from griffin_jax.files import new_file, write_text
+from griffin_jax.tracing.plots import pyplot
+
+
+def ratios(found: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """Returns each model's times by length, over that of the first model at the first length."""
+    rows = [row for row in found["rows"] if "seconds" in row]
+    base = rows[0]["seconds"]["median"]
+    models: dict[str, dict[int, float]] = {}
+    for row in rows:
+        models.setdefault(row["model"], {})[row["length"]] = row["seconds"]["median"] / base
+    return models
+
+
+def write_step_time(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes the page and the plot of step times.
+
+    Args:
+      name: The files' name.
+      found: The study's fields, "rows" of `step_time.measure`, "device" and "command".
+      folder: Where the files go.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    here, paper = ratios(found), found["paper_ratios"]
+    figure, axis = pyplot().subplots(figsize=(7, 4.4), layout="constrained")
+    for color, (model, times) in enumerate(here.items()):
+        axis.plot(list(times), list(times.values()), "o-", color=f"C{color}", label=model)
+        if there := paper.get(model):
+            lengths = [int(x) for x in there]
+            axis.plot(lengths, there.values(), "x:", color=f"C{color}", label=f"{model}, paper")
+    axis.set(xscale="log", xlabel="tokens of a row", ylabel="time of a step, relative")
+    axis.set_xticks([int(x) for x in found["lengths"]], [f"{x:,}" for x in found["lengths"]])
+    path = _save(figure, axis, folder / f"{name}.png")
+    rows = []
+    for row in found["rows"]:
+        model, length = row["model"], row["length"]
+        if "seconds" not in row:
+            rows.append([model, f"{length:,}", row.get("error", "not measured"), "", "", "", ""])
+            continue
+        there = paper.get(model, {}).get(str(length))
+        rows.append(
+            [
+                model,
+                f"{length:,}",
+                f"{row['parameters'] / 1e6:,.0f} M",
+                f"{row['seconds']['median'] * 1e3:.1f}",
+                f"{row['mfu']:.1%}" if row["mfu"] else "",
+                f"{here[model][length]:.2f}",
+                "" if there is None else f"{there:.2f}",
+            ]
+        )
+    head = ["model", "tokens of a row", "parameters", "ms a step", "MFU", "relative", "paper"]
+    table = markdown.table(head, rows)
+    return [path, _page(name, found, folder, table, path)]
+
+
+def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes the page and the plot of scans; arguments as `write_step_time`."""
+    rows = [row for row in found["rows"] if "seconds" in row]
+    panels = list(dict.fromkeys((row["operation"], row["backward"]) for row in rows))
+    size = 4.2 * max(len(panels), 1)
+    figure, axes = pyplot().subplots(
+        1, len(panels), figsize=(size, 4.2), layout="constrained", squeeze=False, sharey=True
+    )
+    for axis, (operation, backward) in zip(axes[0], panels, strict=True):
+        of = [x for x in rows if (x["operation"], x["backward"]) == (operation, backward)]
+        kernels = dict.fromkeys(x["kernel"] for x in of)
+        for (i, kernel), width in itertools.product(enumerate(kernels), found["widths"]):
+            points = [
+                (x["length"], x["seconds"]["median"] * 1e6)
+                for x in of
+                if (x["kernel"], x["width"]) == (kernel, width)
+            ]
+            style = "-o" if width == found["widths"][0] else "--s"
+            axis.plot(*zip(*points, strict=True), style, color=f"C{i}", label=f"{kernel}, {width}")
+        direction = "forward and backward" if backward else "forward"
+        axis.set(xscale="log", yscale="log", xlabel="tokens", title=f"{operation}, {direction}")
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel("microseconds")
+    path = _save(figure, None, folder / f"{name}.png")
+    groups: dict[Any, dict[str, float]] = {}
+    for row in rows:
+        key = row["operation"], row["backward"], row["length"], row["width"]
+        groups.setdefault(key, {})[row["kernel"]] = row["seconds"]["median"] * 1e6
+    kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+    cells = [
+        [
+            operation,
+            "forward and backward" if backward else "forward",
+            f"{length:,} x {width:,}",
+            *(f"{times[x]:,.0f}" if x in times else "" for x in kernels),
+            min(times, key=lambda x: times[x]),
+        ]
+        for (operation, backward, length, width), times in groups.items()
+    ]
+    head = [
+        "operation",
+        "direction",
+        "tokens x channels",
+        *(f"{x}, us" for x in kernels),
+        "fastest",
+    ]
+    return [path, _page(name, found, folder, markdown.table(head, cells), path)]
+
+
+def _save(figure, axis, path):
+    if axis is not None:
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    with new_file(path) as file:
+        figure.savefig(file, dpi=110, format="png")
+    pyplot().close(figure)
+    return path
+
+
+def _page(name, found, folder, table, plot):
+    lines = [
+        f"# {found['title']}",
+        found["paper"],
+        f"Run here otherwise: {found['shorter']}" if found["shorter"] else "",
+        table,
+        f"![{found['title']}]({plot.name})",
+        f"On {found['device']}, by `{found['command']}`.",
+    ]
+    write_text(folder / f"{name}.md", "\n\n".join(filter(None, lines)) + "\n")
+    return folder / f"{name}.md"
