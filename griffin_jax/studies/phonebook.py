@@ -66,7 +66,8 @@ class Phonebook:
         count = self.entries
         which, what, asking = jax.random.split(key, 3)
         chosen = distinct(which, self.letters**self.name, count)
-        names = chosen[:, None] // self.letters ** jnp.arange(self.name) % self.letters
+        places = self.letters ** jnp.arange(self.name)
+        names = chosen[:, None] // places[None] % self.letters
         digits = jax.random.randint(what, (count, self.number), 0, _DIGITS)
         separators = jnp.ones((count, 1), jnp.int32)
         entries = _SEPARATORS + _DIGITS + names, separators, _SEPARATORS + digits, 0 * separators

@@ -23,7 +23,7 @@ from griffin_jax.studies.phonebook import Phonebook
 from griffin_jax.studies.selective_copying import SelectiveCopying
 from griffin_jax.studies.task import Task
 from griffin_jax.studies.text import Text
-from griffin_jax.studies.together import Plan, train_together
+from griffin_jax.studies.together import Plan, keep_params, train_together
 from griffin_jax.training import OptimizerConfig, hold_run
 
 # A row for each task that a study may name.
@@ -301,6 +301,7 @@ def _do(group: Group, place: Path, folder: Path, ends: float | None, told: Calla
             },
             indent=None,
         )
+    keep_params(place, trained)
     return True
 
 

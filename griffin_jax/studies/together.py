@@ -22,7 +22,7 @@ import optax
 from griffin_jax.config import GriffinConfig
 from griffin_jax.files import new_file
 from griffin_jax.kernels import choice
-from griffin_jax.models import Griffin, init_params, init_state
+from griffin_jax.models import Griffin, abstract_params, init_params, init_state
 from griffin_jax.studies.task import arrays_of, draw_batch
 from griffin_jax.training import OptimizerConfig, TrainState, adamw, token_losses
 
@@ -213,6 +213,29 @@ def _program(plan, model, optimizer, runs):
             return states, mapped(measure, runs)(states.params)
 
     return stretch
+
+
+def keep_params(folder: Path, trained: Trained) -> None:
+    """Writes what runs have learned as `params.npz`, in the place of their checkpoint."""
+    names, leaves, _ = _names(trained.params)
+    with new_file(folder / "params.npz") as file:
+        np.savez(file, **dict(zip(names, map(np.asarray, leaves), strict=True)))
+    (folder / "state.npz").unlink(missing_ok=True)
+
+
+def read_params(folder: Path, model: GriffinConfig) -> Any:
+    """Returns the stacked parameters that `keep_params` wrote.
+
+    Raises:
+      FileNotFoundError: the runs are not done.
+    """
+    like = abstract_params(model)
+    names, _, treedef = _names(like)
+    path = folder / "params.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file; the runs are not done")
+    with np.load(path) as saved:
+        return treedef.unflatten([jnp.asarray(saved[name]) for name in names])
 
 
 def _names(tree):

@@ -2,21 +2,29 @@
 
 import dataclasses
 import functools
-import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import config_files, schemas
 from griffin_jax.fields import check_values
-from griffin_jax.models import Griffin
+from griffin_jax.models import Griffin, abstract_params, init_params
 from griffin_jax.studies import TASKS, Study, carry_out, report
 from griffin_jax.studies.accuracy import accuracy
 from griffin_jax.studies.study import changes_in_words
+from griffin_jax.studies.task import draw_batch
+from griffin_jax.studies.together import TRAIN, Plan, read_params, train_together
+from griffin_jax.training import OptimizerConfig, TrainState, adamw, make_train_step
+from griffin_jax.training.train_step import data_mesh
 from tests.tiny import GRIFFIN, params_of
 
 NAMES = sorted(path.stem.removeprefix("study_") for path in config_files.CONFIGS.glob("study_*.py"))
-TRAINED = [name for name in NAMES if name != "memory"]
+KINDS = {
+    name: config_files.read(config_files.CONFIGS / f"study_{name}.py")["kind"] for name in NAMES
+}
+TRAINED = [name for name in NAMES if KINDS[name] == "trained"]
 
 
 def tiny(name):
@@ -25,18 +33,14 @@ def tiny(name):
     return Study(**{x: v for x, v in values.items() if x not in ("name", "kind")})
 
 
-def unfinished(study, folder):
-    return [run for run in study.runs() if not (folder / run.folder / "result.json").exists()]
-
-
 @functools.cache
 def carried_out(folder):
-    """Two runs of a model of one layer, the first of which was stopped in its middle."""
+    """Two runs of a model of one layer, which are one program and were stopped in their middle."""
     study = tiny("selective_copying")
     small = {"models": {"Hawk": {"block_pattern": ("recurrent",)}}, "seeds": (0, 1)}
-    study = dataclasses.replace(study, base=study.base | {"num_layers": 1}, **small)
+    study = dataclasses.replace(study, **small)
     assert carry_out(study, folder, seconds=1e-3) == []
-    assert (folder / next(study.runs()).folder / "checkpoints" / "1").is_dir()
+    assert (folder / next(study.groups()).folder / "state.npz").exists()
     results = carry_out(study, folder)
     return study, results
 
@@ -50,15 +54,37 @@ def done(tmp_path_factory):
 def test_a_study_goes_on_where_it_was_stopped_and_keeps_what_is_done(done):
     folder, study, results = done
     assert [(x["model"], x["seed"]) for x in results] == [("Hawk", 0), ("Hawk", 1)]
-    assert not unfinished(study, folder)
     for result in results:
-        assert [step for step, _ in result["curve"]] == [1, 2, 4][-len(result["curve"]) :]
+        assert [step for step, _ in result["curve"]] == [2, 4]
         assert result["tests"].keys() == {"as trained"} and result["parameters"] > 1000
     assert carry_out(study, folder, seconds=0) == results  # nothing is done again
     with pytest.raises(
-        ValueError, match=r"result.json is of a run with other settings; give another"
+        ValueError, match=r"seed0.json is of a run with other settings; give another"
     ):
         carry_out(dataclasses.replace(study, steps=5), folder)
+
+
+def test_what_runs_have_learned_is_kept_in_place_of_their_checkpoint(done):
+    folder, study, _ = done
+    group = next(study.groups())
+    place = folder / group.folder
+    assert not (place / "state.npz").exists()
+    params = read_params(place, group.runs[0].model())
+    like = abstract_params(group.runs[0].model())
+    assert jax.tree.map(lambda x: (2, *x.shape), like) == jax.tree.map(lambda x: x.shape, params)
+    with pytest.raises(FileNotFoundError, match="the runs are not done"):
+        read_params(folder, group.runs[0].model())
+
+
+def test_parts_of_a_study_are_all_of_it(tmp_path):
+    study = dataclasses.replace(tiny("selective_copying"), variants={str(i): {} for i in range(5)})
+    groups = list(study.groups())
+    done = []
+    for part in (1, 2, 3):
+        told = []
+        carry_out(study, tmp_path, seconds=0, part=(part, 3), told=told.append)
+        done += groups[part - 1 :: 3]
+    assert {x.folder for x in done} == {x.folder for x in groups} and len(done) == len(groups)
 
 
 def test_what_is_written_has_every_run(done, tmp_path):
@@ -68,17 +94,12 @@ def test_what_is_written_has_every_run(done, tmp_path):
         x | {"tests": {"as trained": x["tests"]["as trained"], "longer": x["tests"]["as trained"]}}
         for x in results
     ]
-    paths = report.write("some", study, more, tmp_path, "python -m this", total=6)
-    assert [path.name for path in paths] == [
-        "some-curves.png",
-        "some-answers.png",
-        "some.json",
-        "some.md",
-    ]
+    found = {"results": more, "total": 6, "command": "python -m this"}
+    paths = report.write("some", study, found, tmp_path)
+    assert [path.name for path in paths] == ["some-curves.png", "some-answers.png", "some.md"]
     text = (tmp_path / "some.md").read_text(encoding="utf-8")
     assert "2 of 6 runs are done" in text and "python -m this" in text and study.paper in text
     assert text.count("\n| Hawk") == 1
-    assert json.loads((tmp_path / "some.json").read_text(encoding="utf-8"))["results"] == more
 
 
 def test_the_learning_rate_of_the_lowest_loss_is_kept_and_seeds_are_spread():
@@ -104,16 +125,57 @@ def test_the_learning_rate_of_the_lowest_loss_is_kept_and_seeds_are_spread():
     )
 
 
-def test_accuracy_of_rows_in_several_calls_is_that_of_one(monkeypatch):
+@functools.cache
+def runs_of_a_model():
+    """A model, and parameters of three runs of it."""
     task = TASKS["phonebook"](length=90, letters=4, name=3, number=2)
     model = Griffin(GRIFFIN.replace(vocab_size=task.vocab_size))
     params = params_of(model.config)
-    options = {"rows": 5, "batch_size": 3, "seed": 1}
+    return task, model, jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), params)
+
+
+def test_accuracy_of_rows_in_several_calls_is_that_of_one(monkeypatch):
+    task, model, params = runs_of_a_model()
+    options = {"rows": 6, "batch_size": 3, "seed": 1}
     one = accuracy(model, params, task, **options)
     monkeypatch.setattr("griffin_jax.studies.accuracy._CHUNK", 45)
     several = accuracy(model, params, task, **options)
-    assert one.keys() == {"tokens", "rows", "loss"}
-    np.testing.assert_allclose(list(several.values()), list(one.values()), rtol=1e-4)
+    assert len(one) == 3 and one[0].keys() == {"tokens", "rows", "loss"} and one[0] != one[1]
+    for x, y in zip(one, several, strict=True):
+        np.testing.assert_allclose(list(y.values()), list(x.values()), rtol=1e-4)
+
+
+def test_a_run_among_others_is_the_run_alone(tmp_path):
+    task = TASKS["induction_heads"](vocab_size=8, length=16)
+    plan = Plan(
+        model=GRIFFIN.replace(vocab_size=8), task=task, steps=6, batch_size=4, every=3,
+        optimizer=OptimizerConfig(warmup_steps=2), dtype="float32", save_every=6, heldout_rows=8,
+    )  # fmt: skip
+    together = train_together(plan, [3, 4], [1e-2, 3e-3], tmp_path / "together")
+    alone = train_together(plan, [4], [3e-3], tmp_path / "alone")
+    for both, one in zip(*map(jax.tree.leaves, (together.params, alone.params)), strict=True):
+        np.testing.assert_allclose(both[1], one[0], atol=1e-5)
+        assert np.abs(both[0] - both[1]).max() > 0
+    np.testing.assert_allclose(np.array(together.curve[1])[:, 1:], alone.curve[1], atol=1e-5)
+
+
+def test_a_run_alone_takes_the_steps_of_the_training_loop(tmp_path):
+    """The same examples, and the same updates, by `training.make_train_step`."""
+    task = TASKS["induction_heads"](vocab_size=8, length=16)
+    plan = Plan(
+        model=GRIFFIN.replace(vocab_size=8), task=task, steps=3, batch_size=4, every=3,
+        optimizer=OptimizerConfig(warmup_steps=1), dtype="float32", save_every=3, heldout_rows=4,
+    )  # fmt: skip
+    trained = train_together(plan, [4], [3e-3], tmp_path)
+    optimizer = adamw(dataclasses.replace(plan.optimizer, learning_rate=3e-3), plan.steps)
+    params = init_params(plan.model, jax.random.key(4))
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    step = make_train_step(Griffin(plan.model), optimizer, data_mesh(jax.devices()[:1]))
+    for number in range(3):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(4), TRAIN), number)
+        state, _ = step(state, None, draw_batch(task, key, 4))
+    for ours, theirs in zip(*map(jax.tree.leaves, (trained.params, state.params)), strict=True):
+        np.testing.assert_allclose(ours[0], theirs, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -147,8 +209,9 @@ def test_every_study_is_whole_and_says_what_the_paper_says(name):
         ({"base": {"depth": 5}}, "unknown fields"),
         (
             {"variants": {"a": {"model": {}}}},
-            r"variants\['a'\] has 'model'; it may have knobs and base",
+            r"variants\['a'\] has 'model'; it may have knobs, base and run",
         ),
+        ({"variants": {"a": {"run": {"rows": 5}}}}, r"variants\['a'\].run has 'rows'; it may have"),
     ],
 )
 def test_a_study_that_cannot_be_is_one_line(changes, message):

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
-from griffin_jax.studies import TASKS, TaskRows
+from griffin_jax.studies import TASKS, Task
+from griffin_jax.studies.task import distinct, draw_batch
 
 SMALL = {
     "selective_copying": {"vocab_size": 8, "length": 24, "data_tokens": 5},
@@ -50,41 +52,55 @@ SOLVERS = {
 }
 
 
+def drawn(task, count, seed=0):
+    return {x: np.asarray(y) for x, y in _drawn(task, jax.random.key(seed), count).items()}
+
+
+_drawn = jax.jit(draw_batch, static_argnums=(0, 2))
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("longer", [1, 3])
 def test_every_example_has_the_answer_that_its_inputs_tell(name, longer):
     task = TASKS[name](**SMALL[name])
     task = dataclasses.replace(task, length=longer * task.length)
-    rows, answers = TaskRows(task, seed=1, split="train"), set()
-    for index in range(20):
-        row = rows.row(0, index)
-        assert row["inputs"].shape == row["targets"].shape == row["mask"].shape == (task.length,)
-        assert row["inputs"].min() >= 0 and row["inputs"].max() < task.vocab_size
-        answer = row["targets"][row["mask"] > 0]
-        np.testing.assert_array_equal(answer, SOLVERS[name](row["inputs"]))
+    assert isinstance(task, Task)
+    batch, answers = drawn(task, 20), set()
+    parts = (batch[x] for x in ("inputs", "targets", "mask", "positions"))
+    for inputs, targets, mask, positions in zip(*parts, strict=True):
+        assert inputs.shape == targets.shape == mask.shape == (task.length,)
+        assert inputs.min() >= 0 and inputs.max() < task.vocab_size
+        np.testing.assert_array_equal(positions, range(task.length))
+        answer = targets[mask > 0]
+        np.testing.assert_array_equal(answer, SOLVERS[name](inputs))
         answers.add(tuple(answer))
     assert len(answers) > 3
 
 
-def test_rows_depend_on_seed_split_and_number_alone():
-    task = TASKS["induction_heads"]()
+def test_examples_depend_on_their_key_alone():
+    task = TASKS["induction_heads"](**SMALL["induction_heads"])
+    first, again, other = (drawn(task, 20, seed)["inputs"] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert len({tuple(row) for row in [*first, *other]}) == 40
 
-    def inputs(seed, split, epoch, index):
-        return TaskRows(task, seed, split).row(epoch, index)["inputs"].tolist()
 
-    first = inputs(0, "train", 0, 7)
-    assert inputs(0, "train", 0, 7) == first
-    others = (1, "train", 0, 7), (0, "test", 0, 7), (0, "train", 1, 7), (0, "train", 0, 8)
-    assert all(inputs(*other) != first for other in others)
+@pytest.mark.parametrize("size, count", [(9, 9), (9, 4), (2, 1)])
+def test_distinct_numbers_are_different_and_all_come(size, count):
+    keys = jax.random.split(jax.random.key(0), 200)
+    found = np.asarray(jax.vmap(lambda key: distinct(key, size, count))(keys))
+    assert all(len(set(row)) == count for row in found)
+    assert set(found.ravel()) == set(range(size))
+    assert set(found[:, 0]) == set(range(size))  # in any order
 
 
 def test_the_examples_of_a_phonebook_count_where_they_are_to():
     task = TASKS["phonebook"](**SMALL["phonebook"], train_examples=True)
-    row = TaskRows(task, 0, "train").row(0, 0)
-    assert row["mask"].sum() == 3 * task.number
-    alone = TaskRows(dataclasses.replace(task, train_examples=False), 0, "train").row(0, 0)
-    np.testing.assert_array_equal(alone["inputs"], row["inputs"])
-    assert alone["mask"].sum() == task.number and alone["mask"][-4:].sum() == 3
+    mask = drawn(task, 1)["mask"][0]
+    assert mask.sum() == 3 * task.number
+    alone = drawn(dataclasses.replace(task, train_examples=False), 1)
+    np.testing.assert_array_equal(alone["inputs"], drawn(task, 1)["inputs"])
+    alone = alone["mask"][0]
+    assert alone.sum() == task.number and alone[-4:].sum() == 3
 
 
 @pytest.mark.parametrize(
