@@ -50,6 +50,21 @@ def get_config(size: str = "") -> ConfigDict:
     # Updates between points of the curve, and between checkpoints.
     config.eval_every = 200
     config.checkpoint_every = 1000
+
+    # What is put to the test; see griffin_jax.studies.claims.
+    def at(model, width, pairs=32):
+        return "accuracy", model, f"width {width}", f"pairs {pairs}"
+
+    config.claims = (
+        {
+            "says": "Attention recalls all pairs at every width.",
+            "if": tuple((at("Transformer", x), ">=", 0.9) for x in (32, 64, 128)),
+        },
+        {
+            "says": "A recurrence recalls more pairs with a larger state: there is a knee.",
+            "if": ((at("Hawk", 128), ">", 2.0, at("Hawk", 32)),),
+        },
+    )
     if size == "tiny":
         shrink(config, {"vocab_size": 32, "length": 16, "pairs": 3})
     return config

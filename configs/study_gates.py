@@ -26,6 +26,19 @@ def get_config(size: str = "") -> ConfigDict:
     config.models = RECURRENCES
     config.learning_rates = (1e-3, 3e-3)
     config.steps = 600
+    # What is put to the test; see griffin_jax.studies.claims.
+    config.claims = (
+        {
+            "says": "A complex recurrence does not help on language.",
+            "if": ((("loss", "CG-LRU"), ">=", 0.998, ("loss", "RG-LRU")),),
+        },
+        {
+            "says": "The RG-LRU is as good as any of the gates.",
+            "if": tuple(
+                (("loss", "RG-LRU"), "<=", 1.002, ("loss", x)) for x in ("LRU", "GRU", "Mamba")
+            ),
+        },
+    )
     if size == "tiny":
         source = "griffin_jax/models/state.py"
         shrink(config, {"train": source, "heldout": source, "length": 32})

@@ -20,7 +20,7 @@ def get_config(size: str = "") -> ConfigDict:
         "256, and Hawk and Griffin extrapolate."
     )
     # What is run otherwise, for captions.
-    config.shorter = "10,000 steps of 64 rows, in bfloat16."
+    config.shorter = "12,000 steps of 64 rows, in bfloat16."
     config.task = "induction_heads"
     config.knobs = {"vocab_size": 16, "length": 256}
     # Fields of GriffinConfig that the models share; the vocabulary is the task's.
@@ -31,7 +31,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.learning_rates = (1e-3, 3e-3)
     config.seeds = (0, 1, 2)
     # Updates, and examples in each.
-    config.steps = 10_000
+    config.steps = 12_000
     config.batch_size = 64
     config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
     config.dtype = "bfloat16"
@@ -42,6 +42,25 @@ def get_config(size: str = "") -> ConfigDict:
     # Updates between points of the curve, and between checkpoints.
     config.eval_every = 250
     config.checkpoint_every = 1000
+    # What is put to the test; see griffin_jax.studies.claims.
+    config.claims = (
+        {
+            "says": "All solve it at the trained length.",
+            "if": tuple((("accuracy", x, "length 256"), ">=", 0.95) for x in config.models),
+        },
+        {
+            "says": "The Transformer with rotary positions fails beyond the trained length.",
+            "if": ((("accuracy", "Transformer", "length 1024"), "<", 0.5),),
+        },
+        {
+            "says": "Hawk and Griffin extrapolate, up to 100 times the trained length.",
+            "if": tuple(
+                (("accuracy", x, f"length {length}"), ">=", 0.9)
+                for x in ("Hawk", "Griffin")
+                for length in (1024, 25600)
+            ),
+        },
+    )
     if size == "tiny":
         shrink(config, {"vocab_size": 8, "length": 12}, ({"length": 12}, {"length": 24}))
     return config

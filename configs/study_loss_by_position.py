@@ -47,6 +47,40 @@ def get_config(size: str = "") -> ConfigDict:
     # Lengths that are read; losses by position are of each.
     config.tests = ({"length": 65536},)
     config.test_rows, config.test_batch = 8, 1
+    # What is put to the test; see griffin_jax.studies.claims.
+    short, long, passed = config.variants
+
+    def near(model, variant):
+        return "loss at", model, variant, 512
+
+    def far(model, variant):
+        return "loss at", model, variant, 32768
+
+    config.claims = (
+        {
+            "says": "Griffin and Hawk go on beyond the trained length: far out they are no worse than near.",
+            "if": tuple((far(x, short), "<=", 1.0, near(x, short)) for x in ("Griffin", "Hawk")),
+        },
+        {
+            "says": "The Transformer fails beyond the trained length.",
+            "if": ((far("Transformer", short), ">", 1.05, near("Transformer", short)),),
+        },
+        {
+            "says": "Longer rows in training help far out, and little is lost near.",
+            "if": tuple(
+                condition
+                for x in ("Griffin", "Hawk")
+                for condition in (
+                    (far(x, long), "<=", 1.0, far(x, short)),
+                    (near(x, long), "<=", 1.01, near(x, short)),
+                )
+            ),
+        },
+        {
+            "says": "State passing extends: far out the loss is lower than without.",
+            "if": tuple((far(x, passed), "<", 1.0, far(x, short)) for x in ("Griffin", "Hawk")),
+        },
+    )
     if size == "tiny":
         source = "griffin_jax/models/state.py"
         knobs = {"train": source, "heldout": source, "length": 32}

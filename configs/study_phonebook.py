@@ -34,7 +34,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.learning_rates = (2e-3,)
     config.seeds = (0, 1, 2)
     # Updates, and examples in each.
-    config.steps = 6000
+    config.steps = 8000
     config.batch_size = 64
     config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
     config.dtype = "bfloat16"
@@ -43,8 +43,36 @@ def get_config(size: str = "") -> ConfigDict:
     config.tests = tuple({"length": length, "train_examples": False} for length in lengths)
     config.test_rows, config.test_batch = 256, 64
     # Updates between points of the curve, and between checkpoints.
-    config.eval_every = 200
+    config.eval_every = 100
     config.checkpoint_every = 1000
+
+    # What is put to the test; see griffin_jax.studies.claims.
+    def at(model, length):
+        return "accuracy", model, f"length {length}, train_examples False"
+
+    config.claims = (
+        {
+            "says": "Griffin is perfect up to its window, and decays beyond the trained length.",
+            "if": (
+                (at("Griffin", 256), ">=", 0.95),
+                (at("Griffin", 2048), "<", 0.8, at("Griffin", 256)),
+            ),
+        },
+        {
+            "says": "Hawk decays earlier than Griffin.",
+            "if": (
+                (at("Hawk", 256), "<", 1.0, at("Griffin", 256)),
+                (at("Hawk", 512), "<", 1.0, at("Griffin", 512)),
+            ),
+        },
+        {
+            "says": "The Transformer is perfect up to its trained length, and fails beyond.",
+            "if": (
+                (at("Transformer", 512), ">=", 0.95),
+                (at("Transformer", 1024), "<", 0.5),
+            ),
+        },
+    )
     if size == "tiny":
         shrink(config, {"length": 40, "name": 2, "number": 2}, ({"length": 40}, {"length": 52}))
     return config

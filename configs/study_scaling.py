@@ -39,6 +39,21 @@ def get_config(size: str = "") -> ConfigDict:
     config.steps = 600
     # How plots and laws are drawn: over what.
     config.law = "parameters"
+    # What is put to the test; see griffin_jax.studies.claims.
+    config.claims = (
+        {
+            "says": "The loss falls as a power law of the size, with an exponent above 0.",
+            "if": tuple((("exponent", x), ">", 0.0) for x in config.models),
+        },
+        {
+            "says": "Griffin's loss is the lowest at every size.",
+            "if": tuple(
+                (("loss", "Griffin", variant), "<=", 1.0, ("loss", other, variant))
+                for variant in config.variants
+                for other in ("Hawk", "Transformer")
+            ),
+        },
+    )
     if size == "tiny":
         source = "griffin_jax/models/state.py"
         shrink(config, {"train": source, "heldout": source, "length": 32})

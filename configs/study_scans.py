@@ -32,8 +32,29 @@ def get_config(size: str = "") -> ConfigDict:
     # How long a loop takes at a twentieth of the device's limit, and times that each figure is taken.
     config.seconds = 0.05
     config.repeats = 3
+
+    # What is put to the test; see griffin_jax.studies.claims. Quantities are microseconds of an
+    # operation's kernel, forward and backward, at a length and a width.
+    def time(kernel, length):
+        return "microseconds", "linear_recurrence", kernel, length, 4096
+
+    config.claims = (
+        {
+            "says": "The kernel is about three times as fast as a scan in plain JAX, step after step.",
+            "if": tuple(
+                (time("reference", x), ">=", 3.0, time("pallas_gpu", x)) for x in (2048, 8192)
+            ),
+        },
+        {
+            "says": "An associative scan is slower than one step after step.",
+            "if": tuple(
+                (time("associative", x), ">", 1.0, time("reference", x)) for x in (2048, 8192)
+            ),
+        },
+    )
     if size == "tiny":
         config.name += "_tiny"
+        config.claims = ()
         config.lengths, config.widths, config.seconds, config.repeats = (16,), (8,), 0.0, 1
         config.operations, config.dtype = ("linear_recurrence",), "float32"
     return config

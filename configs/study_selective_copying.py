@@ -20,7 +20,7 @@ def get_config(size: str = "") -> ConfigDict:
         "that all solve it, that Griffin learns as fast as the Transformer, and Hawk much slower."
     )
     # What is run otherwise, for captions.
-    config.shorter = "6,000 steps of 64 rows, in bfloat16."
+    config.shorter = "8,000 steps of 64 rows, in bfloat16."
     config.task = "selective_copying"
     config.knobs = {"vocab_size": 16, "length": 1024, "data_tokens": 16}
     # Fields of GriffinConfig that the models share; the vocabulary is the task's.
@@ -31,14 +31,29 @@ def get_config(size: str = "") -> ConfigDict:
     config.learning_rates = (2e-3,)
     config.seeds = (0, 1, 2)
     # Updates, and examples in each.
-    config.steps = 6000
+    config.steps = 8000
     config.batch_size = 64
     config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
     config.dtype = "bfloat16"
     config.test_rows = 512
     # Updates between points of the curve, and between checkpoints.
-    config.eval_every = 200
+    config.eval_every = 100
     config.checkpoint_every = 1000
+    # What is put to the test; see griffin_jax.studies.claims.
+    config.claims = (
+        {
+            "says": "All models solve it.",
+            "if": tuple((("accuracy", x, "as trained"), ">=", 0.95) for x in config.models),
+        },
+        {
+            "says": "Griffin learns about as fast as the Transformer.",
+            "if": ((("steps to learn", "Griffin"), "<=", 1.5, ("steps to learn", "Transformer")),),
+        },
+        {
+            "says": "Hawk learns much slower than Griffin.",
+            "if": ((("steps to learn", "Hawk"), ">=", 2.0, ("steps to learn", "Griffin")),),
+        },
+    )
     if size == "tiny":
         shrink(config, {"vocab_size": 8, "length": 16, "data_tokens": 4})
     return config

@@ -53,8 +53,44 @@ def get_config(size: str = "") -> ConfigDict:
         "Transformer": {"2048": 1.00, "4096": 1.17, "8192": 1.46},
         "Griffin": {"2048": 0.93, "4096": 0.96, "8192": 0.98},
     }
+    # What is put to the test; see griffin_jax.studies.claims.
+    config.claims = (
+        {
+            "says": "Griffin's time is flat over lengths.",
+            "if": (
+                (
+                    ("relative time", "Griffin", 8192),
+                    "<=",
+                    1.05,
+                    ("relative time", "Griffin", 2048),
+                ),
+                (
+                    ("relative time", "Griffin", 32_768),
+                    "<=",
+                    1.1,
+                    ("relative time", "Griffin", 2048),
+                ),
+            ),
+        },
+        {
+            "says": "The MQA Transformer's time grows with the length, to 1.46 at 8,192.",
+            "if": ((("relative time", "Transformer", 8192), ">=", 1.3),),
+        },
+        {
+            "says": "Griffin's step is the faster one at 8,192.",
+            "if": (
+                (
+                    ("relative time", "Griffin", 8192),
+                    "<",
+                    1.0,
+                    ("relative time", "Transformer", 8192),
+                ),
+            ),
+        },
+    )
     if size == "tiny":
         config.name += "_tiny"
+        config.claims = ()
         small = {"vocab_size": 32, "width": 16, "mlp_width": 24, "num_layers": 1, "num_heads": 2}
         config.base = small | {"attention_window": 8}
         config.models = {"Griffin": {"block_pattern": (R,)}}

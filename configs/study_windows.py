@@ -35,6 +35,16 @@ def get_config(size: str = "") -> ConfigDict:
         "rows of 4,096": {"knobs": {"length": 4096}, "run": {"batch_size": 4}},
     }
     config.steps = 600
+    # What is put to the test; see griffin_jax.studies.claims.
+    config.claims = (
+        {
+            "says": "Griffin with a window of 1,024 beats global attention.",
+            "if": tuple(
+                (("loss", "Griffin, window 1,024", x), "<", 1.0, ("loss", "Transformer", x))
+                for x in config.variants
+            ),
+        },
+    )
     if size == "tiny":
         source = "griffin_jax/models/state.py"
         shrink(config, {"train": source, "heldout": source, "length": 32})

@@ -15,14 +15,17 @@ import time
 
 from absl import flags
 
-from experiments import command, config_files, outputs
+from experiments import command, config_files, outputs, schemas
 from griffin_jax import studies
 from griffin_jax.benchmarks.machine import Limits, measure_limits
 from griffin_jax.checkpoints import find_folder
+from griffin_jax.fields import check_values
 from griffin_jax.files import write_json
 from griffin_jax.loading import load
+from griffin_jax.models import Griffin
 from griffin_jax.paths import make_folder, resolve
-from griffin_jax.studies import memory_report, report, speed_report
+from griffin_jax.studies import long_documents_report, memory_report, report, speed_report
+from griffin_jax.studies.together import read_params
 from griffin_jax.training.corpus import read_documents
 
 _CONFIG = command.define_config("study", "study_selective_copying.py")
@@ -96,6 +99,30 @@ def _look(chosen, _):
     return found | {"model": model, "seconds": time.monotonic() - began}
 
 
+def _answer(study, _):
+    name, _, size = study.study.partition(":")
+    values = config_files.read(config_files.CONFIGS / name, size)
+    values = check_values(schemas.study(values), values, "config.")
+    folder = resolve(_RUN.value, "--run") / values.pop("name")
+    values.pop("kind")
+    trained = studies.Study(**values)
+    models, task = {}, None
+    for group in trained.groups():
+        run = group.runs[0]
+        if run.name not in study.models:
+            continue
+        shape, task = run.model(), run.task({})
+        params = read_params(folder / group.folder, shape)
+        models[run.name] = Griffin(shape), params
+    if not isinstance(task, studies.Phonebook) or set(models) != set(study.models):
+        raise ValueError(
+            f"config.study {study.study!r} must have the task phonebook and the models "
+            f"{', '.join(study.models)}"
+        )
+    rows = list(studies.long_documents.measure(study, task, models, _tell))
+    return {"rows": rows, "seeds": list(trained.seeds)}
+
+
 def _time_steps(study, _):
     rows = []
     for row in studies.step_time.measure(study, _tell):
@@ -129,6 +156,11 @@ _KINDS = {
         _memory_study,
         _look,
         lambda name, _, found, folder: memory_report.write(name, found, folder),
+    ),
+    "long_documents": (
+        lambda fields: studies.LongDocumentsStudy(**fields),
+        _answer,
+        _with_fields(long_documents_report.write),
     ),
     "step_time": (
         lambda fields: studies.StepTimeStudy(**fields),

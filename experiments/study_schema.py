@@ -3,7 +3,7 @@
 import dataclasses
 
 from griffin_jax.fields import field
-from griffin_jax.studies import MemoryStudy, ScansStudy, StepTimeStudy, Study
+from griffin_jax.studies import LongDocumentsStudy, MemoryStudy, ScansStudy, StepTimeStudy, Study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,18 +13,24 @@ class Named:
     Attributes:
       name: What its files are called.
       kind: "trained" for models that are trained on a task, "memory" for a look into one,
-        "step_time" and "scans" for what is timed.
+        "long_documents" for answers of models that a study has trained, "step_time" and "scans" for
+        what is timed.
       title: What it is about.
     """
 
     name: str = field(filled=True)
-    kind: str = field(one_of=("trained", "memory", "step_time", "scans"))
+    kind: str = field(one_of=("trained", "memory", "long_documents", "step_time", "scans"))
     title: str = field(filled=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained(Study, Named):
     """A study that trains models."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongDocuments(LongDocumentsStudy, Named):
+    """A study of reading in chunks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,4 +56,10 @@ class Memory(MemoryStudy, Named):
     text: str = field(filled=True)
 
 
-KINDS = {"trained": Trained, "memory": Memory, "step_time": StepTime, "scans": Scans}
+KINDS = {
+    "trained": Trained,
+    "memory": Memory,
+    "long_documents": LongDocuments,
+    "step_time": StepTime,
+    "scans": Scans,
+}

@@ -1,7 +1,9 @@
 """The papers' studies on a small scale: tasks, models of the registry, runs, tables and plots."""
 
-from griffin_jax.studies import memory, scans, step_time
+from griffin_jax.studies import long_documents, memory, scans, step_time
+from griffin_jax.studies.long_documents import LongDocumentsStudy
 from griffin_jax.studies.memory import MemoryStudy
+from griffin_jax.studies.phonebook import Phonebook
 from griffin_jax.studies.scans import ScansStudy
 from griffin_jax.studies.step_time import StepTimeStudy
 from griffin_jax.studies.study import TASKS, Study, carry_out
@@ -9,13 +11,16 @@ from griffin_jax.studies.task import Sequence, Task
 
 __all__ = [
     "TASKS",
+    "LongDocumentsStudy",
     "MemoryStudy",
+    "Phonebook",
     "ScansStudy",
     "Sequence",
     "StepTimeStudy",
     "Study",
     "Task",
     "carry_out",
+    "long_documents",
     "memory",
     "scans",
     "step_time",

@@ -41,7 +41,7 @@ class Phonebook:
         if self.entries < _EXAMPLES:
             raise ValueError(
                 f"length {self.length} is shorter than {_EXAMPLES} entries and as many questions; "
-                f"give at least {2 * _EXAMPLES * self._entry + 1}"
+                f"give at least {2 * _EXAMPLES * self.entry + 1}"
             )
         if self.letters**self.name < self.entries:
             raise ValueError(
@@ -54,13 +54,24 @@ class Phonebook:
         return _SEPARATORS + _DIGITS + self.letters
 
     @property
-    def _entry(self):
+    def entry(self) -> int:
+        """Tokens of an entry."""
         return self.name + self.number + 2
 
     @property
     def entries(self) -> int:
         """How many names are in the book."""
-        return (self.length - 1) // self._entry - _EXAMPLES
+        return (self.length - 1) // self.entry - _EXAMPLES
+
+    @property
+    def question(self) -> int:
+        """Tokens from the mark behind the book to the one that the number is due behind."""
+        return 1 + (_EXAMPLES - 1) * self.entry + self.name + 1
+
+    def with_entries(self, count: int) -> "Phonebook":
+        """Returns the task of books of so many names, without room in front."""
+        length = (count + _EXAMPLES) * self.entry + 1
+        return dataclasses.replace(self, length=length)
 
     def draw(self, key: jax.Array) -> Sequence:
         count = self.entries
@@ -75,7 +86,7 @@ class Phonebook:
         asked = book[jax.random.permutation(asking, count)[:_EXAMPLES]]
         text = jnp.concatenate([book.ravel(), jnp.array([2]), asked.ravel()])
         text = jnp.pad(text, (self.length + 1 - len(text), 0))
-        answer = np.zeros((_EXAMPLES, self._entry), bool)
+        answer = np.zeros((_EXAMPLES, self.entry), bool)
         answer[slice(None) if self.train_examples else -1, self.name + 1 : -1] = True
         answer = jnp.asarray(np.pad(answer.ravel(), (self.length + 1 - answer.size, 0)))
         return Sequence(text[:-1], text[1:], answer[1:])

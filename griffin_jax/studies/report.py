@@ -9,6 +9,7 @@ import numpy as np
 
 from griffin_jax import markdown
 from griffin_jax.files import new_file, write_text
+from griffin_jax.studies import claims
 from griffin_jax.tracing.plots import pyplot
 
 Results = Sequence[Mapping[str, Any]]
@@ -46,6 +47,64 @@ def solved_at(run: Mapping[str, Any], below: float) -> int | None:
     return next((int(step) for step, loss in run["curve"] if loss < below), None)
 
 
+def lookup(results: Results, solved: float) -> claims.Lookup:
+    """Returns what finds quantities of the chosen runs, means over seeds, for `claims.judge`.
+
+    A quantity's name is what it is, the model, the variant where there are several, and:
+      accuracy: a test's name; the share of rows without a wrong answer.
+      loss: nothing; the held-out loss. "loss of" has a test's name.
+      loss at: a position; the loss at tokens so far into a document, by the first test.
+      steps to learn: nothing; the median over seeds, if most learned it.
+      exponent: nothing, and no variant; that of the power law over parameters.
+    """
+    groups = chosen(results)
+    variants = {variant for _, variant in groups}
+
+    def find(what, model, *rest):
+        if what == "exponent":
+            return _law(groups, model)[0] if _law(groups, model) else None
+        variant = rest[0] if rest and rest[0] in variants else ""
+        rest = rest[1:] if variant else rest
+        runs = groups.get((model, variant), [])
+        if not runs or any(run["heldout_loss"] is None for run in runs):
+            return None
+        if what == "steps to learn":
+            steps = [solved_at(run, solved) for run in runs]
+            return float(np.median([np.inf if x is None else x for x in steps])) or None
+        if what == "loss":
+            return float(np.mean([run["heldout_loss"] for run in runs]))
+        if what == "loss at":
+            return float(np.mean([_loss_at(run, *rest) for run in runs]))
+        name = {"accuracy": "rows", "loss of": "loss"}[what]
+        return float(np.mean([run["tests"][rest[0]][name] for run in runs]))
+
+    def finite(*quantity):
+        value = find(*quantity)
+        return value if value is not None and np.isfinite(value) else None
+
+    return finite
+
+
+def _loss_at(run, position):
+    test = next(iter(run["tests"].values()))
+    place = np.searchsorted(test["edges"], position, side="right") - 1
+    return test["by_position"][min(place, len(test["by_position"]) - 1)]
+
+
+def _law(groups, model):
+    """The exponent and the factor of loss = factor * parameters ** -exponent; None of one size."""
+    points = [
+        (runs[0]["parameters"], np.mean([_loss(run) for run in runs]))
+        for (name, _), runs in groups.items()
+        if name == model
+    ]
+    if len({size for size, _ in points}) < 2 or not np.isfinite(points).all():
+        return None
+    sizes, losses = np.log(np.array(points)).T
+    slope, at_one = np.polyfit(sizes, losses, 1)
+    return float(-slope), float(np.exp(at_one))
+
+
 def table(results: Results, solved: float) -> str:
     """Returns the results in Markdown: mean and spread over seeds of what the chosen runs reach."""
     groups = chosen(results)
@@ -63,13 +122,17 @@ def table(results: Results, solved: float) -> str:
                 len(runs),
                 _spread([_loss(run) for run in runs], "{:.3f}"),
                 " / ".join(shown),
-                *(
-                    _spread([run["tests"][test]["rows"] for run in runs if run["tests"]], "{:.1%}")
-                    for test in tests
-                ),
+                *(_spread_of_tests(runs, test) for test in tests),
             ]
         )
     return markdown.table(head, rows)
+
+
+def _spread_of_tests(runs, test):
+    found = [run["tests"][test] for run in runs if run["tests"]]
+    if any("by_position" in x for x in found):
+        return _spread([x["loss"] for x in found], "{:.3f}")
+    return _spread([x["rows"] for x in found], "{:.1%}")
 
 
 def _spread(values, form):
@@ -102,6 +165,38 @@ def answers(axis: Any, results: Results) -> None:
     axis.set(ylabel="rows without a wrong answer", ylim=(-0.03, 1.03))
 
 
+def positions(axis: Any, results: Results) -> None:
+    """Draws losses over how much of a document was read."""
+    for color, ((model, variant), runs) in enumerate(chosen(results).items()):
+        found = [next(iter(run["tests"].values())) for run in runs if run["tests"]]
+        losses = np.array([x["by_position"] for x in found])
+        edges = np.array(found[0]["edges"], float)
+        middles = np.sqrt(np.maximum(edges[:-1], 16) * edges[1:])
+        label = ", ".join(filter(None, (model, variant)))
+        axis.plot(middles, losses.mean(axis=0), "o-", ms=3, color=f"C{color}", label=label)
+        axis.fill_between(
+            middles, losses.min(axis=0), losses.max(axis=0), color=f"C{color}", alpha=0.2
+        )
+    axis.set(xscale="log", xlabel="tokens of the document before", ylabel="loss, nats per token")
+
+
+def laws(axis: Any, results: Results) -> None:
+    """Draws held-out losses over parameters, with a power law for each model."""
+    groups = chosen(results)
+    for color, model in enumerate(dict.fromkeys(name for name, _ in groups)):
+        runs = [run for (name, _), runs in groups.items() if name == model for run in runs]
+        sizes, losses = [x["parameters"] for x in runs], [_loss(x) for x in runs]
+        law, label = _law(groups, model), model
+        if law:
+            label = f"{model}, exponent {law[0]:.3f}"
+            line = np.geomspace(min(sizes), max(sizes))
+            axis.plot(line, law[1] * line ** -law[0], color=f"C{color}", alpha=0.5)
+        axis.plot(sizes, losses, "o", color=f"C{color}", label=label)
+    axis.set(
+        xscale="log", yscale="log", xlabel="parameters", ylabel="held-out loss, nats per token"
+    )
+
+
 def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes what is known of a study.
 
@@ -121,8 +216,13 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
     results, command, total = found["results"], found["command"], found["total"]
     plt, paths, images = pyplot(), [], []
     plots: dict[str, Callable] = {"curves": curves}
-    if any(len(result["tests"]) > 1 for result in results):
+    by_position = any("by_position" in x for run in results for x in run["tests"].values())
+    if by_position:
+        plots["positions"] = positions
+    elif any(len(result["tests"]) > 1 for result in results):
         plots["answers"] = answers
+    if study.law:
+        plots["law"] = laws
     for title, plot in plots.items():
         figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
         plot(axis, results)
@@ -139,6 +239,9 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
         f"# {study.title}",
         study.paper,
         f"Run here otherwise: {study.shorter}" if study.shorter else "",
+        claims.table(claims.judge(study.claims, lookup(results, study.solved)))
+        if study.claims
+        else "",
         table(results, study.solved),
         "Accuracies are of rows without a wrong answer; in brackets, the range over seeds. "
         f"A task counts as learned below {study.solved:g} nats per answer.",

@@ -7,6 +7,7 @@ from typing import Any
 from griffin_jax.benchmarks import kernels
 from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.fields import check_fields, field
+from griffin_jax.studies.claims import check_claims
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class ScansStudy:
       dtype: That of the RG-LRU's inputs; the linear recurrence is float32.
       seconds: How long a loop of calls takes at a twentieth of the device's limit.
       repeats: Times each figure is taken.
+      claims: Statements to test; see `claims.check_claims` and `speed_report`.
     """
 
     title: str = field(filled=True)
@@ -34,9 +36,11 @@ class ScansStudy:
     dtype: str = "bfloat16"
     seconds: float = field(0.1, at_least=0)
     repeats: int = field(3, at_least=1)
+    claims: tuple[Any, ...] = ()
 
     def __post_init__(self):
         check_fields(self)
+        check_claims(self.claims)
 
 
 def measure(

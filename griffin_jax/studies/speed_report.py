@@ -7,6 +7,7 @@ from typing import Any
 
 from griffin_jax import markdown
 from griffin_jax.files import new_file, write_text
+from griffin_jax.studies import claims
 from griffin_jax.tracing.plots import pyplot
 
 
@@ -61,7 +62,11 @@ def write_step_time(name: str, found: Mapping[str, Any], folder: Path) -> list[P
         )
     head = ["model", "tokens of a row", "parameters", "ms a step", "MFU", "relative", "paper"]
     table = markdown.table(head, rows)
-    return [path, _page(name, found, folder, table, path)]
+
+    def lookup(_, model, length):
+        return here.get(model, {}).get(length)
+
+    return [path, _page(name, found, folder, table, path, lookup)]
 
 
 def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -111,7 +116,11 @@ def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]
         *(f"{x}, us" for x in kernels),
         "fastest",
     ]
-    return [path, _page(name, found, folder, markdown.table(head, cells), path)]
+
+    def lookup(_, operation, kernel, length, width):
+        return groups.get((operation, True, length, width), {}).get(kernel)
+
+    return [path, _page(name, found, folder, markdown.table(head, cells), path, lookup)]
 
 
 def _save(figure, axis, path):
@@ -124,11 +133,12 @@ def _save(figure, axis, path):
     return path
 
 
-def _page(name, found, folder, table, plot):
+def _page(name, found, folder, table, plot, lookup):
     lines = [
         f"# {found['title']}",
         found["paper"],
         f"Run here otherwise: {found['shorter']}" if found["shorter"] else "",
+        claims.table(claims.judge(found["claims"], lookup)) if found["claims"] else "",
         table,
         f"![{found['title']}]({plot.name})",
         f"On {found['device']}, by `{found['command']}`.",

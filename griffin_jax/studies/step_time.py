@@ -7,6 +7,7 @@ from typing import Any
 from griffin_jax.benchmarks.training import Bench, Variant
 from griffin_jax.config import DTYPES, GriffinConfig
 from griffin_jax.fields import check_fields, field
+from griffin_jax.studies.claims import check_claims
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class StepTimeStudy:
       dtype: The dtype of activations.
       repeats: Steps that are timed.
       paper_ratios: By model and length, what the paper found.
+      claims: Statements to test; see `claims.check_claims` and `speed_report`.
     """
 
     title: str = field(filled=True)
@@ -39,9 +41,11 @@ class StepTimeStudy:
     dtype: str = field("bfloat16", one_of=DTYPES)
     repeats: int = field(6, at_least=1)
     paper_ratios: dict[str, Any] = dataclasses.field(default_factory=dict)
+    claims: tuple[Any, ...] = ()
 
     def __post_init__(self):
         check_fields(self)
+        check_claims(self.claims)
         Variant.parse(self.memory)
         for length in self.lengths:
             if self.tokens % length:

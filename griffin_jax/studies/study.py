@@ -18,6 +18,7 @@ from griffin_jax.files import write_json
 from griffin_jax.models import Griffin
 from griffin_jax.studies.accuracy import accuracy
 from griffin_jax.studies.associative_recall import AssociativeRecall
+from griffin_jax.studies.claims import check_claims
 from griffin_jax.studies.induction import InductionHeads
 from griffin_jax.studies.phonebook import Phonebook
 from griffin_jax.studies.selective_copying import SelectiveCopying
@@ -63,6 +64,8 @@ class Study:
       checkpoint_every: Updates between checkpoints.
       loss_chunks: Parts of a row whose logits exist at a time, for large vocabularies.
       together: Runs of a model that are one program, at most, as many as there are by default (0).
+      law: "parameters" draws the held-out loss over the size of models, with a power law for each.
+      claims: Statements to test; see `claims.check_claims` and `report.lookup`.
       solved: Held-out loss below which a task counts as learned, in nats per answer.
     """
 
@@ -87,12 +90,15 @@ class Study:
     checkpoint_every: int = field(5000, at_least=1)
     loss_chunks: int = field(1, at_least=1)
     together: int = field(0, at_least=0)
+    law: str = field("", one_of=("", "parameters"))
+    claims: tuple[Any, ...] = ()
     solved: float = field(0.05, above=0)
 
     def __post_init__(self):
         check_fields(self)
         if not self.models or not self.variants:
             raise ValueError("models and variants must name one or more")
+        check_claims(self.claims)
         for run in self.runs():
             for test in self.tests:
                 run.task(test)

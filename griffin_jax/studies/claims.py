@@ -1,0 +1,85 @@
+"""Statements of a paper, put to the test of what was found."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from griffin_jax import markdown
+
+HOLDS, FAILS, MISSING = "holds", "does not hold", "not reached"
+# From what a quantity is called to its value; None where it was not reached.
+Lookup = Callable[..., float | None]
+_RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a statement.
+
+    Attributes:
+      says: The statement.
+      verdict: "holds", "does not hold" or "not reached".
+      figures: The numbers that decided it.
+    """
+
+    says: str
+    verdict: str
+    figures: str
+
+
+def check_claims(claims: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError for a claim that is not one.
+
+    A claim is a dict of `says`, its words, and `if`, a list of conditions that must all be met. A
+    condition is a quantity (a list, which a study's lookup knows), a relation, and a number, or a
+    number and another quantity, which it multiplies.
+    """
+    for claim in claims:
+        if set(claim) != {"says", "if"} or not claim["if"]:
+            raise ValueError(
+                f"a claim has says and if, with a condition or more; got {dict(claim)}"
+            )
+        for condition in claim["if"]:
+            if len(condition) not in (3, 4) or condition[1] not in _RELATIONS:
+                raise ValueError(
+                    "a condition is a quantity, one of < <= > >=, a number, and maybe another "
+                    f"quantity; got {list(condition)}"
+                )
+
+
+def judge(claims: Sequence[Mapping[str, Any]], lookup: Lookup) -> list[Verdict]:
+    """Returns the verdict on each claim."""
+    return [_judge(claim, lookup) for claim in claims]
+
+
+def _judge(claim, lookup):
+    met, figures = [], []
+    for quantity, relation, number, *other in claim["if"]:
+        left = lookup(*quantity)
+        right = lookup(*other[0]) if other else 1.0
+        figures.append(_in_words(quantity, left))
+        if other:
+            figures.append(_in_words(other[0], right))
+        if left is not None and right is not None:
+            met.append(_RELATIONS[relation](left, number * right))
+        else:
+            met.append(None)
+    verdict = FAILS if False in met else MISSING if None in met else HOLDS
+    return Verdict(claim["says"], verdict, "; ".join(dict.fromkeys(figures)))
+
+
+def _in_words(quantity, value):
+    what, *of = quantity
+    name = ", ".join(str(x) for x in of if x != "")
+    if value is None:
+        return f"{name}: {what} not reached"
+    if what == "accuracy":
+        return f"{name}: {value:.1%}"
+    return f"{name}: {what} {value:,.0f}" if value >= 100 else f"{name}: {what} {value:.3f}"
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """Returns verdicts as a table in Markdown."""
+    rows = [[x.says, f"**{x.verdict}**", x.figures] for x in verdicts]
+    return markdown.table(["statement", "verdict", "figures"], rows, numbers=False)
