@@ -56,13 +56,14 @@ def choose(operation: str, reasons: dict[str, str | None], forced: str | None = 
 
 
 @contextlib.contextmanager
-def without(name: str) -> Iterator[None]:
-    """Leaves kernels of a name out of all choices of programs that are traced inside of the block."""
-    _EXCLUDED.append(name)
+def without(*names: str) -> Iterator[None]:
+    """Leaves kernels of these names out of all choices of programs that are traced in the block."""
+    _EXCLUDED.extend(names)
     try:
         yield
     finally:
-        _EXCLUDED.remove(name)
+        for name in names:
+            _EXCLUDED.remove(name)
 
 
 @contextlib.contextmanager

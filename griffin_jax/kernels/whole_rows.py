@@ -1,12 +1,26 @@
 """Attention in a call that begins every row anew, as training does."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+_PROMISES: list[None] = []
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@contextlib.contextmanager
+def one_document_a_row() -> Iterator[None]:
+    """Promises that in programs traced inside of the block every row is one document from its first
+    token on, so that attention need not be ready for another.
+    """
+    _PROMISES.append(None)
+    try:
+        yield
+    finally:
+        _PROMISES.pop()
 
 
 def attend_whole_rows(
@@ -47,6 +61,9 @@ def attend_whole_rows(
         return attend(
             q, k, v, is_causal=True, local_window_size=window, implementation=implementation
         )
+
+    if _PROMISES:
+        return band(q, k, v, positions)
 
     def band_but_few(q, k, v, positions):
         (index,) = jnp.nonzero(~whole(positions), size=few, fill_value=batch)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,18 @@ import optax
 from griffin_jax.config import GriffinConfig
 from griffin_jax.files import new_file
 from griffin_jax.kernels import choice
+from griffin_jax.kernels.whole_rows import one_document_a_row
 from griffin_jax.models import Griffin, abstract_params, init_params, init_state
 from griffin_jax.studies.task import arrays_of, draw_batch
 from griffin_jax.training import OptimizerConfig, TrainState, adamw, token_losses
 
 # What examples are drawn for; those of two purposes have nothing to do with one another.
 TRAIN, HELDOUT, TEST = range(3)
-# Kernels that pass a state from one block of a program's grid to the next, which a further axis of
+# A kernel of this name passes a state from one block of its grid to the next, which a further axis of
 # the grid would not keep in order.
-_ORDERED = "pallas_gpu"
+_ORDERED = ("pallas_gpu",)
+# JAX cannot map cuDNN's attention where it has a mask, as documents that begin within a row need.
+_MASKED = ("cudnn_rows_gpu", "cudnn_gpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,9 +155,14 @@ def mapped(function: Callable, runs: int) -> Callable:
     return alone
 
 
-def kernels_of_runs(runs: int) -> contextlib.AbstractContextManager:
-    """Keeps to kernels that may be mapped over runs, where there are several."""
-    return choice.without(_ORDERED) if runs > 1 else contextlib.nullcontext()
+@contextlib.contextmanager
+def kernels_of_runs(task: Any, runs: int) -> Iterator[None]:
+    """Keeps to kernels that may be mapped over runs, and that a task's rows need."""
+    packed = hasattr(task, "arrays")  # rows of text, within which documents begin
+    left_out = (_ORDERED + (_MASKED if packed else ())) if runs > 1 else ()
+    promise = contextlib.nullcontext() if packed else one_document_a_row()
+    with choice.without(*left_out), promise:
+        yield
 
 
 def _program(plan, model, optimizer, runs):
@@ -204,7 +212,7 @@ def _program(plan, model, optimizer, runs):
             (nll, answers), _ = jax.lax.scan(one, (jnp.float32(0), jnp.float32(0)), keys)
             return nll / answers
 
-        with kernels_of_runs(runs):
+        with kernels_of_runs(plan.task, runs):
             states, _ = jax.lax.scan(
                 lambda states, _: (mapped(step, runs)(states, seeds, rates), None),
                 states,

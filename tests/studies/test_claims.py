@@ -1,0 +1,49 @@
+"""Claims: met, not met and not reached; and a claim that is none."""
+
+import pytest
+
+from griffin_jax.studies import claims
+
+VALUES = {("accuracy", "a"): 0.5, ("accuracy", "b"): 0.25, ("steps", "a"): 1200.0}
+
+
+def lookup(*quantity):
+    return VALUES.get(quantity)
+
+
+@pytest.mark.parametrize(
+    "conditions, verdict, figures",
+    [
+        ([[("accuracy", "a"), ">=", 0.5]], "holds", "a: 50.0%"),
+        ([[("accuracy", "a"), ">", 0.5]], "does not hold", "a: 50.0%"),
+        ([[("accuracy", "a"), ">", 2.0, ("accuracy", "b")]], "does not hold", "a: 50.0%; b: 25.0%"),
+        ([[("accuracy", "a"), "<=", 2.0, ("accuracy", "b")]], "holds", "a: 50.0%; b: 25.0%"),
+        ([[("steps", "c"), "<", 5]], "not reached", "c: steps not reached"),
+        (
+            [[("steps", "a"), "<", 5], [("steps", "c"), "<", 5]],
+            "does not hold",
+            "a: steps 1,200; c: steps not reached",
+        ),
+        ([[("steps", "a"), ">", 5], [("steps", "c"), "<", 5]], "not reached", None),
+    ],
+)
+def test_the_verdict_is_that_of_all_conditions(conditions, verdict, figures):
+    (found,) = claims.judge([{"says": "x", "if": conditions}], lookup)
+    assert (found.says, found.verdict) == ("x", verdict)
+    assert figures is None or found.figures == figures
+    assert f"**{verdict}**" in claims.table([found])
+
+
+@pytest.mark.parametrize(
+    "claim, message",
+    [
+        ({"says": "x"}, "a claim has says and if"),
+        ({"says": "x", "if": ()}, "with a condition or more"),
+        ({"says": "x", "if": [[("a",), "=", 5]]}, "one of < <= > >="),
+        ({"says": "x", "if": [[("a",), "<"]]}, "a condition is a quantity"),
+    ],
+)
+def test_what_is_no_claim_is_one_line(claim, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        claims.check_claims([claim])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,63 @@
+"""Studies of speed: every model, length and kernel has a row, and pages say what rows do."""
+
+import dataclasses
+
+import pytest
+
+from griffin_jax.benchmarks.machine import Limits
+from griffin_jax.kernels import choice
+from griffin_jax.studies import ScansStudy, StepTimeStudy, scans, speed_report, step_time
+
+SMALL = {"vocab_size": 32, "width": 16, "mlp_width": 24, "num_layers": 1, "num_heads": 2}
+STEPS = StepTimeStudy(
+    title="t", base=SMALL, models={"Griffin": {}}, lengths=(16, 32), tokens=32, repeats=1,
+    dtype="float32", paper_ratios={"Griffin": {"32": 1.5}},
+    claims=({"says": "s", "if": ((("relative time", "Griffin", 16), "<=", 1.0),)},),
+)  # fmt: skip
+
+
+def page(write, study, rows, folder):
+    found = dataclasses.asdict(study) | {"rows": rows, "device": "d", "command": "c"}
+    png, path = write("some", found, folder)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    return path.read_text(encoding="utf-8")
+
+
+def test_steps_are_timed_at_every_length(tmp_path):
+    pytest.importorskip("matplotlib")
+    told = []
+    rows = list(step_time.measure(STEPS, told.append))
+    assert [(x["model"], x["length"], x["batch_size"]) for x in rows] == [
+        ("Griffin", 16, 2),
+        ("Griffin", 32, 1),
+    ]
+    assert told == ["Griffin: compiling 2 programs", "all programs are compiled"]
+    assert speed_report.ratios({"rows": rows})["Griffin"][16] == 1.0
+    text = page(speed_report.write_step_time, STEPS, rows, tmp_path)
+    assert text.count("\n| Griffin |") == 2 and "| 1.50 |" in text and "**holds**" in text
+
+
+def test_scans_have_a_row_for_each_kernel_and_direction(tmp_path):
+    pytest.importorskip("matplotlib")
+    study = ScansStudy(
+        title="t", lengths=(16,), widths=(8,), seconds=0, repeats=1, dtype="float32",
+        claims=({"says": "s", "if": ((("us", "linear_recurrence", "reference", 16, 8), ">", 0),)},),
+    )  # fmt: skip
+    rows = scans.measure(study, Limits(1e10, 1e11, 1e11))
+    good = {(x["backward"], x["kernel"]) for x in rows if "seconds" in x}
+    assert good == {(b, k) for b in (False, True) for k in ("reference", "associative")}
+    assert "**holds**" in page(speed_report.write_scans, study, rows, tmp_path)
+
+
+def test_a_length_that_does_not_divide_the_batch_is_one_line():
+    with pytest.raises(ValueError, match="length 24 does not divide the 32 tokens of a batch"):
+        dataclasses.replace(STEPS, lengths=(16, 24))
+
+
+def test_a_kernel_may_be_left_out():
+    reasons = {"a": None, "b": None}
+    with choice.without("a"):
+        assert choice.choose("some", reasons) == "b"
+        with pytest.raises(ValueError, match="a is left out here"):
+            choice.choose("some", reasons, "a")
+    assert choice.choose("some", reasons) == "a"
