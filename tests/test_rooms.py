@@ -32,7 +32,7 @@ ROOMS = (
     *("quantization", "kernels", "sharding", "models", "inputs"),
     *("chat_templates", "tokenizer_files", "tokenizer_base", "tokenizer", "checkpoints"),
     *("inference", "tracing", "language_model", "loading"),
-    *("training", "studies", "evaluation", "serving", "benchmarks", "ahead_of_time", "console"),
+    *("training", "evaluation", "serving", "benchmarks", "studies", "ahead_of_time", "console"),
 )
 # One of each room that has been part of a circle, as the first of the package to be imported.
 FIRST = ("kernels.packed_matmul", "quantization.bitsandbytes", "sharding.trees", "models.linear")

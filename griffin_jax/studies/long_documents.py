@@ -141,11 +141,17 @@ def _answer(model, params, texts, questions, count):
     variables = {"params": params}
     _, state = model.apply(variables, texts, state, method="features")
     logits, state = model.apply(variables, questions, state)
-    total, tokens = jnp.zeros(rows), []
-    for step in range(count):
+
+    def likeliest(logits):
         likely = jax.nn.log_softmax(logits[:, -1])
-        tokens.append(jnp.argmax(likely, axis=-1))
-        total = total + jnp.max(likely, axis=-1)
-        if step + 1 < count:
-            logits, state = model.apply(variables, tokens[-1][:, None], state)
-    return jnp.stack(tokens, axis=1), total
+        return jnp.argmax(likely, axis=-1), jnp.max(likely, axis=-1)
+
+    def step(carry, _):
+        token, state = carry
+        logits, state = model.apply(variables, token[:, None], state)
+        token, likelihood = likeliest(logits)
+        return (token, state), (token, likelihood)
+
+    token, likelihood = likeliest(logits)
+    _, (tokens, more) = jax.lax.scan(step, (token, state), length=count - 1)
+    return jnp.concatenate([token[None], tokens]).T, likelihood + more.sum(axis=0)

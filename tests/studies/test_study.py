@@ -129,7 +129,7 @@ def test_the_learning_rate_of_the_lowest_loss_is_kept_and_seeds_are_spread():
 def runs_of_a_model():
     """A model, and parameters of three runs of it."""
     task = TASKS["phonebook"](length=90, letters=4, name=3, number=2)
-    model = Griffin(GRIFFIN.replace(vocab_size=task.vocab_size))
+    model = Griffin(GRIFFIN.replace(vocab_size=task.vocab_size, num_layers=2))
     params = params_of(model.config)
     return task, model, jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), params)
 
@@ -145,37 +145,29 @@ def test_accuracy_of_rows_in_several_calls_is_that_of_one(monkeypatch):
         np.testing.assert_allclose(list(y.values()), list(x.values()), rtol=1e-4)
 
 
-def test_a_run_among_others_is_the_run_alone(tmp_path):
+def test_a_run_among_others_is_the_run_alone_and_that_of_the_training_loop(tmp_path):
+    """The same examples and updates, together with another run, alone, and by `make_train_step`."""
     task = TASKS["induction_heads"](vocab_size=8, length=16)
     plan = Plan(
-        model=GRIFFIN.replace(vocab_size=8), task=task, steps=6, batch_size=4, every=3,
-        optimizer=OptimizerConfig(warmup_steps=2), dtype="float32", save_every=6, heldout_rows=8,
+        model=GRIFFIN.replace(vocab_size=8, num_layers=2), task=task, steps=4, batch_size=4, every=2,
+        optimizer=OptimizerConfig(warmup_steps=1), dtype="float32", save_every=4, heldout_rows=8,
     )  # fmt: skip
     together = train_together(plan, [3, 4], [1e-2, 3e-3], tmp_path / "together")
     alone = train_together(plan, [4], [3e-3], tmp_path / "alone")
-    for both, one in zip(*map(jax.tree.leaves, (together.params, alone.params)), strict=True):
-        np.testing.assert_allclose(both[1], one[0], atol=1e-5)
-        assert np.abs(both[0] - both[1]).max() > 0
     np.testing.assert_allclose(np.array(together.curve[1])[:, 1:], alone.curve[1], atol=1e-5)
 
-
-def test_a_run_alone_takes_the_steps_of_the_training_loop(tmp_path):
-    """The same examples, and the same updates, by `training.make_train_step`."""
-    task = TASKS["induction_heads"](vocab_size=8, length=16)
-    plan = Plan(
-        model=GRIFFIN.replace(vocab_size=8), task=task, steps=3, batch_size=4, every=3,
-        optimizer=OptimizerConfig(warmup_steps=1), dtype="float32", save_every=3, heldout_rows=4,
-    )  # fmt: skip
-    trained = train_together(plan, [4], [3e-3], tmp_path)
     optimizer = adamw(dataclasses.replace(plan.optimizer, learning_rate=3e-3), plan.steps)
     params = init_params(plan.model, jax.random.key(4))
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     step = make_train_step(Griffin(plan.model), optimizer, data_mesh(jax.devices()[:1]))
-    for number in range(3):
+    for number in range(4):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(4), TRAIN), number)
         state, _ = step(state, None, draw_batch(task, key, 4))
-    for ours, theirs in zip(*map(jax.tree.leaves, (trained.params, state.params)), strict=True):
-        np.testing.assert_allclose(ours[0], theirs, atol=1e-5)
+    trees = together.params, alone.params, state.params
+    for both, one, reference in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(both[1], one[0], atol=1e-5)
+        np.testing.assert_allclose(one[0], reference, atol=1e-5)
+        assert np.abs(both[0] - both[1]).max() > 0
 
 
 @pytest.mark.slow
