@@ -20,11 +20,11 @@ from griffin_jax import studies
 from griffin_jax.benchmarks.machine import Limits, measure_limits
 from griffin_jax.checkpoints import find_folder
 from griffin_jax.fields import check_values
-from griffin_jax.files import write_json
+from griffin_jax.files import write_json, write_text
 from griffin_jax.loading import load
 from griffin_jax.models import Griffin
 from griffin_jax.paths import make_folder, resolve
-from griffin_jax.studies import long_documents_report, memory_report, report, speed_report
+from griffin_jax.studies import claims, long_documents_report, memory_report, report, speed_report
 from griffin_jax.studies.together import read_params
 from griffin_jax.training.corpus import read_documents
 
@@ -50,7 +50,7 @@ def main() -> None:
     name, kind = fields.pop("name"), fields.pop("kind")
     folder = outputs.folder(_OUTPUT)
     path = folder / f"{name}.json"
-    study, carry_out, write = _KINDS[kind]
+    study, carry_out, judge, write = _KINDS[kind]
     study = study(fields)
     if _PAGE.value:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -61,9 +61,23 @@ def main() -> None:
         if found is None:
             return
         found = about | {"device": command.machine()} | found
-        write_json(path, found, indent=None)
-    for written in (path, *write(name, study, found, folder)):
+    found["verdicts"] = judge(study, found)
+    write_json(path, found, indent=None)
+    for written in (path, *write(name, study, found, folder), *_summarize(folder)):
         print(written)
+
+
+def _summarize(folder):
+    """Writes the verdicts of all studies whose JSON is in a folder, if there are any."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        study = json.loads(path.read_text(encoding="utf-8"))
+        if study.get("verdicts"):
+            found[path.stem] = study
+    if not found:
+        return []
+    write_text(folder / "verdicts.md", claims.summary(found))
+    return [folder / "verdicts.md"]
 
 
 def _train(study, name):
@@ -72,7 +86,10 @@ def _train(study, name):
     results = studies.carry_out(study, runs, seconds, told=_tell, part=_part())
     total = len(list(study.runs()))
     _tell(f"{len(results)} of {total} runs are done")
-    return {"total": total, "results": results} if results else None
+    if not results:
+        return None
+    devices = ", ".join(sorted({result["device"] for result in results}))
+    return {"device": devices, "total": total, "results": results}
 
 
 def _part():
@@ -149,27 +166,31 @@ def _tell(text):
     print(f"[{text}]", file=sys.stderr, flush=True)
 
 
-# For each kind: what its fields make, what carries that out, and what writes of it.
+# For each kind: what its fields make, what carries that out, judges claims, and writes.
 _KINDS = {
-    "trained": (lambda fields: studies.Study(**fields), _train, report.write),
+    "trained": (lambda fields: studies.Study(**fields), _train, report.verdicts, report.write),
     "memory": (
         _memory_study,
         _look,
+        lambda study, found: [],
         lambda name, _, found, folder: memory_report.write(name, found, folder),
     ),
     "long_documents": (
         lambda fields: studies.LongDocumentsStudy(**fields),
         _answer,
+        long_documents_report.verdicts,
         _with_fields(long_documents_report.write),
     ),
     "step_time": (
         lambda fields: studies.StepTimeStudy(**fields),
         _time_steps,
+        speed_report.step_time_verdicts,
         _with_fields(speed_report.write_step_time),
     ),
     "scans": (
         lambda fields: studies.ScansStudy(**fields),
         _time_scans,
+        speed_report.scan_verdicts,
         _with_fields(speed_report.write_scans),
     ),
 }

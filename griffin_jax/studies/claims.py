@@ -48,9 +48,9 @@ def check_claims(claims: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-def judge(claims: Sequence[Mapping[str, Any]], lookup: Lookup) -> list[Verdict]:
-    """Returns the verdict on each claim."""
-    return [_judge(claim, lookup) for claim in claims]
+def judge(claims: Sequence[Mapping[str, Any]], lookup: Lookup) -> list[dict[str, str]]:
+    """Returns the verdict on each claim, the fields of a `Verdict`, ready for JSON."""
+    return [dataclasses.asdict(_judge(claim, lookup)) for claim in claims]
 
 
 def _judge(claim, lookup):
@@ -79,7 +79,27 @@ def _in_words(quantity, value):
     return f"{name}: {what} {value:,.0f}" if value >= 100 else f"{name}: {what} {value:.3f}"
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
-    """Returns verdicts as a table in Markdown."""
-    rows = [[x.says, f"**{x.verdict}**", x.figures] for x in verdicts]
-    return markdown.table(["statement", "verdict", "figures"], rows, numbers=False)
+def table(found: Mapping[str, Any]) -> str:
+    """Returns the "verdicts" of a study as a table in Markdown; "" of none."""
+    rows = [[x["says"], f"**{x['verdict']}**", x["figures"]] for x in found.get("verdicts", ())]
+    head = ["statement", "verdict", "figures"]
+    return markdown.table(head, rows, numbers=False) if rows else ""
+
+
+def summary(studies: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a page with the verdicts of studies, which it is given by their names."""
+    rows = [
+        [f"[{found['title']}]({name}.md)", x["says"], f"**{x['verdict']}**", x["figures"]]
+        for name, found in studies.items()
+        for x in found["verdicts"]
+    ]
+    head = ["study", "statement", "verdict", "figures"]
+    devices = sorted({found["device"] for found in studies.values()})
+    lines = [
+        "# Verdicts",
+        "What the papers say, and what their studies found here on a small scale. Every page says what "
+        "was run shorter than in the paper, by which command, and on what.",
+        markdown.table(head, rows, numbers=False),
+        f"On {'; '.join(devices)}.",
+    ]
+    return "\n\n".join(lines) + "\n"

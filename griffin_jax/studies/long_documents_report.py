@@ -9,9 +9,28 @@ import numpy as np
 from griffin_jax import markdown
 from griffin_jax.files import new_file, write_text
 from griffin_jax.studies import claims
+from griffin_jax.studies.long_documents import LongDocumentsStudy
 from griffin_jax.tracing.plots import pyplot
 
 WAYS = ("one pass", "chunks read", "best chunk")
+
+
+def verdicts(study: LongDocumentsStudy, found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the verdicts on claims of one of `WAYS`, a model and a number of chunks."""
+    groups = _groups(found)
+
+    def lookup(way, model, chunks):
+        rows = groups.get((model, chunks))
+        return float(np.mean([row[way] for row in rows])) if rows else None
+
+    return claims.judge(study.claims, lookup)
+
+
+def _groups(found):
+    groups: dict[tuple[str, int], list] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["model"], row["chunks"]), []).append(row)
+    return groups
 
 
 def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -25,9 +44,7 @@ def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    groups: dict[tuple[str, int], list] = {}
-    for row in found["rows"]:
-        groups.setdefault((row["model"], row["chunks"]), []).append(row)
+    groups = _groups(found)
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     for color, model in enumerate(dict.fromkeys(model for model, _ in groups)):
@@ -47,10 +64,6 @@ def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
         figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 
-    def lookup(way, model, chunks):
-        rows = groups.get((model, chunks))
-        return rows and float(np.mean([row[way] for row in rows]))
-
     cells = [
         [model, chunks, f"{rows[0]['tokens']:,}", *(_spread(rows, way) for way in WAYS)]
         for (model, chunks), rows in groups.items()
@@ -60,7 +73,7 @@ def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
         f"# {found['title']}",
         found["paper"],
         f"Run here otherwise: {found['shorter']}",
-        claims.table(claims.judge(found["claims"], lookup)) if found["claims"] else "",
+        claims.table(found),
         markdown.table(head, cells),
         "Shares of right numbers; in "
         "brackets, the range over seeds. The best chunk is chosen by who knows the answer: what "

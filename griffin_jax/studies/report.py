@@ -197,6 +197,11 @@ def laws(axis: Any, results: Results) -> None:
     )
 
 
+def verdicts(study: Any, found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the verdicts on a study's claims, by its "results"."""
+    return claims.judge(study.claims, lookup(found["results"], study.solved))
+
+
 def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes what is known of a study.
 
@@ -239,9 +244,7 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
         f"# {study.title}",
         study.paper,
         f"Run here otherwise: {study.shorter}" if study.shorter else "",
-        claims.table(claims.judge(study.claims, lookup(results, study.solved)))
-        if study.claims
-        else "",
+        claims.table(found),
         table(results, study.solved),
         "Accuracies are of rows without a wrong answer; in brackets, the range over seeds. "
         f"A task counts as learned below {study.solved:g} nats per answer.",

@@ -8,6 +8,9 @@ from typing import Any
 from griffin_jax import markdown
 from griffin_jax.files import new_file, write_text
 from griffin_jax.studies import claims
+from griffin_jax.studies.claims import judge
+from griffin_jax.studies.scans import ScansStudy
+from griffin_jax.studies.step_time import StepTimeStudy
 from griffin_jax.tracing.plots import pyplot
 
 
@@ -19,6 +22,34 @@ def ratios(found: Mapping[str, Any]) -> dict[str, dict[int, float]]:
     for row in rows:
         models.setdefault(row["model"], {})[row["length"]] = row["seconds"]["median"] / base
     return models
+
+
+def step_time_verdicts(study: StepTimeStudy, found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the verdicts on claims of a quantity's name, a model and a length: relative times."""
+    times = ratios(found)
+    return judge(study.claims, lambda _, model, length: times.get(model, {}).get(length))
+
+
+def scan_verdicts(study: ScansStudy, found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the verdicts on claims of a quantity's name, an operation, a kernel, a length and a
+    width: microseconds forward and backward.
+    """
+    times = _microseconds(found)
+
+    def lookup(_, operation, kernel, length, width):
+        return times.get((operation, True, length, width), {}).get(kernel)
+
+    return judge(study.claims, lookup)
+
+
+def _microseconds(found):
+    """By operation, direction, length and width, the time of each kernel."""
+    groups: dict[Any, dict[str, float]] = {}
+    for row in found["rows"]:
+        if "seconds" in row:
+            key = row["operation"], row["backward"], row["length"], row["width"]
+            groups.setdefault(key, {})[row["kernel"]] = row["seconds"]["median"] * 1e6
+    return groups
 
 
 def write_step_time(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -62,11 +93,7 @@ def write_step_time(name: str, found: Mapping[str, Any], folder: Path) -> list[P
         )
     head = ["model", "tokens of a row", "parameters", "ms a step", "MFU", "relative", "paper"]
     table = markdown.table(head, rows)
-
-    def lookup(_, model, length):
-        return here.get(model, {}).get(length)
-
-    return [path, _page(name, found, folder, table, path, lookup)]
+    return [path, _page(name, found, folder, table, path)]
 
 
 def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -94,10 +121,7 @@ def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("microseconds")
     path = _save(figure, None, folder / f"{name}.png")
-    groups: dict[Any, dict[str, float]] = {}
-    for row in rows:
-        key = row["operation"], row["backward"], row["length"], row["width"]
-        groups.setdefault(key, {})[row["kernel"]] = row["seconds"]["median"] * 1e6
+    groups = _microseconds(found)
     kernels = list(dict.fromkeys(row["kernel"] for row in rows))
     cells = [
         [
@@ -116,11 +140,7 @@ def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]
         *(f"{x}, us" for x in kernels),
         "fastest",
     ]
-
-    def lookup(_, operation, kernel, length, width):
-        return groups.get((operation, True, length, width), {}).get(kernel)
-
-    return [path, _page(name, found, folder, markdown.table(head, cells), path, lookup)]
+    return [path, _page(name, found, folder, markdown.table(head, cells), path)]
 
 
 def _save(figure, axis, path):
@@ -133,12 +153,12 @@ def _save(figure, axis, path):
     return path
 
 
-def _page(name, found, folder, table, plot, lookup):
+def _page(name, found, folder, table, plot):
     lines = [
         f"# {found['title']}",
         found["paper"],
         f"Run here otherwise: {found['shorter']}" if found["shorter"] else "",
-        claims.table(claims.judge(found["claims"], lookup)) if found["claims"] else "",
+        claims.table(found),
         table,
         f"![{found['title']}]({plot.name})",
         f"On {found['device']}, by `{found['command']}`.",

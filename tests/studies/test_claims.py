@@ -29,9 +29,11 @@ def lookup(*quantity):
 )
 def test_the_verdict_is_that_of_all_conditions(conditions, verdict, figures):
     (found,) = claims.judge([{"says": "x", "if": conditions}], lookup)
-    assert (found.says, found.verdict) == ("x", verdict)
-    assert figures is None or found.figures == figures
-    assert f"**{verdict}**" in claims.table([found])
+    assert (found["says"], found["verdict"]) == ("x", verdict)
+    assert figures is None or found["figures"] == figures
+    assert f"**{verdict}**" in claims.table({"verdicts": [found]})
+    page = claims.summary({"some": {"title": "t", "device": "d", "verdicts": [found]}})
+    assert f"| [t](some.md) | x | **{verdict}** |" in page
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ STEPS = StepTimeStudy(
 )  # fmt: skip
 
 
-def page(write, study, rows, folder):
+def page(write, judge, study, rows, folder):
     found = dataclasses.asdict(study) | {"rows": rows, "device": "d", "command": "c"}
+    found["verdicts"] = judge(study, found)
     png, path = write("some", found, folder)
     assert png.read_bytes().startswith(b"\x89PNG")
     return path.read_text(encoding="utf-8")
@@ -33,7 +34,9 @@ def test_steps_are_timed_at_every_length(tmp_path):
     ]
     assert told == ["Griffin: compiling 2 programs", "all programs are compiled"]
     assert speed_report.ratios({"rows": rows})["Griffin"][16] == 1.0
-    text = page(speed_report.write_step_time, STEPS, rows, tmp_path)
+    text = page(
+        speed_report.write_step_time, speed_report.step_time_verdicts, STEPS, rows, tmp_path
+    )
     assert text.count("\n| Griffin |") == 2 and "| 1.50 |" in text and "**holds**" in text
 
 
@@ -46,7 +49,9 @@ def test_scans_have_a_row_for_each_kernel_and_direction(tmp_path):
     rows = scans.measure(study, Limits(1e10, 1e11, 1e11))
     good = {(x["backward"], x["kernel"]) for x in rows if "seconds" in x}
     assert good == {(b, k) for b in (False, True) for k in ("reference", "associative")}
-    assert "**holds**" in page(speed_report.write_scans, study, rows, tmp_path)
+    assert "**holds**" in page(
+        speed_report.write_scans, speed_report.scan_verdicts, study, rows, tmp_path
+    )
 
 
 def test_a_length_that_does_not_divide_the_batch_is_one_line():
