@@ -33,10 +33,15 @@ def get_config(size: str = "") -> ConfigDict:
     config.seconds = 0.05
     config.repeats = 3
 
+    if size == "cpu":
+        config.name += "_cpu"
+        config.shorter = "two cores of a CPU, which have no kernel of their own; one row at a time."
+        config.lengths, config.widths, config.seconds = (512, 2048, 8192), (256, 1024), 1e-3
+
     # What is put to the test; see griffin_jax.studies.claims. Quantities are microseconds of an
     # operation's kernel, forward and backward, at a length and a width.
     def time(kernel, length):
-        return "microseconds", "linear_recurrence", kernel, length, 4096
+        return "microseconds", "linear_recurrence", kernel, length, config.widths[-1]
 
     config.claims = (
         {
@@ -52,6 +57,8 @@ def get_config(size: str = "") -> ConfigDict:
             ),
         },
     )
+    if size == "cpu":
+        config.claims = config.claims[1:]
     if size == "tiny":
         config.name += "_tiny"
         config.claims = ()

@@ -88,6 +88,43 @@ def get_config(size: str = "") -> ConfigDict:
             ),
         },
     )
+    if size == "cpu":
+        config.name += "_cpu"
+        config.shorter = (
+            "two cores of a CPU; 3 million parameters, and windows and lengths of an eighth."
+        )
+        config.base = {
+            "vocab_size": 1024,
+            "width": 192,
+            "mlp_width": 576,
+            "num_layers": 6,
+            "num_heads": 3,
+            "attention_window": 128,
+        }
+        config.models["Transformer"]["mlp_width"] = 640
+        config.lengths, config.tokens, config.repeats = (256, 512, 1024, 2048, 4096), 4096, 3
+        config.memory, config.dtype, config.paper_ratios = "none:1:1", "float32", {}
+
+        def relative(model, length):
+            return "relative time", model, length
+
+        config.claims = (
+            {
+                "says": "Griffin's time is flat over lengths.",
+                "if": ((relative("Griffin", 4096), "<=", 1.1, relative("Griffin", 256)),),
+            },
+            {
+                "says": "The MQA Transformer's time grows with the length.",
+                "if": ((relative("Transformer", 4096), ">=", 1.3, relative("Transformer", 256)),),
+            },
+            {
+                "says": "Griffin's step is the faster one at four times the window and beyond.",
+                "if": tuple(
+                    (relative("Griffin", x), "<", 1.0, relative("Transformer", x))
+                    for x in (512, 1024, 4096)
+                ),
+            },
+        )
     if size == "tiny":
         config.name += "_tiny"
         config.claims = ()

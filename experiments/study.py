@@ -85,10 +85,11 @@ def _train(study, name):
     seconds = None if _MINUTES.value is None else 60 * _MINUTES.value
     results = studies.carry_out(study, runs, seconds, told=_tell, part=_part())
     total = len(list(study.runs()))
-    _tell(f"{len(results)} of {total} runs are done")
-    if not results:
+    done = [result for result in results if "stopped" not in result]
+    _tell(f"{len(done)} of {total} runs are done")
+    if not done:
         return None
-    devices = ", ".join(sorted({result["device"] for result in results}))
+    devices = ", ".join(sorted({result["device"] for result in results if "device" in result}))
     return {"device": devices, "total": total, "results": results}
 
 

@@ -1,5 +1,6 @@
 """A study's results as JSON, a page of Markdown and plots."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from griffin_jax.files import new_file, write_text
 from griffin_jax.studies import claims
 from griffin_jax.tracing.plots import pyplot
 
+# What an accuracy is of.
+_COUNTED = {"rows": "rows without a wrong answer", "tokens": "answers"}
 Results = Sequence[Mapping[str, Any]]
 
 
@@ -47,12 +50,13 @@ def solved_at(run: Mapping[str, Any], below: float) -> int | None:
     return next((int(step) for step, loss in run["curve"] if loss < below), None)
 
 
-def lookup(results: Results, solved: float) -> claims.Lookup:
+def lookup(study: Any, results: Results) -> claims.Lookup:
     """Returns what finds quantities of the chosen runs, means over seeds, for `claims.judge`.
 
     A quantity's name is what it is, the model, the variant where there are several, and:
-      accuracy: a test's name; the share of rows without a wrong answer.
+      accuracy: a test's name; the share that is right, of a model that has learned the task.
       loss: nothing; the held-out loss. "loss of" has a test's name.
+      loss at step: a step; the held-out loss there, also of runs that were stopped later.
       loss at: a position; the loss at tokens so far into a document, by the first test.
       steps to learn: nothing; the median over seeds, if most learned it.
       exponent: nothing, and no variant; that of the power law over parameters.
@@ -69,13 +73,16 @@ def lookup(results: Results, solved: float) -> claims.Lookup:
         if not runs or any(run["heldout_loss"] is None for run in runs):
             return None
         if what == "steps to learn":
-            steps = [solved_at(run, solved) for run in runs]
-            return float(np.median([np.inf if x is None else x for x in steps])) or None
+            return _steps(study, runs)
+        if what != "loss at step" and any("stopped" in run for run in runs):
+            return None
+        if what == "loss at step":
+            return float(np.mean([dict(run["curve"]).get(rest[0], np.nan) for run in runs]))
         if what == "loss":
             return float(np.mean([run["heldout_loss"] for run in runs]))
         if what == "loss at":
             return float(np.mean([_loss_at(run, *rest) for run in runs]))
-        name = {"accuracy": "rows", "loss of": "loss"}[what]
+        name = {"accuracy": study.counted, "loss of": "loss"}[what]
         return float(np.mean([run["tests"][rest[0]][name] for run in runs]))
 
     def finite(*quantity):
@@ -83,6 +90,12 @@ def lookup(results: Results, solved: float) -> claims.Lookup:
         return value if value is not None and np.isfinite(value) else None
 
     return finite
+
+
+def _steps(study, runs):
+    """The median number of steps to learn a task; infinite where most runs never do."""
+    steps = [solved_at(run, study.solved) for run in runs]
+    return float(np.median([np.inf if x is None else x for x in steps]))
 
 
 def _loss_at(run, position):
@@ -105,7 +118,7 @@ def _law(groups, model):
     return float(-slope), float(np.exp(at_one))
 
 
-def table(results: Results, solved: float) -> str:
+def table(results: Results, solved: float, counted: str = "rows") -> str:
     """Returns the results in Markdown: mean and spread over seeds of what the chosen runs reach."""
     groups = chosen(results)
     tests = list(dict.fromkeys(itertools.chain(*(x["tests"] for x in results))))
@@ -119,20 +132,22 @@ def table(results: Results, solved: float) -> str:
                 f"{model}, {variant}" if variant else model,
                 f"{runs[0]['parameters']:,}",
                 f"{runs[0]['learning_rate']:g}",
-                len(runs),
+                f"{len(runs)}, stopped at {runs[0]['stopped']:,}"
+                if "stopped" in runs[0]
+                else len(runs),
                 _spread([_loss(run) for run in runs], "{:.3f}"),
                 " / ".join(shown),
-                *(_spread_of_tests(runs, test) for test in tests),
+                *(_spread_of_tests(runs, test, counted) for test in tests),
             ]
         )
     return markdown.table(head, rows)
 
 
-def _spread_of_tests(runs, test):
+def _spread_of_tests(runs, test, counted):
     found = [run["tests"][test] for run in runs if run["tests"]]
     if any("by_position" in x for x in found):
         return _spread([x["loss"] for x in found], "{:.3f}")
-    return _spread([x["rows"] for x in found], "{:.1%}")
+    return _spread([x[counted] for x in found], "{:.1%}")
 
 
 def _spread(values, form):
@@ -152,23 +167,29 @@ def curves(axis: Any, results: Results) -> None:
     axis.set_yscale("symlog", linthresh=1e-2)
 
 
-def answers(axis: Any, results: Results) -> None:
-    """Draws the share of rows without a wrong answer under each test, seeds as a band."""
+def answers(axis: Any, results: Results, counted: str = "rows") -> None:
+    """Draws accuracies under each test, seeds as a band."""
+    names: list[str] = []
     for color, ((model, variant), runs) in enumerate(chosen(results).items()):
+        runs = [run for run in runs if run["tests"]]
+        if not runs:
+            continue
         names = list(runs[0]["tests"])
-        values = np.array([[run["tests"][name]["rows"] for name in names] for run in runs])
+        values = np.array([[run["tests"][name][counted] for name in names] for run in runs])
         label = ", ".join(filter(None, (model, variant)))
         axis.plot(range(len(names)), values.mean(axis=0), "o-", color=f"C{color}", label=label)
         band = values.min(axis=0), values.max(axis=0)
         axis.fill_between(range(len(names)), *band, color=f"C{color}", alpha=0.2)
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-    axis.set(ylabel="rows without a wrong answer", ylim=(-0.03, 1.03))
+    axis.set(ylabel=_COUNTED[counted], ylim=(-0.03, 1.03))
 
 
 def positions(axis: Any, results: Results) -> None:
     """Draws losses over how much of a document was read."""
     for color, ((model, variant), runs) in enumerate(chosen(results).items()):
         found = [next(iter(run["tests"].values())) for run in runs if run["tests"]]
+        if not found:
+            continue
         losses = np.array([x["by_position"] for x in found])
         edges = np.array(found[0]["edges"], float)
         middles = np.sqrt(np.maximum(edges[:-1], 16) * edges[1:])
@@ -199,7 +220,7 @@ def laws(axis: Any, results: Results) -> None:
 
 def verdicts(study: Any, found: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the verdicts on a study's claims, by its "results"."""
-    return claims.judge(study.claims, lookup(found["results"], study.solved))
+    return claims.judge(study.claims, lookup(study, found["results"]))
 
 
 def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -218,14 +239,16 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
     Raises:
       ImportError: matplotlib is not installed.
     """
-    results, command, total = found["results"], found["command"], found["total"]
+    command, total = found["command"], found["total"]
+    results = found["results"]
+    done = [run for run in results if "stopped" not in run]
     plt, paths, images = pyplot(), [], []
     plots: dict[str, Callable] = {"curves": curves}
     by_position = any("by_position" in x for run in results for x in run["tests"].values())
     if by_position:
         plots["positions"] = positions
     elif any(len(result["tests"]) > 1 for result in results):
-        plots["answers"] = answers
+        plots["answers"] = functools.partial(answers, counted=study.counted)
     if study.law:
         plots["law"] = laws
     for title, plot in plots.items():
@@ -237,19 +260,19 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
         with new_file(paths[-1]) as file:
             figure.savefig(file, dpi=110, format="png")
         plt.close(figure)
-        images.append(f"![{plot.__doc__.split('.')[0]}]({paths[-1].name})")
-    devices = ", ".join(sorted({result["device"] for result in results}))
-    hours = sum(result["seconds"] for result in results) / 3600
+        images.append(f"![{title}]({paths[-1].name})")
+    minutes = sum(result["seconds"] for result in done) / 60
     lines = [
         f"# {study.title}",
         study.paper,
         f"Run here otherwise: {study.shorter}" if study.shorter else "",
         claims.table(found),
-        table(results, study.solved),
-        "Accuracies are of rows without a wrong answer; in brackets, the range over seeds. "
+        table(results, study.solved, study.counted),
+        f"Accuracies are of {_COUNTED[study.counted]}; in brackets, the range over seeds. "
         f"A task counts as learned below {study.solved:g} nats per answer.",
         *images,
-        f"{len(results)} of {total} runs are done, in {hours:.1f} hours on {devices}, by `{command}`.",
+        f"{len(done)} of {total} runs are done, in {minutes:.0f} minutes of {found['device']}, which "
+        f"runs beside each other share, by `{command}`.",
     ]
     write_text(folder / f"{name}.md", "\n\n".join(filter(None, lines)) + "\n")
     return [*paths, folder / f"{name}.md"]

@@ -20,7 +20,7 @@ class ScansStudy:
       shorter: What is run otherwise than in the paper, for captions.
       lengths: Tokens, T.
       widths: Channels, R.
-      operations: Of `benchmarks.kernel_cases.recurrence_cases`.
+      operations: Those of `benchmarks.kernel_cases.recurrence_cases`.
       dtype: That of the RG-LRU's inputs; the linear recurrence is float32.
       seconds: How long a loop of calls takes at a twentieth of the device's limit.
       repeats: Times each figure is taken.

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from griffin_jax.config import DTYPES, GriffinConfig
 from griffin_jax.fields import check_fields, check_values, field
 from griffin_jax.files import write_json
-from griffin_jax.models import Griffin
+from griffin_jax.models import Griffin, abstract_params
 from griffin_jax.studies.accuracy import accuracy
 from griffin_jax.studies.associative_recall import AssociativeRecall
 from griffin_jax.studies.claims import check_claims
@@ -64,6 +65,7 @@ class Study:
       checkpoint_every: Updates between checkpoints.
       loss_chunks: Parts of a row whose logits exist at a time, for large vocabularies.
       together: Runs of a model that are one program, at most, as many as there are by default (0).
+      counted: What an accuracy is of: "rows" without a wrong answer, or "tokens", single answers.
       law: "parameters" draws the held-out loss over the size of models, with a power law for each.
       claims: Statements to test; see `claims.check_claims` and `report.lookup`.
       solved: Held-out loss below which a task counts as learned, in nats per answer.
@@ -90,6 +92,7 @@ class Study:
     checkpoint_every: int = field(5000, at_least=1)
     loss_chunks: int = field(1, at_least=1)
     together: int = field(0, at_least=0)
+    counted: str = field("rows", one_of=("rows", "tokens"))
     law: str = field("", one_of=("", "parameters"))
     claims: tuple[Any, ...] = ()
     solved: float = field(0.05, above=0)
@@ -230,7 +233,8 @@ def carry_out(
       part: K of N: do every Nth group from the Kth on, for several processes that share the work.
 
     Returns:
-      The results of all runs that are done, ready for JSON.
+      The results of all runs that are done, ready for JSON; and of those that were stopped, the
+      curves so far, with the step where they were `stopped`.
 
     Raises:
       ValueError: a folder holds runs of other settings.
@@ -246,8 +250,33 @@ def carry_out(
                 told(f"{group.folder}: begins or goes on")
                 if _do(group, place, folder, ends, told):
                     told(f"{group.folder}: done")
-        results += [_read(folder, run) for run in group.runs if _file(folder, run).exists()]
+        if all(_file(folder, run).exists() for run in group.runs):
+            results += [_read(folder, run) for run in group.runs]
+        elif (place / "curve.json").exists():
+            results += _stopped(group, place)
     return results
+
+
+def _stopped(group, place):
+    """What is known of runs that are not done: their curves so far."""
+    _check_settings(place / "group.json", group)
+    found = json.loads((place / "curve.json").read_text(encoding="utf-8"))
+    return [
+        {
+            "model": run.name,
+            "variant": run.variant,
+            "learning_rate": run.learning_rate,
+            "seed": run.seed,
+            "stopped": found["steps"][-1],
+            "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(shape)),
+            "heldout_loss": found["losses"][-1][i],
+            "curve": [[s, x[i]] for s, x in zip(found["steps"], found["losses"], strict=True)],
+            "tests": {},
+            "settings": _settings(run),
+        }
+        for i, run in enumerate(group.runs)
+        for shape in [abstract_params(run.model())]
+    ]
 
 
 def _file(folder, run):

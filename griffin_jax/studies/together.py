@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.files import new_file
+from griffin_jax.files import new_file, write_json
 from griffin_jax.kernels import choice
 from griffin_jax.kernels.whole_rows import one_document_a_row
 from griffin_jax.models import Griffin, abstract_params, init_params, init_state
@@ -100,9 +100,9 @@ def train_together(
 
     Args:
       plan: What they have in common.
-      seeds: Of each run, of its parameters and examples.
-      rates: Of each run, the peak learning rate.
-      folder: Has or gets the checkpoint, `state.npz`.
+      seeds: Each run's, which its parameters and examples depend on.
+      rates: Each run's peak learning rate.
+      folder: Has or gets the checkpoint, `state.npz`, and its curve in `curve.json`.
       ends: When to stop, by `time.monotonic`, with a checkpoint; None to finish.
       told: Called of each measurement.
     """
@@ -138,6 +138,8 @@ def train_together(
         last = step == plan.steps or (ends is not None and time.monotonic() > ends)
         if last or step % plan.save_every == 0:
             _write(saved, states, curve, before + time.monotonic() - began)
+            steps, found = curve
+            write_json(folder / "curve.json", {"steps": steps, "losses": np.array(found).tolist()})
         if last:
             break
     return Trained(states.params, step, curve, before + time.monotonic() - began)

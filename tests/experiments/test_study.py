@@ -15,14 +15,14 @@ study = modules.of_command("study")
 def run(monkeypatch, tmp_path):
     """Runs the command with a config, and returns the folder that it has written into."""
 
-    def give(file="study_selective_copying.py:tiny", listed=False):
+    def give(file="study_selective_copying.py:tiny", listed=False, page=False, part="1/1"):
         config = command.Config("study", "study_selective_copying.py")
         choice, _ = command.config_files.split_arguments([f"--config=configs/{file}"])
         config.load(choice)
         flags = {"_RUN": tmp_path / "run", "_OUTPUT": tmp_path / "out", "_MINUTES": None}
-        for name, value in (flags | {"_LIST": listed}).items():
-            given = value and (value if listed is value else str(value))
-            monkeypatch.setattr(study, name, types.SimpleNamespace(value=given, name=name))
+        flags = {name: value and str(value) for name, value in flags.items()}
+        for name, value in (flags | {"_LIST": listed, "_PAGE": page, "_PART": part}).items():
+            monkeypatch.setattr(study, name, types.SimpleNamespace(value=value, name=name))
         monkeypatch.setattr(study, "_CONFIG", config)
         study.main()
         return tmp_path / "out"
@@ -33,7 +33,7 @@ def run(monkeypatch, tmp_path):
 def test_the_list_has_every_study_by_its_title(run, capsys):
     run(listed=True)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and all(line.startswith("configs/study_") for line in lines)
+    assert len(lines) == 12 and all(line.startswith("configs/study_") for line in lines)
     assert "configs/study_induction_heads.py: Induction heads (figure 6b)" in lines
 
 
@@ -44,7 +44,18 @@ def test_the_smallest_study_leaves_its_page(run):
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"selective_copying_tiny{x}" for x in ("-curves.png", ".json", ".md")]
     found = json.loads((folder / "selective_copying_tiny.json").read_text(encoding="utf-8"))
-    assert found["kind"] == "study" and len(found["results"]) == 1
+    assert found["kind"] == "trained" and len(found["results"]) == 1
+    page = folder / "selective_copying_tiny.md"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    run(page=True)
+    assert page.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("part", ["3/2", "0/1", "1", "a/b"])
+def test_a_part_that_is_none_is_one_line(run, part):
+    with pytest.raises(ValueError, match=f"--part '{part}' must be K/N with K from 1 to N"):
+        run(part=part)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,8 @@ def carried_out(folder):
     study = tiny("selective_copying")
     small = {"models": {"Hawk": {"block_pattern": ("recurrent",)}}, "seeds": (0, 1)}
     study = dataclasses.replace(study, **small)
-    assert carry_out(study, folder, seconds=1e-3) == []
+    stopped = carry_out(study, folder, seconds=1e-3)
+    assert [(x["seed"], x["stopped"], len(x["curve"])) for x in stopped] == [(0, 2, 1), (1, 2, 1)]
     assert (folder / next(study.groups()).folder / "state.npz").exists()
     results = carry_out(study, folder)
     return study, results
@@ -94,12 +96,13 @@ def test_what_is_written_has_every_run(done, tmp_path):
         x | {"tests": {"as trained": x["tests"]["as trained"], "longer": x["tests"]["as trained"]}}
         for x in results
     ]
-    found = {"results": more, "total": 6, "command": "python -m this"}
+    stopped = more[0] | {"model": "Griffin", "stopped": 2, "tests": {}}
+    found = {"results": [*more, stopped], "total": 6, "command": "python -m this", "device": "d"}
     paths = report.write("some", study, found, tmp_path)
     assert [path.name for path in paths] == ["some-curves.png", "some-answers.png", "some.md"]
     text = (tmp_path / "some.md").read_text(encoding="utf-8")
     assert "2 of 6 runs are done" in text and "python -m this" in text and study.paper in text
-    assert text.count("\n| Hawk") == 1
+    assert text.count("\n| Hawk") == 1 and "1, stopped at 2" in text
 
 
 def test_the_learning_rate_of_the_lowest_loss_is_kept_and_seeds_are_spread():
@@ -132,6 +135,41 @@ def runs_of_a_model():
     model = Griffin(GRIFFIN.replace(vocab_size=task.vocab_size, num_layers=2))
     params = params_of(model.config)
     return task, model, jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), params)
+
+
+def test_quantities_of_claims_are_means_over_seeds():
+    def run(model, seed, curve, **more):
+        test = {"tokens": 0.5, "rows": seed / 4, "loss": 1.0}
+        position = {"edges": [0, 64, 128], "by_position": [2.0, 1.0 + seed]}
+        return {
+            "model": model, "variant": "", "learning_rate": 1, "seed": seed, "curve": curve,
+            "parameters": 10, "heldout_loss": curve[-1][1], "tests": {"t": test | position},
+        } | more  # fmt: skip
+
+    results = [run("a", seed, [[1, 3.0], [2, 0.01 * seed]]) for seed in (0, 2)]
+    results.append(run("b", 0, [[1, 4.0]], stopped=1, tests={}))
+    find = report.lookup(types.SimpleNamespace(counted="rows", solved=0.05), results)
+    assert find("accuracy", "a", "t") == 0.25 and find("loss", "a") == 0.01
+    assert find("loss at", "a", 64) == find("loss at", "a", 500) == 2.0
+    assert find("loss of", "a", "t") == 1.0 and find("steps to learn", "a") == 2
+    assert find("loss at step", "b", 1) == 4.0 and find("loss at step", "b", 2) is None
+    assert find("accuracy", "b", "t") is None and find("steps to learn", "b") is None
+    assert find("loss", "c") is None
+
+
+def test_the_law_of_sizes_is_a_power_law():
+    results = [
+        {
+            "model": "a",
+            "variant": str(n),
+            "learning_rate": 1,
+            "parameters": n,
+            "heldout_loss": 5 * n**-0.25,
+        }
+        for n in (10, 100, 1000)
+    ]
+    find = report.lookup(types.SimpleNamespace(counted="rows", solved=0.05), results)
+    assert abs(find("exponent", "a") - 0.25) < 1e-6 and find("exponent", "b") is None
 
 
 def test_accuracy_of_rows_in_several_calls_is_that_of_one(monkeypatch):
