@@ -160,7 +160,6 @@ def _write_page(folder: Path, results: list[dict[str, Any]]) -> None:
     rows = [_cells(result) for result in results]
     page = (Path(__file__).parent / "compile_tpu.md").read_text(encoding="utf-8")
     page = page.replace("{compiled}", table(head, rows, lined_up=True))
-    page = page.replace("{machine}", command.machine())
     recorded = provenance.record("compile_tpu", sys.argv[1:])
     page = page.replace("{recorded}", provenance.sentence(recorded))
     page = page.replace("{scaling}", table(*scaling.table(points), lined_up=True))
