@@ -198,7 +198,7 @@ beginning; training saw {seq_len:,}.
 
 ![loss by position](position.png)
 
-{provenance.sentence(provenance.record("compare_training", sys.argv[1:]))} results.json holds all figures, and the .jsonl files
+{provenance.sentence(provenance.record("compare_training", sys.argv[1:]))}. results.json holds all figures, and the .jsonl files
 what each run logged.
 """
     print(quality, positions, sep="\n\n")

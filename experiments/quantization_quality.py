@@ -212,7 +212,7 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
     print(setting)
     page = (
         "# What packing costs\n\n"
-        f"{setting} {provenance.sentence(recorded)} Embedding, gates and convolutions keep their bits."
+        f"{setting} {provenance.sentence(recorded)}. Embedding, gates and convolutions keep their bits."
         f"\n\n{figures}\n\n"
         "KL is the divergence of the packed model's next-token distribution from the first row's."
         "\n\n![bits per byte and divergence](quality.png)\n"

@@ -251,8 +251,6 @@ def _describe(document):
         f"lm-evaluation-harness {document['lm_eval']}",
         f"data from {document['data']}",
     ]
-    if recorded := provenance.sentence(document.get("recorded")):
-        parts.append(recorded)
     if document.get("chat"):
         parts.append("prompts as a user's turns")
     if document.get("limit"):
@@ -266,7 +264,8 @@ def _describe(document):
         parts.append(f"**longer prompts cut to {document['max_length']} tokens**")
     if document.get("gen_toks_cap"):
         parts.append(f"**written answers end after {document['gen_toks_cap']} tokens**")
-    return ", ".join(parts)
+    recorded = provenance.sentence(document.get("recorded"))
+    return ", ".join(parts) + (f". {recorded}" if recorded else "")
 
 
 def _shots(measure):

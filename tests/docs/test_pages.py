@@ -236,3 +236,14 @@ def test_links_between_the_repositorys_pages_lead_somewhere():
             assert path.exists(), f"{page}: {target}"
             if anchor and path.suffix == ".md":
                 assert anchor in anchors(path), f"{page}: {target}#{anchor}"
+
+
+def test_pages_of_figures_say_when_and_how_these_were_recorded():
+    pages = [page for page in (DOCS / "benchmarks").glob("*.md") if page.name != "README.md"]
+    pages += [DOCS / "evaluation" / f"{name}.md" for name in ("quality", "safety", "forking")]
+    pages += [DOCS / name / "README.md" for name in ("quantization", "tpu", "griffin-tiny")]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert re.search(
+            r"Recorded on \d{4}-\d\d-\d\d at commit \w{7}\+?: `python -m experiments\.\w+", text
+        ), page
