@@ -16,6 +16,7 @@ import numpy as np
 from griffin_jax.inference import prefill
 from griffin_jax.inference.decode import Rows, draw_burst, entry_of, insert_row, take
 from griffin_jax.inference.drawing import Needs, settings_of
+from griffin_jax.inference.grammar import words_of
 from griffin_jax.inference.row_states import fresh_row, lower_read
 from griffin_jax.models import Griffin
 
@@ -42,22 +43,32 @@ def programs_of_rows(
       model: The model.
       params: Its parameters.
       burst: Steps in one dispatch at most.
-      needs: What is drawn; neither penalties nor a bias nor masks.
+      needs: What the programs are to do.
       sizes: The numbers of rows.
       more: Further ones, from and to which pools grow and shrink.
     """
-    row = _shapes(fresh_row(model, params, _TOKENS))
-    entry = entry_of(0, 0, 0, np.zeros(2, np.uint32), (), settings_of(None)).replace(state=row)
-    rows = {size: _shape_of_rows(model, params, size) for size in {*sizes, *more}}
+    vocab_size = model.config.vocab_size
+    entry = entry_of(0, 0, 0, np.zeros(2, np.uint32), (), settings_of(None)).replace(
+        state=_shapes(fresh_row(model, params, _TOKENS)),
+        counts=np.zeros(vocab_size, np.int32) if needs.penalties else None,
+        bias=np.zeros(vocab_size, np.float32) if needs.bias else None,
+    )
+    rows = {size: _shape_of_rows(model, params, size, needs) for size in {*sizes, *more}}
     for size in sizes:
         wanted, steps = np.ones(size, bool), np.int32(0)
+        masks = None
+        if needs.masks:
+            masks = prefill.put(params, np.zeros((size, words_of(vocab_size)), np.uint32))
         how = model, burst, needs, (), params
         yield (
             ("draw", size, needs),
-            functools.partial(draw_burst.lower, *how, rows[size], wanted, steps, None),
+            functools.partial(draw_burst.lower, *how, rows[size], wanted, steps, masks),
         )
     for size in sizes:
-        yield ("insert", size), functools.partial(insert_row.lower, rows[size], np.int32(0), entry)
+        yield (
+            ("insert", size, needs.penalties, needs.bias),
+            functools.partial(insert_row.lower, rows[size], np.int32(0), entry),
+        )
     for before in rows:
         for size in rows:
             if before != size and (before in sizes or size in sizes):
@@ -105,14 +116,23 @@ def compile_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _shape_of_rows(model: Griffin, params: dict, size: int) -> Rows:
-    """Returns the shapes of what `empty_rows` returns, and where its arrays lie."""
+def _shape_of_rows(model: Griffin, params: dict, size: int, needs: Needs) -> Rows:
+    """Returns the shapes of what `empty_rows` returns, with what is wide, and where arrays lie."""
     where = prefill.companion_sharding(params)
     values = entry_of(0, 0, 0, np.zeros(2, np.uint32), (), settings_of(None))
     values = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((size, *np.shape(x)), x.dtype, sharding=where), values
     )
-    return values.replace(state=prefill.shape_of_state(model, params, size, _TOKENS))
+
+    def wide(dtype):
+        zeros = np.zeros((size, model.config.vocab_size), dtype)
+        return _shapes(prefill.put(params, zeros, "batch", "vocabulary"))
+
+    return values.replace(
+        state=prefill.shape_of_state(model, params, size, _TOKENS),
+        counts=wide(np.int32) if needs.penalties else None,
+        bias=wide(np.float32) if needs.bias else None,
+    )
 
 
 def _shapes(arrays: Any) -> Any:

@@ -68,6 +68,10 @@ class Needs(NamedTuple):
         return Needs(*map(max, self, other))
 
 
+# Of a program for all that a row can need, but for lists of the most likely tokens.
+EVERYTHING = Needs(draws=True, filters=True, penalties=True, bias=True, masks=True)
+
+
 def settings_of(sampling: SamplingConfig | None, method: int = -1) -> Settings:
     """Returns the settings of one row, scalars; None for a row that a method of the user's draws."""
     sampling = sampling or SamplingConfig()

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from griffin_jax.config import GriffinConfig
 from griffin_jax.inference import compiling, prefill
 from griffin_jax.inference.context import Context
-from griffin_jax.inference.drawing import Needs
+from griffin_jax.inference.drawing import EVERYTHING, Needs
 from griffin_jax.inference.grammar import Grammar
 from griffin_jax.inference.plan import make_plan
 from griffin_jax.inference.pool import Pool
@@ -230,29 +230,36 @@ class Engine:
         texts: Sequence[int] | None = None,
         *,
         sampling: bool = True,
+        everything: bool = False,
         threads: int | None = None,
     ) -> None:
         """Compiles what requests will need, several programs at once; from any thread.
 
         From then on the rows are as many as were compiled for, as long as one of these numbers
-        suffices. Programs for penalties, biases, grammars, lists of likely tokens and drafts are
-        compiled when they are first needed, as all are without this.
+        suffices. Where a request needs more than the programs do, all rows are run by one program
+        for everything, of as many rows as there are slots, which `everything` compiles ahead, too.
+        Programs for lists of likely tokens, ways of drawing of one's own, drafts and texts that outgrow
+        an unbounded window's slots are compiled when they are first needed, as all are without this.
 
         Args:
           texts: For so many texts at once, whose programs serve fewer as well; None for all numbers
             that there may be.
           sampling: Have every program draw at temperatures and keep to filters where a request
             asks for it, so that greedy and other requests share one.
+          everything: Compile also for penalties, biases, allowed tokens, grammars and `min_tokens`.
           threads: Programs that are compiled at once; None for as many as there are cores.
         """
         pool, reader = self._scheduler.pool, self._scheduler.reader
         pool.needs = Needs(draws=True, filters=True) if sampling else Needs()
+        most = pool.sizes([pool.slots])
         sizes = pool.sizes(range(1, pool.slots + 1) if texts is None else texts)
         given = self.model, self.params
         programs = dict(
             compiling.programs_of_rows(*given, self._burst, pool.needs, sizes, pool.compiled)
         )
         programs |= compiling.programs_of_calls(*given, reader.calls(max(sizes)))
+        if everything:
+            programs |= compiling.programs_of_rows(*given, self._burst, EVERYTHING, most, ())
         left = {key: one for key, one in programs.items() if key not in self._compiled}
         compiling.compile_all(left, lambda: not self._closed, threads)
         self._compiled |= left.keys()

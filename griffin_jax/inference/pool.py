@@ -18,7 +18,7 @@ from griffin_jax.inference.decode import (
     leave,
     take,
 )
-from griffin_jax.inference.drawing import IN_PROMPT, Needs
+from griffin_jax.inference.drawing import EVERYTHING, IN_PROMPT, Needs
 from griffin_jax.inference.grammar import words_of
 from griffin_jax.inference.pace import Pace
 from griffin_jax.inference.request import Request
@@ -63,9 +63,11 @@ class Pool:
       slots: How many rows there are at most.
       requests: The request of each row; None where a row is free.
       keeps_states: Whether a request keeps the state of its row when it leaves, asked for or not.
-      needs: What every program does at least, so that fewer serve.
-      compiled: Numbers of rows whose programs were compiled ahead, ascending. There are no others as
-        long as one of these holds all rows in use.
+      needs: What the programs do that were compiled ahead, so that one serves what needs less. Where
+        a row needs more, all rows are run by a program for everything, of as many rows as there may be:
+        the only other one.
+      compiled: Numbers of rows whose programs were compiled ahead, ascending; none where programs are
+        compiled as they are needed. There are no others as long as one of these holds all rows in use.
     """
 
     def __init__(
@@ -145,11 +147,14 @@ class Pool:
           request: The request.
           expected: How many are about to be admitted, this one included.
         """
+        plan, vocab_size = request.plan, self._model.config.vocab_size
+        self._need(plan.needs, alone=not self.active)
         if None not in self.requests:
             self._resize(len(self.active) + expected)
+        elif self._for_everything and len(self.requests) < self._size_for(1):
+            self._resize(1)
+        self._widen()
         slot = self.requests.index(None)
-        plan, vocab_size = request.plan, self._model.config.vocab_size
-        self._prepare(plan.needs, alone=not self.active)
         self._make_room(request.room)
         entry = entry_of(
             plan.tokens[-1],
@@ -299,7 +304,7 @@ class Pool:
         for slot, request in enumerate(self.requests):
             if request is not None and request.mask is not None:
                 masks[slot] = request.mask
-        return masks
+        return prefill.put(self._params, masks)
 
     def _release_dispatched(self):
         """Frees the rows of requests whose last token is under way, for others to have."""
@@ -332,13 +337,21 @@ class Pool:
         if self._speculator is not None and None not in costs and jax.process_count() == 1:
             self._speculator.cost = costs[0] / costs[1]
 
-    def _prepare(self, needs, alone):
-        """Has the program serve a row that enters, and makes the wide arrays that it needs.
+    @property
+    def _for_everything(self):
+        return bool(self.compiled) and self._needs != self.needs
+
+    def _need(self, needs, alone):
+        """Has the program serve a row that enters.
 
         What rows needed that have left stays until the pool was empty: a program costs more to
         compile than to do too much for a while.
         """
-        self._needs = self.needs | (needs if alone else self._needs | needs)
+        needs = self.needs | (needs if alone else self._needs | needs)
+        self._needs = EVERYTHING | needs if self.compiled and needs != self.needs else needs
+
+    def _widen(self):
+        """Makes the wide arrays that the program needs, and lets go of others."""
         shape = (len(self.requests), self._model.config.vocab_size)
 
         def wide(needed, array, dtype):
@@ -368,6 +381,8 @@ class Pool:
 
     def _size_for(self, rows):
         """Returns how many rows a pool has in which at least so many are in use."""
+        if self._for_everything:
+            rows = self.slots
         size = prefill.batch_size_for(min(rows, self.slots), self._params)
         return next((there for there in self.compiled if there >= size), size)
 

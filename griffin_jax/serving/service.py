@@ -106,7 +106,7 @@ class Service:
             log.info("ready", extra=took())
             beside = max((os.cpu_count() or 1) // 2, 1)
             await self._compile((1,), beside)
-            await self._compile(None, beside)
+            await self._compile(None, beside, everything=True)
             self.compiled = True
             log.info("compiled", extra=took())
         except Exception:
@@ -114,10 +114,13 @@ class Service:
             if self.state == STARTING:
                 self.state = FAILED
 
-    async def _compile(self, texts, threads=None):
-        sampling = self.settings.compile_sampling
+    async def _compile(self, texts, threads=None, everything=False):
         await run_in_threadpool(
-            self.worker.engine.compile_ahead, texts, sampling=sampling, threads=threads
+            self.worker.engine.compile_ahead,
+            texts,
+            sampling=self.settings.compile_sampling,
+            everything=everything and self.settings.compile_sampling,
+            threads=threads,
         )
 
     async def drain(self, seconds: float) -> int:

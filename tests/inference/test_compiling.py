@@ -64,6 +64,33 @@ def test_programs_of_many_rows_serve_fewer_until_there_are_others(lm):
                     assert request.result().tokens == expected.tokens
 
 
+def test_one_program_serves_whatever_else_a_request_may_need(lm):
+    kinds = (
+        {"sampling": SETTINGS[2]},
+        {"temperature": 1.0, "presence_penalty": 0.5, "repetition_penalty": 1.2},
+        {"logit_bias": {70: 2.0}},
+        {"temperature": 0.5, "min_tokens": 4},
+        {"allowed_tokens": (70, 71, 72)},
+    )
+    prompt = [*PROMPTS[1]]
+    alone = [lm.sample([prompt], 12, seed=[i], **kind)[0] for i, kind in enumerate(kinds[:3])]
+    with lm.engine(slots=4) as engine:
+        engine.compile_ahead(everything=True)
+        engine.submit(prompt, 2).result()
+        with compilation() as compiled:
+            for order in ((0, 1, 2), (2, 0), (1,), (0,), (3, 0, 4), (0, 0)):
+                requests = {i: engine.submit(prompt, 12, seed=i, **kinds[i]) for i in order}
+                engine.run()
+                for i, request in requests.items():
+                    if i < 3:
+                        assert request.result().tokens == alone[i].tokens
+                    assert request.result().finish_reason == "length"
+        assert compiled.programs == 0
+        # Who needs nothing of the kind has the rows of fewer texts again.
+        engine.submit(prompt, 80).result()
+        assert len(engine._scheduler.pool.requests) == 1
+
+
 def test_nothing_more_is_compiled_for_an_engine_that_is_closed(lm, monkeypatch):
     lowered = []
     monkeypatch.setattr(compiling, "lower_read", lambda *_: lowered.append(1))
