@@ -2,7 +2,7 @@
 
 Clients ask with mixed settings, streaming or not, some read slowly, some leave in the middle, some break
 their connection off. Every answer that comes to its end must be the one that the model gives alone. In
-the last half nothing may grow: texts, states, open files, memory. It prints what it found, and fails if
+the last half nothing may grow: texts, states, open files, memory, programs. It prints what it found, and fails if
 anything is wrong.
 """
 
@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 
 import griffin_jax
+from griffin_jax.benchmarks.timing import Compilation, compilation
 from griffin_jax.inference import SamplingConfig
 from griffin_jax.language_model import LanguageModel
 from tests.serving.running import Running, running
@@ -170,8 +171,8 @@ _ELSEWHERE = ("prompt", "max_tokens", "seed", "stop")
 class Watch:
     """Looks once a second at what a server takes."""
 
-    def __init__(self, server: Running):
-        self._server = server
+    def __init__(self, server: Running, compiled: Compilation):
+        self._server, self._compiled = server, compiled
         self.rows: list[dict[str, float]] = []
 
     async def run(self) -> None:
@@ -190,6 +191,7 @@ class Watch:
             "files": len(os.listdir("/proc/self/fd")),
             "open": self._server.service.worker.num_open,
             "state_bytes": load.state_bytes,
+            "programs": self._compiled.programs,
         }
 
 
@@ -203,9 +205,14 @@ def main():
     options = parser.parse_args()
     # In bfloat16 the products of more rows round otherwise, and a near tie falls the other way.
     lm = griffin_jax.load(options.model, dtype="float32")
-    with running(lm, slots=options.slots, waiting=256, compile_sampling=True) as server:
+    with (
+        running(lm, slots=options.slots, waiting=256, compile_sampling=True) as server,
+        compilation() as compiled,
+    ):
+        while not server.service.compiled:
+            time.sleep(0.1)
         clients = Clients(server.url, options.seconds)
-        watch = Watch(server)
+        watch = Watch(server, compiled)
 
         async def both():
             watching = asyncio.create_task(watch.run())
