@@ -14,17 +14,18 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     # "griffin-tiny", a folder of a model, or a name on the Hub.
     config.model = "griffin-tiny"
-    # What clients call it; None is the last part of `model`.
+    # What clients call the model; by default the last part of `model`.
     config.name = config_dict.placeholder(str)
-    # 127.0.0.1 is this machine alone.
+    # The address to listen on; 127.0.0.1 is this machine only.
     config.host = "127.0.0.1"
     config.port = 8000
-    # A file with an API key a line; the environment's GRIFFIN_API_KEY is one, too.
+    # A file with one API key per line; the environment's GRIFFIN_API_KEY is one, too.
     config.api_key_file = config_dict.placeholder(str)
-    # Texts that are written at once; how many more may wait.
+    # How many texts are generated at once.
     config.slots = 8
+    # How many more may wait.
     config.waiting = 256
-    # A folder in which contexts outlive the process.
+    # The folder of saved contexts; by default they end with the process.
     config.contexts = config_dict.placeholder(str)
     # How devices share the model (griffin_jax.sharding.MeshShape); one of them may be -1, the rest.
     config.mesh = {"data": 1, "fsdp": 1, "model": 1, "sequence": 1}

@@ -4,9 +4,9 @@
   python -m experiments.serve --config.model=FOLDER --config.port=80   another model, another port
   python -m experiments.serve --config=configs/serve_gpu.py            a 9B model on a GPU
 
-The page at the server's address talks to the model; docs/serving says what else there is. The config
-says what is served and within what bounds; the default, configs/serve.py, lists all fields. Logs go to
-standard error, a JSON line each. SIGTERM or Ctrl-C lets open requests end, a second one does not.
+Open the server's address in a browser for a chat page; docs/serving describes the endpoints. The config
+sets the model and the limits. Logs go to standard error as JSON lines. On SIGTERM or Ctrl-C the server
+finishes open requests; a second one ends it at once.
 """
 
 import dataclasses

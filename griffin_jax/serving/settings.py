@@ -15,28 +15,28 @@ class ServerSettings:
     """The settings of a server.
 
     Attributes:
-      host: The address that it listens on; 127.0.0.1 is this machine alone.
+      host: The address to listen on; 127.0.0.1 is this machine only.
       port: The port; 0 takes a free one.
-      name: What clients call the model; the last part of `model` by default.
-      slots: How many texts are read and written at once.
+      name: What clients call the model; by default the last part of `model`.
+      slots: How many texts are read and generated at once.
       waiting: How many more may wait.
       most_choices: How many texts one request may ask for: prompts times `n` or `best_of`.
-      most_prompt_tokens: The longest prompt, a context included.
-      most_new_tokens: The longest answer; a chat gets so many where it does not say.
-      most_seconds: After which a request ends with what it has.
-      most_body_bytes: The largest body of a request, files of contexts aside.
-      body_seconds: How long a client may take to send one.
-      drain_seconds: How long open requests may go on after SIGTERM.
-      prefix_cache_bytes: What the beginnings of texts may keep on the device; 0 keeps nothing.
-      prefix_cache_host_bytes: What those may keep in the host's memory that had to leave it.
-      prefix_cache_exact: Whether a text gets the very bits that it gets without the cache.
-      contexts: The folder of saved contexts; None for one that goes with the process.
-      context_bytes: What the contexts of one API key may take in that folder.
-      context_device_bytes: What contexts in use may take on the device.
-      api_key_file: A file with an API key a line. The environment's GRIFFIN_API_KEY is one, too.
-        Without any, whoever reaches the port may ask.
-      allow_origins: Whose pages a browser lets ask (CORS), "*" for all; none by default.
-      log_text: Whether logs hold prompts and answers.
+      most_prompt_tokens: The longest prompt, its context included.
+      most_new_tokens: The longest answer, and a chat's default.
+      most_seconds: The time limit of a request, which then returns what it has.
+      most_body_bytes: The largest body of a request, except files of contexts.
+      body_seconds: How long a client may take to send a body.
+      drain_seconds: How long open requests may continue after SIGTERM.
+      prefix_cache_bytes: Device memory for the prefix cache; 0 turns it off.
+      prefix_cache_host_bytes: Host memory for states that leave the device.
+      prefix_cache_exact: Whether answers equal, bit for bit, those without the cache.
+      contexts: The folder of saved contexts; by default they end with the process.
+      context_bytes: Space in that folder for the contexts of one API key.
+      context_device_bytes: Device memory for contexts in use.
+      api_key_file: A file with one API key per line. The environment's GRIFFIN_API_KEY is one, too.
+        Without any key, everybody who reaches the port may send requests.
+      allow_origins: Sites whose pages may send requests (CORS), "*" for all.
+      log_text: Whether logs contain prompts and answers.
       compile_sampling: Whether the programs that are compiled before the server is ready also draw
         at temperatures and keep to filters (top_k, top_p, min_p); else those are compiled when they
         are first needed.
