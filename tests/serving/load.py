@@ -171,8 +171,8 @@ _ELSEWHERE = ("prompt", "max_tokens", "seed", "stop")
 class Watch:
     """Looks once a second at what a server takes."""
 
-    def __init__(self, server: Running, compiled: Compilation):
-        self._server, self._compiled = server, compiled
+    def __init__(self, server: Running, compiled: Compilation | None = None):
+        self._server, self._compiled = server, compiled or Compilation()
         self.rows: list[dict[str, float]] = []
 
     async def run(self) -> None:
