@@ -41,6 +41,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "presence_penalty": 0.5, "repetition_penalty": 1.2},
     {"temperature": 1.0, "stop": "the"},
 )
+KINDS = ("whole", "stream", "slow", "left", "broken")
 
 
 class Clients:
@@ -52,12 +53,15 @@ class Clients:
       gaps: Seconds between one part of a stream and the next.
     """
 
-    def __init__(self, url: str, seconds: float, seed: int = 0, tokens: int = 24):
+    def __init__(self, url: str, seconds: float, seed: int = 0, tokens: int = 24, least: int = 0):
+        """Makes clients that go on for so many seconds, and until there are so many answers and each
+        kind of client was among them.
+        """
         self.answers: list[tuple[dict[str, Any], str, str]] = []
         self.counts: collections.Counter[str] = collections.Counter()
         self.gaps: list[float] = []
         self._url, self._tokens = url, tokens
-        self._until = time.monotonic() + seconds
+        self._until, self._least = time.monotonic() + seconds, least
         self._random = random.Random(seed)
 
     def run(self, count: int) -> None:
@@ -71,19 +75,23 @@ class Clients:
 
     async def _one(self, client):
         draw = self._random
-        while time.monotonic() < self._until:
+        while time.monotonic() < self._until or self._lacks():
             body = {
                 "prompt": draw.choice(PROMPTS),
                 "max_tokens": draw.choice((1, self._tokens // 2, self._tokens)),
                 "seed": draw.randrange(4),
                 **draw.choice(SETTINGS),
             }
-            kind = draw.choices(("whole", "stream", "slow", "left", "broken"), (3, 4, 1, 1, 1))[0]
+            kind = draw.choices(KINDS, (3, 4, 1, 1, 1))[0]
             try:
                 await getattr(self, f"_{kind}")(client, body)
             except httpx.HTTPError as error:
                 self.counts[f"failed: {type(error).__name__}"] += 1
             await asyncio.sleep(0)
+
+    def _lacks(self):
+        least = self._least
+        return len(self.answers) < least or (least and not {*KINDS} <= {*self.counts})
 
     async def _whole(self, client, body):
         response = await client.post("/v1/completions", json=body)
