@@ -79,25 +79,6 @@ def text(name: str, title: str) -> ConfigDict:
     return config
 
 
-def small(config: ConfigDict) -> None:
-    """Makes a study of text one that two cores of a CPU do in some minutes."""
-    config.shorter = (
-        "models of three blocks, width 64 unless said otherwise, on two cores of a CPU: 300 steps of "
-        "1,024 tokens of old books, two seeds."
-    )
-    config.base = TEXT | {
-        "width": 64,
-        "mlp_width": 192,
-        "num_layers": 3,
-        "num_heads": 2,
-        "attention_window": 64,
-    }
-    config.knobs.length, config.batch_size, config.dtype = 128, 8, "float32"
-    config.learning_rates, config.seeds, config.steps = (5e-3,), (0, 1), 300
-    config.optimizer, config.eval_every, config.loss_chunks = {"warmup_steps": 30}, 50, 1
-    config.test_rows = 64
-
-
 def shrink(config: ConfigDict, knobs: dict, tests: tuple = ({},)) -> None:
     """Makes a study one of seconds, which shows that it runs and nothing else."""
     config.name += "_tiny"

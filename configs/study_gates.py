@@ -10,7 +10,7 @@ file's name it learns from this project's source in seconds, which shows nothing
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import RECURRENCES, TEXT, shrink, small, text
+from configs.studies_base import RECURRENCES, TEXT, shrink, text
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -26,9 +26,6 @@ def get_config(size: str = "") -> ConfigDict:
     config.models = RECURRENCES
     config.learning_rates = (1e-3, 3e-3)
     config.steps = 600
-    if size == "cpu":
-        config.name += "_cpu"
-        small(config)
     # What is put to the test; see griffin_jax.studies.claims.
     config.claims = (
         {

@@ -10,7 +10,7 @@ tokens the laws flatten. With :tiny behind the file's name it takes seconds, and
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import TEXT, A, R, shrink, small, text
+from configs.studies_base import TEXT, A, R, shrink, text
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -39,20 +39,6 @@ def get_config(size: str = "") -> ConfigDict:
     config.steps = 600
     # How plots and laws are drawn: over what.
     config.law = "parameters"
-    if size == "cpu":
-        config.name += "_cpu"
-        small(config)
-        config.variants = {
-            f"width {width}": {
-                "base": {
-                    "width": width,
-                    "mlp_width": 3 * width,
-                    "num_layers": layers,
-                    "num_heads": 2,
-                }
-            }
-            for width, layers in ((32, 3), (64, 3), (128, 3))
-        }
     # What is put to the test; see griffin_jax.studies.claims.
     config.claims = (
         {

@@ -10,7 +10,7 @@ the length. With :tiny behind the file's name it takes seconds, and shows nothin
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import TEXT, A, R, shrink, small, text
+from configs.studies_base import TEXT, A, R, shrink, text
 
 GRIFFIN = {"block_pattern": (R, R, A)}
 
@@ -35,21 +35,7 @@ def get_config(size: str = "") -> ConfigDict:
         "rows of 4,096": {"knobs": {"length": 4096}, "run": {"batch_size": 4}},
     }
     config.steps = 600
-    if size == "cpu":
-        config.name += "_cpu"
-        small(config)
-        config.models = {
-            f"Griffin, window {window}": GRIFFIN | {"attention_window": window}
-            for window in (8, 32, 128)
-        } | {"Transformer": config.models["Transformer"]}
-        config.variants = {
-            f"rows of {length}": {
-                "knobs": {"length": length},
-                "run": {"batch_size": 1024 // length},
-            }
-            for length in (128, 512)
-        }
-    widest = list(config.models)[-2]
+    widest = "Griffin, window 1,024"
     # What is put to the test; see griffin_jax.studies.claims.
     config.claims = (
         {

@@ -19,7 +19,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-TUTORIALS = ("sample", "state", "pack", "lora", "train")
+TUTORIALS = ("sample", "state", "inside", "induction", "steer", "pack", "lora", "train")
 # Blocks that a comment stands above are not run; they stay text.
 _BLOCK = re.compile(r"(?<! -->\n)^```(python|sh)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 _COMMAND = "griffin-jax"

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 
 from absl import flags
 
@@ -24,7 +25,14 @@ from griffin_jax.files import write_json, write_text
 from griffin_jax.loading import load
 from griffin_jax.models import Griffin
 from griffin_jax.paths import make_folder, resolve
-from griffin_jax.studies import claims, long_documents_report, memory_report, report, speed_report
+from griffin_jax.studies import (
+    claims,
+    compared,
+    long_documents_report,
+    memory_report,
+    report,
+    speed_report,
+)
 from griffin_jax.studies.together import read_params
 from griffin_jax.training.corpus import read_documents
 
@@ -81,6 +89,10 @@ def _summarize(folder):
 
 
 def _train(study, name):
+    if study.measured:
+        found = json.loads(Path(study.measured).read_text(encoding="utf-8"))
+        results = compared.results(found, next(iter(study.variants)))
+        return {"device": study.device, "total": len(list(study.runs())), "results": results}
     runs = make_folder(resolve(_RUN.value, "--run") / name, "--run")
     seconds = None if _MINUTES.value is None else 60 * _MINUTES.value
     results = studies.carry_out(study, runs, seconds, told=_tell, part=_part())
@@ -142,6 +154,10 @@ def _answer(study, _):
 
 
 def _time_steps(study, _):
+    if study.measured:
+        found = json.loads(Path(study.measured).read_text(encoding="utf-8"))
+        rows = studies.step_time.rows_of_benchmark(study, found)
+        return {"device": _device(found["machine"]), "rows": rows}
     rows = []
     for row in studies.step_time.measure(study, _tell):
         _tell(f"{row}")
@@ -150,9 +166,17 @@ def _time_steps(study, _):
 
 
 def _time_scans(study, _):
+    if study.measured:
+        found = json.loads(Path(study.measured).read_text(encoding="utf-8"))
+        rows = studies.scans.rows_of_benchmark(study, found)
+        return {"device": _device(found["machine"]), "limits": found["limits"], "rows": rows}
     # On a CPU the limits say nothing that a scan comes near.
     limits = Limits(1e10, 1e11, 1e11) if study.seconds == 0 else measure_limits()
     return {"limits": limits.to_dict(), "rows": studies.scans.measure(study, limits, _tell)}
+
+
+def _device(machine):
+    return f"{machine['device']} ({machine['processor']}, {machine['cores']} cores)"
 
 
 def _with_fields(write):

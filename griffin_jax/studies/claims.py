@@ -31,16 +31,17 @@ class Verdict:
 def check_claims(claims: Sequence[Mapping[str, Any]]) -> None:
     """Raises ValueError for a claim that is not one.
 
-    A claim is a dict of `says`, its words, and `if`, a list of conditions that must all be met. A
+    A claim is a dict of `says`, its words, `if`, a list of conditions that must all be met, and maybe
+    `given`, conditions without which nothing is reached, such as that a task was learned at all. A
     condition is a quantity (a list, which a study's lookup knows), a relation, and a number, or a
     number and another quantity, which it multiplies.
     """
     for claim in claims:
-        if set(claim) != {"says", "if"} or not claim["if"]:
+        if {"says", "if"} != set(claim) - {"given"} or not claim["if"]:
             raise ValueError(
                 f"a claim has says and if, with a condition or more; got {dict(claim)}"
             )
-        for condition in claim["if"]:
+        for condition in (*claim["if"], *claim.get("given", ())):
             if len(condition) not in (3, 4) or condition[1] not in _RELATIONS:
                 raise ValueError(
                     "a condition is a quantity, one of < <= > >=, a number, and maybe another "
@@ -54,8 +55,18 @@ def judge(claims: Sequence[Mapping[str, Any]], lookup: Lookup) -> list[dict[str,
 
 
 def _judge(claim, lookup):
+    met, figures = _met(claim["if"], lookup)
+    given, why = _met(claim.get("given", ()), lookup)
+    if not all(given):
+        return Verdict(claim["says"], MISSING, "; ".join(dict.fromkeys(why + figures)))
+    verdict = FAILS if False in met else MISSING if None in met else HOLDS
+    return Verdict(claim["says"], verdict, "; ".join(dict.fromkeys(figures)))
+
+
+def _met(conditions, lookup):
+    """Which conditions are met, None where that is not known, and the figures that say so."""
     met, figures = [], []
-    for quantity, relation, number, *other in claim["if"]:
+    for quantity, relation, number, *other in conditions:
         left = lookup(*quantity)
         right = lookup(*other[0]) if other else 1.0
         figures.append(_in_words(quantity, left))
@@ -65,8 +76,7 @@ def _judge(claim, lookup):
             met.append(_RELATIONS[relation](left, number * right))
         else:
             met.append(None)
-    verdict = FAILS if False in met else MISSING if None in met else HOLDS
-    return Verdict(claim["says"], verdict, "; ".join(dict.fromkeys(figures)))
+    return met, figures
 
 
 def _in_words(quantity, value):

@@ -131,12 +131,12 @@ def table(results: Results, solved: float, counted: str = "rows") -> str:
             [
                 f"{model}, {variant}" if variant else model,
                 f"{runs[0]['parameters']:,}",
-                f"{runs[0]['learning_rate']:g}",
+                "" if runs[0]["learning_rate"] is None else f"{runs[0]['learning_rate']:g}",
                 f"{len(runs)}, stopped at {runs[0]['stopped']:,}"
                 if "stopped" in runs[0]
                 else len(runs),
                 _spread([_loss(run) for run in runs], "{:.3f}"),
-                " / ".join(shown),
+                " / ".join(shown) if runs[0]["curve"] else "",
                 *(_spread_of_tests(runs, test, counted) for test in tests),
             ]
         )
@@ -243,7 +243,9 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
     results = found["results"]
     done = [run for run in results if "stopped" not in run]
     plt, paths, images = pyplot(), [], []
-    plots: dict[str, Callable] = {"curves": curves}
+    plots: dict[str, Callable] = {}
+    if any(run["curve"] for run in results):
+        plots["curves"] = curves
     by_position = any("by_position" in x for run in results for x in run["tests"].values())
     if by_position:
         plots["positions"] = positions

@@ -1,13 +1,16 @@
 """Which scan is fastest over lengths and widths, forward and backward (figure 8)."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from griffin_jax.benchmarks import kernels
 from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.fields import check_fields, field
 from griffin_jax.studies.claims import check_claims
+
+_CASE = re.compile(r"forward( and backward)?, (\d+) x (\d+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,7 @@ class ScansStudy:
       shorter: What is run otherwise than in the paper, for captions.
       lengths: Tokens, T.
       widths: Channels, R.
+      measured: A JSON file of `experiments.benchmark` whose rows are taken in place of timing any.
       operations: Those of `benchmarks.kernel_cases.recurrence_cases`.
       dtype: That of the RG-LRU's inputs; the linear recurrence is float32.
       seconds: How long a loop of calls takes at a twentieth of the device's limit.
@@ -32,6 +36,7 @@ class ScansStudy:
     shorter: str = ""
     lengths: tuple[int, ...] = field((2048,), filled=True)
     widths: tuple[int, ...] = field((1024,), filled=True)
+    measured: str = ""
     operations: tuple[str, ...] = field(("linear_recurrence",), filled=True)
     dtype: str = "bfloat16"
     seconds: float = field(0.1, at_least=0)
@@ -41,6 +46,25 @@ class ScansStudy:
     def __post_init__(self):
         check_fields(self)
         check_claims(self.claims)
+
+
+def rows_of_benchmark(study: ScansStudy, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of `experiments.benchmark` that are of a study, as `measure` has them.
+
+    Args:
+      study: The settings, whose operations, lengths and widths are looked for.
+      found: What the benchmark's JSON file holds.
+    """
+    rows = []
+    for row in found["rows"]:
+        case = _CASE.fullmatch(row.get("case", ""))
+        if row["what"] != "kernel" or row["operation"] not in study.operations or not case:
+            continue
+        about = {"length": int(case[2]), "width": int(case[3]), "backward": bool(case[1])}
+        if about["length"] in study.lengths and about["width"] in study.widths:
+            # A plain function has no kernels to choose from, and goes by its operation's name.
+            rows.append(about | row | {"kernel": row.get("kernel") or row["operation"]})
+    return rows
 
 
 def measure(

@@ -15,9 +15,9 @@ from griffin_jax.tracing.plots import pyplot
 
 
 def ratios(found: Mapping[str, Any]) -> dict[str, dict[int, float]]:
-    """Returns each model's times by length, over that of the first model at the first length."""
+    """Returns each model's times by length, over that of the model compared with at its first."""
     rows = [row for row in found["rows"] if "seconds" in row]
-    base = rows[0]["seconds"]["median"]
+    base = next(x for x in rows if x["model"] == found["compared_with"])["seconds"]["median"]
     models: dict[str, dict[int, float]] = {}
     for row in rows:
         models.setdefault(row["model"], {})[row["length"]] = row["seconds"]["median"] / base
@@ -26,7 +26,7 @@ def ratios(found: Mapping[str, Any]) -> dict[str, dict[int, float]]:
 
 def step_time_verdicts(study: StepTimeStudy, found: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the verdicts on claims of a quantity's name, a model and a length: relative times."""
-    times = ratios(found)
+    times = ratios({"compared_with": study.compared_with} | found)
     return judge(study.claims, lambda _, model, length: times.get(model, {}).get(length))
 
 

@@ -65,6 +65,9 @@ class Study:
       checkpoint_every: Updates between checkpoints.
       loss_chunks: Parts of a row whose logits exist at a time, for large vocabularies.
       together: Runs of a model that are one program, at most, as many as there are by default (0).
+      measured: The results.json of `experiments.compare_training`, whose models are taken for those of
+        the first variant, in place of training any.
+      device: What those were trained on.
       counted: What an accuracy is of: "rows" without a wrong answer, or "tokens", single answers.
       law: "parameters" draws the held-out loss over the size of models, with a power law for each.
       claims: Statements to test; see `claims.check_claims` and `report.lookup`.
@@ -92,6 +95,8 @@ class Study:
     checkpoint_every: int = field(5000, at_least=1)
     loss_chunks: int = field(1, at_least=1)
     together: int = field(0, at_least=0)
+    measured: str = ""
+    device: str = ""
     counted: str = field("rows", one_of=("rows", "tokens"))
     law: str = field("", one_of=("", "parameters"))
     claims: tuple[Any, ...] = ()

@@ -36,6 +36,14 @@ def test_the_verdict_is_that_of_all_conditions(conditions, verdict, figures):
     assert f"| [t](some.md) | x | **{verdict}** |" in page
 
 
+def test_nothing_is_reached_where_something_is_not_given():
+    claim = {"says": "x", "if": [[("accuracy", "a"), "<", 0.1]]}
+    for given, verdict in ((0.2, "does not hold"), (0.6, "not reached")):
+        conditions = [[("accuracy", "a"), ">", given]]
+        (found,) = claims.judge([claim | {"given": conditions}], lookup)
+        assert found["verdict"] == verdict
+
+
 @pytest.mark.parametrize(
     "claim, message",
     [
@@ -43,6 +51,8 @@ def test_the_verdict_is_that_of_all_conditions(conditions, verdict, figures):
         ({"says": "x", "if": ()}, "with a condition or more"),
         ({"says": "x", "if": [[("a",), "=", 5]]}, "one of < <= > >="),
         ({"says": "x", "if": [[("a",), "<"]]}, "a condition is a quantity"),
+        ({"says": "x", "if": [[("a",), "<", 1]], "given": [[("a",)]]}, "a condition is a quantity"),
+        ({"says": "x", "if": [[("a",), "<", 1]], "unless": ()}, "a claim has says and if"),
     ],
 )
 def test_what_is_no_claim_is_one_line(claim, message):

@@ -33,7 +33,7 @@ def test_steps_are_timed_at_every_length(tmp_path):
         ("Griffin", 32, 1),
     ]
     assert told == ["Griffin: compiling 2 programs", "all programs are compiled"]
-    assert speed_report.ratios({"rows": rows})["Griffin"][16] == 1.0
+    assert speed_report.ratios({"rows": rows, "compared_with": "Griffin"})["Griffin"][16] == 1.0
     text = page(
         speed_report.write_step_time, speed_report.step_time_verdicts, STEPS, rows, tmp_path
     )
@@ -52,6 +52,29 @@ def test_scans_have_a_row_for_each_kernel_and_direction(tmp_path):
     assert "**holds**" in page(
         speed_report.write_scans, speed_report.scan_verdicts, study, rows, tmp_path
     )
+
+
+def test_rows_of_a_benchmark_are_taken_in():
+    row = {"what": "training", "length": 16, "document": 16, "remat": "none", "loss_chunks": 1,
+           "microbatches": 1}  # fmt: skip
+    others = [row | x for x in ({"length": 64}, {"document": 8}, {"remat": "dots"})]
+    found = step_time.rows_of_benchmark(STEPS, {"rows": [row, *others]})
+    assert found == [row | {"model": "Griffin"}]
+    study = ScansStudy(title="t", lengths=(16,), widths=(8,), operations=("a",))
+    row = {
+        "what": "kernel",
+        "operation": "a",
+        "case": "forward and backward, 16 x 8",
+        "kernel": None,
+    }
+    others = [row | x for x in ({"operation": "b"}, {"case": "forward, 16 x 9"}, {"case": "head"})]
+    (taken,) = scans.rows_of_benchmark(study, {"rows": [row, *others]})
+    assert taken == row | {"length": 16, "width": 8, "backward": True, "kernel": "a"}
+
+
+def test_times_are_relative_to_one_of_the_models():
+    with pytest.raises(ValueError, match="compared_with 'Hawk' must be one of models: Griffin"):
+        dataclasses.replace(STEPS, compared_with="Hawk")
 
 
 def test_a_length_that_does_not_divide_the_batch_is_one_line():
