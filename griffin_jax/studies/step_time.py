@@ -8,6 +8,7 @@ from griffin_jax.benchmarks.training import Bench, Variant
 from griffin_jax.config import DTYPES, GriffinConfig
 from griffin_jax.fields import check_fields, field
 from griffin_jax.studies.claims import check_claims
+from griffin_jax.training.train_step import data_mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,10 @@ def measure(
       told: Called of what is going on.
     """
     variant = Variant.parse(study.memory)
-    benches = {name: Bench(study.model(name), study.dtype, study.repeats) for name in study.models}
+    mesh = data_mesh()
+    benches = {
+        name: Bench(study.model(name), study.dtype, study.repeats, mesh) for name in study.models
+    }
     for name, bench in benches.items():
         told(f"{name}: compiling {len(study.lengths)} programs")
         bench.prepare([(study.tokens // length, length, variant) for length in study.lengths])

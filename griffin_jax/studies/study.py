@@ -1,5 +1,6 @@
 """A study: models, trained on a task with several seeds, and what they get right in the end."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from griffin_jax.benchmarks import memory
 from griffin_jax.config import DTYPES, GriffinConfig
 from griffin_jax.fields import check_fields, check_values, field
 from griffin_jax.files import write_json
@@ -242,7 +244,7 @@ def carry_out(
       curves so far, with the step where they were `stopped`.
 
     Raises:
-      ValueError: a folder holds runs of other settings.
+      ValueError: a folder holds runs of other settings, or runs do not fit the device.
     """
     ends = None if seconds is None else time.monotonic() + seconds
     results = []
@@ -251,8 +253,8 @@ def carry_out(
         missing = [run for run in group.runs if not _file(folder, run).exists()]
         mine = number % part[1] == part[0] - 1
         if missing and mine and (ends is None or time.monotonic() < ends):
-            with hold_run(place):
-                told(f"{group.folder}: begins or goes on")
+            told(f"{group.folder}: begins or goes on")
+            with hold_run(place), _fitting(group):
                 if _do(group, place, folder, ends, told):
                     told(f"{group.folder}: done")
         if all(_file(folder, run).exists() for run in group.runs):
@@ -260,6 +262,19 @@ def carry_out(
         elif (place / "curve.json").exists():
             results += _stopped(group, place)
     return results
+
+
+@contextlib.contextmanager
+def _fitting(group):
+    """Says in one line that runs do not fit the device."""
+    try:
+        with memory.meeting_limits():
+            yield
+    except memory.OutOfMemory as error:
+        raise ValueError(
+            f"{group.folder}: {len(group.runs)} runs beside each other do not fit the device ({error}); "
+            "give a smaller batch_size, fewer runs together, or shorter tests"
+        ) from error
 
 
 def _stopped(group, place):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from griffin_jax.kernels.local_attention import local_attention, local_attention_reference
-from griffin_jax.kernels.whole_rows import attend_whole_rows
+from griffin_jax.kernels.whole_rows import attend_whole_rows, one_document_a_row
 
 ROWS, TIME, SLOTS = 16, 12, 8
 
@@ -87,3 +87,28 @@ def test_rows_that_go_on_are_refused():
             reach=4,
             kernel="cudnn_rows_gpu",
         )
+
+
+@pytest.mark.parametrize("reach", [None, 5])
+def test_rows_that_are_promised_to_be_whole_need_no_branch_and_may_be_mapped(reach):
+    *qkv, weights = draw()
+    several = [np.stack([x, 2 * x]) for x in qkv]
+
+    def gradients(attend):
+        def loss(*qkv):
+            return jnp.sum(attend(*qkv, packed(0)) * weights)
+
+        return jax.vmap(jax.grad(loss, argnums=range(3)))
+
+    def refuse(*_):
+        raise AssertionError("rows with a border are not to be had")
+
+    attend = functools.partial(attend_whole_rows, reach=reach, attend=refuse, implementation="xla")
+    with one_document_a_row():
+        got = gradients(attend)(*several)
+        assert "cond" not in str(jax.make_jaxpr(gradients(attend))(*several))
+    expected = gradients(functools.partial(reference, reach=reach))(*several)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    with pytest.raises(AssertionError, match="rows with a border"):
+        attend(*qkv, packed(0))  # the promise ends with its block

@@ -78,6 +78,15 @@ def test_what_runs_have_learned_is_kept_in_place_of_their_checkpoint(done):
         read_params(folder, group.runs[0].model())
 
 
+def test_runs_that_do_not_fit_the_device_are_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError("40 GB are more than 30")
+
+    monkeypatch.setattr("griffin_jax.studies.study.train_together", full)
+    with pytest.raises(ValueError, match="do not fit the device .40 GB are more than 30.; give a"):
+        carry_out(tiny("selective_copying"), tmp_path)
+
+
 def test_parts_of_a_study_are_all_of_it(tmp_path):
     study = dataclasses.replace(tiny("selective_copying"), variants={str(i): {} for i in range(5)})
     groups = list(study.groups())
