@@ -229,6 +229,7 @@ class Engine:
         self,
         texts: Sequence[int] | None = None,
         *,
+        longest: int | None = None,
         sampling: bool = True,
         everything: bool = False,
         threads: int | None = None,
@@ -244,6 +245,7 @@ class Engine:
         Args:
           texts: For so many texts at once, whose programs serve fewer as well; None for all numbers
             that there may be.
+          longest: Of the calls that read, those of so many tokens at most; None for all.
           sampling: Have every program draw at temperatures and keep to filters where a request
             asks for it, so that greedy and other requests share one.
           everything: Compile also for penalties, biases, allowed tokens, grammars and `min_tokens`.
@@ -257,7 +259,8 @@ class Engine:
         programs = dict(
             compiling.programs_of_rows(*given, self._burst, pool.needs, sizes, pool.compiled)
         )
-        programs |= compiling.programs_of_calls(*given, reader.calls(max(sizes)))
+        calls = [c for c in reader.calls(max(sizes)) if longest is None or c[1] <= longest]
+        programs |= compiling.programs_of_calls(*given, calls)
         if everything:
             programs |= compiling.programs_of_rows(*given, self._burst, EVERYTHING, most, ())
         left = {key: one for key, one in programs.items() if key not in self._compiled}

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
 _TELL_EVERY = 5.0  # seconds
+# With fewer cores, only calls that read so many tokens are compiled before a server is ready.
+_MANY_CORES, _AT_FIRST = 8, 256
 
 
 class Service:
@@ -85,28 +87,29 @@ class Service:
         """Compiles what requests will need, then takes them.
 
         The programs of as many texts as there are slots serve fewer, too. Those of fewer texts, which
-        are faster, follow while requests are taken, and are used from then on.
+        are faster, follow while requests are taken, and are used from then on. Where there are few
+        cores to compile on, so does what reads long prompts, first of all.
         """
         begin = time.monotonic()
         slots, engine = self.settings.slots, self.worker.engine
+        cores = os.cpu_count() or 1
 
         def took():
             return {"fields": {"seconds": round(time.monotonic() - begin, 3)}}
 
         try:
-            await asyncio.gather(
-                self._compile((slots,)),
-                run_in_threadpool(lambda: (self.compiler.vocabulary, self.lm.fingerprint)),
-            )
+            await self._compile((slots,), longest=_AT_FIRST if cores < _MANY_CORES else None)
             # Whatever else a text needs.
             bos = self.lm.tokenizer.bos_id
             await self.worker.run(_until_ended(engine.submit([bos, bos], 2, stop_ids=())))
             if self.state == STARTING:
                 self.state = READY
             log.info("ready", extra=took())
-            beside = max((os.cpu_count() or 1) // 2, 1)
-            await self._compile((1,), beside)
-            await self._compile(None, beside, everything=True)
+            # Both are there for whoever asks before; they take a core from the compiler.
+            await run_in_threadpool(lambda: (self.lm.fingerprint, self.compiler.vocabulary))
+            beside = max(cores // 2, 1)
+            for texts in ((slots,), (1,), None):
+                await self._compile(texts, threads=beside, everything=texts is None)
             self.compiled = True
             log.info("compiled", extra=took())
         except Exception:
@@ -114,14 +117,10 @@ class Service:
             if self.state == STARTING:
                 self.state = FAILED
 
-    async def _compile(self, texts, threads=None, everything=False):
-        await run_in_threadpool(
-            self.worker.engine.compile_ahead,
-            texts,
-            sampling=self.settings.compile_sampling,
-            everything=everything and self.settings.compile_sampling,
-            threads=threads,
-        )
+    async def _compile(self, texts, everything=False, **options):
+        sampling = self.settings.compile_sampling
+        options |= {"sampling": sampling, "everything": everything and sampling}
+        await run_in_threadpool(self.worker.engine.compile_ahead, texts, **options)
 
     async def drain(self, seconds: float) -> int:
         """Takes nothing new, and waits for what is open.
