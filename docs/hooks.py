@@ -126,7 +126,10 @@ def _in_repository(uri: str, target: str) -> str:
 
 
 def _leaves_docs(path: str) -> bool:
-    return not path.startswith("docs/") and path != "docs"
+    """Returns whether the site has no page for a path, as for a folder of docs/ without one of its own."""
+    folder = ROOT / path
+    bare = folder.is_dir() and not (folder / "README.md").exists()
+    return bare or not (path.startswith("docs/") or path == "docs")
 
 
 def _relative(uri: str, path: str, match: re.Match) -> str:
