@@ -68,7 +68,7 @@ class Needs(NamedTuple):
         return Needs(*map(max, self, other))
 
 
-# Of a program for all that a row can need, but for lists of the most likely tokens.
+# What a program needs for everything that a row can ask for, except for lists of the most likely tokens.
 EVERYTHING = Needs(draws=True, filters=True, penalties=True, bias=True, masks=True)
 
 

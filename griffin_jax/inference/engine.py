@@ -245,7 +245,7 @@ class Engine:
         Args:
           texts: For so many texts at once, whose programs serve fewer as well; None for all numbers
             that there may be.
-          longest: Of the calls that read, those of so many tokens at most; None for all.
+          longest: Compile only the calls that read so many tokens at most; None compiles all.
           sampling: Have every program draw at temperatures and keep to filters where a request
             asks for it, so that greedy and other requests share one.
           everything: Compile also for penalties, biases, allowed tokens, grammars and `min_tokens`.
