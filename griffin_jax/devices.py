@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 PLATFORMS = ("gpu", "tpu", "cpu")
 DATA, FSDP, MODEL, SEQUENCE = "data", "fsdp", "model", "sequence"
@@ -152,3 +152,56 @@ def per_shard(
         check_vma=False,
     )
     return mapped(*arguments)
+
+
+def part_of(tree: Any, names: Any) -> Any:
+    """Returns what one device has of a tree of arrays, as shapes; the tree itself without a mesh.
+
+    Args:
+      tree: Arrays.
+      names: The same tree, with what the dimensions of each array are; see `LOGICAL_AXES`.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return tree
+    arrays, treedef = jax.tree.flatten(tree)
+
+    def part(array, dimensions):
+        sharding = NamedSharding(mesh, activation_spec(mesh, array.shape, dimensions))
+        return jax.ShapeDtypeStruct(sharding.shard_shape(array.shape), array.dtype)
+
+    return treedef.unflatten(map(part, arrays, named_leaves(names)))
+
+
+def on_parts(function: Callable, trees: Sequence[Any], names: Sequence[Any], results: Any) -> Any:
+    """`per_shard` of a function of trees of arrays.
+
+    Args:
+      function: From trees to a tree.
+      trees: Its arguments.
+      names: For each argument the same tree, with what the dimensions of each array are.
+      results: The tree of whole results, with a pair for each array: its shape, and what its dimensions
+        are.
+    """
+    arrays, treedef = jax.tree.flatten(tuple(trees))
+    pairs, result = jax.tree.flatten(results, is_leaf=_is_pair)
+
+    def run(*arrays):
+        leaves = tuple(result.flatten_up_to(function(*treedef.unflatten(arrays))))
+        return leaves if len(leaves) > 1 else leaves[0]
+
+    found = per_shard(run, arrays, named_leaves(tuple(names)), pairs)
+    return result.unflatten(found if len(pairs) > 1 else [found])
+
+
+def named_leaves(names: Any) -> list[tuple[str | None, ...]]:
+    """Returns the leaves of a tree that says what dimensions are."""
+    return jax.tree.leaves(names, is_leaf=_are_names)
+
+
+def _are_names(leaf):
+    return isinstance(leaf, tuple) and all(name is None or isinstance(name, str) for name in leaf)
+
+
+def _is_pair(leaf):
+    return isinstance(leaf, tuple) and len(leaf) == 2 and _are_names(leaf[1])

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from griffin_jax.devices import current_mesh
+from griffin_jax.devices import current_mesh, on_parts, part_of
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models.state import Timeline
@@ -21,15 +21,16 @@ def unsupported_reason(q: jax.Array, k: jax.Array, state: Any, timeline: Timelin
     """Returns why the kernel does not support these arguments of `attention_rows`; None if it does."""
     if reason := backend.missing():
         return reason
-    time, heads, size = q.shape[1:]
+    time, _, size = q.shape[1:]
     if time != 1:
         return f"{time} tokens are more than one"
     if timeline.open:
         return "which tokens count is not known yet"
     if isinstance(state, LayerOf):
         return "stacked layers"
-    if current_mesh() is not None:
-        return "it runs on one device"
+    arguments = q, k, k, state, timeline
+    q, k, _, state, timeline = part_of(arguments, _names(state))
+    heads = q.shape[2]
     if q.dtype not in (jnp.bfloat16, jnp.float16) or state.keys.dtype != q.dtype:
         return f"it computes in 16 bits, not in {q.dtype} with rings in {state.keys.dtype}"
     if k.shape[2] != 1 or heads > 64:
@@ -83,7 +84,25 @@ def attention_rows(
     return step(q, k, v, state, timeline)
 
 
+def _names(state):
+    """Returns what dimensions are of q, k, v, state and timeline; every device has all keys."""
+    row = ("batch",)
+    alone = ("batch", None, None, None)
+    timeline = Timeline(positions=("batch", None), lengths=row, start=row)
+    return ("batch", None, "heads", None), alone, alone, state.axes(), timeline
+
+
 def _run(q, k, v, state, timeline, reach, interpret):
+    run = functools.partial(_on_one_device, reach=reach, interpret=interpret)
+    arguments = q, k, v, state, timeline
+    if current_mesh() is None:
+        return run(*arguments)
+    names = _names(state)
+    pairs = jax.tree.map(lambda x, dimensions: (x.shape, dimensions), state, names[3])
+    return on_parts(run, arguments, names, ((q.shape, names[0]), pairs))
+
+
+def _on_one_device(q, k, v, state, timeline, *, reach, interpret):
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.attention_kernel")
     batch, _, heads, size = q.shape
     slots = state.slots()

@@ -1,11 +1,13 @@
 """A gated MLP whose weights are in 4 bits: what is between its products is part of the first."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 
-from griffin_jax.devices import current_mesh
+from griffin_jax.devices import MODEL, current_mesh, model_shards, on_parts, part_of
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
+from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.quantization.tensor import is_packed
 
 _LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -13,12 +15,14 @@ _LAYERS = ("gate_proj", "up_proj", "down_proj")
 
 def unsupported_reason(params: dict, x: jax.Array) -> str | None:
     """Returns why the kernel does not support these arguments of `packed_mlp`; None if it does."""
+    if reason := backend.missing():
+        return reason
     weights = [params[name]["weight"] for name in _LAYERS]
     if not all(map(is_packed, weights)):
         return "weights that are not in 4 bits"
-    if current_mesh() is not None:
-        return "it runs on one device"
-    *gated, down = weights
+    if weights[0].shape[0] % model_shards():
+        return f"{weights[0].shape[0]} features do not divide over {model_shards()} devices"
+    *gated, down = _parts(part_of(jax.eval_shape(_divisible, weights), _names(weights)))
     return mosaic.unsupported_reason(x, gated) or mosaic.gated_fits(*gated) or mosaic.fits([down])
 
 
@@ -46,11 +50,42 @@ def packed_mlp(reference: Callable, params: dict, x: jax.Array, *, interpret=Fal
 def _run(params, x, interpret):
     gate, up, down = (params[name] for name in _LAYERS)
     biases = [layer["bias"] for layer in (gate, up) if layer.get("bias") is not None]
-    rows = x.reshape(-1, x.shape[-1])
-    weights = gate["weight"], up["weight"]
-    h = mosaic.gated_matmul(rows, *weights, biases, interpret, following=down["weight"])
-    [y] = mosaic.multiply_operand(h, [down["weight"]], x.dtype, interpret)
-    y = y[: len(rows)].reshape(*x.shape[:-1], -1)
+    weights = [layer["weight"] for layer in (gate, up, down)]
+    run = functools.partial(_on_one_device, interpret=interpret)
+    if current_mesh() is None:
+        y = run(x, weights, biases)
+    else:
+        names = ("batch", "time", None)
+        features = [("features",)] * len(biases)
+        y = on_parts(
+            lambda x, weights, biases: jax.lax.psum(run(x, _parts(weights), biases), MODEL),
+            (x, _divisible(weights), biases),
+            (names, _names(weights), features),
+            (x.shape, names),
+        )
     if down.get("bias") is None:
         return y
     return y + jax.lax.broadcast_to_rank(down["bias"].astype(y.dtype), y.ndim)
+
+
+def _on_one_device(x, weights, biases, *, interpret):
+    gate, up, down = weights
+    rows = x.reshape(-1, x.shape[-1])
+    h = mosaic.gated_matmul(rows, gate, up, biases, interpret, following=down)
+    [y] = mosaic.multiply_operand(h, [down], x.dtype, interpret)
+    return y[: len(rows)].reshape(*x.shape[:-1], -1)
+
+
+def _names(weights):
+    """Returns what dimensions are of the weights, in a form that a mesh divides."""
+    sides = ("features", None), ("features", None), (None, "features")
+    divisible = jax.eval_shape(_divisible, weights)
+    return [weight.axes(axes) for weight, axes in zip(divisible, sides, strict=True)]
+
+
+def _divisible(weights):
+    return weights if current_mesh() is None else [weight.divisible() for weight in weights]
+
+
+def _parts(weights):
+    return [weight.part() for weight in weights]

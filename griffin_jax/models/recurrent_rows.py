@@ -1,5 +1,6 @@
 """One token of many rows through a recurrent block, whose middle is one launch."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -7,28 +8,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from griffin_jax.devices import current_mesh
+from griffin_jax.devices import MODEL, current_mesh, model_shards, on_parts, part_of
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.operand import operand
 from griffin_jax.models.linear import matmuls
 from griffin_jax.models.state import Timeline
-from griffin_jax.quantization.tensor import is_packed
+from griffin_jax.quantization.tensor import QuantizedTensor, is_packed
+from griffin_jax.weight import format_of
 
 _FEWEST = 2
 _CHANNELS = 64  # of a block of threads
 _LARGEST_HEAD = 256  # what shared memory holds
 _TAPS = 4
+# What dimensions are of the weights of its products.
+_LINEARS = {
+    "linear_x": ("recurrence", None),
+    "linear_y": ("recurrence", None),
+    "linear_out": (None, "recurrence"),
+}
+_ROWS = ("batch", None, None)
 
 
 def unsupported_reason(params: dict, x: jax.Array, state: Any, timeline: Timeline) -> str | None:
     """Returns why the kernel does not support these arguments of `recurrent_rows`; None if it does."""
     if reason := backend.missing():
         return reason
-    batch, time, _ = x.shape
+    batch, time, _ = part_of(x, _ROWS).shape
     if time != 1:
         return f"{time} tokens are more than one"
-    if batch < _FEWEST:
+    if batch < _FEWEST and current_mesh() is None:
         return "one row, for which another kernel is made"
     if batch > 64 and batch % 64:
         return f"{batch} rows are no multiple of 64"
@@ -36,8 +45,12 @@ def unsupported_reason(params: dict, x: jax.Array, state: Any, timeline: Timelin
         return f"{batch} rows are no power of two"
     if timeline.open:
         return "which tokens count is not known yet"
-    if current_mesh() is not None:
-        return "it runs on one device"
+    heads = params["rg_lru"]["a_gate"]["weight"].shape[0]
+    if heads % model_shards():
+        return f"{heads} heads do not divide over {model_shards()} devices"
+    kinds = {format_of(params[name]["weight"]) for name in _LINEARS}
+    if current_mesh() is not None and not kinds <= {jax.Array, QuantizedTensor}:
+        return "on several devices, weights that are neither arrays nor in 4 bits"
     inner = jax.tree.leaves([params["conv_1d"], params["rg_lru"]])
     kinds = {leaf.dtype for leaf in inner} | {x.dtype, state.conv.dtype}
     if kinds != {jnp.dtype(jnp.bfloat16)}:
@@ -84,6 +97,26 @@ def recurrent_rows(
 
 
 def _run(params, x, state, timeline, interpret):
+    run = functools.partial(_on_one_device, interpret=interpret)
+    out = params["linear_out"]
+    if current_mesh() is None:
+        h, after = run(params, x, state, timeline)
+    else:
+        names = _names(params, state)
+
+        def by_part(params, *arguments):
+            h, after = run(_of_linears(params, lambda weight: weight.part()), *arguments)
+            return jax.lax.psum(h, MODEL), after
+
+        whole = _of_linears(params, lambda weight: weight.divisible())
+        after = jax.tree.map(lambda x, dimensions: (x.shape, dimensions), state, names[2])
+        results = ((*x.shape[:-1], out["weight"].shape[0]), _ROWS), after
+        h, after = on_parts(by_part, (whole, x, state, timeline), names, results)
+    return h + jax.lax.broadcast_to_rank(_bias(out, h), h.ndim), after
+
+
+def _on_one_device(params, x, state, timeline, *, interpret):
+    """Returns the product with the last weight, without its bias, and the state after."""
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.recurrent_kernel")
 
     def pair(layer):
@@ -113,8 +146,32 @@ def _run(params, x, state, timeline, interpret):
         h = h[: len(x), None]
     else:
         [h] = matmuls(z[:, None], [out["weight"]], [None])
-    bias = jax.lax.broadcast_to_rank(_bias(out, h), h.ndim)
-    return h + bias, state.replace(hidden=hidden, conv=conv)
+    return h, state.replace(hidden=hidden, conv=conv)
+
+
+def _names(params, state):
+    """Returns what dimensions are of the parameters, x, state and timeline."""
+    channels = ("recurrence",)
+    gate = {"weight": ("heads", None, None), "bias": ("heads", None)}
+    inner = {
+        "conv_1d": {"weight": (None, "recurrence"), "bias": channels},
+        "rg_lru": {"a_gate": gate, "input_gate": gate, "a_param": channels},
+    }
+
+    def linear(layer, axes):
+        weight = layer["weight"]
+        names = weight.divisible().axes(axes) if is_packed(weight) else axes
+        return {"weight": names} | ({"bias": (axes[0],)} if "bias" in layer else {})
+
+    linears = {name: linear(params[name], axes) for name, axes in _LINEARS.items()}
+    row = ("batch",)
+    timeline = Timeline(positions=("batch", None), lengths=row, start=row)
+    return linears | inner, _ROWS, state.axes(), timeline
+
+
+def _of_linears(params, change):
+    """Returns the parameters with every packed weight changed."""
+    return jax.tree.map(lambda x: change(x) if is_packed(x) else x, params, is_leaf=is_packed)
 
 
 def _packed(weights):

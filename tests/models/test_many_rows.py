@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import traverse_util
+from jax.sharding import AbstractMesh, AxisType
 
 from griffin_jax.checkpoints.random_weights import abstract_weights
 from griffin_jax.config import preset
+from griffin_jax.devices import AXES
 from griffin_jax.kernels import choice
 from griffin_jax.kernels.mosaic_gpu import backend, plan
 from griffin_jax.models import Griffin, init_state
@@ -27,6 +29,7 @@ SHAPE = {
     "vocab_size": 64,
 }
 CONFIG = preset("tiny").replace(**SHAPE)
+TWO = AbstractMesh((1, 1, 2, 1), AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 @pytest.fixture(scope="module", params=["nf4", "bfloat16"])
@@ -59,6 +62,13 @@ def launched(monkeypatch, weights):
 def test_a_step_of_many_rows_goes_through_the_kernels(launched, weights, rows):
     products = {"packed_matmul"} if weights[0] == "nf4" else set()
     assert launched(rows, 1) == {"attention_rows", "recurrent_step"} | products
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_so_does_each_of_two_devices_by_its_part(launched, weights, rows):
+    products = {"packed_matmul"} if weights[0] == "nf4" else set()
+    with jax.sharding.use_abstract_mesh(TWO):
+        assert launched(rows, 1) == {"attention_rows", "recurrent_step"} | products
 
 
 def test_a_prompt_has_their_products_alone(launched, weights):

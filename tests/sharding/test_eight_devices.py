@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # In the plain run are these, but for what is marked as slow in them.
-FILES = ("checkpoints", "evaluation", "tracing")
+FILES = ("checkpoints", "evaluation", "tracing", "steps")
 # What is shown on one device, again on eight; and the slow part of the others.
 SLOW = (
     *((name, "slow or not slow") for name in ("models", "inference", "training", "benchmarks")),
