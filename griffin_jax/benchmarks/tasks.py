@@ -78,7 +78,7 @@ def run(job: Job) -> Iterator[Row]:
     Every row has "what" it holds and a "status": "ok", "out of memory" or "unavailable", the last
     two with a "message".
     """
-    limits = job.limits and Limits(**job.limits)
+    limits = None if job.limits is None else Limits(**job.limits)
     config = job.config
     if job.kind == "limits":
         yield _limits(config)

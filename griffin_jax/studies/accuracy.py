@@ -43,7 +43,7 @@ def accuracy(
     whole = platform() == "gpu" and model.dtype == jnp.bfloat16
     chunk = task.length if whole else min(task.length, _CHUNK)
     right, exact = np.zeros(runs), np.zeros(runs)
-    edges = np.unique([0, *2 ** np.arange(6, int(np.log2(task.length)) + 1), task.length])
+    edges = np.unique(np.array([0, *2 ** np.arange(6, int(np.log2(task.length)) + 1), task.length]))
     sums, counts = np.zeros((runs, len(edges) - 1)), np.zeros(len(edges) - 1)
     answers = measured = 0
     for number in range(-(-rows // batch_size)):

@@ -26,7 +26,7 @@ def ratios(found: Mapping[str, Any]) -> dict[str, dict[int, float]]:
 
 def step_time_verdicts(study: StepTimeStudy, found: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the verdicts on claims of a quantity's name, a model and a length: relative times."""
-    times = ratios({"compared_with": study.compared_with} | found)
+    times = ratios({"compared_with": study.compared_with, **found})
     return judge(study.claims, lambda _, model, length: times.get(model, {}).get(length))
 
 
