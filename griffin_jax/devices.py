@@ -187,8 +187,8 @@ def on_parts(function: Callable, trees: Sequence[Any], names: Sequence[Any], res
     pairs, result = jax.tree.flatten(results, is_leaf=_is_pair)
 
     def run(*arrays):
-        leaves = tuple(result.flatten_up_to(function(*treedef.unflatten(arrays))))
-        return leaves if len(leaves) > 1 else leaves[0]
+        leaves = list(result.flatten_up_to(function(*treedef.unflatten(arrays))))
+        return tuple(leaves) if len(leaves) > 1 else leaves[0]
 
     found = per_shard(run, arrays, named_leaves(tuple(names)), pairs)
     return result.unflatten(found if len(pairs) > 1 else [found])
