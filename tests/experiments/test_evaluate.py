@@ -79,6 +79,7 @@ def error_of(done):
 )
 def test_every_row_with_samples_runs_offline(folder, suite, module):
     done = evaluate(
+        folder,
         f"--config.data_dir={BENCHMARKS}",
         "--config.limit=1",
         "--config.run_generated_code=true",
@@ -129,6 +130,7 @@ def test_a_stopped_run_goes_on_and_tables_put_runs_side_by_side(folder):
     assert {"doc", "arguments", "resps"} <= json.loads(samples.read_text().splitlines()[0]).keys()
 
     packed = evaluate(
+        folder,
         *("--config.tasks=griffin_boolq", "--config.quantization=nf4", "--config.max_length=16"),
     )
     found = results(packed, folder, name="model-nf4")
