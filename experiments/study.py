@@ -116,8 +116,8 @@ def _part():
 
 
 def _memory_study(fields):
-    model, text, _ = (fields.pop(x) for x in ("model", "text", "title"))
-    return studies.MemoryStudy(**fields), model, text
+    own = {x: value for x, value in fields.items() if x not in ("model", "text", "title")}
+    return studies.MemoryStudy(**own), fields["model"], fields["text"]
 
 
 def _look(chosen, _):
