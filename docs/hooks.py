@@ -30,6 +30,9 @@ _LINK = re.compile(
 
 def on_config(config: MkDocsConfig) -> None:
     """Lists the generated pages in the navigation."""
+    # mkdocs takes back what a hook adds while it is loaded, and commands are imported later.
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
     from griffin_jax import console
 
     config.extra["commands"] = console.summaries(ROOT / "experiments")
