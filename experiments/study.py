@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import command, config_files, outputs, schemas
-from griffin_jax import studies
+from griffin_jax import provenance, studies
 from griffin_jax.benchmarks.machine import Limits, measure_limits
 from griffin_jax.checkpoints import find_folder
 from griffin_jax.fields import check_values
@@ -63,12 +63,12 @@ def main() -> None:
     if _PAGE.value:
         found = json.loads(path.read_text(encoding="utf-8"))
     else:
-        said = ["python -m experiments.study", *(x for x in sys.argv[1:] if "config" in x)]
-        about = {"kind": kind, "title": fields["title"], "command": " ".join(said)}
+        recorded = provenance.record("study", sys.argv[1:])
+        about = {"kind": kind, "title": fields["title"], "command": recorded["command"]}
         found = carry_out(study, name)
         if found is None:
             return
-        found = about | {"device": command.machine()} | found
+        found = about | {"recorded": recorded, "device": command.machine()} | found
     found["verdicts"] = judge(study, found)
     write_json(path, found, indent=None)
     for written in (path, *write(name, study, found, folder), *_summarize(folder)):

@@ -45,6 +45,7 @@ def test_the_smallest_study_leaves_its_page(run):
     assert names == [f"selective_copying_tiny{x}" for x in ("-curves.png", ".json", ".md")]
     found = json.loads((folder / "selective_copying_tiny.json").read_text(encoding="utf-8"))
     assert found["kind"] == "trained" and len(found["results"]) == 1
+    assert found["recorded"]["date"] and found["command"] == found["recorded"]["command"]
     page = folder / "selective_copying_tiny.md"
     before = page.read_text(encoding="utf-8")
     page.unlink()
