@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.kernels import time_chunks_gpu
-from griffin_jax.kernels.time_chunks_gpu import Chunks
+from griffin_jax.kernels.time_chunks_gpu import Chunks, mapped_as_rows
 
 _FORWARD = {"groups": 8, "steps": 16}
 _BACKWARD = {"groups": 8, "steps": 8}
@@ -24,7 +24,6 @@ def unsupported_reason(shape: tuple[int, ...], dtype: jnp.dtype) -> str | None:
     return time_chunks_gpu.unsupported_reason(shape, _FORWARD["steps"])
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
 def forward(x: jax.Array, a: jax.Array, h0: jax.Array, *, interpret: bool = False) -> jax.Array:
     """Computes `griffin_jax.kernels.linear_recurrence.linear_recurrence_reference`.
 
@@ -34,28 +33,47 @@ def forward(x: jax.Array, a: jax.Array, h0: jax.Array, *, interpret: bool = Fals
       h0: float32[B, R].
       interpret: Run on any device, slowly, for tests.
     """
-    time = x.shape[1]
-    x, a = _in_whole_chunks(x, a, **_FORWARD)
-    chunks = Chunks(x.shape, **_FORWARD, interpret=interpret)
-    inputs = [(chunks.tile, chunks.split(v)) for v in (x, a)]
-    (h,), _ = chunks(_forward_kernel, inputs, [chunks.like(x)], h0)
-    return h.reshape(x.shape)[:, :time]
+    return _forward(interpret)(x, a, h0)
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
 def backward(
     a: jax.Array, h0: jax.Array, h: jax.Array, dh: jax.Array, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the gradients of x, a and h0, of the result h and its gradient dh, float32[B, T,
     R].
     """
-    time = a.shape[1]
-    a, h, dh = _in_whole_chunks(a, h, dh, **_BACKWARD)
-    chunks = Chunks(a.shape, **_BACKWARD, backward=True, interpret=interpret)
-    inputs = [(chunks.tile, chunks.split(v)) for v in (a, dh)]
-    inputs += [(chunks.times, h), (chunks.state, h0)]
-    (dx, da), dh0 = chunks(_backward_kernel, inputs, [chunks.like(a)] * 2, jnp.zeros_like(h0))
-    return *(v.reshape(a.shape)[:, :time] for v in (dx, da)), dh0
+    return _backward(interpret)(a, h0, h, dh)
+
+
+@functools.cache
+def _forward(interpret):
+    @mapped_as_rows
+    @jax.jit
+    def call(x, a, h0):
+        time = x.shape[1]
+        x, a = _in_whole_chunks(x, a, **_FORWARD)
+        chunks = Chunks(x.shape, **_FORWARD, interpret=interpret)
+        inputs = [(chunks.tile, chunks.split(v)) for v in (x, a)]
+        (h,), _ = chunks(_forward_kernel, inputs, [chunks.like(x)], h0)
+        return h.reshape(x.shape)[:, :time]
+
+    return call
+
+
+@functools.cache
+def _backward(interpret):
+    @mapped_as_rows
+    @jax.jit
+    def call(a, h0, h, dh):
+        time = a.shape[1]
+        a, h, dh = _in_whole_chunks(a, h, dh, **_BACKWARD)
+        chunks = Chunks(a.shape, **_BACKWARD, backward=True, interpret=interpret)
+        inputs = [(chunks.tile, chunks.split(v)) for v in (a, dh)]
+        inputs += [(chunks.times, h), (chunks.state, h0)]
+        (dx, da), dh0 = chunks(_backward_kernel, inputs, [chunks.like(a)] * 2, jnp.zeros_like(h0))
+        return *(v.reshape(a.shape)[:, :time] for v in (dx, da)), dh0
+
+    return call
 
 
 def _forward_kernel(chunk, x_ref, a_ref, h_ref):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.kernels import time_chunks_gpu
-from griffin_jax.kernels.time_chunks_gpu import Chunks
+from griffin_jax.kernels.time_chunks_gpu import Chunks, mapped_as_rows
 
 _GROUPS = 8  # of a chunk of time, one for each warp
 _STEPS = 16  # of a group, which is what registers hold, forward
@@ -54,24 +54,23 @@ def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=
     padding = ((0, 0), (0, -time % (_GROUPS * _STEPS)), (0, 0))
     shift = jnp.pad(shift, padding[:2], constant_values=_PADDING)
     x, gate_x, gate_a = (jnp.pad(v, padding) for v in (x, gate_x, gate_a))
-    found: Any = _recurrence(x, gate_x, gate_a, slope, hidden, shift, interpret)
+    found: Any = _recurrence(x, gate_x, gate_a, slope[None], hidden, shift, interpret)
     h, last = found
     return h[:, :time], last
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _recurrence(x, gate_x, gate_a, slope, hidden, shift, interpret):
-    return _call_forward(x, gate_x, gate_a, slope, hidden, shift, interpret)
+    return _forward(interpret)(x, gate_x, gate_a, slope, hidden, shift)
 
 
 def _forward_rule(x, gate_x, gate_a, slope, hidden, shift, interpret):
-    h, last = _call_forward(x, gate_x, gate_a, slope, hidden, shift, interpret)
+    h, last = _forward(interpret)(x, gate_x, gate_a, slope, hidden, shift)
     return (h, last), (x, gate_x, gate_a, slope, hidden, shift, h)
 
 
 def _backward_rule(interpret, residuals, gradients):
-    dx, dgate_x, dgate_a, dslope, dhidden = _call_backward(*residuals, *gradients, interpret)
-    return dx, dgate_x, dgate_a, dslope.sum(axis=0), dhidden, None
+    return *_backward(interpret)(*residuals, *gradients), None
 
 
 _recurrence.defvjp(_forward_rule, _backward_rule)
@@ -153,22 +152,37 @@ def _backward_kernel(
     dslope_ref[chunk.lanes] = dslope.sum(axis=0)
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def _call_forward(x, gate_x, gate_a, slope, hidden, shift, interpret):
-    """h and the last state."""
-    chunks = Chunks(x.shape, _GROUPS, _STEPS, interpret=interpret)
-    inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a)]
-    inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
-    (h,), last = chunks(_forward_kernel, inputs, [chunks.like(x)], hidden)
-    return h.reshape(x.shape), last
+@functools.cache
+def _forward(interpret):
+    """Returns what computes h and the last state of arguments with slope [S, R], where S divides B."""
+
+    @mapped_as_rows
+    @jax.jit
+    def call(x, gate_x, gate_a, slope, hidden, shift):
+        chunks = Chunks(x.shape, _GROUPS, _STEPS, channel_rows=len(slope), interpret=interpret)
+        inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a)]
+        inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
+        (h,), last = chunks(_forward_kernel, inputs, [chunks.like(x)], hidden)
+        return h.reshape(x.shape), last
+
+    return call
 
 
-@functools.partial(jax.jit, static_argnames="interpret")
-def _call_backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, interpret):
-    chunks = Chunks(x.shape, _GROUPS, _BACKWARD_STEPS, backward=True, interpret=interpret)
-    inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a, dh)]
-    inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
-    inputs += [(chunks.times, h), (chunks.state, hidden)]
-    outputs = [*map(chunks.like, (x, gate_x, gate_a)), chunks.summed()]
-    (*gradients, dslope), dhidden = chunks(_backward_kernel, inputs, outputs, dlast)
-    return *(v.reshape(x.shape) for v in gradients), dslope.sum(axis=1), dhidden
+@functools.cache
+def _backward(interpret):
+    """Returns what computes the gradients of the first five arguments."""
+
+    @mapped_as_rows
+    @jax.jit
+    def call(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast):
+        options = {"channel_rows": len(slope), "backward": True, "interpret": interpret}
+        chunks = Chunks(x.shape, _GROUPS, _BACKWARD_STEPS, **options)
+        inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a, dh)]
+        inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
+        inputs += [(chunks.times, h), (chunks.state, hidden)]
+        outputs = [*map(chunks.like, (x, gate_x, gate_a)), chunks.summed()]
+        (*gradients, dslope), dhidden = chunks(_backward_kernel, inputs, outputs, dlast)
+        dslope = dslope.reshape(len(slope), -1, dslope.shape[-1]).sum(axis=1)
+        return *(v.reshape(x.shape) for v in gradients), dslope, dhidden
+
+    return call

@@ -10,8 +10,12 @@ The wait is for one word of memory per channel, which holds either the state or 
 fence, and one instruction between reading a state and writing the next. It ends because programs
 start in the order of their numbers, as all single-pass scans on GPUs assume, and a chunk's number is
 above that of the one before it.
+
+Under `jax.vmap` such a launch would get a further axis of its grid, in whose order programs no longer
+start. So what is mapped becomes more rows of one launch; see `mapped_as_rows`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -42,6 +46,31 @@ def unsupported_reason(shape: tuple[int, int, int], steps: int) -> str | None:
     return None
 
 
+def mapped_as_rows(function: Callable) -> Callable:
+    """Gives a function of arrays that all have rows as their first axis a rule for `jax.vmap`.
+
+    Where it is mapped, it is called once, with the rows of every element behind one another. An array
+    with fewer rows than the others, such as [1, R] beside [B, T, R], has one for as many of theirs, in
+    their order, which is what it has then, too.
+
+    Args:
+      function: Takes and returns arrays; results have as many rows as one of the arguments.
+    """
+    mapped = jax.custom_batching.custom_vmap(function)
+
+    @mapped.def_vmap
+    def rule(size, batched, *arguments):
+        def rows(x, is_mapped):
+            x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        found = mapped(*map(rows, arguments, batched))
+        found = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), found)
+        return found, jax.tree.map(lambda _: True, found)
+
+    return functools.wraps(function)(lambda *arguments: mapped(*arguments))
+
+
 class Chunks:
     """Blocks of arrays as a program sees them, and the launch of all programs.
 
@@ -50,7 +79,7 @@ class Chunks:
         them through its `Chunk`.
       step: For arrays [B, T / steps, steps], as `split` makes them.
       times: For [B, T, R], of which a program sees its channels at all times.
-      channel: For [R].
+      channel: For [S, R], where S divides B: a row for each B / S rows.
       state: For [B, R].
       sums: For [B, T / chunk, R], of which a program sees the channels of its chunk.
       count: The number of chunks.
@@ -62,12 +91,14 @@ class Chunks:
         groups: int,
         steps: int,
         *,
+        channel_rows: int = 1,
         backward: bool = False,
         interpret: bool = False,
     ):
         """Plans chunks of inputs [B, T, R], in which `groups` times `steps` divides T and 32 divides R.
 
-        A group is a warp's. Chunks that go backward in time start with the last one.
+        A group is a warp's. Chunks that go backward in time start with the last one. `channel_rows`
+        is S of `channel`.
         """
         self.batch, self.time, self.width = shape
         self.groups, self.steps = groups, steps
@@ -81,7 +112,8 @@ class Chunks:
         self.tile = spec((None, groups, steps, CHANNELS), lambda b, n, c: (b, n, 0, c))
         self.step = spec((None, groups, steps), lambda b, n, c: (b, n, 0))
         self.times = spec((None, self.time, CHANNELS), lambda b, n, c: (b, 0, c))
-        self.channel = spec((CHANNELS,), lambda b, n, c: (c,))
+        rows = self.batch // channel_rows
+        self.channel = spec((None, CHANNELS), lambda b, n, c: (lax.div(b, rows), c))
         self.state = spec((None, CHANNELS), lambda b, n, c: (b, c))
         self.sums = spec((None, None, CHANNELS), lambda b, n, c: (b, n, c))
         self._states = spec((None, self.count + 1, CHANNELS), lambda b, n, c: (b, 0, c))

@@ -29,9 +29,6 @@ from griffin_jax.training import OptimizerConfig, TrainState, adamw, token_losse
 
 # What examples are drawn for; those of two purposes have nothing to do with one another.
 TRAIN, HELDOUT, TEST = range(3)
-# A kernel of this name passes a state from one block of its grid to the next, which a further axis of
-# the grid would not keep in order.
-_ORDERED = ("pallas_gpu",)
 # JAX cannot map cuDNN's attention where it has a mask, as documents that begin within a row need.
 _MASKED = ("cudnn_rows_gpu", "cudnn_gpu")
 
@@ -161,7 +158,7 @@ def mapped(function: Callable, runs: int) -> Callable:
 def kernels_of_runs(task: Any, runs: int) -> Iterator[None]:
     """Keeps to kernels that may be mapped over runs, and that a task's rows need."""
     packed = hasattr(task, "arrays")  # rows of text, within which documents begin
-    left_out = (_ORDERED + (_MASKED if packed else ())) if runs > 1 else ()
+    left_out = _MASKED if packed and runs > 1 else ()
     promise = contextlib.nullcontext() if packed else one_document_a_row()
     with choice.without(*left_out), promise:
         yield

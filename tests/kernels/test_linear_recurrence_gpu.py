@@ -35,6 +35,21 @@ def test_equals_one_step_after_another_with_gradients(time):
         np.testing.assert_allclose(g, wanted, atol=tolerance, rtol=1e-5, err_msg=name)
 
 
+def test_mapped_over_runs_each_is_the_run_alone():
+    x, a, h0 = draw(130)
+    dh = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+
+    def run(x, h0):
+        h = kernel.forward(x, a, h0, interpret=True)
+        return h, *kernel.backward(a, h0, h, dh, interpret=True)
+
+    xs, h0s = np.stack([x, -2 * x, x[:, ::-1]]), np.stack([h0, 3 * h0, -h0])
+    got = jax.vmap(run)(xs, h0s)
+    for i in range(3):
+        for name, g, wanted in zip(["h", "x", "a", "h0"], got, run(xs[i], h0s[i]), strict=True):
+            np.testing.assert_allclose(g[i], wanted, atol=1e-6, rtol=1e-6, err_msg=name)
+
+
 def test_a_zero_decay_forgets_everything_before_exactly():
     x, a, h0 = draw(300)
     a[:, 280] = 0

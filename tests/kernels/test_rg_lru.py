@@ -53,6 +53,71 @@ def test_the_fused_kernel_equals_the_definition_with_gradients(time, dtype, tole
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(a), name
 
 
+def runs_of(arguments, count=3):
+    """Arguments of several runs, each of whose own parameters, and the same hidden state."""
+    *own, hidden = arguments
+    return [jnp.stack([x * (1 + i / 8) for i in range(count)]) for x in own], hidden
+
+
+def mapped_gradient(positions, lengths, **options):
+    """The outputs and gradients of mapped runs."""
+
+    def one(x, gate_x, gate_a, a_param, hidden):
+        arguments = x, gate_x, gate_a, a_param, hidden
+
+        def call(*arguments):
+            return rg_lru_pallas_gpu.rg_lru(*arguments, positions, lengths, **options)
+
+        outputs, pullback = jax.vjp(call, *arguments)
+        return (*outputs, *pullback(jax.tree.map(jnp.cos, outputs)))
+
+    return one
+
+
+def test_mapped_over_runs_the_fused_kernel_is_each_run_alone():
+    arguments, positions, lengths = draw(130, jnp.float32)
+    own, hidden = runs_of(arguments)
+    one = mapped_gradient(positions, lengths, interpret=True)
+    got = jax.vmap(one, in_axes=(0, 0, 0, 0, None))(*own, hidden)
+    for i in range(3):
+        alone = one(*(x[i] for x in own), hidden)
+        for name, a, b in zip(NAMES, alone, got, strict=True):
+            np.testing.assert_allclose(b[i], a, atol=1e-6, rtol=1e-6, err_msg=name)
+
+
+def test_mapped_twice_with_shared_parameters_each_gradient_is_its_own():
+    arguments, positions, lengths = draw(24, jnp.float32)
+    own, hidden = runs_of(arguments)
+    x, gate_x, gate_a, a_param = own
+    one = mapped_gradient(positions, lengths, interpret=True)
+
+    def parts(v):  # each row of a run by itself
+        return v.reshape(2, 1, *v.shape[1:])
+
+    def run(x, gate_x, gate_a, a_param, hidden):
+        def one(x, gate_x, gate_a, a_param, hidden, positions, lengths):
+            gradient = mapped_gradient(positions, lengths, interpret=True)
+            return gradient(x, gate_x, gate_a, a_param, hidden)
+
+        split = map(parts, (x, gate_x, gate_a))
+        arguments = *split, a_param, parts(hidden), parts(positions), parts(lengths)
+        return jax.vmap(one, in_axes=(0, 0, 0, None, 0, 0, 0))(*arguments)
+
+    got = jax.vmap(run, in_axes=(0, 0, 0, 0, None))(x, gate_x, gate_a, a_param, hidden)
+    for i in range(3):
+        alone = one(x[i], gate_x[i], gate_a[i], a_param[i], hidden)
+        for name, a, b in zip(NAMES, alone, got, strict=True):
+            b = b[i].sum(axis=0) if name == "da_param" else b[i].reshape(a.shape)
+            np.testing.assert_allclose(b, a, atol=2e-6, rtol=2e-6, err_msg=name)
+
+
+def test_mapped_over_runs_there_are_as_many_launches_as_for_one():
+    arguments, positions, lengths = draw(24, jnp.bfloat16)
+    own, hidden = runs_of(arguments)
+    mapped = jax.vmap(mapped_gradient(positions, lengths), in_axes=(0, 0, 0, 0, None))
+    assert for_gpu(mapped, *own, hidden).count("custom_call @__gpu$xla.gpu.triton") == 2
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_fused_kernel_compiles_to_triton(dtype):
     arguments, positions, lengths = draw(24, dtype)
