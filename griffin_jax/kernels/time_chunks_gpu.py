@@ -15,8 +15,9 @@ Under `jax.vmap` such a launch would get a further axis of its grid, in whose or
 start. So what is mapped becomes more rows of one launch; see `mapped_as_rows`.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ CHANNELS = 32  # of one program, one for each lane
 _FEW = 16  # programs leave most of a GPU idle
 _EMPTY = -1  # the bits of a NaN which no arithmetic makes
 _NAN = 0x7FC00000
+_MAPPED_OVER = [1]
 _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt}
 
 
@@ -41,9 +43,19 @@ def unsupported_reason(shape: tuple[int, int, int], steps: int) -> str | None:
         return f"recurrence width {width} is not a multiple of {CHANNELS}"
     if time < steps:
         return f"{time} tokens are fewer than {steps}"
-    if batch * (width // CHANNELS) < _FEW:
+    if batch * _MAPPED_OVER[-1] * (width // CHANNELS) < _FEW:
         return f"{batch} rows of width {width} do not fill a GPU"
     return None
+
+
+@contextlib.contextmanager
+def mapped_over(count: int) -> Iterator[None]:
+    """Says that programs traced in the block are mapped over so many, whose rows are one launch."""
+    _MAPPED_OVER.append(count)
+    try:
+        yield
+    finally:
+        _MAPPED_OVER.pop()
 
 
 def mapped_as_rows(function: Callable) -> Callable:

@@ -28,6 +28,8 @@ class Phonebook:
       name: Letters of a name.
       number: Digits of a number.
       train_examples: The numbers of the two examples count as answers, too.
+      fewest: Where it is above 0, a row has any number of entries from this to as many as there is
+        room for, all as likely, with the room that is left over in front.
     """
 
     length: int = field(512, at_least=1)
@@ -35,6 +37,7 @@ class Phonebook:
     name: int = field(3, at_least=1)
     number: int = field(4, at_least=1)
     train_examples: bool = False
+    fewest: int = field(0, at_least=0)
 
     def __post_init__(self):
         check_fields(self)
@@ -42,6 +45,10 @@ class Phonebook:
             raise ValueError(
                 f"length {self.length} is shorter than {_EXAMPLES} entries and as many questions; "
                 f"give at least {2 * _EXAMPLES * self.entry + 1}"
+            )
+        if self.fewest and not _EXAMPLES <= self.fewest <= self.entries:
+            raise ValueError(
+                f"fewest {self.fewest} must be from {_EXAMPLES} to the {self.entries} entries of a row"
             )
         if self.letters**self.name < self.entries:
             raise ValueError(
@@ -75,7 +82,7 @@ class Phonebook:
 
     def draw(self, key: jax.Array) -> Sequence:
         count = self.entries
-        which, what, asking = jax.random.split(key, 3)
+        which, what, asking, many = jax.random.split(key, 4)
         chosen = distinct(which, self.letters**self.name, count)
         places = self.letters ** jnp.arange(self.name)
         names = chosen[:, None] // places[None] % self.letters
@@ -83,7 +90,12 @@ class Phonebook:
         separators = jnp.ones((count, 1), jnp.int32)
         entries = _SEPARATORS + _DIGITS + names, separators, _SEPARATORS + digits, 0 * separators
         book = jnp.concatenate(entries, axis=1)
-        asked = book[jax.random.permutation(asking, count)[:_EXAMPLES]]
+        order = jax.random.uniform(asking, (count,))
+        if self.fewest:
+            missing = count - jax.random.randint(many, (), self.fewest, count + 1)
+            there = jnp.arange(count) >= missing
+            book, order = jnp.where(there[:, None], book, 0), jnp.where(there, order, 2.0)
+        asked = book[jnp.argsort(order)[:_EXAMPLES]]
         text = jnp.concatenate([book.ravel(), jnp.array([2]), asked.ravel()])
         text = jnp.pad(text, (self.length + 1 - len(text), 0))
         answer = np.zeros((_EXAMPLES, self.entry), bool)

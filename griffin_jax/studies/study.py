@@ -29,6 +29,7 @@ from griffin_jax.studies.task import Task
 from griffin_jax.studies.text import Text
 from griffin_jax.studies.together import Plan, keep_params, train_together
 from griffin_jax.training import OptimizerConfig, hold_run
+from griffin_jax.training.stop_signal import StopSignal
 
 # A row for each task that a study may name.
 TASKS: dict[str, type] = {
@@ -235,7 +236,7 @@ def carry_out(
     Args:
       study: The study.
       folder: Where each run has a file; what is done there is kept.
-      seconds: Stop after so long, with a checkpoint; None for no limit.
+      seconds: Stop after so long, with a checkpoint, as on SIGTERM and Ctrl-C; None for no limit.
       told: Called of what is going on.
       part: K of N: do every Nth group from the Kth on, for several processes that share the work.
 
@@ -246,17 +247,23 @@ def carry_out(
     Raises:
       ValueError: a folder holds runs of other settings, or runs do not fit the device.
     """
-    ends = None if seconds is None else time.monotonic() + seconds
+    ends = math.inf if seconds is None else time.monotonic() + seconds
     results = []
-    for number, group in enumerate(study.groups()):
+    with StopSignal() as stop:
+
+        def over():
+            return stop.requested or time.monotonic() >= ends
+
+        for number, group in enumerate(study.groups()):
+            place = folder / group.folder
+            missing = [run for run in group.runs if not _file(folder, run).exists()]
+            if missing and number % part[1] == part[0] - 1 and not over():
+                told(f"{group.folder}: begins or goes on")
+                with hold_run(place), _fitting(group):
+                    if _do(group, place, folder, over, told):
+                        told(f"{group.folder}: done")
+    for group in study.groups():
         place = folder / group.folder
-        missing = [run for run in group.runs if not _file(folder, run).exists()]
-        mine = number % part[1] == part[0] - 1
-        if missing and mine and (ends is None or time.monotonic() < ends):
-            told(f"{group.folder}: begins or goes on")
-            with hold_run(place), _fitting(group):
-                if _do(group, place, folder, ends, told):
-                    told(f"{group.folder}: done")
         if all(_file(folder, run).exists() for run in group.runs):
             results += [_read(folder, run) for run in group.runs]
         elif (place / "curve.json").exists():
@@ -313,7 +320,7 @@ def _read(folder, run):
     return found
 
 
-def _do(group: Group, place: Path, folder: Path, ends: float | None, told: Callable) -> bool:
+def _do(group: Group, place: Path, folder: Path, over: Callable[[], bool], told: Callable) -> bool:
     study, first = group.runs[0].study, group.runs[0]
     plan = Plan(
         model=first.model(),
@@ -328,7 +335,7 @@ def _do(group: Group, place: Path, folder: Path, ends: float | None, told: Calla
     )
     _check_settings(place / "group.json", group)
     seeds, rates = ([getattr(run, x) for run in group.runs] for x in ("seed", "learning_rate"))
-    trained = train_together(plan, seeds, rates, place, ends=ends, told=told)
+    trained = train_together(plan, seeds, rates, place, over=over, told=told)
     if trained.step < plan.steps:
         return False
     began = time.monotonic()

@@ -9,6 +9,7 @@ its own parameters, optimizer and examples, and nothing passes from one to anoth
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ import numpy as np
 import optax
 
 from griffin_jax.config import GriffinConfig
+from griffin_jax.devices import platform
 from griffin_jax.files import new_file, write_json
 from griffin_jax.kernels import choice
+from griffin_jax.kernels.time_chunks_gpu import mapped_over
 from griffin_jax.kernels.whole_rows import one_document_a_row
 from griffin_jax.models import Griffin, abstract_params, init_params, init_state
 from griffin_jax.studies.task import arrays_of, draw_batch
@@ -29,6 +32,10 @@ from griffin_jax.training import OptimizerConfig, TrainState, adamw, token_losse
 
 # What examples are drawn for; those of two purposes have nothing to do with one another.
 TRAIN, HELDOUT, TEST = range(3)
+# A weight's gradient is a product over all tokens of a batch, for a small matrix: on a GPU few of its
+# processors would work at it. It is the sum of the gradients of parts of a batch, all at once, which
+# have as many tokens at least.
+_PART = 2048
 # JAX cannot map cuDNN's attention where it has a mask, as documents that begin within a row need.
 _MASKED = ("cudnn_rows_gpu", "cudnn_gpu")
 
@@ -90,7 +97,7 @@ def train_together(
     rates: Sequence[float],
     folder: Path,
     *,
-    ends: float | None = None,
+    over: Callable[[], bool] = lambda: False,
     told: Callable[[str], None] = lambda _: None,
 ) -> Trained:
     """Trains runs, or goes on with those that were stopped, to the same bits.
@@ -100,7 +107,7 @@ def train_together(
       seeds: Each run's, which its parameters and examples depend on.
       rates: Each run's peak learning rate.
       folder: Has or gets the checkpoint, `state.npz`, and its curve in `curve.json`.
-      ends: When to stop, by `time.monotonic`, with a checkpoint; None to finish.
+      over: Whether to stop, with a checkpoint; it is asked behind every measurement.
       told: Called of each measurement.
     """
     began = time.monotonic()
@@ -132,7 +139,7 @@ def train_together(
         curve[0].append(step)
         curve[1].append(np.asarray(losses))
         told(f"step {step:,}: held-out loss " + ", ".join(f"{x:.4f}" for x in curve[1][-1]))
-        last = step == plan.steps or (ends is not None and time.monotonic() > ends)
+        last = step == plan.steps or over()
         if last or step % plan.save_every == 0:
             _write(saved, states, curve, before + time.monotonic() - began)
             steps, found = curve
@@ -154,29 +161,42 @@ def mapped(function: Callable, runs: int) -> Callable:
     return alone
 
 
+def parts_of(plan: Plan) -> int:
+    """Returns into how many parts a batch is cut for its gradient on this platform; see `_PART`.
+
+    Rows of text are not cut: where documents begin in them, attention is not mapped over parts.
+    """
+    if platform() != "gpu" or hasattr(plan.task, "arrays"):
+        return 1
+    return math.gcd(plan.batch_size, max(1, plan.batch_size * plan.task.length // _PART))
+
+
 @contextlib.contextmanager
-def kernels_of_runs(task: Any, runs: int) -> Iterator[None]:
-    """Keeps to kernels that may be mapped over runs, and that a task's rows need."""
+def kernels_of_runs(task: Any, runs: int, parts: int = 1) -> Iterator[None]:
+    """Keeps to kernels that may be mapped over runs and parts of a batch, and that a task's rows need."""
     packed = hasattr(task, "arrays")  # rows of text, within which documents begin
     left_out = _MASKED if packed and runs > 1 else ()
     promise = contextlib.nullcontext() if packed else one_document_a_row()
-    with choice.without(*left_out), promise:
+    with choice.without(*left_out), mapped_over(runs * parts), promise:
         yield
 
 
 def _program(plan, model, optimizer, runs):
     longer = dataclasses.replace(plan.task, length=plan.task.length + plan.carried)
 
+    parts = parts_of(plan)
+
     def loss(params, batch):
         nll, _ = token_losses(model, params, batch, plan.loss_chunks)
-        return nll / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
+        return nll
 
     def carried_loss(params, batch):
         before, batch = (
             {name: x[:, part] for name, x in batch.items()}
             for part in (slice(plan.carried), slice(plan.carried, None))
         )
-        state = init_state(model.config, plan.batch_size, model.dtype, capacity=longer.length)
+        rows = len(batch["inputs"])
+        state = init_state(model.config, rows, model.dtype, capacity=longer.length)
         read = {"params": jax.lax.stop_gradient(params)}
         _, state = model.apply(
             read, before["inputs"], state, positions=before["positions"], method="features"
@@ -185,7 +205,22 @@ def _program(plan, model, optimizer, runs):
             {"params": params}, batch["inputs"], state, positions=batch["positions"]
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-        return jnp.sum(batch["mask"] * losses) / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
+        return jnp.sum(batch["mask"] * losses)
+
+    def gradient_of(objective, params, batch):
+        """The gradient of the mean loss, which is summed over parts of the batch."""
+        answers = jnp.maximum(jnp.sum(batch["mask"]), 1.0)
+
+        def mean(params, part):
+            return objective(params, part) / answers
+
+        if parts == 1:
+            return jax.grad(mean)(params, batch)
+        batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        gradients = jax.vmap(jax.grad(mean), in_axes=(None, 0))(params, batch)
+        # The compiler would make one product of the sum of products.
+        gradients = jax.lax.optimization_barrier(gradients)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), gradients)
 
     @functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
     def stretch(states, seeds, rates, train, heldout, count, carried):
@@ -193,7 +228,7 @@ def _program(plan, model, optimizer, runs):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), TRAIN), state.step)
             task, objective = (longer, carried_loss) if carried else (plan.task, loss)
             batch = draw_batch(task, key, plan.batch_size, train)
-            gradient = jax.grad(objective)(state.params, batch)
+            gradient = gradient_of(objective, state.params, batch)
             updates, after = optimizer.update(gradient, state.optimizer, state.params)
             updates = jax.tree.map(lambda x: rate * x, updates)
             return TrainState(state.step + 1, optax.apply_updates(state.params, updates), after)
@@ -211,7 +246,7 @@ def _program(plan, model, optimizer, runs):
             (nll, answers), _ = jax.lax.scan(one, (jnp.float32(0), jnp.float32(0)), keys)
             return nll / answers
 
-        with kernels_of_runs(plan.task, runs):
+        with kernels_of_runs(plan.task, runs, parts):
             states, _ = jax.lax.scan(
                 lambda states, _: (mapped(step, runs)(states, seeds, rates), None),
                 states,

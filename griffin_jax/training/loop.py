@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import signal
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from griffin_jax.training.lora import adapt, init_adapter
 from griffin_jax.training.optimizer import adamw, learning_rate_schedule
 from griffin_jax.training.run_folder import describe_run, hold_run
 from griffin_jax.training.run_log import RunLog, Throughput
+from griffin_jax.training.stop_signal import StopSignal
 from griffin_jax.training.train_step import (
     Params,
     TrainState,
@@ -185,7 +185,7 @@ class _Run:
         self.stop_agreed = False
         heldout_loss = None
         try:
-            with _StopSignal() as stop:
+            with StopSignal() as stop:
                 last = self.step == config.steps
                 while not last:
                     self._one_step(stop.requested)
@@ -315,24 +315,3 @@ class _Run:
             self.step, heldout_loss=loss, bits_per_byte=size and loss / math.log(2) / size
         )
         return loss
-
-
-class _StopSignal:
-    """Turns SIGTERM and Ctrl-C into `requested`; a second Ctrl-C interrupts as ever."""
-
-    def __enter__(self):
-        self.requested = False
-        self._before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def _handle(self, number, frame):
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

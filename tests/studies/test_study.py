@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import signal
 import types
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from experiments import config_files, schemas
 from griffin_jax.fields import check_values
 from griffin_jax.models import Griffin, abstract_params, init_params
-from griffin_jax.studies import TASKS, Study, carry_out, report
+from griffin_jax.studies import TASKS, Study, carry_out, report, together
 from griffin_jax.studies.accuracy import accuracy
 from griffin_jax.studies.study import changes_in_words
 from griffin_jax.studies.task import draw_batch
@@ -215,6 +216,38 @@ def test_a_run_among_others_is_the_run_alone_and_that_of_the_training_loop(tmp_p
         np.testing.assert_allclose(both[1], one[0], atol=1e-5)
         np.testing.assert_allclose(one[0], reference, atol=1e-5)
         assert np.abs(both[0] - both[1]).max() > 0
+
+
+def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(tmp_path, monkeypatch):
+    plan = Plan(
+        model=GRIFFIN.replace(vocab_size=8, num_layers=2),
+        task=TASKS["induction_heads"](vocab_size=8, length=16), steps=2, batch_size=4, every=2,
+        optimizer=OptimizerConfig(warmup_steps=1), dtype="float32", save_every=4, heldout_rows=8,
+    )  # fmt: skip
+    assert together.parts_of(plan) == 1  # on a CPU
+    whole = train_together(plan, [0, 1], [1e-2, 3e-3], tmp_path / "whole")
+    monkeypatch.setattr(together, "platform", lambda: "gpu")
+    assert together.parts_of(dataclasses.replace(plan, batch_size=768)) == 6
+    assert together.parts_of(plan) == 1  # fewer tokens than a part has
+    monkeypatch.setattr(together, "_PART", 32)
+    assert together.parts_of(plan) == 2
+    parts = train_together(plan, [0, 1], [1e-2, 3e-3], tmp_path / "parts")
+    for a, b in zip(*map(jax.tree.leaves, (whole.params, parts.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_signal_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    study = tiny("selective_copying")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def told(text):
+        if text.startswith("step 2"):
+            signal.raise_signal(signal.SIGTERM)
+
+    (stopped,) = carry_out(study, tmp_path, told=told)
+    assert stopped["stopped"] == 2 and signal.getsignal(signal.SIGTERM) is before
+    (done,) = carry_out(study, tmp_path)
+    assert [step for step, _ in done["curve"]] == [2, 4] and done["curve"][0] == stopped["curve"][0]
 
 
 @pytest.mark.slow

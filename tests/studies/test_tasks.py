@@ -77,6 +77,18 @@ def test_every_example_has_the_answer_that_its_inputs_tell(name, longer):
     assert len(answers) > 3
 
 
+@pytest.mark.parametrize(
+    "name, fewest, counts", [("associative_recall", 1, 6), ("phonebook", 3, 6)]
+)
+def test_rows_of_any_number_are_answered_by_what_is_in_them(name, fewest, counts):
+    task = TASKS[name](**SMALL[name] | {"fewest": fewest})
+    batch, sizes = drawn(task, 60), set()
+    for inputs, targets, mask in zip(batch["inputs"], batch["targets"], batch["mask"], strict=True):
+        np.testing.assert_array_equal(targets[mask > 0], SOLVERS[name](inputs))
+        sizes.add(int((inputs == 1).sum() if name == "phonebook" else mask.sum()))
+    assert len(sizes) == counts  # all that there may be
+
+
 def test_examples_depend_on_their_key_alone():
     task = TASKS["induction_heads"](**SMALL["induction_heads"])
     first, again, other = (drawn(task, 20, seed)["inputs"] for seed in (0, 0, 1))
@@ -113,6 +125,8 @@ def test_the_examples_of_a_phonebook_count_where_they_are_to():
             {"vocab_size": 9, "pairs": 6},
             "vocab_size 9 has 4 keys for 6 pairs",
         ),
+        ("associative_recall", {"pairs": 6, "fewest": 7}, "fewest 7 is more than pairs 6"),
+        ("phonebook", {"length": 100, "fewest": 9}, "fewest 9 must be from 3 to the 8 entries"),
         ("phonebook", {"length": 30}, "length 30 is shorter than 3 entries"),
         ("phonebook", {"letters": 2, "name": 1}, "2 letters make 2 names of 1, for 70 entries"),
         ("induction_heads", {"length": 2}, "length must be"),
