@@ -31,7 +31,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.study = "study_phonebook.py"
     config.models = ("Griffin", "Hawk", "Transformer")
     # Entries of a chunk; about the length of training.
-    config.entries = 48
+    config.entries = 36
     # Chunks of a book.
     config.chunks = (1, 2, 4, 8, 16)
     # Books of each size, and in a call.

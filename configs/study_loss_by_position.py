@@ -23,7 +23,7 @@ def get_config(size: str = "") -> ConfigDict:
     )
     # What is run otherwise, for captions.
     config.shorter = (
-        "models of 9 million parameters with a window of 512, trained on 16 million tokens of old books "
+        "models of 9 million parameters with a window of 512, trained on 12 million tokens of old books "
         "in rows of 1,024 and 4,096, and read to 65,536. State passing is this project's: the last 500 "
         "steps begin from the state that 1,024 tokens before have left."
     )
@@ -44,7 +44,7 @@ def get_config(size: str = "") -> ConfigDict:
             "run": {"batch_size": 16, "carried": 1024, "carried_steps": 500},
         },
     }
-    config.steps = 1000
+    config.steps = 750
     # Lengths that are read; losses by position are of each.
     config.tests = ({"length": 65536},)
     config.test_rows, config.test_batch = 8, 1

@@ -21,7 +21,7 @@ def get_config(size: str = "") -> ConfigDict:
     )
     # What is run otherwise, for captions.
     config.shorter = (
-        "2 to 25 million parameters, all on the same 10 million tokens of old books, far fewer than "
+        "2 to 25 million parameters, all on the same 6.6 million tokens of old books, far fewer than "
         "the larger ones could use."
     )
     # What each model has otherwise.
@@ -36,7 +36,7 @@ def get_config(size: str = "") -> ConfigDict:
         f"width {width}": {"base": {"width": width, "mlp_width": 3 * width, "num_layers": layers}}
         for width, layers in ((128, 6), (192, 6), (256, 8), (384, 12))
     }
-    config.steps = 600
+    config.steps = 400
     # How plots and laws are drawn: over what.
     config.law = "parameters"
     # What is put to the test; see griffin_jax.studies.claims.

@@ -78,7 +78,7 @@ class Phonebook:
     def with_entries(self, count: int) -> "Phonebook":
         """Returns the task of books of so many names, without room in front."""
         length = (count + _EXAMPLES) * self.entry + 1
-        return dataclasses.replace(self, length=length)
+        return dataclasses.replace(self, length=length, fewest=0)
 
     def draw(self, key: jax.Array) -> Sequence:
         count = self.entries
