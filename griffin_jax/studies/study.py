@@ -238,7 +238,8 @@ def carry_out(
       folder: Where each run has a file; what is done there is kept.
       seconds: Stop after so long, with a checkpoint, as on SIGTERM and Ctrl-C; None for no limit.
       told: Called of what is going on.
-      part: K of N: do every Nth group from the Kth on, for several processes that share the work.
+      part: K of N: do every Nth model of each variant from the Kth on, all its seeds and rates, for
+        several processes that share the work.
 
     Returns:
       The results of all runs that are done, ready for JSON; and of those that were stopped, the
@@ -249,14 +250,16 @@ def carry_out(
     """
     ends = math.inf if seconds is None else time.monotonic() + seconds
     results = []
+    models = list(itertools.product(study.variants, study.models))
     with StopSignal() as stop:
 
         def over():
             return stop.requested or time.monotonic() >= ends
 
-        for number, group in enumerate(study.groups()):
+        for group in study.groups():
             place = folder / group.folder
             missing = [run for run in group.runs if not _file(folder, run).exists()]
+            number = models.index((group.runs[0].variant, group.runs[0].name))
             if missing and number % part[1] == part[0] - 1 and not over():
                 told(f"{group.folder}: begins or goes on")
                 with hold_run(place), _fitting(group):

@@ -88,15 +88,19 @@ def test_runs_that_do_not_fit_the_device_are_one_line(tmp_path, monkeypatch):
         carry_out(tiny("selective_copying"), tmp_path)
 
 
-def test_parts_of_a_study_are_all_of_it(tmp_path):
-    study = dataclasses.replace(tiny("selective_copying"), variants={str(i): {} for i in range(5)})
-    groups = list(study.groups())
+def test_parts_of_a_study_are_all_of_it_and_keep_a_models_seeds_together(tmp_path, monkeypatch):
+    variants = {str(i): {} for i in range(5)}
+    alone = {"seeds": (0, 1), "together": 1}
+    study = dataclasses.replace(tiny("selective_copying"), variants=variants, **alone)
     done = []
+    monkeypatch.setattr(
+        "griffin_jax.studies.study._do", lambda group, *_: done.append(group.folder)
+    )
     for part in (1, 2, 3):
-        told = []
-        carry_out(study, tmp_path, seconds=0, part=(part, 3), told=told.append)
-        done += groups[part - 1 :: 3]
-    assert {x.folder for x in done} == {x.folder for x in groups} and len(done) == len(groups)
+        carry_out(study, tmp_path, part=(part, 3))
+    groups = [x.folder for x in study.groups()]
+    by_model = [groups[i : i + 2] for i in range(0, 10, 2)]
+    assert done == [x for i in (0, 3, 1, 4, 2) for x in by_model[i]]
 
 
 def test_what_is_written_has_every_run(done, tmp_path):
