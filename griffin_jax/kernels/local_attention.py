@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from griffin_jax.devices import model_shards, per_shard, time_shards
+from griffin_jax.devices import model_shards, per_shard, platform, time_shards
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.query_tiles import attend_in_tiles, tile_size
 from griffin_jax.kernels.time_shards import preceding
@@ -276,6 +276,12 @@ def _scores(q, key):
     Queries and the heads of a group lie as in q, so that neither the scores nor what is mixed by
     them is put into another order.
     """
+    if q.shape[1] == key.shape[2] == 1 and platform() == "cpu":
+        # Keys first: XLA's CPU compiler would put the whole ring into another order.
+        scores = jnp.einsum(
+            "bsh,bgh->bsg", key[:, :, 0], q[:, 0, 0], preferred_element_type=jnp.float32
+        )
+        return jnp.swapaxes(scores, 1, 2)[:, None, None]
     if not _one_query_of_many_heads(q.shape[1], key):
         return jnp.einsum("btkgh,bskh->bktgs", q, key, preferred_element_type=jnp.float32)
     q, key = (x.astype(jnp.float32) for x in (q, key[:, :, :, None]))

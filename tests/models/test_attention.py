@@ -1,11 +1,14 @@
 """Rotary positions and the ring of keys."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from griffin_jax.models import AttentionState, Timeline
-from griffin_jax.models.attention import rotate, write_ring
+from griffin_jax.models.attention import attend_and_write, rotate, write_ring
 
 
 def heads(seed, time=1, size=8):
@@ -74,3 +77,25 @@ def test_slot_s_holds_the_newest_position_p_with_p_mod_slots_equal_s(
     np.testing.assert_array_equal(
         after.values[0, :, 0, 0], [p + 100 if p >= 0 else p for p in ring]
     )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is about the CPU's compiler")
+def test_steps_in_a_loop_copy_no_ring():
+    ring = (4, 16, 1, 8)
+
+    def steps(q, state):
+        def step(turn):
+            i, q, state = turn
+            position = jnp.full(4, i, jnp.int32)
+            timeline = Timeline(position[:, None], jnp.ones(4, jnp.int32), start=position)
+            k = q[:, :, :1]
+            out, state = attend_and_write(16, q, k, k + 1, state, timeline)
+            return i + 1, out, state
+
+        return jax.lax.while_loop(lambda turn: turn[0] < 40, step, (0, q, state))
+
+    state = AttentionState(keys=jnp.zeros(ring), values=jnp.zeros(ring))
+    compiled = jax.jit(steps, donate_argnums=1).lower(jnp.ones((4, 1, 2, 8)), state).compile()
+    loop = re.split(r"\nENTRY ", compiled.as_text())[0]
+    assert "f32[4,16,1,8]" in loop
+    assert not re.findall(r"= f32\[4,16,1,8\]\S* copy\(|= f32\[4,8,16\].*", loop)
