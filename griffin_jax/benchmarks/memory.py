@@ -2,8 +2,10 @@
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -38,6 +40,15 @@ def host_peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def host_bytes() -> int | None:
+    """Returns the bytes of memory that this process has now; None where there is no telling."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def limit_bytes() -> int | None:

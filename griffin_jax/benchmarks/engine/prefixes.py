@@ -17,24 +17,32 @@ Row = dict[str, Any]
 
 
 def conversations(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """Yields a row for each kind of cache, of many conversations with one system prompt, by turns."""
+    """Yields a row for each kind of cache, of many conversations with one system prompt, by turns.
+
+    All conversations take each turn at once. Then some take one more, each alone: when its first token
+    comes, and whether its logits are those of a cache that knows nothing of it.
+    """
     count, turns = config["conversations"], config["turns"]
     rng = np.random.default_rng(config["seed"])
     system = rng.integers(0, lm.config.vocab_size, config["system"]).tolist()
-    said = rng.integers(0, lm.config.vocab_size, (turns, count, config["said"])).tolist()
-    for kind, cache in (
+    said = rng.integers(0, lm.config.vocab_size, (turns + 1, count, config["said"])).tolist()
+    for kind, new_cache in (
         ("none", lambda: None),
         ("exact", lambda: PrefixCache(config["cache_bytes"])),
         ("every turn", lambda: PrefixCache(config["cache_bytes"], exact=False)),
     ):
-        _converse(lm, config, system, [turn[:2] for turn in said[:2]], cache())  # compiles
+        _converse(lm, config, system, [turn[:2] for turn in said[:2]], new_cache())  # compiles
         some = min(count, config["uncached"]) if kind == "none" else count
         row = {"what": "conversations", "cache": kind, "conversations": some, "turns": turns}
-        found = _converse(lm, config, system, [turn[:some] for turn in said], cache())
-        yield row | {"system": len(system)} | found
+        cache = new_cache()
+        texts, found = _converse(lm, config, system, [turn[:some] for turn in said[:-1]], cache)
+        row |= {"system": len(system)} | found
+        more = [text + words for text, words in zip(texts, said[-1], strict=False)]
+        yield row | _alone(lm, config, more[: config["uncached"]], cache)
 
 
 def _converse(lm, config, system, said, cache):
+    """Returns the conversations, and what the engine and its cache did."""
     texts = [list(system) for _ in said[0]]
     first = []
     begin = time.perf_counter()
@@ -60,7 +68,35 @@ def _converse(lm, config, system, said, cache):
     if cache is not None:
         hits, misses = cache.stats.hits, cache.stats.misses
         found |= {"hit_rate": hits / (hits + sum(misses.values())), "misses": dict(misses)}
-    return found
+    return texts, found
+
+
+def _alone(lm, config, texts, cache):
+    """Returns when the first token after each text comes, and how its logits compare."""
+    _first_alone(lm, texts[0][: len(texts[0]) // 2], cache)  # compiles
+    seconds, equal, largest = [], 0, 0.0
+    for text in texts:
+        took, logits = _first_alone(lm, text, cache)
+        _, others = _first_alone(lm, text, PrefixCache(config["cache_bytes"]))
+        seconds.append(took)
+        equal += np.array_equal(logits, others)
+        largest = max(largest, float(np.abs(logits - others).max()))
+    return {
+        "alone": len(texts),
+        "alone_first_token_seconds": float(np.median(seconds)),
+        "equal_logits": equal,
+        "largest_difference": largest,
+    }
+
+
+def _first_alone(lm, text, cache):
+    """Returns the seconds to the first token after a text, and the logits after that, bit by bit."""
+    with lm.engine(slots=1, prefix_cache=cache) as engine:
+        request = engine.submit(text, 1, stop_ids=(), keep_context=True)
+        engine.run()
+    context = request.context()
+    logits, _ = lm.apply(np.array([context.tokens[-1:]], np.int32), context.state)
+    return request.first_token_at - request.submitted, np.asarray(logits)
 
 
 def first_tokens(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:

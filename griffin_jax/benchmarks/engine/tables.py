@@ -30,8 +30,9 @@ def _conversations(row):
     hits = f", {row['hit_rate']:.1%} hits" if "hit_rate" in row else ""
     return (
         f"{row['conversations']} conversations of {row['turns']} turns, cache {row['cache']}: "
-        f"{row['read_tokens']:,} of {row['alone_tokens']:,} tokens read{hits}, first token after "
-        f"{row['first_token_seconds']:.3f} s, {row['seconds']:.1f} s"
+        f"{row['read_tokens']:,} of {row['alone_tokens']:,} tokens read{hits}, {row['seconds']:.1f} s; "
+        f"one more turn alone: first token after {1e3 * row['alone_first_token_seconds']:.1f} ms, "
+        f"{row['equal_logits']} of {row['alone']} logits equal bit for bit"
     )
 
 
@@ -74,8 +75,9 @@ def _real_text(row):
 def _memory(row):
     live = " ".join(f"{x / 1e6:.2f}" for x in row["live_bytes"])
     return (
-        f"{row['requests']} requests: {live} MB of arrays at a tenth, half and end, "
-        f"{row['left_bytes']} bytes left behind"
+        f"{row['requests']} requests: {live} MB of arrays at a tenth, half and end, a slot of "
+        f"{row['slot_bytes']:,} bytes ({row['reckoned_bytes']:,} reckoned), {row['left_bytes']} bytes "
+        f"and {row['left_requests']} requests left behind"
     )
 
 
@@ -121,6 +123,10 @@ def load(axis: Any, results: dict[str, Any]) -> None:
 
 def _model(row):
     return f"{row['model']}:{row['weights']}"
+
+
+def _megabytes(sizes):
+    return ", ".join("" if x is None else f"{x / 1e6:,.1f}" for x in sizes)
 
 
 def _two(seconds):
@@ -188,8 +194,10 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "tokens alone",
             "tokens read",
             "hits",
-            "first token, s",
             "all, s",
+            "one more turn: first token, ms",
+            "logits equal bit for bit",
+            "largest difference",
         ],
         lambda row: [
             row["cache"],
@@ -198,8 +206,10 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['alone_tokens']:,}",
             f"{row['read_tokens']:,}",
             f"{row['hit_rate']:.1%}" if "hit_rate" in row else "",
-            f"{row['first_token_seconds']:.3f}",
             f"{row['seconds']:.1f}",
+            f"{1e3 * row['alone_first_token_seconds']:.1f}",
+            f"{row['equal_logits']} of {row['alone']}",
+            f"{row['largest_difference']:.1e}",
         ],
     ),
     "first token": (
@@ -265,13 +275,29 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
         ],
     ),
     "steady memory": (
-        ["requests", "s", "MB of arrays at 10%, 50%, 100%", "MB of the process", "left behind"],
+        [
+            "requests",
+            "s",
+            "how they ended",
+            "killed",
+            "MB of arrays at 10%, 50%, 100%",
+            "MB of the process there",
+            "before, after",
+            "bytes of a slot",
+            "reckoned",
+            "bytes, requests left",
+        ],
         lambda row: [
             f"{row['requests']:,}",
             f"{row['seconds']:.0f}",
+            ", ".join(f"{count:,} {reason}" for reason, count in row["ended"].items()),
+            str(row["killed"]),
             ", ".join(f"{x / 1e6:.2f}" for x in row["live_bytes"]),
-            ", ".join(f"{x / 1e6:,.0f}" for x in row["process_peak_bytes"]),
-            f"{row['left_bytes']:,}",
+            _megabytes(row["process_bytes"]),
+            _megabytes([row["process_bytes_before"], row["process_bytes_after"]]),
+            f"{row['slot_bytes']:,}",
+            f"{row['reckoned_bytes']:,}",
+            f"{row['left_bytes']}, {row['left_requests']}",
         ],
     ),
 }
