@@ -55,7 +55,7 @@ def _serve(lm, config, count):
         return engine.submit(prompt, new, temperature=1.0, deadline=deadline)
 
     with lm.engine(slots=slots, seconds=None, burst=8, prefix_cache=cache) as engine:
-        given, done, at_work, slot = [], 0, True, 0
+        given, done, at_work = [], 0, True
         while done < count or at_work:
             while done < count and len(given) < 2 * slots:
                 given.append(submit())
@@ -66,7 +66,6 @@ def _serve(lm, config, count):
                 given.pop(rng.integers(len(given))).cancel()
             at_work = engine.step()
             given = [request for request in given if not request.ended]
-            slot = max(slot, engine.load().state_bytes // slots)
         marks.append((_live(), memory.host_bytes()))
         ended = dict(engine.stats.ended)
         killed = [submit() for _ in range(3 * slots)]
@@ -76,11 +75,21 @@ def _serve(lm, config, count):
         "ended": ended,
         "killed": sum(request.finish_reason == "cancelled" for request in killed),
         "state_bytes": state,
-        "slot_bytes": slot,
+        "slot_bytes": _slot_bytes(lm, slots),
         "reckoned_bytes": reckoned_bytes(lm),
         "live_bytes": [live for live, _ in marks],
         "process_bytes": [host for _, host in marks],
     }
+
+
+def _slot_bytes(lm, slots):
+    """Returns what each row of a full pool takes on the device."""
+    with lm.engine(slots=slots, seconds=None, burst=8, fill_first=True) as engine:
+        for _ in range(slots):
+            engine.submit([1], 16, stop_ids=())
+        while engine.load().writing < slots:
+            engine.step()
+        return engine.load().state_bytes / slots
 
 
 def reckoned_bytes(lm: LanguageModel) -> int:

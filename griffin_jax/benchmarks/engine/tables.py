@@ -76,7 +76,7 @@ def _memory(row):
     live = " ".join(f"{x / 1e6:.2f}" for x in row["live_bytes"])
     return (
         f"{row['requests']} requests: {live} MB of arrays at a tenth, half and end, a slot of "
-        f"{row['slot_bytes']:,} bytes ({row['reckoned_bytes']:,} reckoned), {row['left_bytes']} bytes "
+        f"{row['slot_bytes']:,.0f} bytes ({row['reckoned_bytes']:,} reckoned), {row['left_bytes']} bytes "
         f"and {row['left_requests']} requests left behind"
     )
 
@@ -295,7 +295,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             ", ".join(f"{x / 1e6:.2f}" for x in row["live_bytes"]),
             _megabytes(row["process_bytes"]),
             _megabytes([row["process_bytes_before"], row["process_bytes_after"]]),
-            f"{row['slot_bytes']:,}",
+            f"{row['slot_bytes']:,.0f}",
             f"{row['reckoned_bytes']:,}",
             f"{row['left_bytes']}, {row['left_requests']}",
         ],
