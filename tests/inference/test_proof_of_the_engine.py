@@ -26,3 +26,15 @@ def test_requests_get_what_they_get_alone_whoever_comes_and_goes(
     assert largest <= proof.BOUND
     # No text is read twice, however long it waits between two calls.
     assert stats.read_tokens + stats.cached_tokens <= stats.alone_tokens
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "frequency_penalty": 0.5}])
+def test_a_margin_is_the_least_bias_that_changes_a_draw(settings):
+    lm, prompt = proof.model("float32"), [7, 9, 11]
+    options = {"max_new_tokens": 1, "seed": 3, **settings}
+    first = lm.sample([prompt], **options).pop().tokens
+    other = first[0] + 1
+    missed = proof.margin(lm, prompt, options, first, 0, other)
+    for more, drawn in ((missed - 1e-4, first), (missed + 1e-4, [other])):
+        biased = lm.sample([prompt], **options, logit_bias={other: more}).pop()
+        assert biased.tokens == drawn
