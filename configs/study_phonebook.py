@@ -47,7 +47,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
     config.dtype = "bfloat16"
     # Lengths at which accuracy is measured, of the last number alone.
-    lengths = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
+    lengths = (64, 128, 192, 256, 384, 512, 1024)
     alone = {"train_examples": False, "fewest": 0}
     config.tests = tuple({"length": length} | alone for length in lengths)
     config.test_rows, config.test_batch = 256, 64

@@ -55,7 +55,7 @@ def accuracy(
         hits, due = np.zeros((runs, batch_size)), np.asarray(batch["mask"]).sum(axis=1)
         for at in range(0, task.length, chunk):
             part = {name: x[:, at : at + chunk] for name, x in batch.items()}
-            state, found, nll = _read(model, task, runs, params, state, part)
+            state, found, nll = _read(model, bool(arrays), runs, params, state, part)
             hits += np.asarray(found)
             place = np.searchsorted(edges, np.asarray(part["positions"]), side="right") - 1
             np.add.at(counts, place, np.asarray(part["mask"]))
@@ -80,7 +80,7 @@ def _draw(task, key, count, arrays):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _read(model, task, runs, params, state, batch):
+def _read(model, packed, runs, params, state, batch):
     def run(params, state):
         logits, state = model.apply(
             {"params": params}, batch["inputs"], state, positions=batch["positions"]
@@ -90,5 +90,5 @@ def _read(model, task, runs, params, state, batch):
         nll = -jnp.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
         return state, hits.sum(axis=1), nll * batch["mask"]
 
-    with kernels_of_runs(task, runs):
+    with kernels_of_runs(packed, runs):
         return mapped(run, runs)(params, state)

@@ -172,9 +172,14 @@ def parts_of(plan: Plan) -> int:
 
 
 @contextlib.contextmanager
-def kernels_of_runs(task: Any, runs: int, parts: int = 1) -> Iterator[None]:
-    """Keeps to kernels that may be mapped over runs and parts of a batch, and that a task's rows need."""
-    packed = hasattr(task, "arrays")  # rows of text, within which documents begin
+def kernels_of_runs(packed: bool, runs: int, parts: int = 1) -> Iterator[None]:
+    """Keeps to kernels that may be mapped over runs and parts of a batch.
+
+    Args:
+      packed: Documents begin within rows, as they do in text.
+      runs: The runs that a program has beside each other.
+      parts: The parts of a batch.
+    """
     left_out = _MASKED if packed and runs > 1 else ()
     promise = contextlib.nullcontext() if packed else one_document_a_row()
     with choice.without(*left_out), mapped_over(runs * parts), promise:
@@ -184,7 +189,7 @@ def kernels_of_runs(task: Any, runs: int, parts: int = 1) -> Iterator[None]:
 def _program(plan, model, optimizer, runs):
     longer = dataclasses.replace(plan.task, length=plan.task.length + plan.carried)
 
-    parts = parts_of(plan)
+    parts, packed = parts_of(plan), hasattr(plan.task, "arrays")
 
     def loss(params, batch):
         nll, _ = token_losses(model, params, batch, plan.loss_chunks)
@@ -246,7 +251,7 @@ def _program(plan, model, optimizer, runs):
             (nll, answers), _ = jax.lax.scan(one, (jnp.float32(0), jnp.float32(0)), keys)
             return nll / answers
 
-        with kernels_of_runs(plan.task, runs, parts):
+        with kernels_of_runs(packed, runs, parts):
             states, _ = jax.lax.scan(
                 lambda states, _: (mapped(step, runs)(states, seeds, rates), None),
                 states,
