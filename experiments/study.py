@@ -47,6 +47,8 @@ _PART = flags.DEFINE_string(
 )
 _LIST = flags.DEFINE_bool("list", False, "Print the studies there are, and what each is about.")
 _PAGE = flags.DEFINE_bool("page", False, "Only write the page anew, from the JSON that is there.")
+# What stands behind it on a page is a person's, and is kept when the page is written anew.
+_SEEN = "## What is seen"
 
 
 def main() -> None:
@@ -71,8 +73,21 @@ def main() -> None:
         found = about | {"recorded": recorded, "device": command.machine()} | found
     found["verdicts"] = judge(study, found)
     write_json(path, found, indent=None)
-    for written in (path, *write(name, study, found, folder), *_summarize(folder)):
-        print(written)
+    page = folder / f"{name}.md"
+    words = _words(page)
+    written = write(name, study, found, folder)
+    if words:
+        write_text(page, page.read_text(encoding="utf-8").rstrip("\n") + "\n\n" + words)
+    for file in (path, *written, *_summarize(folder)):
+        print(file)
+
+
+def _words(page):
+    """What somebody wrote at the end of a page, behind the heading `_SEEN`; "" of no such thing."""
+    if not page.exists():
+        return ""
+    _, heading, words = page.read_text(encoding="utf-8").partition(f"\n{_SEEN}\n")
+    return heading.lstrip("\n") + words
 
 
 def _summarize(folder):

@@ -51,6 +51,19 @@ def test_the_smallest_study_leaves_its_page(run):
     page.unlink()
     run(page=True)
     assert page.read_text(encoding="utf-8") == before
+    words = before + "\n## What is seen\n\nNothing.\n"
+    page.write_text(words, encoding="utf-8")
+    run(page=True)
+    assert page.read_text(encoding="utf-8") == words
+
+
+def test_what_a_person_wrote_at_the_end_of_a_page_is_found(tmp_path):
+    page = tmp_path / "some.md"
+    assert study._words(page) == ""
+    page.write_text("# Some\n\n| a |\n", encoding="utf-8")
+    assert study._words(page) == ""
+    page.write_text("# Some\n\n| a |\n\n## What is seen\n\nOne.\n\nTwo.\n", encoding="utf-8")
+    assert study._words(page) == "## What is seen\n\nOne.\n\nTwo.\n"
 
 
 @pytest.mark.parametrize("part", ["3/2", "0/1", "1", "a/b"])
