@@ -21,12 +21,12 @@ def get_config(size: str = "") -> ConfigDict:
     )
     # What is run otherwise, for captions.
     config.shorter = (
-        "models of 9 million parameters on 6.6 million tokens of old books, at one rate."
+        "models of 9 million parameters on 4.9 million tokens of old books, at one rate."
     )
     config.base = TEXT
     # What each model has otherwise.
     config.models = RECURRENCES
-    config.steps = 400
+    config.steps = 300
     # What is put to the test; see griffin_jax.studies.claims.
     config.claims = (
         {
