@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if os.environ.get("GRIFFIN_PARITY") != "1":
-    # The plain run is mostly compilation of small programs that run once. The live comparisons
-    # compile as users do.
+if os.environ.get("GRIFFIN_PARITY") != "1" and os.environ["JAX_PLATFORMS"] == "cpu":
+    # The plain run is mostly compilation of small programs that run once. The live comparisons, and
+    # runs on an accelerator, compile as users do.
     os.environ.setdefault(
         "XLA_FLAGS",
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",

@@ -149,7 +149,8 @@ class Bench:
           `train_flops_per_token` counts them for one document; `compile_seconds` with tracing;
           `memory_bytes`, all that the program needs; `seconds` (a `Timing`) per step,
           `tokens_per_second`, `mfu` against the data sheet's bfloat16 rate (None for a device without
-          one), and `loss`.
+          one), and the `losses` of all steps, with the last as `loss`: of one batch, which steps come
+          to know by heart, so that they tell whether two meshes train alike.
           Where memory does not suffice, `error` says so in place of what could not be had.
         """
         if batch_size % variant.microbatches:
@@ -195,13 +196,14 @@ class Bench:
             raise memory.OutOfMemory(
                 f"needs {row['memory_bytes'] / 1e9:.1f} GB of {limit / 1e9:.1f} GB"
             )
-        seconds = []
+        seconds, losses = [], []
         for _ in range(2 + self._repeats):
             begin = time.perf_counter()
             self._state, metrics = compiled(self._state, None, batch)
-            row["loss"] = float(metrics["loss"])
+            losses.append(float(metrics["loss"]))
             seconds.append(time.perf_counter() - begin)
         row["seconds"] = Timing.of(seconds[2:]).to_dict()
+        row |= {"loss": losses[-1], "losses": losses}
 
     def _program(self, batch, length, variant):
         """Returns the compiled step, and how long tracing and compiling took."""

@@ -84,9 +84,8 @@ def empty_rows(model: Griffin, params: dict, size: int, tokens: int) -> Rows:
     """
     values = entry_of(0, 0, 0, np.zeros(2, np.uint32), (), settings_of(None))
     values = jax.tree.map(lambda x: np.broadcast_to(x, (size, *np.shape(x))), values)
-    values = jax.tree.map(lambda x: prefill.put(params, x), values)
-    dead = prefill.put(params, np.zeros(size, bool))
-    return values.replace(alive=dead, state=prefill.fresh_state(model, params, size, tokens))
+    values = prefill.put_whole(params, values.replace(alive=np.zeros(size, bool)))
+    return values.replace(state=prefill.fresh_state(model, params, size, tokens))
 
 
 def entry_of(

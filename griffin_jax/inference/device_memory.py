@@ -1,5 +1,7 @@
 """How many rows of text a device has memory for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -19,8 +21,8 @@ def most_rows(config: GriffinConfig, params: dict, dtype, tokens: int, limit: in
       tokens: That each row reads and writes; it matters under an unbounded window only.
       limit: Bytes that the device holds.
     """
-    state = jax.eval_shape(lambda: init_state(config, 1, dtype, capacity_for(config, tokens)))
-    row = _nbytes(state) + config.vocab_size * jnp.dtype(jnp.float32).itemsize
+    state = _state_bytes(config, jnp.dtype(dtype), capacity_for(config, tokens))
+    row = state + config.vocab_size * jnp.dtype(jnp.float32).itemsize
     return max(limit - _nbytes(params), 0) // row
 
 
@@ -39,6 +41,11 @@ def too_many_rows(
         f"{rows} rows, which run as {batch_size_for(rows)}, do not fit into the device's "
         f"{limit / 1e9:.2f} GB beside weights of {_nbytes(params) / 1e9:.2f} GB: {sizes}"
     )
+
+
+@functools.lru_cache(maxsize=64)  # every call that samples asks, and tracing takes 10 ms
+def _state_bytes(config, dtype, capacity):
+    return _nbytes(jax.eval_shape(lambda: init_state(config, 1, dtype, capacity)))
 
 
 def _nbytes(tree):

@@ -27,7 +27,7 @@ from griffin_jax.inference.sampling import SamplingMethod
 from griffin_jax.inference.speculation import ROUNDS, Speculator
 from griffin_jax.inference.stats import EngineStats
 from griffin_jax.models import Griffin
-from griffin_jax.sharding import mesh_of
+from griffin_jax.sharding import mesh_of_all
 
 # A pool gets smaller where its rows have so many bursts to go: each size is a program of its own.
 _BURSTS_WORTH_A_PROGRAM = 4
@@ -87,7 +87,7 @@ class Pool:
         self.requests: list[Request | None] = []
         self.methods: list[SamplingMethod] = []
         self._model, self._params, self._stats = model, params, stats
-        self._mesh = mesh_of(params)
+        self._mesh = mesh_of_all(params)
         self._burst = burst
         self._speculator = speculator
         self._pace, self._draft_pace = Pace(burst, seconds), Pace(min(ROUNDS, burst), seconds)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import activation_spec
 from griffin_jax.models import AttentionState, Griffin, init_state
 from griffin_jax.models.stack import AnyState, StackedState, is_stacked, stack_state
-from griffin_jax.sharding import batch_shards, check_batch, jit_on_mesh, mesh_of, tree_shardings
+from griffin_jax.sharding import batch_shards, check_batch, jit_on_mesh, mesh_of_all, tree_shardings
 from griffin_jax.sharding.layouts import constrain_state
 
 CHUNKS = (32, 256, 512, 2048)
@@ -29,7 +30,7 @@ def batch_size_for(rows: int, params: dict | None = None) -> int:
     Where `params` lie on a mesh, it is the next multiple of that over which the mesh cuts a batch.
     """
     size = 1 << max(rows - 1, 0).bit_length()
-    mesh = None if params is None else mesh_of(params)
+    mesh = None if params is None else mesh_of_all(params)
     shards = 1 if mesh is None else batch_shards(mesh)
     return -(-size // shards) * shards
 
@@ -148,7 +149,7 @@ def shape_of_state(model: Griffin, params: dict, batch_size: int, tokens: int) -
 
 
 def _of_state(model, params, batch_size, capacity):
-    where = mesh_of(params) or companion_sharding(params)
+    where = mesh_of_all(params) or companion_sharding(params)
     return model.config, batch_size, model.dtype, capacity, is_stacked(params), where
 
 
@@ -157,7 +158,7 @@ def select_rows(
 ) -> AnyState:
     """Returns a copy of some rows of `state`, with room for `tokens` tokens in all."""
     capacity = capacity_for(model.config, tokens)
-    if mesh_of(params) is None:
+    if mesh_of_all(params) is None:
         state = jax.device_put(state, companion_sharding(params))
     return take_rows(state, np.asarray(rows, np.int32), capacity)
 
@@ -213,11 +214,20 @@ def put(params: dict, array: np.ndarray, *names: str) -> jax.Array:
     """Returns a host array beside the parameters; on a mesh, in the layout of `names`
     (`ACTIVATIONS`).
     """
-    mesh = mesh_of(params)
+    mesh = mesh_of_all(params)
     if mesh is None:
         return jax.device_put(array, companion_sharding(params))
     sharding = jax.sharding.NamedSharding(mesh, activation_spec(mesh, array.shape, names))
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+
+def put_whole(params: dict, tree: Any) -> Any:
+    """Returns host arrays beside the parameters, whole on every device: in one call, where there is
+    no mesh.
+    """
+    if mesh_of_all(params) is None:
+        return jax.device_put(tree, companion_sharding(params))
+    return jax.tree.map(lambda array: put(params, array), tree)
 
 
 def put_chunk(params: dict, tokens: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:

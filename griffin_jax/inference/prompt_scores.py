@@ -16,7 +16,7 @@ from griffin_jax.inference.head_blocks import map_positions
 from griffin_jax.inference.overflow import check_finite
 from griffin_jax.inference.plan import TOPS
 from griffin_jax.models import Griffin
-from griffin_jax.sharding import jit_on_mesh, mesh_of
+from griffin_jax.sharding import jit_on_mesh, mesh_of_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def score_prompt(
             for ids, values in zip(*rows, strict=True)
         ][: len(read)]
     context = None
-    if size == 1 and mesh_of(params) is None:
+    if size == 1 and mesh_of_all(params) is None:
         context = Context(state, tuple(map(int, tokens)), len(read))
     return PromptScores(logprobs, tops, context)
 

@@ -17,7 +17,7 @@ from griffin_jax.devices import replicate
 from griffin_jax.inference import prefill
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState, StackedState
-from griffin_jax.sharding import jit_on_mesh, mesh_of
+from griffin_jax.sharding import jit_on_mesh, mesh_of_all
 from griffin_jax.sharding.layouts import constrain_state
 
 
@@ -67,7 +67,7 @@ def _first(state):
 
 def put_row(params: dict, state: AnyState) -> AnyState:
     """Returns a state of one row whose arrays are on the host, beside the parameters."""
-    mesh = mesh_of(params)
+    mesh = mesh_of_all(params)
     if mesh is None:
         return jax.device_put(state, prefill.companion_sharding(params))
     return _placed.on(mesh, state)
@@ -100,7 +100,8 @@ def read_rows(
     count = rows_of_a_call(len(states), params)
     tokens, lengths = prefill.pad(chunks, count, 0, length)
     joined = (*states, *[states[0]] * (count - len(states)))
-    after, done = _read(model, params, joined, *prefill.put_chunk(params, tokens, lengths))
+    chunk = prefill.put_chunk(params, tokens, lengths)
+    after, done = _read.on(mesh_of_all(params), model, params, joined, *chunk)
     return list(after[: len(states)]), done
 
 

@@ -25,6 +25,7 @@ def test_every_variant_at_the_first_length_and_the_fastest_at_the_others():
     for row in rows:
         # Untrained on random tokens: about the entropy of the vocabulary.
         assert 3.5 < row["loss"] < 6
+        assert len(row["losses"]) == 4 and row["losses"][-1] == row["loss"] < row["losses"][0]
         assert row["tokens_per_second"] == pytest.approx(64 / row["seconds"]["median"])
         assert row["flops_per_token"] == train_flops_per_token(MODEL, row["length"])
         assert row["memory_bytes"] > 12 * row["parameters"] and row["compile_seconds"] > 0

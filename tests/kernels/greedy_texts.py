@@ -110,7 +110,7 @@ def greedy(lm: LanguageModel, prompt: jax.Array, tokens: int) -> tuple[np.ndarra
 def compare(lm: LanguageModel, rows: int, tokens: int, prompt: int = 40) -> tuple[Texts, Texts]:
     """Writes texts from random prompts by the kernels and by the definitions."""
     read = jax.random.randint(jax.random.key(rows), (rows, prompt), 0, lm.config.vocab_size)
-    exact = dataclasses.replace(lm, params=_widened(lm.params), dtype=jnp.dtype(jnp.float32))
+    exact = dataclasses.replace(lm, params=widened(lm.params), dtype=jnp.dtype(jnp.float32))
     with definitions(), jax.default_matmul_precision("highest"):
         reference, margins = greedy(exact, read, tokens)
     kernels, _ = greedy(lm, read, tokens)
@@ -126,7 +126,8 @@ def compare(lm: LanguageModel, rows: int, tokens: int, prompt: int = 40) -> tupl
     return against(kernels), against(plain)
 
 
-def _widened(params):
+def widened(params):
+    """Returns parameters in float32 where they are in bfloat16; codes of packed weights stay."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, params)
 
 

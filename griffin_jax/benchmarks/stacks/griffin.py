@@ -82,8 +82,11 @@ class GriffinStack:
         """
         with memory.meeting_limits(), self._engine(len(prompts), self.burst) as engine:
             requests = [engine.submit(prompt, tokens) for prompt in prompts]
-            while not engine.stats.bursts:
-                _step(engine, 1, settle=True)
+            while (
+                not engine.stats.bursts
+            ):  # each call of reading is under way while the next is made
+                _step(engine, 1)
+            _settle(engine)
             mark(1)
             done = min(self.burst, tokens)
             if done > 1:
@@ -140,6 +143,15 @@ def _step(engine, limit=None, settle=False):
     busy = engine.step(limit)
     if settle:
         engine.settle()
+    _check(engine)
+    return busy
+
+
+def _settle(engine):
+    engine.settle()
+    _check(engine)
+
+
+def _check(engine):
     if engine.last_error is not None:
         raise engine.last_error
-    return busy
