@@ -71,6 +71,18 @@ def throughput(axis: Any, results: Results) -> None:
     axis.legend(fontsize=8)
 
 
+def share(axis: Any, results: Results) -> None:
+    """The share of the roofline over the batch size: of the bandwidth or of the matrix rate, whichever
+    binds."""
+    for subject, rows in _by_name(results, "throughput"):
+        sizes = [row["batch_size"] for row in rows]
+        shares = [100 * max(row["bandwidth_share"], row["matmul_share"]) for row in rows]
+        axis.plot(sizes, shares, "o-", label=subject)
+    axis.set(ylim=(0, 105), xlabel="batch size", ylabel="percent of the roofline")
+    axis.set_xscale("log", base=2)
+    axis.legend(fontsize=8)
+
+
 def cache(axis: Any, results: Results) -> None:
     """Bytes of one row's state over the text's length, counted from the shapes."""
     del results
@@ -140,7 +152,11 @@ def pyplot() -> Any:
 _SHOWN = {"engine-load": "load"}
 _PLOTS: dict[str, dict[str, Callable[[Any, Results], None]]] = {
     "latency": {"latency": latency, "cache": cache},
-    "throughput": {"throughput": throughput, "throughput-roofline": roofline},
+    "throughput": {
+        "throughput": throughput,
+        "throughput-share": share,
+        "throughput-roofline": roofline,
+    },
     "engine": {"engine-load": tables.load},
     "kernels": {"roofline": roofline},
     "decode": {"decode-roofline": roofline},

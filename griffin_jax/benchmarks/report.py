@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from griffin_jax import provenance
-from griffin_jax.benchmarks import card, plots
+from griffin_jax.benchmarks import card, over_devices, plots
 from griffin_jax.benchmarks.engine import tables
 from griffin_jax.benchmarks.results import name, variant
 from griffin_jax.files import write_text
@@ -43,6 +43,10 @@ def write(documents: Sequence[tuple[str, Results]], folder: Path) -> list[Path]:
         sections += [setting(results), *_TABLES[kind](results), *shown, failures(results)]
     if kind == "generation":
         sections = [*_side_by_side(runs), *sections]
+    scaling = over_devices.draw(runs, folder)
+    shown = [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in scaling]
+    sections = [*over_devices.sections(runs), *shown, *sections]
+    pictures += scaling
     text = f"# {_TITLES[kind]}\n\n" + "\n\n".join(filter(None, sections)) + "\n"
     page = folder / f"{kind}.md"
     write_text(page, text)
