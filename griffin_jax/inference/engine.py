@@ -89,8 +89,10 @@ class Engine:
           burst: Steps in one dispatch at most.
           seconds: How long a burst is to take at most, the first of a text being one step; None for
             bursts of `burst` steps, which is the faster way where nobody reads along.
-          fill_first: Draw only once every slot is taken, or nothing waits: the faster way where all
-            requests are there from the beginning.
+          fill_first: The faster way where all requests are there from the beginning: draw only once
+            every slot is taken, or nothing waits; read half as many prompts ahead; and begin, among
+            requests of one priority, with those that ask for most tokens, as the last ones to end
+            leave rows empty.
           prefix_cache: Reads once what prompts have in common; None reads each by itself.
           speculate: Draft a few tokens at a time and check them in one call, where that pays; True
             for the defaults of `Speculation`.
@@ -117,7 +119,7 @@ class Engine:
         pool.keeps_states = prefix_cache is not None and not prefix_cache.exact
         if prefix_cache is not None:
             prefix_cache.bind(params)
-        reader = Reader(self.model, params, self.stats, prefix_cache)
+        reader = Reader(self.model, params, self.stats, prefix_cache, fill_first)
         self._scheduler = Scheduler(
             reader, pool, self.stats, self.changed, prefix_cache, self.context_of, fill_first
         )

@@ -61,16 +61,25 @@ class Reader:
     """The requests whose prompts are being read; each has a state of its own.
 
     Calls take turns between the request that came first and the one that has least left to read:
-    neither does a long prompt starve short ones, nor the other way round.
+    neither does a long prompt starve short ones, nor the other way round. Where none is waited for,
+    the one that has most left goes first, so that all come to their short calls together.
 
     Attributes:
       requests: Those that are being read, in the order in which they came.
     """
 
-    def __init__(self, model: Griffin, params: dict, stats: EngineStats, cache: PrefixCache | None):
+    def __init__(
+        self,
+        model: Griffin,
+        params: dict,
+        stats: EngineStats,
+        cache: PrefixCache | None,
+        longest_first: bool = False,
+    ):
         self.requests: list[Request] = []
         self._model, self._params, self._stats = model, params, stats
         self._cache = cache
+        self._longest_first = longest_first
         self._fresh: dict[int | None, AnyState] = {}
         self._turn = 0
         # Short calls of several texts together cost an accelerator little more than one, and a mesh
@@ -134,16 +143,25 @@ class Reader:
             self._keep(request)
         return done
 
-    def take_ready(self) -> list[Request]:
-        """Removes and returns the requests that have been read to their end."""
-        ready = [request for request in self.requests if not request.unread]
-        self.requests = [request for request in self.requests if request.unread]
+    @property
+    def is_reading(self) -> bool:
+        """Whether there is anything left to read."""
+        return any(request.unread for request in self.requests)
+
+    def take_ready(self, most: int) -> list[Request]:
+        """Removes and returns the requests that have been read to their end, at most so many."""
+        ready = [request for request in self.requests if not request.unread][:most]
+        self.requests = [request for request in self.requests if request not in ready]
         return ready
 
     def _next_batch(self, unread: Sequence[Request]) -> tuple[list[tuple[Request, int]], int]:
         """Texts to be read in one call, with how many tokens of each, and the call's length."""
         self._turn += 1
-        first = unread[0] if self._turn % 2 else min(unread, key=lambda r: r.unread)
+        if self._longest_first:
+            unread = sorted(unread, key=lambda r: -r.unread)
+        first = unread[0]
+        if not (self._longest_first or self._turn % 2):
+            first = min(unread, key=lambda r: r.unread)
         batch, length, most, beginnings = [], 0, 0, set()
         for request in [first, *(r for r in unread if r is not first)]:
             if request.shares:

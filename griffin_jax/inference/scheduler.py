@@ -15,12 +15,17 @@ from griffin_jax.inference.reader import Reader, Reading
 from griffin_jax.inference.request import Request
 from griffin_jax.inference.stats import EngineStats
 
+_AHEAD = 2  # of how many slots one more prompt is read before there is a row for it
+
 
 class Waiting:
-    """Requests that have no slot yet: of larger priority first, then who came first."""
+    """Requests that have no slot yet: of larger priority first, then who came first; or, of one
+    priority, who asks for most tokens.
+    """
 
-    def __init__(self):
-        self._heap: list[tuple[int, int, Request]] = []
+    def __init__(self, longest_first: bool = False):
+        self.longest_first = longest_first
+        self._heap: list[tuple[int, int, int, Request]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -31,7 +36,8 @@ class Waiting:
 
     def push(self, request: Request) -> None:
         """Adds one."""
-        heapq.heappush(self._heap, (-request.plan.priority, request.number, request))
+        length = request.plan.max_new_tokens if self.longest_first else 0
+        heapq.heappush(self._heap, (-request.plan.priority, -length, request.number, request))
 
     def pop(self) -> Request:
         """Removes and returns the next one."""
@@ -67,7 +73,7 @@ class Scheduler:
         context_of: Callable[[Request], Context],
         fill_first: bool,
     ):
-        self.waiting = Waiting()
+        self.waiting = Waiting(longest_first=fill_first)
         self.watched: list[Request] = []
         self.reader = reader
         self.pool = pool
@@ -94,10 +100,12 @@ class Scheduler:
         self._admit()
         if (reading := self.reader.read()) is not None:
             self._coming.append(reading)
-        self._enter_pool()
+        draws = not (self._fill_first and self.reader.is_reading)
+        if draws:
+            self._enter_pool()
         if self.pool.must_see:
             older -= self._receive_next(older, begin)
-        if not (self._fill_first and self.reader.requests):
+        if draws:
             self._draw(limit)
         self._receive_next(older, begin)
         with self._changed:
@@ -120,7 +128,7 @@ class Scheduler:
                 request.end("cancelled") if error is None else request.fail(error)
                 request.state = None
                 self._count(request)
-            self.waiting = Waiting()
+            self.waiting = Waiting(self._fill_first)
             self._coming.clear()
             self.reader.requests.clear()
             self.pool.clear()
@@ -139,9 +147,15 @@ class Scheduler:
         return [request for request in dict.fromkeys(everywhere) if not request.ended]
 
     def _admit(self):
-        """Begins to read the requests that have waited longest, as far as there are slots."""
-        free = self.pool.free - len(self.reader.requests)
-        for _ in range(free):
+        """Begins to read the requests that are next, as far as there are slots.
+
+        Where all slots are to be filled, others are read ahead as soon as too few have been for the
+        rows that are free: calls then read many prompts together, and rows do not wait for them.
+        """
+        free, being_read = self.pool.free, len(self.reader.requests)
+        if self._fill_first and being_read < max(free, 1):
+            free += self.pool.slots // _AHEAD
+        for _ in range(free - being_read):
             with self._changed:
                 if not self.waiting:
                     return
@@ -152,7 +166,7 @@ class Scheduler:
                 self._fail((request,), error)
 
     def _enter_pool(self):
-        ready = self.reader.take_ready()
+        ready = self.reader.take_ready(self.pool.free)
         if self._fill_first:
             expected = len(ready) + len(self.reader.requests) + len(self.waiting)
         else:
