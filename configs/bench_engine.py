@@ -3,7 +3,7 @@
     python -m experiments.benchmark --config=configs/bench_engine.py --output=docs/benchmarks/engine.json
 
 By default griffin-tiny on two CPU cores, about half an hour; `--config.workloads="('offline',)"` does one
-of offline, load, conversations, first, forks, speculation and memory. Expected: at least 1.8 times the tokens
+of offline, load, serving, conversations, first, forks, speculation and memory. Expected: at least 1.8 times the tokens
 per second of static batches. `--config=configs/bench_engine.py:9b` is the shape of RecurrentGemma-9B
 with drafts, on one H200 or a like GPU: three minutes, mostly compilation; its offline workload takes as
 long for each model.
@@ -80,6 +80,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.workloads = (
         "offline",
         "load",
+        "serving",
         "conversations",
         "first",
         "forks",
@@ -88,8 +89,8 @@ def get_config(size: str = "") -> ConfigDict:
     )
     # Texts that are read and written at once, where the workload does not say.
     config.slots = 32
-    # Numbers of rows that offline requests run in, fewer programs than one for each power of two; none
-    # for all of those.
+    # Numbers of rows that requests run in offline, under load and served, fewer programs than one for
+    # each power of two; none for all of those.
     config.rows = ()
     # Tokens of each prompt and of what follows it, of all offline requests.
     config.offline = OFFLINE
@@ -108,6 +109,10 @@ def get_config(size: str = "") -> ConfigDict:
     config.cache_bytes = 2**30
     # Tokens of prompts that no cache knows, and how many of each.
     config.first, config.firsts = (100, 500, 1000, 2000, 4000), 5
+    # At multiples of how many tokens those caches keep states; none for a cache's own default.
+    config.every = ()
+    # Clients of a server, how many answers each asks for, tokens of the prompt and of the answer.
+    config.clients, config.rounds, config.served = (1, 8), 2, (64, 64)
     # Tokens of a document, and how many texts go on from it.
     config.document, config.forks = 100_000, 64
     # Tokens of a prompt and of the text after it, with drafts of so many tokens.
@@ -120,13 +125,13 @@ def get_config(size: str = "") -> ConfigDict:
         config.models = ("recurrentgemma-9b:nf4", "recurrentgemma-9b:bfloat16")
         config.workloads = ("speculation",)
         config.slots, config.static_batch = 64, 0
-        config.offline = OFFLINE[:192]
-        config.burst, config.rows = 32, (1, 8, 64)
+        config.rows, config.clients, config.served = (1, 8, 64, 256), (1, 8, 64, 256), (1024, 256)
     if size == "tiny":
         config.models = ("tiny:float32",)
         config.slots, config.static_batch, config.burst = 4, 4, 8
         config.offline = ((5, 3), (40, 20), (9, 2), (3, 12), (20, 4))
         config.concurrent, config.arrivals, config.arriving = (1, 2), 4, (12, 5)
+        config.clients, config.served = (1, 2), (12, 5)
         config.conversations, config.turns, config.cache_bytes = 3, 2, 2**20
         config.system, config.said, config.answered = 70, 5, 4
         config.first, config.firsts = (40, 300), 2

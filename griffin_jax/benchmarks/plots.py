@@ -149,7 +149,7 @@ def pyplot() -> Any:
 
 
 # The rows that a plot shows, where a run may have none of them.
-_SHOWN = {"engine-load": "load"}
+_SHOWN = {"engine-load": "load", "engine-serving": "serving"}
 _PLOTS: dict[str, dict[str, Callable[[Any, Results], None]]] = {
     "latency": {"latency": latency, "cache": cache},
     "throughput": {
@@ -157,7 +157,7 @@ _PLOTS: dict[str, dict[str, Callable[[Any, Results], None]]] = {
         "throughput-share": share,
         "throughput-roofline": roofline,
     },
-    "engine": {"engine-load": tables.load},
+    "engine": {"engine-load": tables.load, "engine-serving": tables.serving},
     "kernels": {"roofline": roofline},
     "decode": {"decode-roofline": roofline},
 }

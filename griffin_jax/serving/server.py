@@ -21,11 +21,15 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which drains at the first SIGTERM or SIGINT and ends at the second."""
+    """uvicorn's, which drains at the first SIGTERM or SIGINT and ends at the second.
+
+    Attributes:
+      service: What it serves.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
-        self._service = service
+        self.service = service
         self._draining: asyncio.Task | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -44,7 +48,7 @@ class Server(uvicorn.Server):
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        left = await self._service.drain(self._service.settings.drain_seconds)
+        left = await self.service.drain(self.service.settings.drain_seconds)
         if left:
             log.warning("texts are cut off", extra={"fields": {"open_texts": left}})
         self.should_exit = True
@@ -101,7 +105,7 @@ def serve(server: Server, listener: socket.socket) -> None:
     """Serves until a signal ends it; says where on standard error, and logs there."""
     log_to_stderr()
     host, port = listener.getsockname()[:2]
-    service = server._service
+    service = server.service
     shown = f"[{host}]" if ":" in host else host
     reach = "this machine alone" if host in _LOOPBACK else "whoever reaches this address"
     key = "an API key is asked for" if service.keys else "no API key is asked for"

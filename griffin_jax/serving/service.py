@@ -108,8 +108,9 @@ class Service:
             # Both are there for whoever asks before; they take a core from the compiler.
             await run_in_threadpool(lambda: (self.lm.fingerprint, self.compiler.vocabulary))
             beside = max(cores // 2, 1)
-            for texts in ((slots,), (1,), None):
-                await self._compile(texts, threads=beside, everything=texts is None)
+            rest = self.settings.compile_rows or None
+            for texts in ((slots,), rest) if rest else ((slots,), (1,), rest):
+                await self._compile(texts, threads=beside, everything=texts is rest)
             self.compiled = True
             log.info("compiled", extra=took())
         except Exception:

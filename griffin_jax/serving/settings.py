@@ -40,6 +40,8 @@ class ServerSettings:
       compile_sampling: Whether the programs that are compiled before the server is ready also draw
         at temperatures and keep to filters (top_k, top_p, min_p); else those are compiled when they
         are first needed.
+      compile_rows: Numbers of texts for whose programs alone the server compiles ahead, besides
+        those for all slots; by default for every power of two.
     """
 
     host: str = field("127.0.0.1", filled=True)
@@ -64,6 +66,7 @@ class ServerSettings:
     allow_origins: tuple[str, ...] = ()
     log_text: bool = False
     compile_sampling: bool = True
+    compile_rows: tuple[int, ...] = field((), at_least=1)
 
     def __post_init__(self):
         check_fields(self)

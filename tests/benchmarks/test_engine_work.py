@@ -68,9 +68,9 @@ def test_drafts_change_no_token_and_memory_stays(results):
 def test_tables_and_a_plot_are_made(results, tmp_path):
     results = json.loads(json.dumps(results))
     written = report.write([("engine.json", results)], tmp_path)
-    assert [path.name for path in written] == ["engine.md", "engine-load.png"]
+    assert [path.name for path in written] == ["engine.md", "engine-load.png", "engine-serving.png"]
     text = written[0].read_text(encoding="utf-8")
-    for words in ("| static batches |", "| every turn |", "saved in s", "drafts always"):
+    for words in ("| static batches |", "| every turn |", "saved in s", "drafts always", "output tokens/s"):
         assert words in text
 
 

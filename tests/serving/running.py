@@ -24,7 +24,7 @@ class Running:
 
     def __init__(self, url: str, server: Server):
         self.url, self.server = url, server
-        self.service: Service = server._service
+        self.service: Service = server.service
 
     def client(self, **options) -> httpx.Client:
         """A client of it."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from griffin_jax.benchmarks.engine.clients import quantiles
 from griffin_jax.benchmarks.engine.offline import requests_of
 from griffin_jax.language_model import LanguageModel
 
@@ -37,6 +38,9 @@ def _serve(lm, config, slots, at):
     requests = requests_of(lm.config.vocab_size, lengths, config["seed"])
     given, pieces, inside = [], [], []
     with lm.engine(slots=slots, burst=config["burst"]) as engine:
+        if config["rows"]:
+            rows = [rows for rows in config["rows"] if rows <= slots]
+            engine.compile_ahead(rows, sampling=False)
         begin, busy = time.monotonic(), True
         while len(given) < len(at) or busy:
             now = time.monotonic() - begin
@@ -60,9 +64,9 @@ def _serve(lm, config, slots, at):
         "seconds": seconds,
         "mean_inside": float(np.mean(inside)),
         "tokens_per_second": stats.drawn_tokens / seconds,
-        "first_token_seconds": _quantiles(first),
-        "seconds_per_token": _quantiles(each),
-        "seconds_between_pieces": _quantiles(gaps),
+        "first_token_seconds": quantiles(first),
+        "seconds_per_token": quantiles(each),
+        "seconds_between_pieces": quantiles(gaps),
         "host_share": stats.host_seconds / (stats.host_seconds + stats.wait_seconds),
     }
 
@@ -73,8 +77,3 @@ def _note(requests, pieces):
     for request, times in zip(requests, pieces, strict=True):
         if request.num_tokens > (times[-1][1] if times else 0):
             times.append((now, request.num_tokens))
-
-
-def _quantiles(seconds):
-    middle, late = np.quantile(seconds, (0.5, 0.99)).tolist() if seconds else (0.0, 0.0)
-    return {"median": middle, "late": late}

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from griffin_jax.benchmarks.engine import static
+from griffin_jax.benchmarks.stacks.griffin import context_at
 from griffin_jax.benchmarks.timing import compilation
 from griffin_jax.language_model import LanguageModel
 
 Row = dict[str, Any]
 _CUT = 700  # tokens of a prompt
+_PLACE, _DRAWN = 2048, 256  # where rows stand that are full all the time, and what each draws
 
 
 def requests_of(vocab_size: int, lengths: Sequence[Sequence[int]], seed: int) -> list:
@@ -25,6 +27,8 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     text ends early.
 
     Each first serves a few requests that are cut short, and what it compiles later does not count.
+    Beside the engine's whole time stand that of the prompts alone, each with one token after it, and
+    the tokens per second of rows that are full all the time and read nothing.
     """
     requests = requests_of(lm.config.vocab_size, config["offline"], config["seed"])
     slots, batch_size, burst = config["slots"], config["static_batch"], config["burst"]
@@ -47,7 +51,10 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     more = {"slots": slots, "steps": stats.steps, "row_steps": stats.row_steps}
     more |= {"read_tokens": stats.read_tokens, "padded_tokens": stats.padded_tokens}
     more |= {"host_share": max(stats.host_seconds - compiled.seconds, 0) / seconds}
-    more |= {"drawn_per_second": asked / (seconds - stats.read_wait_seconds)}
+    reading = _seconds(lambda: _serve(_engine(lm, config), [(p, 1) for p, _ in requests]))
+    more |= {"reading_seconds": reading, "full_rows_per_second": _full_rows(lm, config)}
+    if seconds > reading:
+        more |= {"drawn_per_second": asked / (seconds - reading)}
     yield row("engine", seconds, cpu, more | {"used_rows": asked / stats.row_steps})
     if not batch_size:
         return
@@ -66,6 +73,28 @@ def _engine(lm, config):
     engine = lm.engine(**options, seconds=None, fill_first=True)
     engine.compile_ahead(config["rows"] or None, sampling=False)
     return engine
+
+
+def _seconds(work):
+    with compilation() as compiled:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin - compiled.seconds
+
+
+def _full_rows(lm, config):
+    """Returns the tokens per second of as many rows as there are slots, none of which reads or ends."""
+    with _engine(lm, config) as engine:
+        context = context_at(engine, _PLACE)
+        for _ in range(config["slots"]):
+            engine.submit([1], _DRAWN + 2 * config["burst"], stop_ids=(), context=context)
+        while not engine.stats.drawn_tokens:
+            engine.step()
+        engine.settle()
+        before, begin = engine.stats.drawn_tokens, time.perf_counter()
+        while engine.stats.drawn_tokens - before < _DRAWN * config["slots"] and engine.step():
+            pass
+        return (engine.stats.drawn_tokens - before) / (time.perf_counter() - begin)
 
 
 def _serve(engine, requests):

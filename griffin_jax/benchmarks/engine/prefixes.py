@@ -100,25 +100,30 @@ def _first_alone(lm, text, cache):
 
 
 def first_tokens(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
-    """Yields a row for each length of a prompt: when its first token comes, with a cache that knows
-    nothing of it and without one.
+    """Yields rows for each length of a prompt: when its first token comes, without a cache and with
+    one that knows nothing of it, by where it keeps states.
     """
     rng = np.random.default_rng(config["seed"])
-    for cache in (None, PrefixCache(0)):
+    places = config["every"] or (PrefixCache(0).every,)
+    for every in (None, *places):
+        cache = None if every is None else PrefixCache(0, every=every)
         with lm.engine(slots=1, prefix_cache=cache) as engine:
             engine.compile_ahead(sampling=False)
     for length in config["first"]:
         prompts = rng.integers(0, lm.config.vocab_size, (config["firsts"] + 1, length)).tolist()
-        caches = {"without": None, "with": PrefixCache(config["cache_bytes"])}
-        found: dict[str, list[float]] = {kind: [] for kind in caches}
-        for prompt in prompts:  # in turns, so that both see the same machine
-            for kind, cache in caches.items():
+        caches: dict[int | None, PrefixCache | None] = {None: None}
+        caches |= {every: PrefixCache(config["cache_bytes"], every=every) for every in places}
+        found: dict[int | None, list[float]] = {every: [] for every in caches}
+        for prompt in prompts:  # in turns, so that all see the same machine
+            for every, cache in caches.items():
                 with lm.engine(slots=1, prefix_cache=cache) as engine:
                     request = engine.submit(prompt, 1, stop_ids=())
                     engine.run()
-                found[kind].append(request.first_token_at - request.submitted)
-        seconds = {f"{kind}_seconds": float(np.median(each[1:])) for kind, each in found.items()}
-        yield {"what": "first token", "prompt": length, "every": caches["with"].every} | seconds
+                found[every].append(request.first_token_at - request.submitted)
+        seconds = {every: float(np.median(each[1:])) for every, each in found.items()}
+        for every in places:
+            about = {"what": "first token", "prompt": length, "every": every}
+            yield about | {"without_seconds": seconds[None], "with_seconds": seconds[every]}
 
 
 def forks(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:

@@ -10,8 +10,11 @@ Row = dict[str, Any]
 
 def _offline(row):
     text = f"{row['tokens_per_second']:,.0f} new tokens/s over {row['requests']} requests"
-    if "drawn_per_second" in row:
-        text += f" ({row['drawn_per_second']:,.0f} but for reading)"
+    if "drawn_per_second" in row and "full_rows_per_second" in row:
+        text += (
+            f" (reading alone {row['reading_seconds']:.1f} s, the rest "
+            f"{row['drawn_per_second']:,.0f} tokens/s, {_of_full(row):.0%} of full rows')"
+        )
     return f"{row['way']}: {text} of {row['prompt_tokens']:,} + {row['new_tokens']:,} tokens"
 
 
@@ -23,6 +26,16 @@ def _load(row):
         f"{row['concurrent']} at once ({row['mean_inside']:.1f} on the way): first token "
         f"{_two(first)} ms, per token {_two(each)} ms, between pieces {_two(gap)} ms; "
         f"{row['tokens_per_second']:,.0f} tokens/s, host {row['host_share']:.1%}"
+    )
+
+
+def _serving(row):
+    return (
+        f"{row['clients']} clients: {row['tokens_per_second']:,.0f} tokens/s, "
+        f"{row['tokens_per_second'] / row['engine_tokens_per_second']:.0%} of the engine's "
+        f"{row['engine_tokens_per_second']:,.0f}; first token {_two(row['first_token_seconds'])} ms, "
+        f"per token {_two(row['seconds_per_token'])} ms, between pieces "
+        f"{_two(row['seconds_between_pieces'])} ms, host {row['host_share']:.1%}"
     )
 
 
@@ -84,6 +97,7 @@ def _memory(row):
 LINES: dict[str, Callable[[Row], str]] = {
     "offline": _offline,
     "load": _load,
+    "serving": _serving,
     "conversations": _conversations,
     "first token": _first,
     "forks": _forks,
@@ -121,6 +135,21 @@ def load(axis: Any, results: dict[str, Any]) -> None:
     axis.legend(fontsize=8)
 
 
+def serving(axis: Any, results: dict[str, Any]) -> None:
+    """Output tokens per second over the number of clients, of servers and of their engines."""
+    rows = [row for row in results["rows"] if row["what"] == "serving"]
+    for model in dict.fromkeys(map(_model, rows)):
+        own = sorted((r for r in rows if _model(r) == model), key=lambda r: r["clients"])
+        counts = [row["clients"] for row in own]
+        speeds = [row["tokens_per_second"] for row in own]
+        (line,) = axis.plot(counts, speeds, "o-", label=f"{model}, server")
+        alone = [row["engine_tokens_per_second"] for row in own]
+        axis.plot(counts, alone, "x:", color=line.get_color(), label=f"{model}, engine alone")
+    axis.set(xlabel="clients at once", ylabel="output tokens per second", yscale="log")
+    axis.set_xscale("log", base=2)
+    axis.legend(fontsize=8)
+
+
 def _model(row):
     return f"{row['model']}:{row['weights']}"
 
@@ -131,6 +160,11 @@ def _megabytes(sizes):
 
 def _two(seconds):
     return f"{1e3 * seconds['median']:,.1f} / {1e3 * seconds['late']:,.1f}"
+
+
+def _of_full(row):
+    """Returns the tokens per second but for reading, of those of rows that are always full."""
+    return row["drawn_per_second"] / row["full_rows_per_second"]
 
 
 def _accepted(row):
@@ -150,7 +184,9 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "s",
             "s of all cores",
             "new tokens/s",
-            "but for reading",
+            "reading alone, s",
+            "new tokens/s but for it",
+            "of full rows alone",
         ],
         lambda row: [
             row["way"],
@@ -161,7 +197,11 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['seconds']:.1f}",
             f"{row['cpu_seconds']:.1f}",
             f"{row['tokens_per_second']:,.0f}",
+            f"{row['reading_seconds']:.1f}" if "reading_seconds" in row else "",
             f"{row['drawn_per_second']:,.0f}" if "drawn_per_second" in row else "",
+            f"{_of_full(row):.0%}"
+            if "drawn_per_second" in row and "full_rows_per_second" in row
+            else "",
         ],
     ),
     "load": (
@@ -183,6 +223,32 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             _two(row["seconds_between_pieces"]),
             _two(row["seconds_per_token"]),
             f"{row['tokens_per_second']:,.0f}",
+            f"{row['host_share']:.1%}",
+        ],
+    ),
+    "serving": (
+        [
+            "clients",
+            "prompt",
+            "new tokens",
+            "output tokens/s",
+            "the engine's own",
+            "share",
+            "first token, ms",
+            "between pieces, ms",
+            "per token, ms",
+            "host's share",
+        ],
+        lambda row: [
+            str(row["clients"]),
+            f"{row['prompt']:,}",
+            str(row["new_tokens"]),
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['engine_tokens_per_second']:,.0f}",
+            f"{row['tokens_per_second'] / row['engine_tokens_per_second']:.0%}",
+            _two(row["first_token_seconds"]),
+            _two(row["seconds_between_pieces"]),
+            _two(row["seconds_per_token"]),
             f"{row['host_share']:.1%}",
         ],
     ),

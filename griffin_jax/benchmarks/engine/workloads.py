@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from griffin_jax.benchmarks import memory
-from griffin_jax.benchmarks.engine import arrivals, drafts, offline, prefixes, steadiness
+from griffin_jax.benchmarks.engine import (
+    arrivals,
+    drafts,
+    offline,
+    prefixes,
+    serving,
+    steadiness,
+)
 from griffin_jax.language_model import LanguageModel
 
 Row = dict[str, Any]
@@ -12,6 +19,7 @@ Row = dict[str, Any]
 WORKLOADS: dict[str, Callable[[LanguageModel, dict[str, Any]], Iterator[Row]]] = {
     "offline": offline.measure,
     "load": arrivals.measure,
+    "serving": serving.measure,
     "conversations": prefixes.conversations,
     "first": prefixes.first_tokens,
     "forks": prefixes.forks,

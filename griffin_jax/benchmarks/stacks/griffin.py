@@ -124,9 +124,7 @@ class GriffinStack:
           seconds: That a dispatch takes at most, as for `Engine`.
         """
         engine = self._engine(batch_size, burst or self.burst, seconds)
-        state = fresh_row(engine.model, engine.params, room or position + 1)
-        state = dataclasses.replace(state, position=jnp.full_like(state.position, position))
-        context = Context(state, (0,) * position, position)
+        context = context_at(engine, position, room)
         requests = [engine.submit([1], tokens, context=context) for _ in range(batch_size)]
         return PlacedRows(engine, requests, most)
 
@@ -136,6 +134,13 @@ class GriffinStack:
 
     def _engine(self, slots, burst, seconds=None):
         return self.lm.engine(slots=slots, burst=burst, seconds=seconds, fill_first=True)
+
+
+def context_at(engine: Engine, position: int, room: int | None = None) -> Context:
+    """Returns a state of zeros that stands at `position`; arguments as for `GriffinStack.start_at`."""
+    state = fresh_row(engine.model, engine.params, room or position + 1)
+    state = dataclasses.replace(state, position=jnp.full_like(state.position, position))
+    return Context(state, (0,) * position, position)
 
 
 def _step(engine, limit=None, settle=False):
