@@ -70,7 +70,13 @@ def test_tables_and_a_plot_are_made(results, tmp_path):
     written = report.write([("engine.json", results)], tmp_path)
     assert [path.name for path in written] == ["engine.md", "engine-load.png", "engine-serving.png"]
     text = written[0].read_text(encoding="utf-8")
-    for words in ("| static batches |", "| every turn |", "saved in s", "drafts always", "output tokens/s"):
+    for words in (
+        "| static batches |",
+        "| every turn |",
+        "saved in s",
+        "drafts always",
+        "output tokens/s",
+    ):
         assert words in text
 
 
