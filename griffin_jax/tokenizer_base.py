@@ -249,6 +249,16 @@ class Tokenizer(abc.ABC):
 
     def token_bytes(self, token_id: int) -> bytes:
         """Returns what a token adds to a text, in UTF-8; nothing for a special one."""
+        if (known := self._known_bytes.get(token_id)) is None:
+            known = self._known_bytes[token_id] = self._bytes_of(token_id)
+        return known
+
+    @functools.cached_property
+    def _known_bytes(self) -> dict[int, bytes]:
+        """What tokens that came up before add: an engine asks for every token of every text."""
+        return {}
+
+    def _bytes_of(self, token_id):
         if token_id in self._turn_ids:
             return b""
         if not 0 <= token_id < self.vocab_size:
