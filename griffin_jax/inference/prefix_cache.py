@@ -1,8 +1,8 @@
 """What texts have in common is read once: a tree over token ids whose nodes own states.
 
 A state of a Griffin model has a fixed size, so keeping one costs the same after ten tokens as after
-a hundred thousand. States are kept at absolute positions, the multiples of `every`, at which every
-text is read up to by the same calls: one that goes on from a kept state runs the very programs that
+a hundred thousand. States are kept at absolute positions, the multiples of `every`, up to which every
+text is read by the same calls: one that goes on from a kept state runs the very programs that
 it would have run, and gets the same bits.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from griffin_jax.fields import check_value
+from griffin_jax.inference import prefill
 from griffin_jax.inference.kept_states import Folder, KeptState, Tiers
 from griffin_jax.models.stack import AnyState
 from griffin_jax.paths import AnyPath
@@ -73,6 +74,8 @@ class PrefixCache:
     Attributes:
       every: States are kept at multiples of so many tokens. Fewer find more of what texts have in
         common, and prompts are read in calls of at most so many.
+      far: From there on, states are kept at multiples of it: on an accelerator, where one long call
+        takes less time than a few, 2,048 if that is more than `every`. None for nowhere, as on a CPU.
       exact: Keep no others, so that a text gets the bits that it would get without the cache. Else
         states are also kept where prompts end, where answers end and where prompts part: texts read
         less, and get what they would get but for the rounding of calls of other lengths.
@@ -104,6 +107,8 @@ class PrefixCache:
           OutputError: (an OSError) the folder cannot be written.
         """
         self.every = check_value("every", every, int, at_least=1)
+        on_cpu = jax.default_backend() == "cpu"
+        self.far = None if on_cpu else max(self.every, max(prefill.CHUNKS))
         self.exact = check_value("exact", exact, bool)
         self.stats = CacheStats()
         self._tiers = Tiers(
@@ -133,6 +138,12 @@ class PrefixCache:
     def folder_bytes(self) -> int:
         """What kept states take in the folder now."""
         return self._tiers.disk.nbytes
+
+    def keeps_at(self, position: int) -> bool:
+        """Returns whether a state is kept after so many tokens of a text that goes on."""
+        if self.far is None or position < self.far:
+            return position % self.every == 0
+        return position % self.far == 0
 
     def bind(self, params: Any) -> None:
         """Says whose states these are.

@@ -14,7 +14,9 @@ from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
 
 
-def next_chunk(position: int, remaining: int, every: int | None) -> tuple[int, int]:
+def next_chunk(
+    position: int, remaining: int, every: int | None, far: int | None = None
+) -> tuple[int, int]:
     """Returns how many tokens the next call reads of a text, and the length of that call.
 
     Args:
@@ -23,11 +25,17 @@ def next_chunk(position: int, remaining: int, every: int | None) -> tuple[int, i
       every: None for the fewest calls. Otherwise calls end at absolute positions: at multiples of
         `every` as long as the text lasts, then at those of shorter calls, so that two texts that
         begin alike are read by the same calls as far as those positions.
+      far: From there on, calls end at multiples of it instead of those of `every`; None for nowhere.
     """
     if every is None:
         length = prefill.chunk_lengths(remaining, 1)[0]
         return min(remaining, length), length
-    remaining = min(remaining, every - position % every)
+    if far is not None and position >= far:
+        every = far
+    end = position - position % every + every
+    if far is not None and position < far:
+        end = min(end, far)
+    remaining = min(remaining, end - position)
     for length in lengths_of_calls(every)[::-1]:
         count = min(remaining, length - position % length)
         if length < 2 * count:
@@ -89,9 +97,9 @@ class Reader:
 
     def calls(self, texts: int) -> list[tuple[int, int]]:
         """Returns which calls there may be where so many texts are read at once: (texts, length)."""
-        every = None if self._cache is None else self._cache.every
+        longest = None if self._cache is None else self._cache.far or self._cache.every
         found = []
-        for length in lengths_of_calls(every):
+        for length in lengths_of_calls(longest):
             most = min(self._most(length), texts)
             counts = {rows_of_a_call(count, self._params) for count in range(1, most + 1)}
             found += [(count, length) for count in sorted(counts)]
@@ -200,7 +208,7 @@ class Reader:
             cut = self._cache.cut(request.plan.tokens, request.read, whole)
             request.cut = cut if cut < whole else None
         until = whole if request.cut is None else request.cut
-        return next_chunk(request.read, until - request.read, self._cache.every)
+        return next_chunk(request.read, until - request.read, self._cache.every, self._cache.far)
 
     def _look_up(self, request):
         """Goes on from what the cache knows of a request's text, where that is more than was read."""
@@ -217,7 +225,7 @@ class Reader:
         if not request.shares:
             return
         at_end = not request.unread and not self._cache.exact
-        if at_end or request.read % self._cache.every == 0 or request.read == request.cut:
+        if at_end or self._cache.keeps_at(request.read) or request.read == request.cut:
             self._cache.store(request.plan.tokens[: request.read], request.state)
 
     def _fresh_row(self, tokens):

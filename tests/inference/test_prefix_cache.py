@@ -37,19 +37,21 @@ def run(lm, prompts, cache, slots=1, **options):
     return requests, engine.stats
 
 
-@pytest.mark.parametrize("every", [8, 32, 256])
-def test_calls_end_at_the_same_places_for_all_texts_that_reach_them(every):
+@pytest.mark.parametrize(("every", "far"), [(8, None), (32, None), (256, None), (8, 32), (24, 64)])
+def test_calls_end_at_the_same_places_for_all_texts_that_reach_them(every, far):
+    cache = PrefixCache(every=every)
+    cache.far = far
     paths = {}
     for total in [*range(1, 150), 500, 1000]:
         position, ends = 0, []
         while position < total:
-            count, length = next_chunk(position, total - position, every)
+            count, length = next_chunk(position, total - position, every, far)
             assert 0 < count <= length
             position += count
             ends.append((position, length))
         assert position == total
-        borders = [end for end in ends if end[0] % every == 0]
-        assert {end for end, _ in borders} >= set(range(every, total + 1, every))
+        borders = [end for end in ends if cache.keeps_at(end[0])]
+        assert {end for end, _ in borders} >= {n for n in range(1, total + 1) if cache.keeps_at(n)}
         for end, _ in borders:
             so_far = [e for e in ends if e[0] <= end]
             assert paths.setdefault(end, so_far) == so_far

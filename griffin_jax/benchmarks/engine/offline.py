@@ -27,8 +27,8 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     text ends early.
 
     Each first serves a few requests that are cut short, and what it compiles later does not count.
-    Beside the engine's whole time stand that of the prompts alone, each with one token after it, and
-    the tokens per second of rows that are full all the time and read nothing.
+    Beside the engine's whole time stand that of reading the prompts alone, and the tokens per second
+    of rows that are full all the time and read nothing.
     """
     requests = requests_of(lm.config.vocab_size, config["offline"], config["seed"])
     slots, batch_size, burst = config["slots"], config["static_batch"], config["burst"]
@@ -51,7 +51,7 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     more = {"slots": slots, "steps": stats.steps, "row_steps": stats.row_steps}
     more |= {"read_tokens": stats.read_tokens, "padded_tokens": stats.padded_tokens}
     more |= {"host_share": max(stats.host_seconds - compiled.seconds, 0) / seconds}
-    reading = _seconds(lambda: _serve(_engine(lm, config), [(p, 1) for p, _ in requests]))
+    reading = _seconds(lambda: _read(_engine(lm, config), requests))
     more |= {"reading_seconds": reading, "full_rows_per_second": _full_rows(lm, config)}
     if seconds > reading:
         more |= {"drawn_per_second": asked / (seconds - reading)}
@@ -95,6 +95,14 @@ def _full_rows(lm, config):
         while engine.stats.drawn_tokens - before < _DRAWN * config["slots"] and engine.step():
             pass
         return (engine.stats.drawn_tokens - before) / (time.perf_counter() - begin)
+
+
+def _read(engine, requests):
+    """Reads the prompts, whose last tokens a first draw would read; gives none of them a row."""
+    with engine:
+        for prompt, _ in requests:
+            engine.submit(prompt, 0, keep_context=True)
+        engine.run()
 
 
 def _serve(engine, requests):
