@@ -18,7 +18,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.inference import compiling, prefill
+from griffin_jax.fields import check_value
+from griffin_jax.inference import compiling
 from griffin_jax.inference.context import Context
 from griffin_jax.inference.drawing import EVERYTHING, Needs
 from griffin_jax.inference.grammar import Grammar
@@ -27,11 +28,12 @@ from griffin_jax.inference.pool import Pool
 from griffin_jax.inference.prefix_cache import PrefixCache
 from griffin_jax.inference.reader import Reader
 from griffin_jax.inference.request import Request
-from griffin_jax.inference.row_states import read_rows
+from griffin_jax.inference.row_states import read_text
 from griffin_jax.inference.sampling import SamplingConfig, SamplingMethod, sampling_from
 from griffin_jax.inference.scheduler import Scheduler
 from griffin_jax.inference.speculation import Speculation, speculator_of
 from griffin_jax.inference.stats import EngineStats, Load
+from griffin_jax.inputs import check_type
 from griffin_jax.models import Griffin
 from griffin_jax.tokenizer import Tokenizer
 
@@ -100,13 +102,13 @@ class Engine:
         Raises:
           ValueError: the cache belongs to another model, or another value is out of its range.
         """
-        for name, value, least in (
-            ("slots", slots, 1),
-            ("burst", burst, 1),
-            ("waiting", waiting, 0),
-        ):
-            if value is not None and (value != int(value) or value < least):
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+        slots = check_value("slots", slots, int, at_least=1)
+        burst = check_value("burst", burst, int, at_least=1)
+        waiting = check_value("waiting", waiting, int | None, at_least=0)
+        seconds = check_value("seconds", seconds, float | None, above=0)
+        fill_first = check_value("fill_first", fill_first, bool)
+        if prefix_cache is not None:
+            check_type("prefix_cache", prefix_cache, PrefixCache, "a PrefixCache")
         self.model = Griffin(config, dtype=jnp.dtype(dtype))
         self.params = params
         self.tokenizer = tokenizer
@@ -186,7 +188,7 @@ class Engine:
           EngineClosed: the engine is closed.
         """
         plan = make_plan(
-            self.model.config.vocab_size,
+            self.model.config,
             self.tokenizer,
             prompt,
             max_new_tokens,
@@ -252,7 +254,13 @@ class Engine:
             asks for it, so that greedy and other requests share one.
           everything: Compile also for penalties, biases, allowed tokens, grammars and `min_tokens`.
           threads: Programs that are compiled at once; None for as many as there are cores.
+
+        Raises:
+          ValueError: a value is out of its range.
         """
+        texts = check_value("texts", texts, tuple[int, ...] | None, filled=True)
+        longest = check_value("longest", longest, int | None, at_least=1)
+        threads = check_value("threads", threads, int | None, at_least=1)
         pool, reader = self._scheduler.pool, self._scheduler.reader
         pool.needs = Needs(draws=True, filters=True) if sampling else Needs()
         most = pool.sizes([pool.slots])
@@ -298,8 +306,14 @@ class Engine:
             pass
 
     def as_ended(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Yields requests as they end, taking turns meanwhile."""
+        """Yields requests as they end, taking turns meanwhile.
+
+        Raises:
+          ValueError: a request is one of another engine.
+        """
         left = list(requests)
+        for request in left:
+            request.check_engine(self)
         while left:
             self._wait_until(lambda: any(request.ended for request in left))  # noqa: B023
             ended = [request for request in left if request.ended]
@@ -380,14 +394,9 @@ class Engine:
         if not request.stopped_by_string:
             return Context(request.state, tokens, min(before + request.num_drawn, len(tokens)))
         # After a stop string was seen the state had read on: read again up to the cut.
-        state, read = request.after_prompt, before
         with self._turn:
-            for length in prefill.chunk_lengths(len(tokens) - read, 1):
-                state = prefill.with_room(self.model, state, read + length + 1)
-                part = tokens[read : read + length]
-                (state,), _ = read_rows(self.model, self.params, [state], [part], length)
-                read += len(part)
-        return Context(state, tokens, read)
+            state = read_text(self.model, self.params, request.after_prompt, tokens, before)
+        return Context(state, tokens, len(tokens))
 
     def _method(self, method):
         """Returns the number of a user's way of drawing; -1 for None."""

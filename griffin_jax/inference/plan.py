@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from griffin_jax import inputs
+from griffin_jax.config import GriffinConfig
 from griffin_jax.fields import check_value, shown
 from griffin_jax.inference.context import Context
 from griffin_jax.inference.decode import MAX_STOP_IDS, row_keys
@@ -69,7 +70,7 @@ class Plan:
 
 
 def make_plan(
-    vocab_size: int,
+    config: GriffinConfig,
     tokenizer: Tokenizer | None,
     prompt: str | Sequence[int],
     max_new_tokens: int,
@@ -87,18 +88,19 @@ def make_plan(
     min_tokens: int,
     name: str,
 ) -> Plan:
-    """Returns the plan of a request to a model of `vocab_size` tokens; see `Engine.submit`.
+    """Returns the plan of a request to a model of this shape; see `Engine.submit`.
 
     Raises:
       ValueError: a value is out of its range; the message is one line that names it.
     """
+    vocab_size = config.vocab_size
     max_new_tokens = inputs.check_max_new_tokens(max_new_tokens)
     stop = inputs.check_stop(stop)
     if stop and tokenizer is None:
         raise ValueError("stop strings need a tokenizer; this model has none")
     if stop_ids is None:
         stop_ids = () if tokenizer is None else tokenizer.stop_ids
-    elif len(stop_ids):
+    elif not hasattr(stop_ids, "__len__") or len(stop_ids):
         inputs.check_tokens(stop_ids, vocab_size, "stop_ids")
     if len(stop_ids) > MAX_STOP_IDS:
         raise ValueError(f"stop_ids holds {len(stop_ids)} tokens; {MAX_STOP_IDS} are the most")
@@ -112,7 +114,7 @@ def make_plan(
             f"grammar must be an object with a method allowed(tokens), got {shown(grammar)}"
         )
     if context is not None:
-        inputs.check_type("context", context, Context, "of LanguageModel.read or Request.context")
+        _check_context(context, config)
     plain = method = None
     if isinstance(sampling, SamplingConfig):
         plain = sampling
@@ -125,7 +127,7 @@ def make_plan(
         max_new_tokens=max_new_tokens,
         sampling=plain,
         method=method,
-        key=row_keys(seed, 1)[0] if np.ndim(seed) == 0 else np.asarray(seed),
+        key=_key_of(seed),
         stop=stop,
         stop_ids=tuple(map(int, stop_ids)),
         logprobs=logprobs,
@@ -135,6 +137,23 @@ def make_plan(
         grammar=grammar,
         min_tokens=min_tokens,
     )
+
+
+def _check_context(context, config):
+    inputs.check_type("context", context, Context, "of LanguageModel.read or Request.context")
+    try:
+        inputs.check_state(context.state, config, 1)
+    except ValueError:
+        raise ValueError(
+            "context is of a model of another shape; read the text with this one"
+        ) from None
+
+
+def _key_of(seed):
+    """Returns the key of a seed, or the one that was given in its place, uint32[2]."""
+    if isinstance(seed, np.ndarray) and seed.shape == (2,) and seed.dtype == np.uint32:
+        return seed
+    return row_keys([seed], 1)[0] if np.ndim(seed) else row_keys(seed, 1)[0]
 
 
 def _whole_text(vocab_size, tokenizer, prompt, context, name):

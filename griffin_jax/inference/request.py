@@ -234,6 +234,11 @@ class Request:
             self._engine.watch(self)
             return not self.ended
 
+    def check_engine(self, engine: Owner) -> None:
+        """Raises ValueError where another engine has the request."""
+        if engine is not self._engine:
+            raise ValueError(f"request {self.number} is another engine's; ask that one for it")
+
     def context(self) -> Context:
         """Returns prompt and text, to go on from; stop tokens and stop strings are not part of it.
 

@@ -105,6 +105,18 @@ def read_rows(
     return list(after[: len(states)]), done
 
 
+def read_text(
+    model: Griffin, params: dict, state: AnyState, tokens: Sequence[int], read: int
+) -> AnyState:
+    """Returns the state of one row after a text, of which it has read the first `read` tokens."""
+    for length in prefill.chunk_lengths(len(tokens) - read, 1):
+        state = prefill.with_room(model, state, read + length + 1)
+        part = tokens[read : read + length]
+        (state,), _ = read_rows(model, params, [state], [part], length)
+        read += len(part)
+    return state
+
+
 def lower_read(
     model: Griffin, params: dict, state: AnyState, texts: int, length: int
 ) -> jax.stages.Lowered:

@@ -77,9 +77,7 @@ class SamplingConfig:
             object.__setattr__(self, "temperature", 0.0)
         # Tuples, so that a config can be hashed.
         if self.logit_bias is not None:
-            pairs = sorted(dict(check_value("logit_bias", dict(self.logit_bias), dict)).items())
-            pairs = tuple((t, check_value(f"logit_bias[{t}]", x, float)) for t, x in pairs)
-            object.__setattr__(self, "logit_bias", pairs)
+            object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         if self.allowed_tokens is not None:
             object.__setattr__(self, "allowed_tokens", tuple(sorted({*self.allowed_tokens})))
 
@@ -91,6 +89,25 @@ class SamplingConfig:
             for token in tokens:
                 if token != int(token) or not 0 <= token < vocab_size:
                     raise ValueError(f"{name} names token {token}; ids are 0 to {vocab_size - 1}")
+
+
+def _pairs(logit_bias):
+    """Returns tokens and numbers in order of the tokens."""
+    try:
+        biases = dict(logit_bias)
+    except (TypeError, ValueError):
+        biases = None
+    if biases is None or isinstance(logit_bias, str):
+        raise ValueError(
+            f"logit_bias must be a dict from token ids to numbers, got {shown(logit_bias)}"
+        )
+    biases = {
+        check_value("a token of logit_bias", token, int): check_value(
+            f"logit_bias[{token}]", x, float
+        )
+        for token, x in biases.items()
+    }
+    return tuple(sorted(biases.items()))
 
 
 FIELDS = tuple(entry.name for entry in dataclasses.fields(SamplingConfig))

@@ -44,7 +44,8 @@ def _conversations(row):
     return (
         f"{row['conversations']} conversations of {row['turns']} turns, cache {row['cache']}: "
         f"{row['read_tokens']:,} of {row['alone_tokens']:,} tokens read{hits}, {row['seconds']:.1f} s; "
-        f"one more turn alone: first token after {1e3 * row['alone_first_token_seconds']:.1f} ms, "
+        f"one more turn alone: first token after {1e3 * row['alone_first_token_seconds']:.1f} ms "
+        f"({1e3 * row['unknown_first_token_seconds']:.1f} by a cache that knows nothing), "
         f"{row['equal_logits']} of {row['alone']} logits equal bit for bit"
     )
 
@@ -262,6 +263,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "hits",
             "all, s",
             "one more turn: first token, ms",
+            "by a cache that knows nothing",
             "logits equal bit for bit",
             "largest difference",
         ],
@@ -274,6 +276,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['hit_rate']:.1%}" if "hit_rate" in row else "",
             f"{row['seconds']:.1f}",
             f"{1e3 * row['alone_first_token_seconds']:.1f}",
+            f"{1e3 * row['unknown_first_token_seconds']:.1f}",
             f"{row['equal_logits']} of {row['alone']}",
             f"{row['largest_difference']:.1e}",
         ],
