@@ -69,7 +69,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.isolate = size == ""
     config.repeats = 1
     # MODEL:WEIGHTS[:DTYPE], as in the other benchmarks.
-    config.models = ("griffin-tiny:float32",)
+    config.models = ("griffin-tiny:nf4:float32",)
     config.shapes = ConfigDict()
     # Run layers in a loop over groups, as elsewhere.
     config.stack_layers = config_dict.placeholder(bool)
@@ -94,6 +94,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.rows = ()
     # Tokens of each prompt and of what follows it, of all offline requests.
     config.offline = OFFLINE
+    # Only the first so many of them; None for all.
+    config.offline_requests = config_dict.placeholder(int)
     # Rows of the static batches beside it; 0 for none.
     config.static_batch = 32
     # How many requests are on their way at once, and how many arrive in all at least.

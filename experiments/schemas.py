@@ -232,6 +232,7 @@ class EngineWork(Benchmark):
     slots: int = field(at_least=1)
     rows: tuple[int, ...] = ()
     offline: tuple[tuple[int, ...], ...] = field(filled=True)
+    offline_requests: int | None = field(None, at_least=1)
     static_batch: int = field(at_least=0)
     concurrent: tuple[int, ...] = field(filled=True)
     arrivals: int = field(at_least=2)

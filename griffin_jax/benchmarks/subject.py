@@ -33,7 +33,8 @@ class Subject:
     Attributes:
       model: A preset or a name in `shapes`, which get random weights, or a folder or name that
         `griffin_jax.load` takes.
-      weights: A dtype or a key of `quantization.PACKINGS` ("nf4", "nf4-double", "int8", ...).
+      weights: A dtype or a key of `quantization.PACKINGS` ("nf4", "nf4-double", "int8", ...). A folder
+        of packed weights is measured packed only under such a key, unpacked under a dtype.
       dtype: The dtype of activations; weights of a dtype have the same one.
       stack: "griffin_jax", or one of the peers, "transformers" or "recurrentgemma".
       shape: The model's shape; None for a folder, which brings its own.
@@ -146,6 +147,8 @@ class Subject:
                     stack_layers=stack_layers,
                     mesh=mesh,
                 )
+                if lm.quantization is not None and self.quantization is None:
+                    lm = griffin_jax.dequantize(lm)
                 lm = dataclasses.replace(lm, tokenizer=None)  # no token may end a measured text
             jax.block_until_ready(lm.params)
         return lm, self.to_dict() | {

@@ -42,12 +42,9 @@ DRAFTS = Speculation(tokens=3, least=1, always=True)
 
 
 def model(weights):
-    """The tiny model of the tests, or one of a benchmark; griffin-tiny comes packed."""
+    """The tiny model of the tests, or one of a benchmark."""
     if ":" in weights:
-        subject = Subject.parse(weights)
-        lm, _ = subject.load()
-        packed = lm.quantization is not None and subject.quantization is None
-        return griffin_jax.dequantize(lm) if packed else lm
+        return Subject.parse(weights).load()[0]
     lm = language_model()
     return griffin_jax.quantize(lm, griffin_jax.QuantizationConfig()) if weights == "nf4" else lm
 

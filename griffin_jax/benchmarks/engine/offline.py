@@ -30,7 +30,8 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     Beside the engine's whole time stand that of reading the prompts alone, and the tokens per second
     of rows that are full all the time and read nothing.
     """
-    requests = requests_of(lm.config.vocab_size, config["offline"], config["seed"])
+    lengths = config["offline"][: config["offline_requests"]]
+    requests = requests_of(lm.config.vocab_size, lengths, config["seed"])
     slots, batch_size, burst = config["slots"], config["static_batch"], config["burst"]
     asked = sum(new for _, new in requests)
     cut = [(prompt[:_CUT], min(new, _CUT // 8)) for prompt, new in requests]
