@@ -6,7 +6,8 @@ f20d1e0 is the last commit that wrote answers in static batches. Each tree runs 
 turns, on griffin-tiny and the samples in GRIFFIN_BENCHMARKS (by default ../shared/benchmarks beside the
 checkout). A process answers all questions twice, and the first time, which compiles, does not count. The
 time is that of `GriffinLM.generate_until`, so prompts are read and answers written, but nothing is loaded
-and no answer is judged; on a machine that others use, compare the seconds of all cores.
+and no answer is judged; on a machine that others use, compare the seconds of all cores. Answers are compared
+in float32: in bfloat16 the two likeliest tokens are often equal but for the rounding.
 """
 
 import argparse
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 TASKS = {"griffin_gsm8k": 8, "griffin_humaneval": 0, "triviaqa": 5}
 
 
-def answers(data_dir, limit, cap):
+def answers(data_dir, limit, cap, dtype):
     """Prints a line of JSON with the answers to each task's questions and what they took.
 
     It imports only what both trees have, as it is run as a script of either.
@@ -34,7 +35,7 @@ def answers(data_dir, limit, cap):
     measures = tuple(Measure(task, "", shots, "") for task, shots in TASKS.items())
     options = run.Options(limit=limit, data_dir=data_dir, run_generated_code=True, only_named=True)
     runs, _ = run.prepare([Row("generated", {}, "", measures)], options)
-    lm = GriffinLM("griffin-tiny", batch_size=32, gen_toks_cap=cap)
+    lm = GriffinLM("griffin-tiny", dtype=dtype, batch_size=32, gen_toks_cap=cap)
     found = {}
     for one in runs.values():
         for task in one.loaded["tasks"].values():
@@ -51,7 +52,7 @@ def answers(data_dir, limit, cap):
     print(json.dumps(found))
 
 
-def compare(commit, data_dir, limit, cap, pairs):
+def compare(commit, data_dir, limit, cap, dtype, pairs):
     """Returns a row for each task: the seconds of both trees, and how many answers are the same."""
     with tempfile.TemporaryDirectory() as folder:
         earlier = Path(folder, "earlier")
@@ -63,24 +64,26 @@ def compare(commit, data_dir, limit, cap, pairs):
             for turn in range(pairs):
                 order = list(trees.items())[:: -1 if turn % 2 else 1]
                 for name, tree in order:
-                    found[name].append(_run(tree, data_dir, limit, cap))
+                    found[name].append(_run(tree, data_dir, limit, cap, dtype))
         finally:
             subprocess.run([*git, "remove", "--force", str(earlier)], check=True)
     rows = []
     for task in TASKS:
-        row = {"task": task, "limit": limit, "gen_toks_cap": cap, "commit": commit}
+        row = {"task": task, "gen_toks_cap": cap, "dtype": dtype, "commit": commit}
         for name, parts in found.items():
             for key in ("seconds", "cpu_seconds"):
                 row[f"{name}_{key}"] = [part[task][key] for part in parts]
         texts = {name: parts[0][task]["answers"] for name, parts in found.items()}
         row["questions"] = len(texts["now"])
-        row["same"] = sum(a == b for a, b in zip(texts["then"], texts["now"], strict=True))
+        pairs = list(zip(texts["then"], texts["now"], strict=True))
+        row["same"] = sum(then == now for then, now in pairs)
+        row["others"] = [pair for pair in pairs if pair[0] != pair[1]]
         rows.append(row | {"share": min(row["now_cpu_seconds"]) / min(row["then_cpu_seconds"])})
     return rows
 
 
-def _run(tree, data_dir, limit, cap):
-    command = [sys.executable, __file__, "--answers", data_dir, str(limit), str(cap)]
+def _run(tree, data_dir, limit, cap, dtype):
+    command = [sys.executable, __file__, "--answers", data_dir, str(limit), str(cap), dtype]
     environment = os.environ | {"PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu"}
     # An import of this file's folder would be that of the other tree.
     command.insert(1, "-P")
@@ -99,10 +102,12 @@ def main():
     parser.add_argument("commit")
     parser.add_argument("--limit", type=int, default=40, help="questions of each task")
     parser.add_argument("--cap", type=int, default=256, help="tokens of an answer at most")
+    parser.add_argument("--dtype", default="float32", help="of activations")
     parser.add_argument("--pairs", type=int, default=1, help="runs of each tree")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    rows = compare(given.commit, str(BENCHMARKS), given.limit, given.cap, given.pairs)
+    options = given.limit, given.cap, given.dtype, given.pairs
+    rows = compare(given.commit, str(BENCHMARKS), *options)
     for row in rows:
         then, now = (min(row[f"{name}_cpu_seconds"]) for name in ("then", "now"))
         print(
@@ -117,6 +122,6 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--answers"]:
-        answers(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        answers(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
     else:
         main()
