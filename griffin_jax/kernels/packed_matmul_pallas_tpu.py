@@ -246,7 +246,8 @@ def _pack_in_jax(low, high):
     """Does what `_pack_on_tpu` does, which the interpreter does not know."""
 
     def bits(x):
-        rounded = x.astype(jnp.bfloat16).astype(jnp.float32)
+        # XLA leaves out a conversion to bfloat16 and back on a GPU.
+        rounded = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
         return lax.bitcast_convert_type(rounded, jnp.int32)
 
     return _shift_right(bits(low), 16) | bits(high)
