@@ -1,5 +1,6 @@
 """What every test runs under."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -64,6 +65,12 @@ def pytest_configure(config):
     absent = missing((*ORACLES, "peft"))
     if os.environ.get("GRIFFIN_PARITY") == "1" and absent:
         raise pytest.UsageError(f"GRIFFIN_PARITY=1, but {', '.join(absent)} is not installed")
+
+
+def pytest_collection_finish():
+    """What tests trace stays alive, so that looking for garbage among it often finds little."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.hookimpl(optionalhook=True)

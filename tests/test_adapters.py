@@ -37,7 +37,9 @@ def logits(lm):
     return np.asarray(lm.apply(TOKENS)[0])
 
 
-@pytest.mark.parametrize("quantization", [None, griffin_jax.QuantizationConfig()])
+@pytest.mark.parametrize(
+    "quantization", [None, pytest.param(griffin_jax.QuantizationConfig(), marks=pytest.mark.slow)]
+)
 def test_a_model_with_an_adapter_is_the_merged_model(folders, quantization):
     model, folder, adapter = folders
     options = {"quantization": quantization, "dtype": "float32"}

@@ -92,6 +92,7 @@ def test_a_model_is_a_pytree_that_jit_takes():
     assert jax.tree.structure(lm) == jax.tree.structure(halved)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_float_leaves_beside_packed_weights():
     lm = griffin_jax.quantize(language_model(), QuantizationConfig(bnb_4bit_quant_type="nf4"))
     tokens = np.array([TOKENIZER.encode("gradient")])
@@ -289,6 +290,7 @@ def test_overflow_in_float16_is_told_in_one_line_and_other_dtypes_have_room():
         call(dataclasses.replace(lm, dtype=jnp.float32))
 
 
+@pytest.mark.slow
 def test_stacked_layers_load_sample_pack_and_save_like_others(tmp_path):
     lm = griffin_jax.load(BUNDLED, dtype="float32")
     stacked = griffin_jax.load(BUNDLED, dtype="float32", stack_layers=True)

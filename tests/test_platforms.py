@@ -27,6 +27,7 @@ from tests import hiding
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_package_imports_and_runs_where_all_of_it_is_missing():
     done = subprocess.run(
         [sys.executable, "-W", "error:::griffin_jax", "-m", "tests.hidden"],

@@ -172,6 +172,7 @@ def test_a_generation_draws_its_first_token_alone(tokens, marks, bursts, under_w
     assert under_way == bursts
 
 
+@pytest.mark.slow
 def test_throughput_ends_with_a_row_that_says_what_memory_does_not_suffice_for(
     monkeypatch, written
 ):
@@ -219,6 +220,7 @@ def test_every_operation_is_timed_by_every_kernel_that_serves(written):
     assert pictures == ["roofline.png"]
 
 
+@pytest.mark.slow
 def test_training_is_measured_by_the_same_command(monkeypatch, written):
     row = {"batch_size": 4, "length": 64, "document": 64, "tokens_per_second": 9.0, "mfu": 0.5}
     row |= {"remat": "dots", "loss_chunks": 1, "microbatches": 1}
@@ -237,6 +239,7 @@ def test_training_is_measured_by_the_same_command(monkeypatch, written):
     assert "no room" in text
 
 
+@pytest.mark.slow
 def test_a_job_in_a_process_of_its_own_gives_the_rows_of_one_in_this(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     config = config_of("bench_kernels", operations=["head"], model="small", rows=[1], repeats=1)

@@ -76,6 +76,7 @@ def test_other_errors_stay_what_they_are():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
+@pytest.mark.slow
 def test_the_profile_names_what_ran_and_counts_launches():
     @jax.jit
     def product(x):

@@ -32,6 +32,7 @@ def test_every_variant_at_the_first_length_and_the_fastest_at_the_others():
     assert rows[0]["parameters"] == sum(x.size for x in jax.tree.leaves(abstract_params(MODEL)))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_a_row_that_says_so(monkeypatch):
     monkeypatch.setattr(memory, "limit_bytes", lambda: 1000)
     rows = list(measure_lengths(MODEL, [16, 32], 64, VARIANTS[:1], **OPTIONS))

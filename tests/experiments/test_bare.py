@@ -8,21 +8,29 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import rest_slow
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
     ("command", "line"),
-    [
-        (["compare_training"], "no run with held-out loss there; train Griffin first, or give"),
-        (["train_tokenizer"], "error: give --corpus=FILE, text to learn from"),
-        (["benchmark_forking"], "error: --data_dir=benchmarks: no folder mmlu there; give one"),
-        (["random_checkpoint", "--seed=-1"], "--seed=-1"),
-        (["bits_per_byte", "--chunk=0"], "--chunk=0"),
-        (["bits_per_byte", "--edges=5,3"], "edges must be two positions or more, rising from 0"),
-        (["bits_per_byte", "--edges=a"], "--edges=a: positions are whole numbers"),
-        (["bits_per_byte", "--text=/dev/null"], "holds no text|is empty"),
-    ],
+    rest_slow(
+        4,
+        [
+            (["compare_training"], "no run with held-out loss there; train Griffin first, or give"),
+            (["train_tokenizer"], "error: give --corpus=FILE, text to learn from"),
+            (["benchmark_forking"], "error: --data_dir=benchmarks: no folder mmlu there; give one"),
+            (["random_checkpoint", "--seed=-1"], "--seed=-1"),
+            (["bits_per_byte", "--chunk=0"], "--chunk=0"),
+            (
+                ["bits_per_byte", "--edges=5,3"],
+                "edges must be two positions or more, rising from 0",
+            ),
+            (["bits_per_byte", "--edges=a"], "--edges=a: positions are whole numbers"),
+            (["bits_per_byte", "--text=/dev/null"], "holds no text|is empty"),
+        ],
+    ),
 )
 def test_what_is_missing_or_wrong_is_one_line(tmp_path, command, line):
     name, *flags = command

@@ -65,6 +65,7 @@ def open_runs(config):
     return [compare_training.open_run(text, config) for text in config.runs]
 
 
+@pytest.mark.slow
 def test_the_report_holds_what_was_measured_and_needs_the_models_once(config, tmp_path):
     runs = open_runs(config)
     for run in runs:

@@ -22,6 +22,7 @@ def call(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_rows_that_are_there_and_writes_tables_and_plot(tmp_path):
     pytest.importorskip("matplotlib")
     config = tmp_path / "config.py"

@@ -100,6 +100,7 @@ def test_every_row_with_samples_runs_offline(folder, suite, module):
     assert sum(run["questions"] for run in found["runs"]) >= len(found["runs"])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_tables_put_runs_side_by_side(folder):
     flags = (
         "--config.tasks=boolq,griffin_boolq,OpenBookQA,griffin_nq_open",
@@ -151,6 +152,7 @@ def test_a_stopped_run_goes_on_and_tables_put_runs_side_by_side(folder):
     assert (folder / "tables" / "quality.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_before_the_model_is_loaded(folder):
     def error(*flags, **options):
         return error_of(evaluate(folder, *flags, **options))
@@ -182,6 +184,7 @@ def test_tables_of_what_is_no_result_are_refused(folder):
     assert "no such file or folder" in error_of(call("tables", "--results=nowhere"))
 
 
+@pytest.mark.slow
 def test_the_harnesss_own_command_knows_the_model(folder):
     (folder / "yaml").mkdir()
     (folder / "yaml" / "salt.yaml").write_text(

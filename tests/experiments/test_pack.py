@@ -70,6 +70,7 @@ def test_packing_prints_sizes_errors_and_memory(folder):
     assert "peak memory" in text
 
 
+@pytest.mark.slow
 def test_text_is_sampled_from_a_packed_folder(folder):
     done = call(
         *("-m", "experiments.sample", f"--config.model={folder / 'packed'}"),
@@ -81,6 +82,7 @@ def test_text_is_sampled_from_a_packed_folder(folder):
     assert "4 tokens" in done.stderr
 
 
+@pytest.mark.slow
 def test_converting_to_our_format_and_back_to_16_bits_keeps_the_values(folder):
     assert run(folder, "convert", "packed", "ours").returncode == 0
     ours = load_checkpoint(folder / "ours")

@@ -49,6 +49,7 @@ def report(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_plain_log_probabilities(report):
     folder, _ = report
     lm = griffin_jax.load(folder / "model")

@@ -11,6 +11,7 @@ import pytest
 import griffin_jax
 from griffin_jax.checkpoints import BUNDLED, find_folder
 from griffin_jax.tokenizer import load_tokenizer
+from tests.cases import rest_slow
 from tests.checkpoints.tiny_model import random_params
 
 ROOT = Path(__file__).parents[2]
@@ -71,22 +72,28 @@ def test_lines_of_the_keyboard_are_answered_until_they_end(model):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [
-        (["--config.top_p=1.5"], "top_p must be a number above 0 and at most 1, or None, got 1.5"),
-        (["--config.max_new_tokens=many"], "config.max_new_tokens must be a whole number"),
-        (["--config.dtype=float"], "dtype must be one of"),
-        (["--prompts={file}"], "line 2: it is empty"),
-        (["--prompts={binary}"], "prompts.bin: not UTF-8 at line 1, byte 0"),
-        (["--prompts={file}", "--output={file}"], "is read as well, and would be overwritten"),
-        (
-            ["--prompts={file}", "--output={file}/none/out.jsonl"],
-            "prompts.txt is a file and no folder",
-        ),
-        (["--prompts={file}", "--output={file}.none/out.jsonl"], "its folder does not exist"),
-        (["--prompt="], "--prompt is empty"),
-        (["--config.nosuch=1"], "nosuch"),
-        (["--config.model=/no/such/folder"], "/no/such/folder"),
-    ],
+    rest_slow(
+        5,
+        [
+            (
+                ["--config.top_p=1.5"],
+                "top_p must be a number above 0 and at most 1, or None, got 1.5",
+            ),
+            (["--config.max_new_tokens=many"], "config.max_new_tokens must be a whole number"),
+            (["--config.dtype=float"], "dtype must be one of"),
+            (["--prompts={file}"], "line 2: it is empty"),
+            (["--prompts={binary}"], "prompts.bin: not UTF-8 at line 1, byte 0"),
+            (["--prompts={file}", "--output={file}"], "is read as well, and would be overwritten"),
+            (
+                ["--prompts={file}", "--output={file}/none/out.jsonl"],
+                "prompts.txt is a file and no folder",
+            ),
+            (["--prompts={file}", "--output={file}.none/out.jsonl"], "its folder does not exist"),
+            (["--prompt="], "--prompt is empty"),
+            (["--config.nosuch=1"], "nosuch"),
+            (["--config.model=/no/such/folder"], "/no/such/folder"),
+        ],
+    ),
 )
 def test_wrong_input_ends_in_one_line_without_a_traceback(model, tmp_path, arguments, message):
     file = tmp_path / "prompts.txt"

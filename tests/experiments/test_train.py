@@ -64,6 +64,7 @@ def test_text_becomes_a_model_that_loads_with_its_tokenizer(trained):
     assert load_tokenizer(folder / "run" / "model").vocab_size == checkpoint.config.vocab_size
 
 
+@pytest.mark.slow
 def test_the_model_is_fine_tuned_on_chats_and_merged(trained):
     folder, *_ = trained
     chat = {
@@ -93,6 +94,7 @@ def test_the_model_is_fine_tuned_on_chats_and_merged(trained):
     assert (next(weights) != next(weights)).any()
 
 
+@pytest.mark.slow
 def test_bits_per_byte_of_the_model_are_measured(trained):
     folder, *_ = trained
     done = run(

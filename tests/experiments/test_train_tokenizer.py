@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from griffin_jax.tokenizer import load_tokenizer
+from tests.cases import rest_slow
 
 WORDS = ["".join(letters) for letters in itertools.product("bcdfgklp", "aeiou", "lmnrst", "aeiou")]
 TEXT = "\n".join(" ".join(WORDS[i::7] + WORDS[i::5]) for i in range(7))
@@ -41,18 +42,21 @@ def test_training_twice_gives_the_same_vocabulary_with_gemmas_ids(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
-    [
-        ("missing.txt", None, "missing.txt: there is no such file"),
-        ("empty.txt", b"", "holds no text"),
-        ("latin1.txt", "caf\xe9".encode("latin-1"), "latin1.txt: not UTF-8 at byte 3"),
-        ("no_text.jsonl", b'{"title": "a"}\n', 'no_text.jsonl, line 1: no "text" string'),
-        (
-            "truncated.jsonl.xz",
-            lzma.compress(b'{"text": "a"}\n' * 100)[:60],
-            "truncated or damaged .xz file",
-        ),
-        ("short.txt", b"a few words\n", "Vocabulary size too high"),
-    ],
+    rest_slow(
+        2,
+        [
+            ("missing.txt", None, "missing.txt: there is no such file"),
+            ("empty.txt", b"", "holds no text"),
+            ("latin1.txt", "caf\xe9".encode("latin-1"), "latin1.txt: not UTF-8 at byte 3"),
+            ("no_text.jsonl", b'{"title": "a"}\n', 'no_text.jsonl, line 1: no "text" string'),
+            (
+                "truncated.jsonl.xz",
+                lzma.compress(b'{"text": "a"}\n' * 100)[:60],
+                "truncated or damaged .xz file",
+            ),
+            ("short.txt", b"a few words\n", "Vocabulary size too high"),
+        ],
+    ),
 )
 def test_a_bad_corpus_is_one_line_and_writes_nothing(tmp_path, name, contents, message):
     if contents is not None:

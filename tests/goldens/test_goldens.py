@@ -18,7 +18,12 @@ BOUND = 1e-4
 
 @pytest.mark.parametrize(
     "name",
-    ["transformers_32", "transformers_48", "transformers_gemma_1", "transformers_gemma_4"],
+    [
+        "transformers_32",
+        pytest.param("transformers_48", marks=pytest.mark.slow),
+        "transformers_gemma_1",
+        pytest.param("transformers_gemma_4", marks=pytest.mark.slow),
+    ],
 )
 def test_a_folder_of_transformers_gives_its_logits_and_its_greedy_continuation(name):
     loaded = load_checkpoint(FOLDER / name)

@@ -62,6 +62,7 @@ def test_a_conversation_goes_on_from_a_file(lm, tmp_path):
         lm.chat("Be brief.", context=chat.context)
 
 
+@pytest.mark.slow
 def test_stacked_layers_read_and_write_the_same_file(lm, saved, tmp_path):
     config = CONFIG.replace(num_layers=5)
     plain = language_model(config)

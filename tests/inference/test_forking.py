@@ -30,7 +30,13 @@ def pairs():
     return found
 
 
-@pytest.mark.parametrize("config", [CONFIG, UNBOUNDED], ids=["window", "unbounded"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(CONFIG, id="window"),
+        pytest.param(UNBOUNDED, id="unbounded", marks=pytest.mark.slow),
+    ],
+)
 def test_forked_scores_are_those_of_each_pair_alone(pairs, config):
     lm = language_model(config)
     forked = score(lm.model, lm.params, pairs, 4)

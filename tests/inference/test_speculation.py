@@ -67,7 +67,7 @@ GREEDY, FILTERED = SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4)
     "draft, sampling",
     [
         ("lookup", GREEDY),
-        ("model", FILTERED),
+        pytest.param("model", FILTERED, marks=pytest.mark.slow),
         pytest.param("lookup", FILTERED, marks=pytest.mark.slow),
         pytest.param("model", GREEDY, marks=pytest.mark.slow),
     ],
@@ -206,6 +206,7 @@ def test_the_host_knows_what_drafts_would_have_spared():
     assert history.tokens_per_call == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_drafts_are_made_only_while_they_pay(lm):
     speculate = Speculation(tokens=3)
     again = TOKENIZER.encode("0123456789")
@@ -243,7 +244,7 @@ def test_a_small_model_that_does_not_pay_rests_for_ever_longer():
         assert not speculator.wants([])
 
 
-@pytest.mark.parametrize("draft", ["lookup", "model"])
+@pytest.mark.parametrize("draft", ["lookup", pytest.param("model", marks=pytest.mark.slow)])
 def test_a_burst_without_drafts_leaves_nothing_stale(lm, draft, monkeypatch):
     """Drafts that begin again know what was drawn meanwhile, and rows that came and went."""
     speculate = LOOKUP if draft == "lookup" else with_model()

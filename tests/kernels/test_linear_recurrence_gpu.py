@@ -23,7 +23,9 @@ def draw(time, rows=2, width=64):
 
 
 # A group; a chunk, and a step less or more; several with a remainder.
-@pytest.mark.parametrize("time", [16, 127, 128, 129, 300])
+@pytest.mark.parametrize(
+    "time", [16, *(pytest.param(n, marks=pytest.mark.slow) for n in (127, 128, 129)), 300]
+)
 def test_equals_one_step_after_another_with_gradients(time):
     x, a, h0 = draw(time)
     dh = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)

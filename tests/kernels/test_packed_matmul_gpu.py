@@ -29,8 +29,10 @@ def check(x, weights, rtol=1e-5):
         np.testing.assert_allclose(np.asarray(y, np.float32), wanted, rtol=rtol, atol=rtol * scale)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 17, 64])
-@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize(
+    "rows", [1, 17, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 64))]
+)
+@pytest.mark.parametrize("quant_type", ["nf4", pytest.param("fp4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_products_equal_the_reference(rows, quant_type, double_quant):
     check(*operands(rows, (32,), 512, quant_type=quant_type, double_quant=double_quant))

@@ -40,10 +40,12 @@ def check(x, weights):
     ("rows", "widths", "width", "options"),
     [
         (1, (64,), 256, {}),
-        (8, (64,), 256, {"quant_type": "fp4", "block_size": 32}),
+        pytest.param(
+            8, (64,), 256, {"quant_type": "fp4", "block_size": 32}, marks=pytest.mark.slow
+        ),
         (13, (64, 64), 512, {"double_quant": True}),
         (33, (64,), 256, {"block_size": 128, "double_quant": True, "quant_type": "fp4"}),
-        (150, (64,), 256, {}),
+        pytest.param(150, (64,), 256, {}, marks=pytest.mark.slow),
     ],
 )
 def test_products_equal_the_definition(rows, widths, width, options):
@@ -56,6 +58,7 @@ def test_rows_have_leading_axes():
 
 
 # Three warpgroups at most: of more the interpreter runs too few at once on two cores, and waits.
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [(2, 1, 1, 2), (1, 2, 2, 1)])
 def test_however_a_product_is_shared_out_it_is_the_same(share, monkeypatch):
     tiles, parts, split, stages = share

@@ -42,12 +42,12 @@ def assert_equal_but_for_rounding(got, wanted):
     "rows, shape, options",
     [
         (1, (128, 128), {}),  # the shortest
-        (16, (256, 512), {}),
+        pytest.param(16, (256, 512), {}, marks=pytest.mark.slow),
         (17, (384, 1536), {}),  # rows and tiles left over
-        (5, (128, 512), {"double_quant": True}),
-        (5, (256, 1024), {"quant_type": "fp4"}),
+        pytest.param(5, (128, 512), {"double_quant": True}, marks=pytest.mark.slow),
+        pytest.param(5, (256, 1024), {"quant_type": "fp4"}, marks=pytest.mark.slow),
         (3, (128, 1024), {"quant_type": "fp4", "double_quant": True, "block_size": 128}),
-        (3, (128, 4096), {"block_size": 4096}),
+        pytest.param(3, (128, 4096), {"block_size": 4096}, marks=pytest.mark.slow),
         (530, (128, 256), {}),  # more rows than a tile
     ],
 )

@@ -58,7 +58,7 @@ def expected(weight, x):
     return np.asarray(dequantize(weight, jnp.float32), np.float64) @ np.asarray(x, np.float64)
 
 
-@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("quant_type", ["nf4", pytest.param("fp4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize(
     "out, width, count, block_size",

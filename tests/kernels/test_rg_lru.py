@@ -28,12 +28,12 @@ def draw(time, dtype, rows=2, width=64):
     "time, dtype, tolerance",
     # The backward pass reads the state back in the dtype of the inputs.
     [
-        (8, jnp.float32, 1e-6),
+        pytest.param(8, jnp.float32, 1e-6, marks=pytest.mark.slow),
         (21, jnp.float32, 1e-6),
-        (24, jnp.bfloat16, 5e-3),
-        (128, jnp.float32, 1e-6),  # a tile
+        pytest.param(24, jnp.bfloat16, 5e-3, marks=pytest.mark.slow),
+        pytest.param(128, jnp.float32, 1e-6, marks=pytest.mark.slow),  # a tile
         (300, jnp.float32, 1e-6),  # two, and one that is not full
-        (300, jnp.bfloat16, 5e-3),
+        pytest.param(300, jnp.bfloat16, 5e-3, marks=pytest.mark.slow),
     ],
 )
 def test_the_fused_kernel_equals_the_definition_with_gradients(time, dtype, tolerance):

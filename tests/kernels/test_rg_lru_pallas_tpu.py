@@ -13,8 +13,8 @@ from tests.kernels.test_rg_lru import NAMES, draw
 @pytest.mark.parametrize(
     "time, width, dtype, tolerance",
     [
-        (8, 128, jnp.float32, 2e-6),  # half a chunk
-        (48, 128, jnp.float32, 2e-6),
+        pytest.param(8, 128, jnp.float32, 2e-6, marks=pytest.mark.slow),  # half a chunk
+        pytest.param(48, 128, jnp.float32, 2e-6, marks=pytest.mark.slow),
         (85, 256, jnp.float32, 2e-6),  # tiles, and one left over
         (64, 128, jnp.bfloat16, 5e-3),  # the backward pass reads the state back in bfloat16
     ],

@@ -71,6 +71,7 @@ def test_heads_of_a_published_model(batch, slots):
     check(operands(16, slots, starts, size=256), slots)
 
 
+@pytest.mark.slow
 def test_its_gradient_is_that_of_the_definition(monkeypatch):
     arguments = operands(8, 64, [10, 80])
     plain = functools.partial(attend_and_write, 64)

@@ -60,16 +60,21 @@ def test_a_packed_document_does_not_depend_on_the_one_before():
     np.testing.assert_array_equal(found, (U <= T) & (begin[:, None] <= U))
 
 
+in_calls = pytest.mark.parametrize(
+    "calls", [(TIME,), pytest.param((6, 1, 1, 12), marks=pytest.mark.slow)], ids=str
+)
+
+
 class TestWindow:
     """One attention layer alone: a token sees exactly the keys that the window lets it see."""
 
     config = GRIFFIN.replace(num_layers=1, block_pattern=(ATTENTION,), attention_window=4)
 
-    @pytest.mark.parametrize("calls", [(TIME,), (6, 1, 1, 12)], ids=str)
+    @in_calls
     def test_by_default_the_query_and_as_many_keys_before_it_as_the_window(self, calls):
         np.testing.assert_array_equal(reach(self.config, calls=calls), (U <= T) & (U >= T - 4))
 
-    @pytest.mark.parametrize("calls", [(TIME,), (6, 1, 1, 12)], ids=str)
+    @in_calls
     def test_with_window_includes_query_one_key_less(self, calls):
         config = self.config.replace(window_includes_query=True)
         np.testing.assert_array_equal(reach(config, calls=calls), (U <= T) & (U > T - 4))
@@ -87,7 +92,8 @@ class TestWindow:
         assert np.all(np.any(np.asarray(gradient)[:TIME] != 0, axis=-1))
 
 
-@pytest.mark.parametrize("remat", ["block", pytest.param("dots", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["block", "dots"])
 def test_recomputing_in_the_backward_pass_changes_no_gradient(remat):
     config = GRIFFIN.replace(num_layers=2)
     tokens = random_tokens(config, (2, 4))

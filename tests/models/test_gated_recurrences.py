@@ -89,7 +89,7 @@ def equations(kind, params, x):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recurrence_is_its_equation_token_by_token(kind):
     recurrence, params, x, hidden, when = operands(kind)
-    found, after = recurrence.apply({"params": params}, x, hidden, when)
+    found, after = jax.jit(recurrence.apply)({"params": params}, x, hidden, when)
     alpha, beta, forgetting, inputs = equations(kind, params, x)
     h = hidden[:, 0] + 1j * hidden[:, 1] if kind == "cg_lru" else hidden
     for t in range(8):
@@ -152,6 +152,7 @@ def test_linear_layers_are_packed_and_adapted_and_nothing_else_is(lm):
         assert set(adapter[f"blocks_{index}"][f"{kind}_block"]) == in_four_bits
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(lm):
     def loss(params):
         return Griffin(MIXED).apply({"params": params}, TOKENS)[0].var()

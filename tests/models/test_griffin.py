@@ -26,7 +26,13 @@ TIME = 29  # over three windows
 SIZES = (1, 6, 9)  # of calls: decoding, and chunks shorter and longer than the rings
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
 
-both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+both = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=[] if name == "griffin" else pytest.mark.slow)
+        for name, config in CONFIGS.items()
+    ],
+)
 
 
 def positions_with(starts, time=TIME):

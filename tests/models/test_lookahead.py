@@ -1,5 +1,7 @@
 """Tokens that are read before it is known how many of them count."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -33,6 +35,11 @@ def look(model, tokens, state, lengths, kept):
     return nn.apply(run, model)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def read(model, variables, tokens, state, lengths):
+    return model.apply(variables, tokens, state, lengths=lengths)
+
+
 @pytest.mark.parametrize(
     "pattern, stacked",
     [
@@ -48,10 +55,10 @@ def test_the_state_takes_what_counts_and_nothing_else(pattern, stacked):
         params = stack_params(config, params)
     variables = {"params": params}
     # Behind the wrap of the window, so that a ring that was written too early would have lost keys.
-    _, state = model.apply(variables, TOKENS + 20, init_state(config, 4))
-    logits, after = look(model, TOKENS, state, LENGTHS, KEPT)(variables)
-    expected, _ = model.apply(variables, TOKENS, state, lengths=LENGTHS)
-    _, state_after = model.apply(variables, TOKENS, state, lengths=KEPT)
+    _, state = read(model, variables, TOKENS + 20, init_state(config, 4), np.full(4, 5))
+    logits, after = jax.jit(look(model, TOKENS, state, LENGTHS, KEPT))(variables)
+    expected, _ = read(model, variables, TOKENS, state, LENGTHS)
+    _, state_after = read(model, variables, TOKENS, state, KEPT)
     for row, length in enumerate(LENGTHS):
         np.testing.assert_allclose(logits[row, :length], expected[row, :length], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, state_after)

@@ -75,7 +75,7 @@ def check(size, *arguments):
 
 # Fewer than 8 rows are read beyond their end, which a GPU fills with zeros. The blocks of a head of
 # 128 channels are a cluster, where the rows of a block are all there are; JAX 0.10 interprets none.
-CASES = [(16, 64), (128, 64)]
+CASES = [(16, 64), pytest.param(128, 64, marks=pytest.mark.slow)]
 if jax.__version_info__ >= (0, 11):
     CASES.append((16, 128))
 if ON_HOPPER:
@@ -87,12 +87,14 @@ def test_one_launch_equals_the_layers(batch, size):
     check(size, *operands(batch, size))
 
 
+@pytest.mark.slow
 def test_a_packed_weight_behind_it_reads_what_it_writes():
     params, *arguments = operands(128, 128)
     params["linear_out"]["weight"] = quantize(params["linear_out"]["weight"].astype(jnp.float32))
     check(128, params, *arguments)
 
 
+@pytest.mark.slow
 def test_its_gradient_is_that_of_the_layers(monkeypatch):
     arguments = operands(8)
     definition = functools.partial(plain, 64)

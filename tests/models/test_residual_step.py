@@ -64,6 +64,7 @@ def packed_as(name, params, way="pack"):
     return with_linear(lambda x: form.pack(x, settings), params)
 
 
+@functools.cache
 def operands(kind, packed, start, seed=0):
     """Parameters, input, state after `start` tokens, and the same in float32."""
     key = jax.random.key(seed)
@@ -110,7 +111,7 @@ def step(kind, arguments, when):
 
 
 @pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
-@pytest.mark.parametrize("packed", [PLAIN, FOUR_BITS])
+@pytest.mark.parametrize("packed", [pytest.param(PLAIN, marks=pytest.mark.slow), FOUR_BITS])
 @pytest.mark.parametrize(
     "when",
     [
@@ -126,6 +127,7 @@ def test_a_step_is_the_block_in_float32_up_to_rounding(kind, packed, when):
     assert_is_the_block_in_float32(kind, packed, when)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
 def test_a_step_with_8_bit_weights_is_the_block_in_float32_up_to_rounding(kind):
     assert_is_the_block_in_float32(kind, EIGHT_BITS, timeline(40))
@@ -144,7 +146,8 @@ def assert_is_the_block_in_float32(kind, packed, when):
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("kind", [RECURRENT, pytest.param(ATTENTION, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
 def test_phases_that_share_a_launch_are_those_that_have_their_own(kind, monkeypatch):
     arguments, _ = operands(kind, FOUR_BITS, 1000)
     shared = step(kind, arguments, timeline(1000))
@@ -161,6 +164,7 @@ def test_phases_that_share_a_launch_are_those_that_have_their_own(kind, monkeypa
     jax.tree.map(np.testing.assert_array_equal, shared, own)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_layers():
     (params, x, state), _ = operands(RECURRENT, PLAIN, 5)
     when = timeline(5)
@@ -195,7 +199,9 @@ def test_what_is_not_served_says_why(kind, change, reason):
 @pytest.mark.parametrize(
     "kind, rope_fraction", [(RECURRENT, 0.5), (ATTENTION, 0.5), (ATTENTION, 1.0)]
 )
-@pytest.mark.parametrize("packed", [PLAIN, FOUR_BITS, EIGHT_BITS])
+@pytest.mark.parametrize(
+    "packed", [*(pytest.param(x, marks=pytest.mark.slow) for x in (PLAIN, EIGHT_BITS)), FOUR_BITS]
+)
 def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
     # Triton refuses sizes that the interpreter takes.
     config = CONFIG.replace(rope_fraction=rope_fraction)
@@ -214,9 +220,9 @@ def test_what_is_served_lowers_for_a_gpu(kind, rope_fraction, packed):
 @pytest.mark.parametrize(
     "name, packed",
     [
-        ("recurrentgemma-2b", FOUR_BITS),
+        pytest.param("recurrentgemma-2b", FOUR_BITS, marks=pytest.mark.slow),
         ("recurrentgemma-9b", FOUR_BITS),
-        ("recurrentgemma-9b", EIGHT_BITS),
+        pytest.param("recurrentgemma-9b", EIGHT_BITS, marks=pytest.mark.slow),
     ],
 )
 def test_published_sizes_lower_for_a_gpu(name, kind, packed):

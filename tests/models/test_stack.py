@@ -55,7 +55,13 @@ def read(config, params, dtype=jnp.float32):
     return np.concatenate(logits, axis=1), state
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(CONFIGS[name], id=name, marks=marks)
+        for name, marks in zip(CONFIGS, [(), pytest.mark.slow, ()], strict=True)
+    ],
+)
 def test_logits_and_state_equal_those_of_layers_one_by_one(config):
     params = params_of(config)
     logits, state = read(config, stack_params(config, params))
@@ -64,6 +70,7 @@ def test_logits_and_state_equal_those_of_layers_one_by_one(config):
     assert_same_state(state, expected_state)
 
 
+@pytest.mark.slow
 def test_packed_layers_equal_those_one_by_one():
     params = packed_params(double_quant=True)
     logits, state = read(DEEP, stack_params(DEEP, params))
@@ -168,7 +175,8 @@ def test_layers_of_several_kinds_are_refused_by_name():
         stack_params(DEEP, params)
 
 
-@pytest.mark.parametrize("window", [8, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [8, None])
 def test_texts_of_stacked_layers_can_be_forked_and_go_on(window):
     config = DEEP.replace(attention_window=window)
     params = params_of(config)

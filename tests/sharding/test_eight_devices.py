@@ -8,23 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# In the plain run are these, but for what is marked as slow in them.
-FILES = ("checkpoints", "evaluation", "tracing", "steps")
-# What is shown on one device, again on eight; and the slow part of the others.
-SLOW = (
-    *((name, "slow or not slow") for name in ("models", "inference", "training", "benchmarks")),
-    *((name, "slow") for name in ("evaluation", "tracing")),
-)
+# What one device shows, eight show again, and these in the plain run, too.
+PLAIN = ("steps",)
+AGAIN = ("models", "inference", "training", "benchmarks", "checkpoints", "evaluation", "tracing")
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        *((name, "not slow") for name in FILES),
-        *(pytest.param(*both, marks=pytest.mark.slow) for both in SLOW),
-    ],
+    "name", [*PLAIN, *(pytest.param(name, marks=pytest.mark.slow) for name in AGAIN)]
 )
-def test_on_eight_devices(name, layer):
+def test_on_eight_devices(name):
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
         "--xla_llvm_disable_expensive_passes=true"
@@ -37,7 +29,7 @@ def test_on_eight_devices(name, layer):
     }
     file = f"tests/sharding/eight_devices/{name}.py"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider", "-m", layer, file],
+        [sys.executable, "-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider", "-m", "", file],
         cwd=ROOT,
         env=os.environ | settings,
         capture_output=True,

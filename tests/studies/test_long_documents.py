@@ -35,6 +35,7 @@ def test_a_book_holds_its_answer():
         np.testing.assert_array_equal(entry[TASK.name + 1 : -1], answer)
 
 
+@pytest.mark.slow
 def test_answers_are_greedy_ones_of_the_whole_text(model):
     griffin, stacked = model
     params = jax.tree.map(lambda x: x[0], stacked)

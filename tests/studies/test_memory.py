@@ -18,6 +18,7 @@ def found():
     return lm, rows, memory.measure(lm, rows, STUDY, told.append), told
 
 
+@pytest.mark.slow
 def test_a_swap_changes_what_a_patch_of_the_state_changes(found):
     lm, rows, result, told = found
     assert [x["group"] for x in result["effects"]][:3] == [

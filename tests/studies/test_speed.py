@@ -24,6 +24,7 @@ def page(write, judge, study, rows, folder):
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_steps_are_timed_at_every_length(tmp_path):
     pytest.importorskip("matplotlib")
     told = []

@@ -186,6 +186,7 @@ def test_the_law_of_sizes_is_a_power_law():
     assert abs(find("exponent", "a") - 0.25) < 1e-6 and find("exponent", "b") is None
 
 
+@pytest.mark.slow
 def test_accuracy_of_rows_in_several_calls_is_that_of_one(monkeypatch):
     task, model, params = runs_of_a_model()
     options = {"rows": 6, "batch_size": 3, "seed": 1}
@@ -197,6 +198,7 @@ def test_accuracy_of_rows_in_several_calls_is_that_of_one(monkeypatch):
         np.testing.assert_allclose(list(y.values()), list(x.values()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_among_others_is_the_run_alone_and_that_of_the_training_loop(tmp_path):
     """The same examples and updates, together with another run, alone, and by `make_train_step`."""
     task = TASKS["induction_heads"](vocab_size=8, length=16)

@@ -57,7 +57,16 @@ def assert_same_run(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual.state, expected[1])
 
 
-@pytest.mark.parametrize("config", [*CONFIGS.values(), KINDS], ids=[*CONFIGS, "other recurrences"])
+FIRST, *MORE = (*CONFIGS.items(), ("other recurrences", KINDS))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(FIRST[1], id=FIRST[0]),
+        *(pytest.param(config, id=name, marks=pytest.mark.slow) for name, config in MORE),
+    ],
+)
 def test_seeing_or_patching_nothing_away_changes_no_bit(config):
     lm, calls = model(config), (TOKENS, random_tokens(config, (2, 3), seed=1))
     state = seen_state = patched_state = None
@@ -204,6 +213,7 @@ def test_what_is_seen_is_what_the_definitions_say():
     np.testing.assert_array_equal(everything()["logits"], everything().logits)
 
 
+@pytest.mark.slow
 def test_stacked_layers_have_the_same_places_and_patches():
     patch = {
         "blocks.2.rg_lru.recurrence_gate": jnp.sqrt,
@@ -268,6 +278,7 @@ def test_patches_of_one_place_follow_one_another_and_take_traced_values():
     assert relative_error(logits(lm, 3.0), expected) <= 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_are_how_the_loss_changes():
     lm, names = (
         model(),

@@ -46,6 +46,7 @@ def test_the_newest_and_the_best_checkpoint_are_kept(uninterrupted):
     assert kept == {best, 60}
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_step_and_resumed_equals_uninterrupted_bit_for_bit(
     uninterrupted, tmp_path
 ):
@@ -163,6 +164,7 @@ def test_rows_that_cannot_be_learned_from_end_the_run_before_a_step(tmp_path, ch
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_heldout_rows_without_a_target_have_no_loss_and_no_nan_in_the_metrics(tmp_path):
     rows = make_rows()
     config = make_config(steps=6, eval_every=2, checkpoint_every=4, dropout=0.0)

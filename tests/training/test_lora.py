@@ -62,7 +62,9 @@ def test_a_fresh_adapter_adds_nothing():
     assert len(jax.tree.leaves(adapter)) == 2 * (3 + 4 + 2 * 3)
 
 
-@pytest.mark.parametrize("packing", [None, "nf4", "int8"])
+@pytest.mark.parametrize(
+    "packing", ["nf4", *(pytest.param(other, marks=pytest.mark.slow) for other in (None, "int8"))]
+)
 def test_the_merged_model_equals_base_plus_adapter(packing):
     base, adapter = BASE if packing is None else packed_base(packing), random_adapter()
     merged = merge(LORA, adapter, base)
@@ -81,6 +83,7 @@ def test_the_merged_model_equals_base_plus_adapter(packing):
     )
 
 
+@pytest.mark.slow
 def test_an_adapter_over_8_bit_weights_has_gradients_of_the_dequantized_ones():
     base, adapter = packed_base("int8"), random_adapter()
     plain = jax.tree.map(lambda x: dequantized(x, jnp.float32), base, is_leaf=is_weight)

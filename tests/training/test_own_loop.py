@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[2] / "docs" / "training" / "README.md"
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_documentation_learns():
     found = re.search(
         r"<!-- test: own loop -->\n```python\n(.*?)```", DOCS.read_text("utf-8"), re.S

@@ -75,6 +75,7 @@ def test_microbatches_and_chunks_of_the_loss_change_neither_loss_nor_update():
     assert all(distance > 0 for distance in jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_parameters_of_every_step():
     optimizer = optax.sgd(0.1)
     step = make_train_step(MODULE, optimizer, data_mesh(), ema=0.3)
