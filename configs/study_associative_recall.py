@@ -23,8 +23,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.shorter = (
         "two blocks, as in Zoology, and any number of pairs up to 16 in rows of 64 of a vocabulary of "
         "256, in place of up to 64 pairs in rows of up to 512 of a vocabulary of 8,192: at 32 pairs, "
-        "rows of 256 and a vocabulary of 2,048 nothing was learned in 2,000 steps of 64 rows. 2,500 "
-        "steps of 256 rows at one rate, in bfloat16."
+        "rows of 256 and a vocabulary of 2,048 nothing was learned in 2,000 steps of 64 rows. 3,000 "
+        "steps of 256 rows at two rates, in bfloat16."
     )
     config.task = "associative_recall"
     config.knobs = {"vocab_size": 256, "length": 64, "pairs": 16, "fewest": 1}
@@ -37,10 +37,10 @@ def get_config(size: str = "") -> ConfigDict:
         "Transformer": {"block_pattern": (A,), "attention_window": None, "rope_fraction": 1.0},
     }
     # Each model keeps the rate of the lowest held-out loss.
-    config.learning_rates = (3e-3,)
+    config.learning_rates = (1e-3, 3e-3)
     config.seeds = (0, 1, 2)
     # Updates, and examples in each.
-    config.steps = 2500
+    config.steps = 3000
     config.batch_size = 256
     config.optimizer = {"warmup_steps": 200, "weight_decay": 0.0}
     config.dtype = "bfloat16"

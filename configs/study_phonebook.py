@@ -24,7 +24,7 @@ def get_config(size: str = "") -> ConfigDict:
         "models of five blocks and width 64, trained on the task itself, on books of any size that fits "
         "rows of 256, with a window of 128, and read up to 8 windows. Names are of two letters and "
         "numbers of two digits: with three and four, in rows of 512 and full books alone, nothing was "
-        "learned in 3,000 steps of 64 rows. 3,000 steps of 128 rows at one rate, in bfloat16."
+        "learned in 3,000 steps of 64 rows. 4,000 steps of 128 rows at one rate, in bfloat16."
     )
     config.task = "phonebook"
     config.knobs = {
@@ -42,12 +42,12 @@ def get_config(size: str = "") -> ConfigDict:
     config.learning_rates = (1e-3,)
     config.seeds = (0, 1, 2)
     # Updates, and examples in each.
-    config.steps = 3000
+    config.steps = 4000
     config.batch_size = 128
     config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
     config.dtype = "bfloat16"
     # Lengths at which accuracy is measured, of the last number alone.
-    lengths = (64, 128, 192, 256, 384, 512, 1024)
+    lengths = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
     alone = {"train_examples": False, "fewest": 0}
     config.tests = tuple({"length": length} | alone for length in lengths)
     config.test_rows, config.test_batch = 256, 64

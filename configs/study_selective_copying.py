@@ -20,7 +20,7 @@ def get_config(size: str = "") -> ConfigDict:
         "that all solve it, that Griffin learns as fast as the Transformer, and Hawk much slower."
     )
     # What is run otherwise, for captions.
-    config.shorter = "4,000 steps of 64 rows at one rate, in bfloat16."
+    config.shorter = "6,000 steps of 64 rows at one rate, in bfloat16."
     config.task = "selective_copying"
     config.knobs = {"vocab_size": 16, "length": 1024, "data_tokens": 16}
     # Fields of GriffinConfig that the models share; the vocabulary is the task's.
@@ -31,7 +31,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.learning_rates = (2e-3,)
     config.seeds = (0, 1, 2)
     # Updates, and examples in each.
-    config.steps = 4000
+    config.steps = 6000
     config.batch_size = 64
     config.optimizer = {"warmup_steps": 500, "weight_decay": 0.0}
     config.dtype = "bfloat16"

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,31 @@ Results = Sequence[Mapping[str, Any]]
 def chosen(results: Results) -> dict[tuple[str, str], Results]:
     """Returns the runs of each model and variant, at the learning rate of the lowest held-out loss.
 
-    Of rates with fewer seeds than others, which are not done yet, none is chosen.
+    Variants come in the order of the numbers in their names. Of rates with fewer seeds than others, which are not done yet, none is chosen.
     """
     found: dict[tuple[str, str], Results] = {}
-    for key, rates in _grouped(results, "model", "variant").items():
+    groups = _grouped(results, "model", "variant")
+    for key, rates in sorted(groups.items(), key=lambda group: _in_order(group[0][1])):
         by_rate = _grouped(rates, "learning_rate")
         most = max(map(len, by_rate.values()))
         complete = [runs for runs in by_rate.values() if len(runs) == most]
         found[key] = min(complete, key=lambda runs: np.mean([_loss(x) for x in runs]))
     return found
+
+
+def _in_order(name):
+    """A key to sort names by, in which numbers are numbers."""
+    return [
+        (0, int(part.replace(",", "")), "") if part[0].isdigit() else (1, 0, part)
+        for part in re.findall(r"\d[\d,]*|\D+", name)
+    ]
+
+
+def _what_differs(names):
+    """Names of tests without the changes that all of them have."""
+    changes = [name.split(", ") for name in names]
+    common = set(changes[0]).intersection(*changes) if len(names) > 1 else set()
+    return [", ".join(x for x in parts if x not in common) for parts in changes]
 
 
 def _loss(run):
@@ -122,7 +139,8 @@ def table(results: Results, solved: float, counted: str = "rows") -> str:
     """Returns the results in Markdown: mean and spread over seeds of what the chosen runs reach."""
     groups = chosen(results)
     tests = list(dict.fromkeys(itertools.chain(*(x["tests"] for x in results))))
-    head = ["model", "parameters", "rate", "seeds", "held-out loss", "learned at step", *tests]
+    head = ["model", "parameters", "rate", "seeds", "held-out loss", "learned at step"]
+    head += _what_differs(tests) if tests else []
     rows = []
     for (model, variant), runs in groups.items():
         steps = [solved_at(run, solved) for run in runs]
@@ -160,11 +178,14 @@ def _spread(values, form):
 def curves(axis: Any, results: Results) -> None:
     """Draws held-out losses over steps, a line a seed."""
     for color, ((model, variant), runs) in enumerate(chosen(results).items()):
+        axis.set_title(variant, fontsize=9)
         for i, run in enumerate(runs):
-            label = None if i else ", ".join(filter(None, (model, variant)))
+            label = None if i else model
             axis.plot(*zip(*run["curve"], strict=True), color=f"C{color}", alpha=0.7, label=label)
     axis.set(xlabel="steps", ylabel="held-out loss, nats per answer")
-    axis.set_yscale("symlog", linthresh=1e-2)
+    axis.set_yscale("symlog", linthresh=1e-2, subs=(2, 5))
+    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def answers(axis: Any, results: Results, counted: str = "rows") -> None:
@@ -176,11 +197,12 @@ def answers(axis: Any, results: Results, counted: str = "rows") -> None:
             continue
         names = list(runs[0]["tests"])
         values = np.array([[run["tests"][name][counted] for name in names] for run in runs])
-        label = ", ".join(filter(None, (model, variant)))
-        axis.plot(range(len(names)), values.mean(axis=0), "o-", color=f"C{color}", label=label)
+        axis.set_title(variant, fontsize=9)
+        axis.plot(range(len(names)), values.mean(axis=0), "o-", color=f"C{color}", label=model)
         band = values.min(axis=0), values.max(axis=0)
         axis.fill_between(range(len(names)), *band, color=f"C{color}", alpha=0.2)
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+    shown = _what_differs(names) if names else []
+    axis.set_xticks(range(len(names)), shown, rotation=30, ha="right", fontsize=8)
     axis.set(ylabel=_COUNTED[counted], ylim=(-0.03, 1.03))
 
 
@@ -253,11 +275,20 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
         plots["answers"] = functools.partial(answers, counted=study.counted)
     if study.law:
         plots["law"] = laws
+    variants = sorted({run["variant"] for run in results}, key=_in_order)
     for title, plot in plots.items():
-        figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
-        plot(axis, results)
-        axis.legend(fontsize=8)
-        axis.grid(alpha=0.3)
+        panels = [results]
+        if title in ("curves", "answers"):  # of each variant by itself
+            panels = [[run for run in results if run["variant"] == name] for name in variants]
+        size = (7 if len(panels) == 1 else 4 * len(panels), 4.4)
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True
+        )
+        for axis, panel in zip(axes[0], panels, strict=True):
+            plot(axis, panel)
+            axis.legend(fontsize=8)
+            axis.grid(alpha=0.3)
+            axis.label_outer()
         paths.append(folder / f"{name}-{title}.png")
         with new_file(paths[-1]) as file:
             figure.savefig(file, dpi=110, format="png")

@@ -84,13 +84,13 @@ def measure(
       Rows, with `length`, `width` and `backward` beside what that module says.
     """
     told("compiling")
-    for _ in _rows(dataclasses.replace(study, repeats=1), limits):
+    for _ in _rows(dataclasses.replace(study, repeats=1), limits, told):
         pass
     told("all programs are compiled")
-    return list(_rows(study, limits))
+    return list(_rows(study, limits, told))
 
 
-def _rows(study, limits) -> Iterator[dict[str, Any]]:
+def _rows(study, limits, told) -> Iterator[dict[str, Any]]:
     config = {"seconds": study.seconds, "repeats": study.repeats}
     for width in study.widths:
         for length in study.lengths:
@@ -98,4 +98,6 @@ def _rows(study, limits) -> Iterator[dict[str, Any]]:
             wanted = (case for case in cases if case.operation in study.operations)
             for row in kernels.measure_cases(wanted, config, limits):
                 backward = "backward" in row["case"]
-                yield {"length": length, "width": width, "backward": backward} | row
+                row = {"length": length, "width": width, "backward": backward} | row
+                told(f"{row}")
+                yield row

@@ -72,6 +72,7 @@ def write_step_time(name: str, found: Mapping[str, Any], folder: Path) -> list[P
             axis.plot(lengths, there.values(), "x:", color=f"C{color}", label=f"{model}, paper")
     axis.set(xscale="log", xlabel="tokens of a row", ylabel="time of a step, relative")
     axis.set_xticks([int(x) for x in found["lengths"]], [f"{x:,}" for x in found["lengths"]])
+    axis.minorticks_off()
     path = _save(figure, axis, folder / f"{name}.png")
     rows = []
     for row in found["rows"]:

@@ -119,6 +119,19 @@ def test_what_is_written_has_every_run(done, tmp_path):
     assert text.count("\n| Hawk") == 1 and "1, stopped at 2" in text
 
 
+def test_variants_come_by_their_numbers_and_tests_by_what_differs():
+    names = ["width 128", "rows of 4,096", "width 32", "rows of 1,024", ""]
+    assert sorted(names, key=report._in_order) == [
+        "",
+        "rows of 1,024",
+        "rows of 4,096",
+        "width 32",
+        "width 128",
+    ]
+    assert report._what_differs(["length 8, a 1", "length 16, a 1"]) == ["length 8", "length 16"]
+    assert report._what_differs(["as trained"]) == ["as trained"]
+
+
 def test_the_learning_rate_of_the_lowest_loss_is_kept_and_seeds_are_spread():
     def run(rate, seed, loss):
         curve = [[10, 1.0], [20, loss]]
