@@ -14,7 +14,14 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import activation_spec
 from griffin_jax.models import AttentionState, Griffin, init_state
 from griffin_jax.models.stack import AnyState, StackedState, is_stacked, stack_state
-from griffin_jax.sharding import batch_shards, check_batch, jit_on_mesh, mesh_of_all, tree_shardings
+from griffin_jax.sharding import (
+    a_leaf,
+    batch_shards,
+    check_batch,
+    jit_on_mesh,
+    mesh_of_all,
+    tree_shardings,
+)
 from griffin_jax.sharding.layouts import constrain_state
 
 CHUNKS = (32, 256, 512, 2048)
@@ -169,7 +176,7 @@ def companion_sharding(params: dict) -> jax.sharding.Sharding:
 
     Arrays that are committed to it from the start spare jit a second compilation.
     """
-    sharding = jax.tree.leaves(params)[0].sharding
+    sharding = a_leaf(params).sharding
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     return sharding

@@ -2,7 +2,7 @@
 
 from griffin_jax.devices import AXES
 from griffin_jax.sharding.mesh import MeshShape, make_mesh, mesh_unless_one
-from griffin_jax.sharding.mesh_function import jit_on_mesh, mesh_of, mesh_of_all
+from griffin_jax.sharding.mesh_function import a_leaf, jit_on_mesh, mesh_of, mesh_of_all
 from griffin_jax.sharding.processes import RowGroup, is_first, row_group, to_host, wait_for_all
 from griffin_jax.sharding.trees import (
     MeshError,
@@ -18,6 +18,7 @@ __all__ = [
     "MeshError",
     "MeshShape",
     "RowGroup",
+    "a_leaf",
     "batch_sharding",
     "batch_shards",
     "check_batch",

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,10 +32,17 @@ def mesh_of(tree: Any) -> Mesh | None:
 def mesh_of_all(params: Any) -> Mesh | None:
     """Returns what `mesh_of` does, of parameters, which lie on one mesh all or none of them.
 
-    The first is asked alone: to ask a thousand takes a millisecond, several times before a text's
-    first token.
+    One is asked alone: to ask a thousand takes a millisecond, several times before a text's first
+    token.
     """
-    return mesh_of(jax.tree.leaves(params)[:1])
+    return mesh_of(a_leaf(params))
+
+
+def a_leaf(tree: Any) -> Any:
+    """Returns a leaf of a tree without looking at what lies beside it in dictionaries."""
+    while isinstance(tree, Mapping) and tree:
+        tree = next(iter(tree.values()))
+    return jax.tree.leaves(tree)[0]
 
 
 def on_mesh_of(tree: Any) -> contextlib.AbstractContextManager:

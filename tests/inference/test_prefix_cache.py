@@ -57,14 +57,20 @@ def test_calls_end_at_the_same_places_for_all_texts_that_reach_them(every, far):
             assert paths.setdefault(end, so_far) == so_far
 
 
-def test_a_text_that_goes_on_from_the_cache_has_the_very_bits_of_one_that_does_not(lm):
+@pytest.mark.parametrize(("far", "found"), [(None, 5 * EVERY), (4 * EVERY, 4 * EVERY)])
+def test_a_text_that_goes_on_from_the_cache_has_the_very_bits_of_one_that_does_not(lm, far, found):
+    def cache(size):
+        made = PrefixCache(size, every=EVERY)
+        made.far = far
+        return made
+
     shared = draw(5 * EVERY + 3, 0)
     prompts = [shared + draw(n, n) for n in (1, 4, 20)]
-    requests, stats = run(lm, prompts, PrefixCache(every=EVERY), keep_context=True)
-    assert [r.cached_tokens for r in requests] == [0, 5 * EVERY, 5 * EVERY]
+    requests, stats = run(lm, prompts, cache(2**30), keep_context=True)
+    assert [r.cached_tokens for r in requests] == [0, found, found]
     assert stats.read_tokens == stats.alone_tokens - stats.cached_tokens
     # A cache without room keeps nothing, and the texts are read by the same calls.
-    cold, nothing = run(lm, prompts, PrefixCache(0, every=EVERY), keep_context=True)
+    cold, nothing = run(lm, prompts, cache(0), keep_context=True)
     assert nothing.cached_tokens == 0
     for request, other in zip(requests, cold, strict=True):
         assert request.result() == other.result()

@@ -40,6 +40,24 @@ def test_a_half_empty_pool_does_not_cost_a_full_one(lm):
     assert stats.row_steps < 4 * BURST + 200
 
 
+def test_offline_prompts_are_read_ahead_and_the_longest_texts_begin_first(lm):
+    counts = (8, 8, 8, 8, 8, 40, 40)
+    with lm.engine(slots=4, seconds=None, burst=4, fill_first=True) as engine:
+        requests = [
+            engine.submit(PROMPTS[i % 3], count, stop_ids=()) for i, count in enumerate(counts)
+        ]
+        while not engine.stats.drawn_tokens:
+            engine.step()
+        assert [i for i, r in enumerate(requests) if r.num_tokens] == [0, 1, 5, 6]
+        # Half as many as there are slots, in the order of their coming.
+        assert [i for i, r in enumerate(requests) if not r.unread] == [0, 1, 2, 3, 5, 6]
+        assert engine.load().waiting == 1
+        engine.run()
+    alone = lm.sample(PROMPTS, 40, stop_ids=())
+    for i, request in enumerate(requests):
+        assert request.result().tokens == alone[i % 3].tokens[: counts[i]]
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one_nor_do_rows_that_are_written(lm):
     with lm.engine(slots=3, seconds=None) as engine:
         running = engine.submit(PROMPTS[0], 400, stop_ids=())
