@@ -3,7 +3,7 @@
     python -m experiments.study --config=configs/study_scans.py
 
 Hardware: one GPU, some minutes, most of it compilation. Memory: 8 GB. :benchmark behind the file's name
-takes what docs/benchmarks holds and times nothing.
+takes what docs/benchmarks holds and times nothing; :cpu is for a CPU, without a kernel, a few minutes.
 Expected, by the paper: on a TPU the linear scan in a kernel is fastest, and an associative scan slower
 than one in plain JAX. With :tiny behind the file's name it takes seconds.
 """
@@ -48,6 +48,12 @@ def get_config(size: str = "") -> ConfigDict:
     if size == "benchmark":
         plain = "recurrentgemma's scan", "recurrentgemma's scan"
 
+    if size == "cpu":
+        config.name += "_cpu"
+        config.title += " on a CPU"
+        config.shorter = "a CPU, for which there is no kernel; the scan and the RG-LRU alone, one row at a time, in float32."
+        config.lengths, config.widths, config.dtype = (512, 2048, 8192), (256, 1024), "float32"
+
     # What is put to the test; see griffin_jax.studies.claims. Quantities are microseconds of an
     # operation's kernel, forward and backward, at a length and a width.
     def time(operation, kernel):
@@ -63,6 +69,8 @@ def get_config(size: str = "") -> ConfigDict:
             "if": ((time("linear_recurrence", "associative"), ">", 1.0, time(*plain)),),
         },
     )
+    if size == "cpu":
+        config.claims = config.claims[1:]
     if size == "tiny":
         config.name += "_tiny"
         config.claims = ()

@@ -67,6 +67,25 @@ def test_the_fused_rg_lru_equals_the_definition(monkeypatch, shape, dtype, toler
     assert_close(got, wanted, tolerance)
 
 
+def test_mapped_over_runs_the_fused_rg_lru_is_each_run_alone():
+    runs, rows, time, width = 3, 4, 1024, 64
+    keys = jax.random.split(jax.random.key(0), 5)
+    shape = (runs, rows, time, width)
+    arguments = [jax.random.normal(key, shape, jnp.bfloat16) for key in keys[:3]]
+    arguments.append(jax.random.uniform(keys[3], (runs, width), minval=-7, maxval=-2))
+    arguments.append(jax.random.normal(keys[4], (runs, rows, width)))
+    positions, lengths = positions_of(rows, time, packed=1), jnp.full(rows, time - 3)
+
+    def one(*arguments):
+        return rg_lru(*arguments, positions, lengths, kernel="pallas_gpu")
+
+    weights = jnp.ones((rows, time, width)), jnp.ones((rows, width))
+    mapped = run(jax.vmap(one), arguments, [jnp.stack([x] * runs) for x in weights])
+    for i in range(runs):
+        alone = run(one, [x[i] for x in arguments], weights)
+        assert_close([x[i] for x in mapped], alone, 1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 8192, 4096), (3, 1000, 512), (64, 16, 32)])
 def test_the_one_pass_linear_recurrence_equals_the_scan(shape):
     keys = jax.random.split(jax.random.key(0), 4)

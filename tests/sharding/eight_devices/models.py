@@ -1,14 +1,18 @@
 """Logits, states and what is sent: a mesh gives what one device gives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.kernels import rg_lru_pallas_gpu
+from griffin_jax.kernels.rg_lru import rg_lru
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import Griffin, init_state, stack_params
 from griffin_jax.quantization import PACKINGS
-from griffin_jax.sharding import batch_sharding, jit_on_mesh, tree_shardings
+from griffin_jax.sharding import batch_sharding, jit_on_mesh, make_mesh, tree_shardings
 from tests.sharding.eight_devices.meshes import (
     CONFIG,
     EACH,
@@ -179,3 +183,30 @@ def test_chunks_go_on_from_a_state_where_a_sequence_is_cut():
         runs.append((np.concatenate(logits), state))
     assert relative_error(runs[1][0], runs[0][0]) <= 1e-5
     assert_same_state(runs[1][1], runs[0][1])
+
+
+@pytest.mark.parametrize("axis", ["data", "model"])
+def test_the_fused_rg_lru_serves_the_parts_of_a_mesh(monkeypatch, axis):
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = [(2, 24, 64)] * 3 + [(64,), (2, 64)]
+    arguments = [jax.random.normal(*x) for x in zip(keys, shapes, strict=True)]
+    positions = jnp.tile(jnp.arange(5, 29), (2, 1))
+    lengths = jnp.array([24, 22])
+    interpreted = functools.partial(rg_lru_pallas_gpu.rg_lru, interpret=True)
+    monkeypatch.setattr(rg_lru_pallas_gpu, "rg_lru", interpreted)
+    monkeypatch.setattr("griffin_jax.kernels.rg_lru.choose", lambda *_: "pallas_gpu")
+
+    @jax.jit
+    def gradient(*arguments):
+        def loss(*arguments):
+            h, last = rg_lru(*arguments, positions, lengths)
+            return jnp.sum(jnp.sin(h)) + jnp.sum(jnp.cos(last))
+
+        return jax.grad(loss, argnums=range(5))(*arguments)
+
+    wanted = gradient(*arguments)
+    sizes = {"data": 1, "devices": jax.devices()[:2]} | {axis: 2}
+    with jax.set_mesh(make_mesh(**sizes)):
+        got = gradient(*arguments)
+    for a, b in zip(wanted, got, strict=True):
+        np.testing.assert_allclose(b, a, atol=5e-6, rtol=5e-6)
