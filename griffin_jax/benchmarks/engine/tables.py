@@ -276,7 +276,9 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['hit_rate']:.1%}" if "hit_rate" in row else "",
             f"{row['seconds']:.1f}",
             f"{1e3 * row['alone_first_token_seconds']:.1f}",
-            f"{1e3 * row['unknown_first_token_seconds']:.1f}",
+            f"{1e3 * row['unknown_first_token_seconds']:.1f}"
+            if "unknown_first_token_seconds" in row
+            else "",
             f"{row['equal_logits']} of {row['alone']}",
             f"{row['largest_difference']:.1e}",
         ],
