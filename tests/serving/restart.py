@@ -7,6 +7,7 @@ what became of streams and context; and fails if a stream was cut by SIGTERM, or
 """
 
 import argparse
+import atexit
 import concurrent.futures
 import contextlib
 import json
@@ -34,12 +35,12 @@ class Process:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "experiments.serve", f"--config.model={model}"]
         command += [f"--config.port={port}", f"--config.contexts={folder / 'contexts'}"]
-        command += ["--config.slots=16"]
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
         self.log = folder / "log"
         begin = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
+        atexit.register(self.process.kill)
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300)
         while not self._is_ready():
             if self.process.poll() is not None:
@@ -93,9 +94,6 @@ def main():
         folder = Path(name)
         server = Process(options.model, folder)
         found["first_start_seconds"] = server.seconds
-        until = time.monotonic() + 600
-        while '"compiled"' not in server.log.read_text() and time.monotonic() < until:
-            time.sleep(0.2)
         context = server.client.post("/v1/contexts", json={"text": TEXT}).json()["id"]
         said = server.goes_on(context)
         with concurrent.futures.ThreadPoolExecutor(options.streams) as pool:
