@@ -39,6 +39,7 @@ class Process:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "experiments.serve", f"--config.model={model}"]
         command += [f"--config.port={port}", f"--config.contexts={folder / 'contexts'}"]
+        command += ["--config.drain_seconds=900"]  # a slow machine takes longer than the default
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
         self.log = folder / "log"
         begin = time.monotonic()
