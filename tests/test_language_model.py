@@ -275,6 +275,7 @@ def test_float16_is_computed_in_when_it_is_asked_for_and_only_then(folder):
     assert len(asked.sample([[5, 6]], max_new_tokens=2)[0].tokens) == 2
 
 
+@pytest.mark.slow
 def test_overflow_in_float16_is_told_in_one_line_and_other_dtypes_have_room():
     params = dict(language_model().params)
     up = params["blocks_0"]["mlp_block"]["up_proj"]

@@ -133,6 +133,7 @@ def test_texts_end_before_the_first_stop_string_even_one_that_begins_within_a_to
     assert write(lm, "Tell me", until=stop, max_gen_toks=40) == [whole.split(stop)[0]]
 
 
+@pytest.mark.slow
 def test_texts_do_not_depend_on_what_is_written_beside_them():
     contexts = [PREFIX + "What?", PREFIX + "Who is it?", "x", PREFIX + "What?"]
     for settings in ({}, {"do_sample": True, "temperature": 1.5}):

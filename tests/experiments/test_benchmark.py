@@ -56,6 +56,7 @@ def test_figures_go_to_the_screen_and_to_a_file_and_kernels_to_a_folder(tmp_path
     assert page in done.stdout
 
 
+@pytest.mark.slow
 def test_wrong_calls_end_in_one_line(tmp_path):
     for arguments, words in [
         (("--config=configs/bench_latency.py:huge",), "size 'huge'"),

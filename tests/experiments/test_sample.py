@@ -61,6 +61,7 @@ def test_prompts_of_a_file_become_json_lines_and_programs_are_kept(model, tmp_pa
     assert list((model.parent / "cache").iterdir())
 
 
+@pytest.mark.slow
 def test_lines_of_the_keyboard_are_answered_until_they_end(model):
     done = sample(model, "--interactive", "--config.temperature=0", text="Good day.\n\nYes?\n")
     assert done.returncode == 0, done.stderr

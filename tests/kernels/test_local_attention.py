@@ -23,7 +23,7 @@ def positions_of(start, time, restart):
     return positions.astype(np.int32)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("kv_heads", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("time", "slots", "reach"),
     [
@@ -84,7 +84,7 @@ def test_a_forced_kernel_that_cannot_serve_is_refused():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="it needs a CPU")
-@pytest.mark.parametrize("reach", [20, None])
+@pytest.mark.parametrize("reach", [pytest.param(20, marks=pytest.mark.slow), None])
 def test_slots_that_no_row_has_written_are_left_out(reach):
     *new, cached_k, cached_v = draw(6, 256)
 

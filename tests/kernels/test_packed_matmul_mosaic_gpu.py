@@ -43,7 +43,7 @@ def check(x, weights):
         pytest.param(
             8, (64,), 256, {"quant_type": "fp4", "block_size": 32}, marks=pytest.mark.slow
         ),
-        (13, (64, 64), 512, {"double_quant": True}),
+        pytest.param(13, (64, 64), 512, {"double_quant": True}, marks=pytest.mark.slow),
         (33, (64,), 256, {"block_size": 128, "double_quant": True, "quant_type": "fp4"}),
         pytest.param(150, (64,), 256, {}, marks=pytest.mark.slow),
     ],
@@ -73,6 +73,7 @@ def test_large_and_small_numbers_keep_their_precision():
     check(x / 256, (weight.replace(absmax=weight.absmax * 2.0**14),))
 
 
+@pytest.mark.slow
 def test_gradients_with_respect_to_inputs_equal_the_definition():
     x, weights = operands(3, (64, 128), 256)
 

@@ -51,13 +51,14 @@ def check(arguments, reach):
         np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in (ring, wanted)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "slots", "reach", "starts"),
     [
         # Nothing read yet, a part of the ring, the end of a piece, the end of the ring, beyond it.
-        pytest.param(*(8, 128, 128, [0, 70, 300, 5, 200, 64, 128, 127]), marks=pytest.mark.slow),
+        (8, 128, 128, [0, 70, 300, 5, 200, 64, 128, 127]),
         (10, 64, 40, [63, 64, 65]),
-        pytest.param(*(16, 192, None, [100, 500]), marks=pytest.mark.slow),
+        (16, 192, None, [100, 500]),
     ],
 )
 def test_one_launch_equals_the_definition(heads, slots, reach, starts):

@@ -127,6 +127,7 @@ def assert_near(one, other):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_any_split_and_padding_give_the_same_and_texts_are_drawn(lm):
     whole, after = lm.apply(TOKENS)
     # In calls of 6, across the wrap of the window; then the same program with a padded row.

@@ -53,14 +53,13 @@ def check(params, x, **options):
     assert np.linalg.norm(y - wanted) < 3.2e-3 * np.linalg.norm(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "options"),
     [
         (3, {}),
-        pytest.param(
-            *(16, {"biased": False, "quant_type": "fp4", "block_size": 32}), marks=pytest.mark.slow
-        ),
-        pytest.param(20, {"double_quant": True}, marks=pytest.mark.slow),
+        (16, {"biased": False, "quant_type": "fp4", "block_size": 32}),
+        (20, {"double_quant": True}),
     ],
 )
 def test_two_launches_equal_the_layers(rows, options):

@@ -110,7 +110,7 @@ def step(kind, arguments, when):
     )
 
 
-@pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
+@pytest.mark.parametrize("kind", [RECURRENT, pytest.param(ATTENTION, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("packed", [pytest.param(PLAIN, marks=pytest.mark.slow), FOUR_BITS])
 @pytest.mark.parametrize(
     "when",

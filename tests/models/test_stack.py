@@ -79,6 +79,7 @@ def test_packed_layers_equal_those_one_by_one():
     assert_same_state(state, expected_state)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_layers_one_by_one():
     model = Griffin(DEEP, remat="block")
     tokens = random_tokens(DEEP, (2, 5))

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What one device shows, eight show again, and these in the plain run, too.
-PLAIN = ("steps",)
-AGAIN = ("models", "inference", "training", "benchmarks", "checkpoints", "evaluation", "tracing")
+# What one device shows, eight show again.
+FILES = "models inference training benchmarks checkpoints evaluation tracing steps".split()
 
 
-@pytest.mark.parametrize(
-    "name", [*PLAIN, *(pytest.param(name, marks=pytest.mark.slow) for name in AGAIN)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
 def test_on_eight_devices(name):
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "

@@ -237,6 +237,7 @@ def test_a_run_among_others_is_the_run_alone_and_that_of_the_training_loop(tmp_p
         assert np.abs(both[0] - both[1]).max() > 0
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(tmp_path, monkeypatch):
     plan = Plan(
         model=GRIFFIN.replace(vocab_size=8, num_layers=2),

@@ -264,6 +264,7 @@ def test_scores_that_are_patched_make_the_weights():
     assert relative_error(found["blocks.1.attention.out"], values) <= 1e-6
 
 
+@pytest.mark.slow
 def test_patches_of_one_place_follow_one_another_and_take_traced_values():
     lm, place = model(), "blocks.0.rg_lru.decay"
     twice = lm.trace(TOKENS, place, {"*.decay": lambda a: a / 2, place: lambda a: a + 0.25})

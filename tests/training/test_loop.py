@@ -102,6 +102,7 @@ class Poisoned(Windows):
         return row | {"mask": row["mask"] * np.float32(np.nan)} if index == 30 else row
 
 
+@pytest.mark.slow
 def test_a_nan_loss_stops_the_run_and_names_step_data_and_last_good_checkpoint(tmp_path):
     config = make_config(checkpoint_every=2)
     with pytest.raises(NonFiniteLossError) as error:
