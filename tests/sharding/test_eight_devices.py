@@ -9,7 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # What one device shows, eight show again.
-FILES = "models inference training benchmarks checkpoints evaluation tracing steps".split()
+FILES = [
+    "models",
+    "inference",
+    "training",
+    "benchmarks",
+    "checkpoints",
+    "evaluation",
+    "tracing",
+    "steps",
+]
 
 
 @pytest.mark.slow
