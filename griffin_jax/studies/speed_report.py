@@ -100,26 +100,34 @@ def write_step_time(name: str, found: Mapping[str, Any], folder: Path) -> list[P
 def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes the page and the plot of scans; arguments as `write_step_time`."""
     rows = [row for row in found["rows"] if "seconds" in row]
-    panels = list(dict.fromkeys((row["operation"], row["backward"]) for row in rows))
-    size = 4.2 * max(len(panels), 1)
+    directions = sorted({row["backward"] for row in rows})
     figure, axes = pyplot().subplots(
-        1, len(panels), figsize=(size, 4.2), layout="constrained", squeeze=False, sharey=True
+        1,
+        len(directions),
+        figsize=(5.5 * max(len(directions), 1), 4.8),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
     )
-    for axis, (operation, backward) in zip(axes[0], panels, strict=True):
-        of = [x for x in rows if (x["operation"], x["backward"]) == (operation, backward)]
-        kernels = dict.fromkeys(x["kernel"] for x in of)
-        for (i, kernel), width in itertools.product(enumerate(kernels), found["widths"]):
+    lengths = sorted({row["length"] for row in rows})
+    ways = list(dict.fromkeys((row["operation"], row["kernel"]) for row in rows))
+    for axis, backward in zip(axes[0], directions, strict=True):
+        for (i, way), width in itertools.product(enumerate(ways), found["widths"]):
             points = [
                 (x["length"], x["seconds"]["median"] * 1e6)
-                for x in of
-                if (x["kernel"], x["width"]) == (kernel, width)
+                for x in rows
+                if (x["operation"], x["kernel"], x["width"], x["backward"])
+                == (*way, width, backward)
             ]
-            style = "-o" if width == found["widths"][0] else "--s"
-            axis.plot(*zip(*points, strict=True), style, color=f"C{i}", label=f"{kernel}, {width}")
-        direction = "forward and backward" if backward else "forward"
-        axis.set(xscale="log", yscale="log", xlabel="tokens", title=f"{operation}, {direction}")
-        axis.legend(fontsize=7)
-        axis.grid(alpha=0.3, which="both")
+            if points:
+                style = "-o" if width == found["widths"][0] else "--s"
+                label = ", ".join(dict.fromkeys((*way, f"width {width:,}")))
+                axis.plot(*zip(*points, strict=True), style, color=f"C{i}", label=label)
+        axis.set(xscale="log", yscale="log", xlabel="tokens", title=_direction(backward))
+        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
     axes[0][0].set_ylabel("microseconds")
     path = _save(figure, None, folder / f"{name}.png")
     groups = _microseconds(found)
@@ -127,7 +135,7 @@ def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]
     cells = [
         [
             operation,
-            "forward and backward" if backward else "forward",
+            _direction(backward),
             f"{length:,} x {width:,}",
             *(f"{times[x]:,.0f}" if x in times else "" for x in kernels),
             min(times, key=lambda x: times[x]),
@@ -142,6 +150,10 @@ def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]
         "fastest",
     ]
     return [path, _page(name, found, folder, markdown.table(head, cells), path)]
+
+
+def _direction(backward):
+    return "forward and backward" if backward else "forward"
 
 
 def _save(figure, axis, path):
