@@ -14,11 +14,12 @@ if os.environ.get("GRIFFIN_PARITY") != "1" and os.environ["JAX_PLATFORMS"] == "c
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     )
 
-# What one worker, or one run, has compiled the next one loads.
+# What one worker, or one run, has compiled the next one loads, if that took long: small programs are
+# compiled anew in the time that writing them takes.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/compiled")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax

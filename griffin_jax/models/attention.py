@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.devices import SEQUENCE, per_shard, platform, time_shards
+from griffin_jax.devices import SEQUENCE, current_mesh, per_shard, platform, time_shards
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.local_attention import attended, attention_scores, local_attention
 from griffin_jax.kernels.rotary import rotary_angles
@@ -151,7 +151,8 @@ def attend_and_write(
         reach=reach,
         fresh=timeline.fresh,
     )
-    if q.shape[1] == 1 and platform() == "cpu":
+    # On a mesh the first head would have to be sent to all.
+    if q.shape[1] == 1 and platform() == "cpu" and current_mesh() is None:
         k, v = _after(out, k), _after(out, v)
     return out, timeline.settle(functools.partial(write_ring, state, k, v))
 

@@ -30,7 +30,8 @@ def ask(url: str, prompts: Sequence[list[int]], clients: int, tokens: int) -> di
         begin = time.perf_counter()
         reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=_LINE)
         writer.write(_request(prompt, tokens))
-        first = last = None
+        first: float | None = None
+        last = begin
         async for line in reader:
             if not line.startswith(b"data: "):
                 if first is None and line.startswith(b"HTTP/") and b" 200 " not in line:
@@ -45,7 +46,7 @@ def ask(url: str, prompts: Sequence[list[int]], clients: int, tokens: int) -> di
             if event["usage"] is not None:
                 count = event["usage"]["completion_tokens"]
                 written += count
-                each.append((last - first) / max(count - 1, 1))
+                each.append((last - (first or last)) / max(count - 1, 1))
             elif first is None:
                 first = last = now
                 firsts.append(now - begin)

@@ -99,13 +99,10 @@ def reckoned_bytes(lm: LanguageModel) -> int:
     last; for an attention block a window of keys and of values.
     """
     config, size = lm.config, np.dtype(lm.dtype).itemsize
+    keys = config.num_kv_heads * (config.head_size or 0)
     blocks = {
         "recurrent": config.recurrence_width * (4 + (config.conv_width - 1) * size),
-        "attention": 2
-        * (config.attention_window or 0)
-        * config.num_kv_heads
-        * config.head_size
-        * size,
+        "attention": 2 * (config.attention_window or 0) * keys * size,
     }
     return 4 + sum(blocks[kind] for kind in config.block_types)
 
