@@ -153,6 +153,7 @@ def test_no_new_tokens_cost_no_work(monkeypatch):
         lm.sample([[-1]], max_new_tokens=0)
 
 
+@pytest.mark.slow
 def test_an_unpacked_model_has_gradients_and_the_same_logits():
     lm = griffin_jax.quantize(language_model(), griffin_jax.QuantizationConfig())
     whole = griffin_jax.dequantize(lm)

@@ -77,6 +77,7 @@ def test_saving_and_loading_changes_nothing(tmp_path, packed, format):
     assert griffin_jax.load(tmp_path / "model").dtype == expected
 
 
+@pytest.mark.slow
 def test_packing_while_loading_and_in_stacks_is_packing_what_is_loaded(tmp_path, whole, packed):
     griffin_jax.save(whole, tmp_path / "model")
     loaded = griffin_jax.load(tmp_path / "model", dtype="float32", quantization=INT8)

@@ -57,10 +57,9 @@ def folders(tmp_path_factory):
     return [str(folder / "3"), str(folder / str(CONFIG.num_layers))]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.is_file(), reason="only Linux tells a process's own peak")
-@pytest.mark.parametrize(
-    ("packing", "megabytes"), [pytest.param([], 200, marks=pytest.mark.slow), (["nf4"], 66)]
-)
+@pytest.mark.parametrize(("packing", "megabytes"), [([], 200), (["nf4"], 66)])
 def test_loading_holds_no_second_copy_of_the_weights(folders, packing, megabytes):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *folders, *packing],

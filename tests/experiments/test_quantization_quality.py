@@ -71,6 +71,7 @@ def test_figures_are_those_of_plain_log_probabilities(report):
     assert 0 < eight["divergence"] < packed["divergence"] / 20
 
 
+@pytest.mark.slow
 def test_the_report_is_a_table_a_plot_and_the_figures_and_names_the_machine(report):
     folder, printed = report
     files = sorted(path.name for path in (folder / "report").iterdir())

@@ -89,7 +89,8 @@ def test_a_text_is_what_it_is_without_drafts(lm, draft, sampling):
         np.testing.assert_allclose(logits[0], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("draft", ["lookup", pytest.param("model", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", ["lookup", "model"])
 def test_texts_of_all_settings_and_ends_are_what_they_are_without_drafts(lm, draft):
     speculate = LOOKUP if draft == "lookup" else with_model()
     settings = [

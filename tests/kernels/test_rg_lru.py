@@ -29,7 +29,7 @@ def draw(time, dtype, rows=2, width=64):
     # The backward pass reads the state back in the dtype of the inputs.
     [
         pytest.param(8, jnp.float32, 1e-6, marks=pytest.mark.slow),
-        (21, jnp.float32, 1e-6),
+        pytest.param(21, jnp.float32, 1e-6, marks=pytest.mark.slow),
         pytest.param(24, jnp.bfloat16, 5e-3, marks=pytest.mark.slow),
         pytest.param(128, jnp.float32, 1e-6, marks=pytest.mark.slow),  # a tile
         (300, jnp.float32, 1e-6),  # two, and one that is not full
@@ -74,6 +74,7 @@ def mapped_gradient(positions, lengths, **options):
     return one
 
 
+@pytest.mark.slow
 def test_mapped_over_runs_the_fused_kernel_is_each_run_alone():
     arguments, positions, lengths = draw(130, jnp.float32)
     own, hidden = runs_of(arguments)
@@ -85,6 +86,7 @@ def test_mapped_over_runs_the_fused_kernel_is_each_run_alone():
             np.testing.assert_allclose(b[i], a, atol=1e-6, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_mapped_twice_with_shared_parameters_each_gradient_is_its_own():
     arguments, positions, lengths = draw(24, jnp.float32)
     own, hidden = runs_of(arguments)

@@ -89,7 +89,8 @@ def test_rows_that_go_on_are_refused():
         )
 
 
-@pytest.mark.parametrize("reach", [pytest.param(None, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("reach", [None, 5])
 def test_rows_that_are_promised_to_be_whole_need_no_branch_and_may_be_mapped(reach):
     *qkv, weights = draw()
     several = [np.stack([x, 2 * x]) for x in qkv]

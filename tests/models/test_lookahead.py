@@ -44,7 +44,7 @@ def read(model, variables, tokens, state, lengths):
     "pattern, stacked",
     [
         (("recurrent", "attention"), False),
-        (("lru", "cg_lru"), False),
+        pytest.param(("lru", "cg_lru"), False, marks=pytest.mark.slow),
         (("recurrent", "attention"), True),
     ],
 )

@@ -110,8 +110,9 @@ def step(kind, arguments, when):
     )
 
 
-@pytest.mark.parametrize("kind", [RECURRENT, pytest.param(ATTENTION, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("packed", [pytest.param(PLAIN, marks=pytest.mark.slow), FOUR_BITS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [RECURRENT, ATTENTION])
+@pytest.mark.parametrize("packed", [PLAIN, FOUR_BITS])
 @pytest.mark.parametrize(
     "when",
     [

@@ -52,6 +52,7 @@ def test_answers_are_greedy_ones_of_the_whole_text(model):
     np.testing.assert_allclose(certain[1, 1], total, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_and_the_page_have_every_size_and_seed(model, tmp_path):
     pytest.importorskip("matplotlib")
     rows = list(long_documents.measure(STUDY, TASK, {"Griffin": model}))

@@ -62,9 +62,8 @@ def test_a_fresh_adapter_adds_nothing():
     assert len(jax.tree.leaves(adapter)) == 2 * (3 + 4 + 2 * 3)
 
 
-@pytest.mark.parametrize(
-    "packing", ["nf4", *(pytest.param(other, marks=pytest.mark.slow) for other in (None, "int8"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [None, "nf4", "int8"])
 def test_the_merged_model_equals_base_plus_adapter(packing):
     base, adapter = BASE if packing is None else packed_base(packing), random_adapter()
     merged = merge(LORA, adapter, base)
