@@ -36,7 +36,7 @@ def test_on_eight_devices(name):
     }
     file = f"tests/sharding/eight_devices/{name}.py"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider", "-m", "", file],
+        [sys.executable, "-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider", file],
         cwd=ROOT,
         env=os.environ | settings,
         capture_output=True,

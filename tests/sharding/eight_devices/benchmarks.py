@@ -22,7 +22,6 @@ def rows_of(name, model, **changes):
     return list(tasks.run(tasks.Job(values["kind"], model, values, LIMITS)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["float32", "nf4"])
 def test_rows_of_decoding_say_what_devices_share_it_and_what_they_exchange(weights):
     given = {"batch_sizes": (4,), "burst": 2, "tokens": 2}
@@ -39,7 +38,6 @@ def test_rows_of_decoding_say_what_devices_share_it_and_what_they_exchange(weigh
     assert "collectives" in results.line(row)
 
 
-@pytest.mark.slow
 def test_what_devices_do_together_is_held_against_all_of_their_limits():
     given = {"batch_sizes": (8,), "burst": 2, "tokens": 2}
     subject = "tiny:float32"
@@ -56,7 +54,6 @@ def test_what_devices_do_together_is_held_against_all_of_their_limits():
         assert row["floor_seconds"] == pytest.approx(max(row["bytes"], row["flops"]) / 8e9)
 
 
-@pytest.mark.slow
 def test_training_over_fsdp_says_so():
     given = {"lengths": (64,), "tokens": 512, "variants": ("none:1:1",), "document": 0}
     (row,) = rows_of("bench_training", "", mesh=ONE | {"fsdp": 4, "model": 2}, **given)
@@ -78,7 +75,6 @@ def test_limits_of_several_devices_are_those_of_one_each():
     assert len(jax.devices()) == 8
 
 
-@pytest.mark.slow
 def test_tables_tell_meshes_apart(tmp_path):
     given = {"batch_sizes": (4,), "burst": 2, "tokens": 2}
     rows = [

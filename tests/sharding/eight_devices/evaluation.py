@@ -39,7 +39,7 @@ def on_one_device():
     return answers(params_of(BYTES))
 
 
-@pytest.mark.parametrize("name", [SOME[0], pytest.param(SOME[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SOME[:2])
 def test_a_mesh_answers_as_one_device(name, on_one_device, monkeypatch):
     monkeypatch.setattr(prefill, "CHUNKS", (8, 32))
     choices, texts = answers(on_mesh(params_of(BYTES), mesh_called(name), BYTES))

@@ -131,7 +131,6 @@ class Odd:
         return np.arange(CONFIG.vocab_size) % 2 == 1
 
 
-@pytest.mark.slow
 def test_drafts_and_grammars_give_on_a_mesh_what_they_give_on_one_device():
     runs = []
     for lm in (ONE, lm_on("data 2, model 4")):

@@ -4,7 +4,6 @@ import collections
 import re
 
 import jax
-import pytest
 
 from griffin_jax.config import ATTENTION, RECURRENT, GriffinConfig
 from griffin_jax.models import put_on_mesh
@@ -33,10 +32,6 @@ MESHES = {
     "sequence 4, model 2": {"sequence": 4, "model": 2},
 }
 SOME = ("model 8", "data 2, fsdp 2, model 2", "sequence 4, model 2")
-# The others show the same of each axis by itself.
-EACH = [
-    pytest.param(name, marks=[] if name in SOME else pytest.mark.slow, id=name) for name in MESHES
-]
 ALL_BUT_FSDP = {"data": 2, "sequence": 2, "model": 2}
 
 _COLLECTIVE = re.compile(

@@ -15,7 +15,7 @@ from griffin_jax.quantization import PACKINGS
 from griffin_jax.sharding import batch_sharding, jit_on_mesh, make_mesh, tree_shardings
 from tests.sharding.eight_devices.meshes import (
     CONFIG,
-    EACH,
+    MESHES,
     SOME,
     WIDE,
     collectives,
@@ -69,7 +69,7 @@ def one_device():
     return read_and_decode(CONFIG, params_of(CONFIG))
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", MESHES)
 def test_a_mesh_gives_logits_and_states_of_one_device_and_decodes_with_few_collectives(
     name, one_device
 ):

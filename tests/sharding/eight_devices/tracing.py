@@ -31,7 +31,7 @@ def one_device():
     [
         (SOME[1], True),
         (SOME[2], False),
-        *(pytest.param(name, False, marks=pytest.mark.slow) for name in SOME[:2]),
+        *((name, False) for name in SOME[:2]),
     ],
 )
 def test_a_mesh_gives_the_places_of_one_device(name, stacked, one_device):

@@ -22,7 +22,7 @@ from griffin_jax.training.train_step import (
     shard_state,
     token_losses,
 )
-from tests.sharding.eight_devices.meshes import CONFIG, EACH, WIDE, collectives, mesh_called
+from tests.sharding.eight_devices.meshes import CONFIG, MESHES, WIDE, collectives, mesh_called
 from tests.tiny import params_of, random_tokens, relative_error
 
 ROWS, TIME = 8, 32
@@ -66,7 +66,7 @@ def expected_gradient():
     return gradient(one_device())
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", MESHES)
 def test_the_gradient_of_a_mesh_equals_that_of_one_device(name, expected_gradient):
     loss, grads, program = gradient(mesh_called(name))
     np.testing.assert_allclose(loss, expected_gradient[0], rtol=1e-5)
