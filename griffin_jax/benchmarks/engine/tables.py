@@ -7,6 +7,13 @@ from griffin_jax.markdown import table
 
 Row = dict[str, Any]
 
+# What a client waits for, by field.
+_WAITS = {
+    "first_token_seconds": "first token",
+    "seconds_between_pieces": "between pieces",
+    "seconds_per_token": "per token",
+}
+
 
 def _offline(row):
     text = f"{row['tokens_per_second']:,.0f} new tokens/s over {row['requests']} requests"
@@ -123,11 +130,7 @@ def load(axis: Any, results: dict[str, Any]) -> None:
     """Latencies over the requests that are on their way at once."""
     rows = [row for row in results["rows"] if row["what"] == "load"]
     counts = [row["concurrent"] for row in rows]
-    for key, label in (
-        ("first_token_seconds", "first token"),
-        ("seconds_between_pieces", "between pieces"),
-        ("seconds_per_token", "per token"),
-    ):
+    for key, label in _WAITS.items():
         (line,) = axis.plot(counts, [1e3 * row[key]["median"] for row in rows], "o-", label=label)
         late = [1e3 * row[key]["late"] for row in rows]
         axis.plot(counts, late, "x:", color=line.get_color(), label=f"{label}, 99th percentile")
@@ -210,9 +213,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "at once",
             "on the way",
             "arriving/s",
-            "first token, ms",
-            "between pieces, ms",
-            "per token, ms",
+            *(f"{title}, ms" for title in _WAITS.values()),
             "tokens/s",
             "host's share",
         ],
@@ -220,9 +221,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             str(row["concurrent"]),
             f"{row['mean_inside']:.1f}",
             f"{row['rate']:.2f}",
-            _two(row["first_token_seconds"]),
-            _two(row["seconds_between_pieces"]),
-            _two(row["seconds_per_token"]),
+            *(_two(row[wait]) for wait in _WAITS),
             f"{row['tokens_per_second']:,.0f}",
             f"{row['host_share']:.1%}",
         ],
@@ -235,9 +234,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "output tokens/s",
             "the engine's own",
             "share",
-            "first token, ms",
-            "between pieces, ms",
-            "per token, ms",
+            *(f"{title}, ms" for title in _WAITS.values()),
             "host's share",
         ],
         lambda row: [
@@ -247,9 +244,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['tokens_per_second']:,.0f}",
             f"{row['engine_tokens_per_second']:,.0f}",
             f"{row['tokens_per_second'] / row['engine_tokens_per_second']:.0%}",
-            _two(row["first_token_seconds"]),
-            _two(row["seconds_between_pieces"]),
-            _two(row["seconds_per_token"]),
+            *(_two(row[wait]) for wait in _WAITS),
             f"{row['host_share']:.1%}",
         ],
     ),
