@@ -3,6 +3,15 @@
 from ml_collections import ConfigDict, config_dict
 
 TINY = ("tiny:bfloat16", "tiny:nf4")
+# A shape for meshes of up to eight devices: as many heads, and whole 4-bit blocks in every part.
+WIDE = {
+    "preset": "tiny",
+    "width": 128,
+    "mlp_width": 512,
+    "recurrence_width": 512,
+    "num_heads": 8,
+    "head_size": 64,
+}
 
 
 def base(kind: str, size: str) -> ConfigDict:

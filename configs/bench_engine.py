@@ -130,6 +130,7 @@ def get_config(size: str = "") -> ConfigDict:
         config.rows, config.clients, config.served = (1, 8, 64, 256), (1, 8, 64, 256), (1024, 256)
     if size == "tiny":
         config.models = ("tiny:float32",)
+        config.shapes["wide"] = bench_base.WIDE
         config.slots, config.static_batch, config.burst = 4, 4, 8
         config.offline = ((5, 3), (40, 20), (9, 2), (3, 12), (20, 4))
         config.concurrent, config.arrivals, config.arriving = (1, 2), 4, (12, 5)

@@ -31,7 +31,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.repeats = 3
     if size:
         config.models = (*bench_base.TINY, "tiny-gemma:bfloat16")
-        config.shapes["tiny-gemma"] = TINY_GEMMA
+        config.shapes["tiny-gemma"], config.shapes["wide"] = TINY_GEMMA, bench_base.WIDE
         config.batch_sizes, config.burst = (1, 4), 8
         config.prompt, config.tokens, config.prefill_tokens = 64, 16, 64
         config.repeats = 2

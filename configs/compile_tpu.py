@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model = "recurrentgemma-9b"
     # bf16, nf4, fp4 or int8; or nf4-double or fp4-double, whose scales are quantized, too.
     config.weights = "nf4"
-    # decode, prefill or train.
+    # decode, prefill, train, or lora (of an adapter over weights as they are).
     config.job = "decode"
     # Rows, over all chips.
     config.batch_size = 1

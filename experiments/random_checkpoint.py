@@ -4,7 +4,8 @@
 
 One tensor is in memory at a time. The weights have the sizes of freshly initialized ones, so the
 model runs and its numbers stay in range; what it writes is noise. 2B takes 5.4 GB on disk in
-bfloat16, 9B 17.2 GB.
+bfloat16, 9B 17.2 GB. --layers and --vocabulary make fewer of both, to try a command with layers of
+the published widths on a small machine.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from absl import flags
 from experiments import command, outputs
 
 _PRESET = flags.DEFINE_string("preset", "tiny", "Shape: recurrentgemma-2b, recurrentgemma-9b, ...")
+_LAYERS = flags.DEFINE_integer("layers", None, "The first so many only.", lower_bound=1)
+_VOCABULARY = flags.DEFINE_integer("vocabulary", None, "So many pieces.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "runs/random", "Folder to make.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "float16", "bfloat16"], "Of weights.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers.", lower_bound=0)
@@ -27,7 +30,10 @@ def main() -> None:
     from griffin_jax import checkpoints
 
     output = outputs.new_folder(_OUTPUT)
-    config = griffin_jax.preset(_PRESET.value)
+    changes = {"num_layers": _LAYERS.value, "vocab_size": _VOCABULARY.value}
+    config = griffin_jax.preset(_PRESET.value).replace(
+        **{name: value for name, value in changes.items() if value is not None}
+    )
     leaves = random_leaves(config, np.dtype(_DTYPE.value), _SEED.value)
     checkpoints.save_leaves(output, config, leaves)
     print(f"{output}: {_PRESET.value} with random weights")

@@ -144,7 +144,7 @@ class CompileTPU:
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     model: str = field("recurrentgemma-9b", filled=True)
     weights: str = field("nf4", one_of=("bf16", *PACKINGS))
-    job: str = field("decode", one_of=("decode", "prefill", "train"))
+    job: str = field("decode", one_of=("decode", "prefill", "train", "lora"))
     batch_size: int = field(1, at_least=1)
     tokens: int = field(2048, at_least=1)
     stack_layers: bool = True

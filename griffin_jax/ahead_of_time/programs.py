@@ -1,6 +1,7 @@
 """The programs that serve and train a model, with abstract arguments on a mesh."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -26,10 +27,11 @@ from griffin_jax.sharding import (
     tree_shardings,
 )
 from griffin_jax.sharding.trees import tree_path
+from griffin_jax.training.lora import LoRAConfig, adapt, init_adapter
 from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import TrainState, make_train_step
 
-JOBS = ("decode", "prefill", "train")
+JOBS = ("decode", "prefill", "train", "lora")
 # How linear weights are packed, by name.
 WEIGHTS: dict[str, QuantizationConfig | None] = {"bf16": None} | PACKINGS
 
@@ -42,11 +44,11 @@ class Program:
       model: Name of a preset.
       weights: A key of `WEIGHTS`; training keeps float32 master weights.
       job: "decode" draws a burst of tokens greedily, "prefill" reads a chunk of prompts, "train"
-        makes a step of AdamW.
+        makes a step of AdamW, "lora" one of an adapter of rank 16 for all linear layers.
       batch_size: Rows, over all chips.
       tokens: The number of tokens of each row in a call, for prefill and training.
       mesh: How the chips share the work.
-      stack_layers: The layers run in a loop over groups; see `stack_params`.
+      stack_layers: The layers run in a loop over groups; see `stack_params`. Under "lora" they do not.
       remat: For training, see `Griffin`.
       loss_chunks: For training, see `token_losses`.
       microbatches: For training, see `make_train_step`.
@@ -89,9 +91,13 @@ def lower(program: Program, mesh: Mesh) -> jax.stages.Lowered:
     check_config(program.config, mesh)
     check_batch(program.batch_size, mesh)
     with jax.set_mesh(mesh):
-        return {"decode": _lower_decode, "prefill": _lower_prefill, "train": _lower_train}[
-            program.job
-        ](program, mesh)
+        lowers = {
+            "decode": _lower_decode,
+            "prefill": _lower_prefill,
+            "train": _lower_train,
+            "lora": _lower_lora,
+        }
+        return lowers[program.job](program, mesh)
 
 
 def abstract_arguments(program: Program) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def _stacked(program, params):
 
 
 def _stacks(program):
-    return program.stack_layers and num_groups(program.config) > 0
+    return program.stack_layers and program.job != "lora" and num_groups(program.config) > 0
 
 
 def _state(program):
@@ -182,7 +188,18 @@ def _lower_prefill(program, mesh):
 
 
 def _lower_train(program, mesh):
-    params = abstract_arguments(program)
+    return _lower_step(program, mesh, abstract_arguments(program))
+
+
+def _lower_lora(program, mesh):
+    adapter = LoRAConfig()
+    base = abstract_arguments(program)
+    params = jax.eval_shape(lambda base: init_adapter(adapter, base, jax.random.key(0)), base)
+    base = _place(base, param_shardings(program.config, base, mesh))
+    return _lower_step(program, mesh, params, base, functools.partial(adapt, adapter))
+
+
+def _lower_step(program, mesh, params, frozen=None, assemble=lambda trainable, _: trainable):
     optimizer = adamw(OptimizerConfig(), steps=1000)
     state = jax.eval_shape(
         lambda params: TrainState(jnp.int32(0), params, optimizer.init(params)), params
@@ -202,8 +219,9 @@ def _lower_train(program, mesh):
         _model(program, remat=program.remat),
         optimizer,
         mesh,
+        assemble,
         microbatches=program.microbatches,
         loss_chunks=program.loss_chunks,
     )
     state = _place(state, param_shardings(program.config, state, mesh))
-    return step.lower(state, {}, batch)
+    return step.lower(state, frozen or {}, batch)

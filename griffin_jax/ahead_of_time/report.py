@@ -105,6 +105,15 @@ def paper(program: Program) -> Roofline:
             recompute=program.remat == "block",
         )
     weights = roofline.tree_bytes(programs.abstract_arguments(program))
+    if program.job == "lora":
+        return roofline.lora_roofline(
+            config,
+            weights,
+            program.batch_size,
+            program.tokens,
+            mesh,
+            recompute=program.remat == "block",
+        )
     if program.job == "decode":
         return roofline.decode_roofline(config, weights, program.batch_size, mesh)
     return roofline.prefill_roofline(config, weights, program.batch_size, program.tokens, mesh)

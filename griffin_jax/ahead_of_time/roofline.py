@@ -183,6 +183,40 @@ def train_roofline(
     )
 
 
+def lora_roofline(
+    config: GriffinConfig,
+    weight_bytes: float,
+    batch_size: int,
+    seq_len: int,
+    mesh: MeshShape,
+    machine: Machine = V5E,
+    recompute: bool = True,
+) -> Roofline:
+    """Costs one step of an adapter, whose own bytes and products are left out.
+
+    Args:
+      config: The model's shape.
+      weight_bytes: The bytes of the frozen base, as it is stored.
+      batch_size: Sequences, over all chips.
+      seq_len: Tokens of each.
+      mesh: "fsdp" cuts the base, which is gathered as it is stored for each pass.
+      machine: One chip.
+      recompute: The backward pass runs the forward pass again.
+    """
+    chips = mesh.data * mesh.fsdp * mesh.model
+    tokens = batch_size * seq_len
+    # Forward is a third of what training takes where weights have gradients.
+    again = train_flops_per_token(config, seq_len) / 3 if recompute else 0
+    flops = (train_flops_per_token(config, seq_len, frozen=True) + again) * tokens
+    passes = 3 if recompute else 2
+    part = weight_bytes / mesh.model
+    compute = flops / chips / machine.flops_per_second
+    links = passes * gather_seconds(part, mesh.fsdp, machine)
+    return Roofline(
+        passes * part / machine.bytes_per_second, compute, max(0.0, links - compute), tokens, chips
+    )
+
+
 def gather_seconds(num_bytes: float, chips: int, machine: Machine) -> float:
     """For every chip to have all of an array that is cut over so many, or to sum up its part."""
     if chips == 1:

@@ -13,6 +13,7 @@ from griffin_jax.ahead_of_time import programs, roofline
 from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import H200, V5E, Machine, Roofline
 from griffin_jax.benchmarks.counting import cache_bytes
+from griffin_jax.benchmarks.subject import OURS
 from griffin_jax.config import GriffinConfig
 from griffin_jax.files import new_file
 from griffin_jax.models import abstract_params
@@ -24,6 +25,15 @@ CHIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _ROWS, _POSITION, _TOKENS = 256, 4096, 2048
 _ROOM = 2**30  # of a chip's memory, for activations and temporaries
 _ONE_GPU = MeshShape()
+# What configs/bench_training.py trains, but for its number of layers.
+_TRAINED = GriffinConfig(
+    vocab_size=32_000,
+    width=2560,
+    mlp_width=7680,
+    num_layers=12,
+    num_heads=20,
+    attention_window=1024,
+)
 _JOBS = (
     ("9B NF4 decode", "recurrentgemma-9b", "nf4", "decode"),
     ("9B bf16 decode", "recurrentgemma-9b", "bf16", "decode"),
@@ -111,23 +121,50 @@ def _cell(point):
 
 
 def host_table() -> tuple[list[str], list[list[str]]]:
-    """Head and rows: milliseconds of a step of the 9B on 1 to 8 H200 of a host, cut over "model".
+    """Head and rows: milliseconds of a step on 1 to 8 H200 of a host, and what part links take of it.
 
-    A prediction, to be held against what `experiments.benchmark` measures with `--config.mesh.model`.
+    Decoding is cut over "model", training over "fsdp". A prediction, to be held against what
+    `experiments.benchmark` measures with `--config.mesh.model` and `--config.mesh.fsdp`.
     """
-    config = griffin_jax.preset("recurrentgemma-9b")
     counts = [count for count in CHIPS if count <= 8]
+
+    def row(name, predict):
+        return [name, *(_part(predict(count)) for count in counts)]
+
+    config = griffin_jax.preset("recurrentgemma-9b")
     rows = []
     for weights in ("nf4", "bf16"):
         size = _weight_bytes("recurrentgemma-9b", weights)
         for batch in (1, 16, 64, 256):
-            floors = [
-                roofline.decode_roofline(config, size, batch, MeshShape(model=n), H200, 2048)
-                for n in counts
-            ]
-            cells = [f"{floor.seconds * 1e3:.2f}" for floor in floors]
-            rows.append([f"{weights} decode, {batch} rows", *cells])
-    return ["9B", *(f"{n} GPU{'s' if n > 1 else ''}" for n in counts)], rows
+
+            def decode(n, size=size, batch=batch):
+                mesh = MeshShape(model=n)
+                return roofline.decode_roofline(config, size, batch, mesh, H200, 2048)
+
+            rows.append(row(f"9B {weights} decode, {batch} rows", decode))
+    for layers, again in ((12, False), (24, True)):
+        shape = _TRAINED.replace(num_layers=layers)
+        count = sum(x.size for x in jax.tree.leaves(abstract_params(shape)))
+
+        def train(n, shape=shape, count=count, again=again):
+            mesh = MeshShape(fsdp=n)
+            return roofline.train_roofline(shape, count, 16, 2048, mesh, H200, recompute=again)
+
+        remat = ", remat block" if again else ""
+        rows.append(row(f"{count / 1e9:.1f}B train, 16 x 2,048{remat}", train))
+    size = _weight_bytes("recurrentgemma-9b", "nf4")
+    rows.append(
+        row(
+            "9B nf4 LoRA, 16 x 1,024",
+            lambda n: roofline.lora_roofline(config, size, 16, 1024, MeshShape(fsdp=n), H200),
+        )
+    )
+    return ["", *(f"{n} GPU{'s' if n > 1 else ''}" for n in counts)], rows
+
+
+def _part(floor):
+    text = f"{floor.seconds * 1e3:.2f}"
+    return text + (f" ({floor.link_seconds / floor.seconds:.0%})" if floor.chips > 1 else "")
 
 
 def plot(found: list[Point], path: Path) -> None:
@@ -224,9 +261,8 @@ def _of_decoding(results, machine, source):
             continue
         weights = {"bfloat16": "bf16"}.get(row["weights"], row["weights"])
         mesh, batch_size = MeshShape(**row.get("mesh", {})), row.get("batch_size", 1)
-        # The table of throughput has the shares for batches on one GPU.
-        several = row["what"] == "throughput" and mesh != _ONE_GPU
-        if several or (row["what"] == "decode" and batch_size == 1):
+        batches = row["what"] == "throughput" and row.get("stack", OURS) == OURS
+        if batches or (row["what"] == "decode" and batch_size == 1):
             yield Measured(
                 "decode",
                 weights,

@@ -42,10 +42,14 @@ def jobs(runs: Sequence[Results]) -> Jobs:
 
 
 def sections(runs: Sequence[Results]) -> list[str]:
-    """Returns a table of all jobs that several numbers of devices did, under a line that explains it."""
+    """Returns tables of all jobs that several numbers of devices did, each under a line that explains it."""
     found = jobs(runs)
     if not found:
         return []
+    return [*_speeds(found), *_losses(runs)]
+
+
+def _speeds(found):
     counts = sorted({count for rows in found.values() for count in rows})
     head = ["over devices", *(f"{count} device{'s' if count > 1 else ''}" for count in counts)]
     lines = [
@@ -55,6 +59,38 @@ def sections(runs: Sequence[Results]) -> list[str]:
     return [
         "Milliseconds a step over devices, with the mesh, what collectives take of it, and in percent "
         "of one device's the tokens per second and device.",
+        table(head, lines),
+    ]
+
+
+def _losses(runs):
+    """Returns a table of how training steps on every mesh follow those of one device, by its line."""
+    alone: dict[tuple[str, int], Row] = {}
+    shared: dict[tuple[str, int, str], Row] = {}
+    for run in runs:
+        for row in run["rows"]:
+            if row.get("status", "ok") != "ok" or "losses" not in row:
+                continue
+            job = f"{_job(row)}, {run['machine']['device']}", len(row["losses"])
+            if row["devices"] == 1:
+                alone.setdefault(job, row)
+            else:
+                shared.setdefault((*job, _mesh(row)), row)
+    lines = []
+    for (job, steps, mesh), row in shared.items():
+        if (job, steps) not in alone:
+            continue
+        pairs = list(zip(row["losses"], alone[job, steps]["losses"], strict=True))
+        gaps = [abs(a - b) for a, b in pairs]
+        ends = f"{pairs[0][1]:.4f} to {pairs[-1][1]:.4f}"
+        part = max(gap / abs(b) for gap, (_, b) in zip(gaps, pairs, strict=True))
+        cells = [f"{max(gaps):.1e} (step {gaps.index(max(gaps)) + 1})", f"{part:.1e}"]
+        lines.append([job, str(steps), mesh, ends, *cells])
+    if not lines:
+        return []
+    head = ["losses", "steps", "mesh", "of one device", "largest difference", "largest part of it"]
+    return [
+        "Losses of training steps beside those of one device, step by step.",
         table(head, lines),
     ]
 
@@ -89,7 +125,9 @@ def draw(runs: Sequence[Results], folder: Path) -> list[Path]:
 def _job(row):
     if row["what"] == "training":
         parameters = f"{row['parameters'] / 1e9:.2f}B parameters"
-        return f"training, {parameters}, {row['batch_size']} x {row['length']:,}, {variant(row)}"
+        dtype = f", {row['dtype']}" if "dtype" in row else ""
+        size = f"{row['batch_size']} x {row['length']:,}"
+        return f"training, {parameters}{dtype}, {size}, {variant(row)}"
     model = f"{row['model']}:{row['weights']}:{row['dtype']}"
     tokens = row.get("position", row.get("prompt", 0))
     return f"{row['what']}, {model}, {row.get('batch_size', 1)} rows behind {tokens:,} tokens"
@@ -100,10 +138,14 @@ def _cell(row, one):
         return ""
     timing = row.get("seconds_per_token") or row["seconds"]
     text = f"{1e3 * timing['median']:.3f}"
-    mesh = ", ".join(f"{axis} {size}" for axis, size in row.get("mesh", {}).items())
+    mesh = _mesh(row)
     if "collectives" in row:
         mesh += f"; {1e3 * row['collectives']['seconds']:.3f} in collectives"
     if one is not None and row is not one:
         share = row["tokens_per_second"] / one["tokens_per_second"] / row["devices"]
         mesh += f"; {share:.0%}"
     return f"{text} ({mesh})" if mesh else text
+
+
+def _mesh(row):
+    return ", ".join(f"{axis} {size}" for axis, size in row.get("mesh", {}).items())

@@ -19,6 +19,7 @@ from griffin_jax.host import available_memory
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import is_stacked, prepare_params
 from griffin_jax.quantization import PACKINGS, QuantizationConfig
+from griffin_jax.sharding import check_config
 
 OURS = "griffin_jax"
 STACKS = (OURS, "transformers", "recurrentgemma")
@@ -131,6 +132,8 @@ class Subject:
           ValueError: the model is neither a preset nor a folder.
         """
         begin = time.perf_counter()
+        if mesh is not None and self.shape is not None:
+            check_config(self.shape, mesh)
         self.check_size(parts=1 if mesh is None or self.shape else mesh.shape["model"])
         with compilation() as compiled, memory.meeting_limits():
             if self.shape is not None:

@@ -145,7 +145,7 @@ class Bench:
 
         Returns:
           The variant's fields, `devices` and `mesh` (its axes of more than one), `length`,
-          `batch_size`, `document`, `parameters`, `flops_per_token` as
+          `batch_size`, `document`, `dtype` (of activations), `parameters`, `flops_per_token` as
           `train_flops_per_token` counts them for one document; `compile_seconds` with tracing;
           `memory_bytes`, all that the program needs; `seconds` (a `Timing`) per step,
           `tokens_per_second`, `mfu` against the data sheet's bfloat16 rate (None for a device without
@@ -164,6 +164,7 @@ class Bench:
             "length": length,
             "batch_size": batch_size,
             "document": document or length,
+            "dtype": self._dtype.name,
         }
         row |= dataclasses.asdict(variant) | {"flops_per_token": flops}
         try:

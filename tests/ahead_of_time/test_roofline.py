@@ -1,6 +1,7 @@
 """The roofline model agrees with what can be worked out by hand."""
 
 import json
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import H200, V5E, Machine
 from griffin_jax.config import RECURRENTGEMMA_9B
 from griffin_jax.sharding import MeshShape
+from griffin_jax.training.flops import matmul_params
 from tests.tiny import GRIFFIN
 
 
@@ -106,7 +108,7 @@ def test_around_a_switch_every_chip_receives_from_all_others_at_once():
 
 def test_several_gpus_are_predicted_and_held_against_what_they_took(tmp_path):
     head, rows = scaling.host_table()
-    assert head[1:] == ["1 GPU", "2 GPUs", "4 GPUs", "8 GPUs"] and len(rows) == 8
+    assert head[1:] == ["1 GPU", "2 GPUs", "4 GPUs", "8 GPUs"] and len(rows) == 11
     row = {"model": "recurrentgemma-9b", "weights": "bfloat16", "what": "throughput"}
     row |= {"position": 2048, "batch_size": 16, "seconds_per_token": {"median": 0.01}}
     results = {
@@ -116,8 +118,22 @@ def test_several_gpus_are_predicted_and_held_against_what_they_took(tmp_path):
         "rows": [row, row | {"devices": 2, "mesh": {"model": 2}}],
     }
     (tmp_path / "throughput.json").write_text(json.dumps(results))
-    (figure,) = [one for one in scaling.measured_figures(tmp_path) if one.mesh.model > 1]
-    (cells,) = scaling.errors_table([figure])[1]
-    assert cells[0] == "9B bf16 decode at 2,048, 16 rows, model=2"
-    predicted = next(line for line in rows if line[0] == "bf16 decode, 16 rows")[2]
-    assert cells[3] == predicted
+    figures = [one for one in scaling.measured_figures(tmp_path) if one.rows > 1]
+    alone, shared = scaling.errors_table(figures)[1]
+    assert alone[0] == "9B bf16 decode at 2,048, 16 rows"
+    assert shared[0] == "9B bf16 decode at 2,048, 16 rows, model=2"
+    predicted = next(line for line in rows if line[0] == "9B bf16 decode, 16 rows")
+    assert alone[3] == predicted[1]
+    # With the part of it that links take.
+    assert re.fullmatch(rf"{shared[3]} \(\d\d%\)", predicted[2])
+
+
+def test_an_adapter_spares_the_gradients_of_weights_and_gathers_them_as_they_are_stored():
+    mesh, machine = MeshShape(fsdp=4), Machine(0, 1e30, 1.0, link_bytes_per_second=1.0)
+    lora = roofline.lora_roofline(GRIFFIN, 1e12, 8, 64, mesh, machine)
+    train = roofline.train_roofline(GRIFFIN, 10**6, 8, 64, mesh, machine)
+    # A product with weights forward, backward and forward again: 6 of 8 FLOPs per weight and token.
+    spared = 2 * matmul_params(GRIFFIN) * 8 * 64 / 4
+    assert train.compute_seconds - lora.compute_seconds == pytest.approx(spared)
+    assert lora.link_seconds == pytest.approx(3 * 1e12 * 3 / 4 - lora.compute_seconds)
+    assert roofline.lora_roofline(GRIFFIN, 1e12, 8, 64, MeshShape(), machine).link_seconds == 0

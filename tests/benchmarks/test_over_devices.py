@@ -55,23 +55,48 @@ def test_a_line_of_each_job_is_drawn(tmp_path):
     assert path.name == "over-devices-throughput.png" and path.read_bytes()[1:4] == b"PNG"
 
 
+def step(devices, **changes):
+    return {
+        "what": "training",
+        "status": "ok",
+        "devices": devices,
+        "mesh": {"fsdp": devices} if devices > 1 else {},
+        "parameters": 10**9,
+        "dtype": "bfloat16",
+        "batch_size": 16,
+        "length": 2048,
+        "remat": "none",
+        "loss_chunks": 8,
+        "microbatches": 1,
+        "seconds": {"median": 0.4 / devices},
+        "tokens_per_second": devices * 80_000,
+        "losses": [8.0, 4.0, 2.0],
+    } | changes
+
+
 def test_training_is_named_by_its_size():
-    steps = [
-        {
-            "what": "training",
-            "status": "ok",
-            "devices": devices,
-            "mesh": {"fsdp": devices} if devices > 1 else {},
-            "parameters": 10**9,
-            "batch_size": 16,
-            "length": 2048,
-            "remat": "none",
-            "loss_chunks": 8,
-            "microbatches": 1,
-            "seconds": {"median": 0.4 / devices},
-            "tokens_per_second": devices * 80_000,
-        }
-        for devices in (1, 2)
+    _, text, *_ = over_devices.sections([run(step(1), step(2))])
+    assert "training, 1.00B parameters, bfloat16, 16 x 2,048" in text
+    assert "200.000 (fsdp 2; 100%)" in text
+
+
+def test_losses_of_every_mesh_are_held_against_those_of_one_device():
+    both = {"fsdp": 2, "model": 2}
+    rows = [
+        step(1),
+        step(4, losses=[8.0, 4.5, 2.0]),
+        # The slower mesh of as many devices counts, too; another number of steps has no match.
+        step(4, mesh=both, losses=[8.0, 4.0, 1.75], tokens_per_second=1),
+        step(2, losses=[8.0, 4.0]),
+        step(2, dtype="float32", losses=[9.0, 9.0, 9.0]),
     ]
-    _, text = over_devices.sections([run(*steps)])
-    assert "training, 1.00B parameters, 16 x 2,048" in text and "200.000 (fsdp 2; 100%)" in text
+    *_, text = over_devices.sections([run(*rows)])
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")][1:]
+        for line in text.splitlines()
+        if "1.00B" in line
+    ]
+    assert lines == [
+        ["3", "fsdp 4", "8.0000 to 2.0000", "5.0e-01 (step 2)", "1.2e-01"],
+        ["3", "fsdp 2, model 2", "8.0000 to 2.0000", "2.5e-01 (step 3)", "1.2e-01"],
+    ]
