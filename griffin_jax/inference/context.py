@@ -15,6 +15,7 @@ from griffin_jax import paths
 from griffin_jax.checkpoints.shards import read_header, read_tensor
 from griffin_jax.config import GriffinConfig
 from griffin_jax.errors import CheckpointError
+from griffin_jax.fields import shown
 from griffin_jax.files import new_file
 from griffin_jax.models import State, init_state
 from griffin_jax.models.stack import AnyState, StackedState, stack_state, unstack_state
@@ -83,9 +84,11 @@ def load_context(
     if not file.is_file():
         raise FileNotFoundError(f"there is no context at {path}")
     facts, tensors = _read(file)
+    if facts["format"] != _FORMAT:
+        raise CheckpointError(f"{path} is no context: its format is {shown(facts['format'])}")
     if facts["version"] != VERSION:
         raise CheckpointError(
-            f"{path} is a context of version {facts['version']}; this release reads {VERSION}"
+            f"{path} is a context of version {shown(facts['version'])}; this release reads {VERSION}"
         )
     if facts["fingerprint"] != fingerprint:
         raise CheckpointError(
@@ -93,9 +96,27 @@ def load_context(
         )
     if facts["checksum"] != _checksum(tensors):
         raise CheckpointError(f"{path} is damaged: its numbers are not those that were written")
-    tokens = tuple(tensors.pop("tokens").tolist())
+    tokens = _tokens_of(path, config, tensors)
     state = _state_of(path, config, dtype, tensors)
-    return Context(stack_state(config, state) if stacked else state, tokens, facts["read"])
+    read = facts["read"]
+    if type(read) is not int or read != state.position[0] or read > len(tokens):
+        raise CheckpointError(
+            f"{path} is damaged: it says that {shown(read)} of its {len(tokens)} tokens are read, and "
+            f"its state stands at {state.position[0]}"
+        )
+    return Context(stack_state(config, state) if stacked else state, tokens, read)
+
+
+def _tokens_of(path, config, tensors):
+    """Returns the tokens of a text, and takes them out of `tensors`."""
+    tokens = tensors.pop("tokens", None)
+    if tokens is None or tokens.dtype != np.int32 or tokens.ndim != 1:
+        raise CheckpointError(f"{path} is damaged: its tokens are no list of whole numbers")
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
+        raise CheckpointError(
+            f"{path} is damaged: a token is not one of 0 to {config.vocab_size - 1}"
+        )
+    return tuple(tokens.tolist())
 
 
 def _state_of(path, config, dtype, tensors):

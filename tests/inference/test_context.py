@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from griffin_jax.errors import CheckpointError
+from griffin_jax.inference.context import _checksum
 from griffin_jax.inference.fingerprint import fingerprint
 from griffin_jax.language_model import LanguageModel
 from griffin_jax.models import stack_params
@@ -126,6 +127,31 @@ def test_what_is_no_context_of_these_weights_is_refused_in_one_line(lm, saved, t
         lm.load_context(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"context must be of LanguageModel\.read"):
         lm.sample([[5]], context=file)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t, f: f.update(read="3"), "says that 3 of its"),
+        (lambda t, f: f.update(read='"x"'), "says that 'x' of its"),
+        (lambda t, f: f.update(read="null"), "says that None of its"),
+        (lambda t, f: f.update(format='"another"'), "no context: its format is 'another'"),
+        (lambda t, f: t.update(tokens=t["tokens"][None]), "tokens are no list of whole numbers"),
+        (lambda t, f: t.update(toknes=t.pop("tokens")), "tokens are no list of whole numbers"),
+        (lambda t, f: t["tokens"].fill(10**6), "a token is not one of 0 to"),
+    ],
+)
+def test_facts_and_tokens_that_contradict_the_state_are_refused(
+    lm, saved, tmp_path, change, message
+):
+    def changed_on_purpose(tensors, facts):
+        change(tensors, facts)
+        facts.update(checksum=json.dumps(_checksum(tensors)))
+
+    file = rewritten(saved[0], tmp_path / "changed", changed_on_purpose)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        lm.load_context(file)
+    assert "\n" not in str(caught.value) and "changed" in str(caught.value)
 
 
 def test_a_file_appears_complete_or_not_at_all(lm, saved, tmp_path):
