@@ -78,6 +78,19 @@ def check_shape_of_rows(tokens: jax.Array | np.ndarray) -> None:
         )
 
 
+def check_shape(name: str, numbers: jax.Array, shape: tuple[int, ...]) -> None:
+    """Checks what can be known of numbers that belong to tokens without reading them.
+
+    Raises:
+      ValueError: they have another shape or are no whole numbers.
+    """
+    if numbers.shape != shape or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(
+            f"{name} must be whole numbers {list(shape)}, as tokens are given, got "
+            f"{numbers.dtype}{list(numbers.shape)}"
+        )
+
+
 def check_positions(positions: Any, shape: tuple[int, int]) -> np.ndarray:
     """Returns the positions [B, T] of a call's tokens in their documents, as an array.
 

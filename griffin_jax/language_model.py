@@ -186,9 +186,13 @@ class LanguageModel:
             inputs.check_shape_of_rows(tokens)
         else:
             tokens = inputs.check_token_rows(tokens, self.config.vocab_size)
-        if not (lengths is None or isinstance(lengths, jax.Array)):
+        if isinstance(lengths, jax.Array):
+            inputs.check_shape("lengths", lengths, tokens.shape[:1])
+        elif lengths is not None:
             lengths = inputs.check_lengths(lengths, *tokens.shape)
-        if not (positions is None or isinstance(positions, jax.Array)):
+        if isinstance(positions, jax.Array):
+            inputs.check_shape("positions", positions, tokens.shape)
+        elif positions is not None:
             positions = inputs.check_positions(positions, tokens.shape)
         if state is not None:
             inputs.check_state(state, self.config, len(tokens))

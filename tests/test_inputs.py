@@ -78,6 +78,15 @@ def state(batch=1, **changes):
         (lambda lm: lm.apply([[5]], lengths=[0.5]), "lengths must be 1 numbers"),
         (lambda lm: lm.apply([[5]], lengths="1"), "lengths must be 1 numbers"),
         (
+            lambda lm: lm.apply([[5]], lengths=jnp.asarray([1, 1])),
+            r"lengths must be whole numbers \[1\], as tokens are given, got int32\[2\]",
+        ),
+        (lambda lm: lm.apply([[5]], lengths=jnp.asarray([0.5])), "lengths must be whole numbers"),
+        (
+            lambda lm: lm.apply([[5, 6]], positions=jnp.asarray([[0]])),
+            r"positions must be whole numbers \[1, 2\].*int32\[1, 1\]",
+        ),
+        (
             lambda lm: lm.apply([[5]], {"position": 0}),
             "state must be what an earlier call returned",
         ),
