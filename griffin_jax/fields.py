@@ -270,7 +270,17 @@ def _typed(name, value, kind):
     if kind is str:
         return isinstance(value, str), value
     if kind is dict or typing.get_origin(kind) is dict:
-        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            return False, value
+        if not typing.get_args(kind):
+            return True, dict(value)
+        _, member = typing.get_args(kind)  # names are texts everywhere
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"{name} has {shown(key)} where a name belongs; give it as text")
+        return True, {
+            key: _check(f"{name}[{key!r}]", x, member, _NO_BOUNDS) for key, x in value.items()
+        }
     if kind is tuple or typing.get_origin(kind) is tuple:
         if isinstance(value, np.ndarray):
             value = value.tolist()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from griffin_jax import markdown
+from griffin_jax.fields import shown
 
 HOLDS, FAILS, MISSING = "holds", "does not hold", "not reached"
 # From what a quantity is called to its value; None where it was not reached.
@@ -41,12 +42,31 @@ def check_claims(claims: Sequence[Mapping[str, Any]]) -> None:
             raise ValueError(
                 f"a claim has says and if, with a condition or more; got {dict(claim)}"
             )
-        for condition in (*claim["if"], *claim.get("given", ())):
-            if len(condition) not in (3, 4) or condition[1] not in _RELATIONS:
-                raise ValueError(
-                    "a condition is a quantity, one of < <= > >=, a number, and maybe another "
-                    f"quantity; got {list(condition)}"
-                )
+        for name in ("if", "given"):
+            conditions = claim.get(name, ())
+            if not _is_list(conditions):
+                raise ValueError(f"{name} of a claim must be a list, got {shown(conditions)}")
+            for condition in conditions:
+                if not _is_condition(condition):
+                    raise ValueError(
+                        "a condition is a quantity, one of < <= > >=, a number, and maybe another "
+                        f"quantity; got {shown(condition)}"
+                    )
+
+
+def _is_list(value):
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_condition(value):
+    if not _is_list(value) or len(value) not in (3, 4):
+        return False
+    quantity, relation, number, *other = value
+    return (
+        all(_is_list(part) and part for part in (quantity, *other))
+        and relation in tuple(_RELATIONS)
+        and isinstance(number, int | float)
+    )
 
 
 def judge(claims: Sequence[Mapping[str, Any]], lookup: Lookup) -> list[dict[str, str]]:

@@ -1,25 +1,14 @@
-"""A study: models, trained on a task with several seeds, and what they get right in the end."""
+"""What a study is: models, a task, seeds and learning rates, and the runs that follow from them."""
 
-import contextlib
+import collections
 import dataclasses
 import itertools
 import json
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from griffin_jax.benchmarks import memory
 from griffin_jax.config import DTYPES, GriffinConfig
-from griffin_jax.fields import check_fields, check_values, field
-from griffin_jax.files import write_json
-from griffin_jax.models import Griffin, abstract_params
-from griffin_jax.studies.accuracy import accuracy
+from griffin_jax.fields import check_fields, check_value, check_values, field
 from griffin_jax.studies.associative_recall import AssociativeRecall
 from griffin_jax.studies.claims import check_claims
 from griffin_jax.studies.induction import InductionHeads
@@ -27,9 +16,7 @@ from griffin_jax.studies.phonebook import Phonebook
 from griffin_jax.studies.selective_copying import SelectiveCopying
 from griffin_jax.studies.task import Task
 from griffin_jax.studies.text import Text
-from griffin_jax.studies.together import Plan, keep_params, train_together
-from griffin_jax.training import OptimizerConfig, hold_run
-from griffin_jax.training.stop_signal import StopSignal
+from griffin_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 
 # A row for each task that a study may name.
 TASKS: dict[str, type] = {
@@ -39,6 +26,38 @@ TASKS: dict[str, type] = {
     "phonebook": Phonebook,
     "text": Text,
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What is otherwise in the runs of a variant than in the study.
+
+    Attributes:
+      knobs: Fields of the task.
+      base: Fields of `GriffinConfig`.
+      run: Fields of `Schedule`.
+    """
+
+    knobs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    base: dict[str, Any] = dataclasses.field(default_factory=dict)
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long a run is trained, and on what at a time; `Plan` says what the last two are.
+
+    Attributes:
+      steps: Updates.
+      batch_size: Examples in an update.
+      carried: Tokens before a row that are read first, in the last `carried_steps`.
+      carried_steps: So many of the last updates.
+    """
+
+    steps: int = field(at_least=1, at_most=2**31 - 1)
+    batch_size: int = field(at_least=1)
+    carried: int = field(0, at_least=0)
+    carried_steps: int = field(0, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,13 +72,12 @@ class Study:
       knobs: Fields of the task.
       base: Fields of `GriffinConfig` that the models share; the vocabulary is the task's.
       models: By name, the fields that each model has otherwise.
-      variants: By name, "knobs" and "base" that are otherwise, such as one of several widths; and
-        "run", which may have `steps`, `batch_size`, and `carried` and `carried_steps` of `Plan`.
+      variants: By name, fields of `Variant`, such as one of several widths.
       learning_rates: Each model and variant keeps the one of the lowest held-out loss.
       seeds: Seeds of parameters and data.
       steps: Updates of a run.
       batch_size: Examples in an update.
-      optimizer: Other fields of `OptimizerConfig`.
+      optimizer: Fields of `OptimizerConfig`; the learning rate is that of `learning_rates`.
       dtype: The dtype of activations.
       tests: Changes of knobs under which accuracy is measured; {} for none.
       test_rows: Examples in each measurement.
@@ -83,15 +101,15 @@ class Study:
     task: str = field(one_of=tuple(TASKS))
     knobs: dict[str, Any] = dataclasses.field(default_factory=dict)
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
-    models: dict[str, Any] = dataclasses.field(default_factory=dict)
-    variants: dict[str, Any] = dataclasses.field(default_factory=lambda: {"": {}})
+    models: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
     learning_rates: tuple[float, ...] = field((1e-3,), filled=True)
     seeds: tuple[int, ...] = field((0,), filled=True)
     steps: int = field(at_least=1)
     batch_size: int = field(64, at_least=1)
     optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = field("float32", one_of=DTYPES)
-    tests: tuple[Any, ...] = ({},)
+    tests: tuple[dict[str, Any], ...] = ({},)
     test_rows: int = field(256, at_least=1)
     test_batch: int = field(64, at_least=1)
     eval_every: int = field(500, at_least=1)
@@ -102,19 +120,43 @@ class Study:
     device: str = ""
     counted: str = field("rows", one_of=("rows", "tokens"))
     law: str = field("", one_of=("", "parameters"))
-    claims: tuple[Any, ...] = ()
+    claims: tuple[dict[str, Any], ...] = ()
     solved: float = field(0.05, above=0)
 
     def __post_init__(self):
         check_fields(self)
         if not self.models or not self.variants:
             raise ValueError("models and variants must name one or more")
+        for i, rate in enumerate(self.learning_rates):
+            check_value(f"learning_rates[{i}]", rate, float, above=0)
+        for i, seed in enumerate(self.seeds):
+            check_value(f"seeds[{i}]", seed, int, at_least=0, below=2**31)
         check_claims(self.claims)
+        optimizer = self.optimizer_config()
         for run in self.runs():
             for test in self.tests:
                 run.task(test)
             run.model()
-            run.settings()
+            learning_rate_schedule(optimizer, run.schedule()["steps"])
+        for folder, count in collections.Counter(run.folder for run in self.runs()).items():
+            if count > 1:
+                raise ValueError(
+                    f"{count} runs would share the file {folder}.json: names of models and variants "
+                    "must differ in letters or digits, learning rates in their first six digits, and "
+                    "seeds must not come twice"
+                )
+
+    def optimizer_config(self) -> OptimizerConfig:
+        """Returns the optimizer's settings but the learning rate, which is each run's own.
+
+        Raises:
+          ValueError: `optimizer` has an unknown field or a wrong value.
+        """
+        if "learning_rate" in self.optimizer:
+            raise ValueError(
+                "optimizer has a learning_rate; a study takes those in learning_rates instead"
+            )
+        return OptimizerConfig(**check_values(OptimizerConfig, self.optimizer, "optimizer."))
 
     def groups(self) -> Iterator["Group"]:
         """The groups of runs that are trained together."""
@@ -158,25 +200,23 @@ class Run:
             "".join(c if c.isalnum() or c == "." else "_" for c in p) for p in parts if p
         )
 
-    def settings(self) -> dict[str, int]:
-        """How long it is trained, and on what at a time.
+    def schedule(self) -> dict[str, int]:
+        """Returns the fields of `Schedule`.
 
         Raises:
-          ValueError: the variant sets something else.
+          ValueError: the variant sets something else, or the values do not go together.
         """
         study = self.study
-        known = {
-            "steps": study.steps,
-            "batch_size": study.batch_size,
-            "carried": 0,
-            "carried_steps": 0,
-        }
-        changes = _part(study.variants, self.variant, "run")
-        if unknown := sorted(set(changes) - set(known)):
+        values = {"steps": study.steps, "batch_size": study.batch_size} | self._otherwise("run")
+        prefix = f"variants[{self.variant!r}].run."
+        schedule = check_values(Schedule, values, prefix)
+        carried, steps = schedule["carried"], schedule["carried_steps"]
+        if bool(carried) != bool(steps) or steps > schedule["steps"]:
             raise ValueError(
-                f"variants[{self.variant!r}].run has {unknown[0]!r}; it may have {', '.join(known)}"
+                f"{prefix}carried {carried} and carried_steps {steps} must both be 0 or both be more, "
+                f"and there are {schedule['steps']} steps in all"
             )
-        return known | changes
+        return schedule
 
     def task(self, changes: Mapping[str, Any]) -> Task | Text:
         """The task, with some knobs turned.
@@ -185,7 +225,7 @@ class Run:
           ValueError: it has no such knob, or they do not go together.
         """
         study = self.study
-        knobs = study.knobs | _part(study.variants, self.variant, "knobs") | dict(changes)
+        knobs = study.knobs | self._otherwise("knobs") | dict(changes)
         kind = TASKS[study.task]
         return kind(**check_values(kind, knobs, "knobs."))
 
@@ -196,9 +236,24 @@ class Run:
           ValueError: it has no such field, or they do not go together.
         """
         study = self.study
-        fields = study.base | dict(study.models[self.name])
-        fields |= _part(study.variants, self.variant, "base")
+        fields = study.base | study.models[self.name] | self._otherwise("base")
         return GriffinConfig.from_dict({"vocab_size": self.task({}).vocab_size} | fields)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what a result depends on, as JSON has it."""
+        kept = ("optimizer", "dtype", "tests", "test_rows")
+        return json.loads(
+            json.dumps(
+                {"task": dataclasses.asdict(self.task({})), "model": self.model().to_dict()}
+                | self.schedule()
+                | {name: getattr(self.study, name) for name in kept}
+            )
+        )
+
+    def _otherwise(self, part):
+        """Returns what is otherwise in the run's variant."""
+        fields = self.study.variants[self.variant]
+        return check_values(Variant, fields, f"variants[{self.variant!r}].")[part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,192 +272,6 @@ class Group:
         return self.runs[0].folder
 
 
-def _part(variants, name, part):
-    known = {"knobs", "base", "run"}
-    if unknown := sorted(set(variants[name]) - known):
-        raise ValueError(f"variants[{name!r}] has {unknown[0]!r}; it may have knobs, base and run")
-    return dict(variants[name].get(part, {}))
-
-
-def carry_out(
-    study: Study,
-    folder: Path,
-    seconds: float | None = None,
-    told: Callable[[str], None] = lambda _: None,
-    part: tuple[int, int] = (1, 1),
-) -> list[dict[str, Any]]:
-    """Does the runs of a study that are not done yet, and goes on with those that were stopped.
-
-    Args:
-      study: The study.
-      folder: Where each run has a file; what is done there is kept.
-      seconds: Stop after so long, with a checkpoint, as on SIGTERM and Ctrl-C; None for no limit.
-      told: Called of what is going on.
-      part: K of N: do every Nth model of each variant from the Kth on, all its seeds and rates, for
-        several processes that share the work.
-
-    Returns:
-      The results of all runs that are done, ready for JSON; and of those that were stopped, the
-      curves so far, with the step where they were `stopped`.
-
-    Raises:
-      ValueError: a folder holds runs of other settings, or runs do not fit the device.
-    """
-    ends = math.inf if seconds is None else time.monotonic() + seconds
-    results = []
-    models = list(itertools.product(study.variants, study.models))
-    with StopSignal() as stop:
-
-        def over():
-            return stop.requested or time.monotonic() >= ends
-
-        for group in study.groups():
-            place = folder / group.folder
-            missing = [run for run in group.runs if not _file(folder, run).exists()]
-            number = models.index((group.runs[0].variant, group.runs[0].name))
-            if missing and number % part[1] == part[0] - 1 and not over():
-                told(f"{group.folder}: begins or goes on")
-                with hold_run(place), _fitting(group):
-                    if _do(group, place, folder, over, told):
-                        told(f"{group.folder}: done")
-    for group in study.groups():
-        place = folder / group.folder
-        if all(_file(folder, run).exists() for run in group.runs):
-            results += [_read(folder, run) for run in group.runs]
-        elif (place / "curve.json").exists():
-            results += _stopped(group, place)
-    return results
-
-
-@contextlib.contextmanager
-def _fitting(group):
-    """Says in one line that runs do not fit the device."""
-    try:
-        with memory.meeting_limits():
-            yield
-    except memory.OutOfMemory as error:
-        raise ValueError(
-            f"{group.folder}: {len(group.runs)} runs beside each other do not fit the device ({error}); "
-            "give a smaller batch_size, fewer runs together, or shorter tests"
-        ) from error
-
-
-def _stopped(group, place):
-    """What is known of runs that are not done: their curves so far."""
-    _check_settings(place / "group.json", group)
-    found = json.loads((place / "curve.json").read_text(encoding="utf-8"))
-    return [
-        {
-            "model": run.name,
-            "variant": run.variant,
-            "learning_rate": run.learning_rate,
-            "seed": run.seed,
-            "stopped": found["steps"][-1],
-            "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(shape)),
-            "heldout_loss": found["losses"][-1][i],
-            "curve": [[s, x[i]] for s, x in zip(found["steps"], found["losses"], strict=True)],
-            "tests": {},
-            "settings": _settings(run),
-        }
-        for i, run in enumerate(group.runs)
-        for shape in [abstract_params(run.model())]
-    ]
-
-
-def _file(folder, run):
-    return folder / f"{run.folder}.json"
-
-
-def _read(folder, run):
-    path = _file(folder, run)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["settings"] != _settings(run):
-        raise ValueError(
-            f"{path} is of a run with other settings; give another --run folder, or delete it"
-        )
-    return found
-
-
-def _do(group: Group, place: Path, folder: Path, over: Callable[[], bool], told: Callable) -> bool:
-    study, first = group.runs[0].study, group.runs[0]
-    plan = Plan(
-        model=first.model(),
-        task=first.task({}),
-        optimizer=OptimizerConfig(**study.optimizer),
-        **first.settings(),
-        dtype=study.dtype,
-        every=study.eval_every,
-        save_every=study.checkpoint_every,
-        heldout_rows=study.test_rows,
-        loss_chunks=study.loss_chunks,
-    )
-    _check_settings(place / "group.json", group)
-    seeds, rates = ([getattr(run, x) for run in group.runs] for x in ("seed", "learning_rate"))
-    trained = train_together(plan, seeds, rates, place, over=over, told=told)
-    if trained.step < plan.steps:
-        return False
-    began = time.monotonic()
-    measured = _measure(group, plan, trained.params)
-    seconds = (trained.seconds + time.monotonic() - began) / len(group.runs)
-    steps, losses = trained.curve
-    for i, run in enumerate(group.runs):
-        curve = [[step, float(found[i])] for step, found in zip(steps, losses, strict=True)]
-        finite = np.isfinite(curve[-1][1])
-        write_json(
-            _file(folder, run),
-            {
-                "model": run.name,
-                "variant": run.variant,
-                "learning_rate": run.learning_rate,
-                "seed": run.seed,
-                "parameters": sum(x[0].size for x in jax.tree.leaves(trained.params)),
-                # None where training came to no number.
-                "heldout_loss": curve[-1][1] if finite else None,
-                "curve": [point for point in curve if np.isfinite(point[1])],
-                "tests": {name: found[i] for name, found in measured.items()} if finite else {},
-                "seconds": seconds,
-                "device": jax.devices()[0].device_kind,
-                "settings": _settings(run),
-            },
-            indent=None,
-        )
-    keep_params(place, trained)
-    return True
-
-
-def _check_settings(path: Path, group: Group) -> None:
-    here = json.loads(json.dumps([[run.folder, _settings(run)] for run in group.runs]))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != here:
-        raise ValueError(
-            f"{path} is of runs with other settings; give another --run folder, or delete it"
-        )
-    write_json(path, here, indent=None)
-
-
-def _measure(group, plan, params):
-    study, first = group.runs[0].study, group.runs[0]
-    model = Griffin(plan.model, dtype=jnp.dtype(study.dtype))
-    options = {"rows": study.test_rows, "batch_size": study.test_batch}
-    return {
-        changes_in_words(test): accuracy(model, params, first.task(test), **options)
-        for test in study.tests
-    }
-
-
 def changes_in_words(test: Mapping[str, Any]) -> str:
-    """What a change of knobs is called."""
+    """Returns what a change of knobs is called."""
     return ", ".join(f"{name} {value}" for name, value in test.items()) or "as trained"
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """What a result depends on, as JSON has it."""
-    study = run.study
-    kept = ("optimizer", "dtype", "tests", "test_rows")
-    task = dataclasses.asdict(run.task({}))
-    return json.loads(
-        json.dumps(
-            {"task": task, "model": run.model().to_dict()}
-            | run.settings()
-            | {x: getattr(study, x) for x in kept}
-        )
-    )

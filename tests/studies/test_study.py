@@ -83,7 +83,7 @@ def test_runs_that_do_not_fit_the_device_are_one_line(tmp_path, monkeypatch):
     def full(*_, **__):
         raise MemoryError("40 GB are more than 30")
 
-    monkeypatch.setattr("griffin_jax.studies.study.train_together", full)
+    monkeypatch.setattr("griffin_jax.studies.runs.train_together", full)
     with pytest.raises(ValueError, match=r"do not fit the device .40 GB are more than 30"):
         carry_out(tiny("selective_copying"), tmp_path)
 
@@ -93,9 +93,7 @@ def test_parts_of_a_study_are_all_of_it_and_keep_a_models_seeds_together(tmp_pat
     alone = {"seeds": (0, 1), "together": 1}
     study = dataclasses.replace(tiny("selective_copying"), variants=variants, **alone)
     done = []
-    monkeypatch.setattr(
-        "griffin_jax.studies.study._do", lambda group, *_: done.append(group.folder)
-    )
+    monkeypatch.setattr("griffin_jax.studies.runs._do", lambda group, *_: done.append(group.folder))
     for part in (1, 2, 3):
         carry_out(study, tmp_path, part=(part, 3))
     groups = [x.folder for x in study.groups()]
@@ -301,9 +299,28 @@ def test_every_study_is_whole_and_says_what_the_paper_says(name):
         ({"base": {"depth": 5}}, "unknown fields"),
         (
             {"variants": {"a": {"model": {}}}},
-            r"variants\['a'\] has 'model'; it may have knobs, base and run",
+            r"variants\['a'\] has no field 'model'; there are knobs, base, run",
         ),
-        ({"variants": {"a": {"run": {"rows": 5}}}}, r"variants\['a'\].run has 'rows'; it may have"),
+        ({"variants": {"a": {"run": {"rows": 5}}}}, r"variants\['a'\].run has no field 'rows'"),
+        (
+            {"variants": {"a": {"run": {"steps": "x"}}}},
+            r"variants\['a'\].run.steps must be a whole",
+        ),
+        ({"variants": {"a": {"run": {"carried": 5}}}}, "carried 5 and carried_steps 0 must both"),
+        ({"variants": {"a": {"run": 3}}}, r"variants\['a'\].run must be a dict, got 3"),
+        ({"variants": {"a": 3}}, r"variants\['a'\] must be a dict, got 3"),
+        ({"models": {"a": 3}}, r"models\['a'\] must be a dict, got 3"),
+        ({"models": {3: {}}}, "models has 3 where a name belongs"),
+        ({"models": {"a-b": {}, "a_b": {}}}, "2 runs would share the file a_b-.*seed0.json"),
+        ({"seeds": (1, 1)}, "2 runs would share the file .*seeds must not come twice"),
+        ({"seeds": (-1,)}, r"seeds\[0\] must be a whole number"),
+        ({"learning_rates": (1e-3, -1.0)}, r"learning_rates\[1\] must be a number above 0"),
+        ({"tests": (3,)}, r"tests\[0\] must be a dict, got 3"),
+        ({"claims": (3,)}, r"claims\[0\] must be a dict, got 3"),
+        ({"optimizer": {"foo": 1}}, "optimizer has no field 'foo'"),
+        ({"optimizer": {"weight_decay": "x"}}, "optimizer.weight_decay must be a number"),
+        ({"optimizer": {}}, "optimizer.warmup_steps 100 must be less than steps"),
+        ({"optimizer": {"learning_rate": 1e-3}}, "takes those in learning_rates"),
     ],
 )
 def test_a_study_that_cannot_be_is_one_line(changes, message):
