@@ -98,6 +98,26 @@ def pytest_collection_modifyitems(items):
             )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Frees what a file's tests compiled, once that is much.
+
+    Each program that XLA compiles for a CPU takes several mappings, of which Linux gives a process
+    65,530 (vm.max_map_count); the compiler crashes where there are no more.
+    """
+    result = yield
+    if (nextitem is None or nextitem.path != item.path) and _mappings() > 15_000:
+        jax.clear_caches()
+        gc.collect()
+    return result
+
+
+def _mappings():
+    """The mappings of this process's memory; 0 where the system does not say."""
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else 0
+
+
 def _takes_long(item):
     path = item.path.relative_to(ROOT).as_posix()
     return path.startswith(LONG)
