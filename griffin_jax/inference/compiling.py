@@ -7,6 +7,7 @@ goes on beside the engine's work; the call that needs the program first finds it
 import concurrent.futures
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -100,9 +101,15 @@ def compile_all(
       threads: How many at once; None for as many as there are cores.
     """
 
+    # Python's own lock has one thread trace at a time. In turns, the first program is at the
+    # compiler soon, whatever threads wait.
+    tracing = threading.Lock()
+
     def one(program):
         if wanted():
-            program().compile()
+            with tracing:
+                lowered = program()
+            lowered.compile()
 
     # Several processes must compile in one order, as they talk to each other on the way.
     threads = threads or min(os.cpu_count() or 1, _MOST_THREADS)

@@ -249,7 +249,9 @@ class Engine:
         Args:
           texts: For so many texts at once, whose programs serve fewer as well; None for all numbers
             that there may be.
-          longest: Compile only the calls that read so many tokens at most; None compiles all.
+          longest: Compile only the calls that read so many tokens at most, but for those of the
+            shortest length. As long as nothing longer has been compiled ahead, prompts are read by
+            these alone. None compiles all.
           sampling: Have every program draw at temperatures and keep to filters where a request
             asks for it, so that greedy and other requests share one.
           everything: Compile also for penalties, biases, allowed tokens, grammars and `min_tokens`.
@@ -262,6 +264,7 @@ class Engine:
         longest = check_value("longest", longest, int | None, at_least=1)
         threads = check_value("threads", threads, int | None, at_least=1)
         pool, reader = self._scheduler.pool, self._scheduler.reader
+        first = not self._compiled
         pool.needs = Needs(draws=True, filters=True) if sampling else Needs()
         most = pool.sizes([pool.slots])
         sizes = pool.sizes(range(1, pool.slots + 1) if texts is None else texts)
@@ -269,14 +272,17 @@ class Engine:
         programs = dict(
             compiling.programs_of_rows(*given, self._burst, pool.needs, sizes, pool.compiled)
         )
-        calls = [c for c in reader.calls(max(sizes)) if longest is None or c[1] <= longest]
-        programs |= compiling.programs_of_calls(*given, calls)
+        programs |= compiling.programs_of_calls(*given, reader.calls(max(sizes), longest))
         if everything:
             programs |= compiling.programs_of_rows(*given, self._burst, EVERYTHING, most, ())
         left = {key: one for key, one in programs.items() if key not in self._compiled}
         compiling.compile_all(left, lambda: not self._closed, threads)
         self._compiled |= left.keys()
         pool.compiled = tuple(sorted({*pool.compiled, *sizes}))
+        if longest is None or first:
+            reader.longest = longest
+        elif reader.longest is not None:
+            reader.longest = max(reader.longest, longest)
 
     def step(self, limit: int | None = None) -> bool:
         """Takes one turn: dispatches what is next, then receives what was dispatched before.

@@ -15,7 +15,11 @@ from griffin_jax.models.stack import AnyState
 
 
 def next_chunk(
-    position: int, remaining: int, every: int | None, far: int | None = None
+    position: int,
+    remaining: int,
+    every: int | None,
+    far: int | None = None,
+    longest: int | None = None,
 ) -> tuple[int, int]:
     """Returns how many tokens the next call reads of a text, and the length of that call.
 
@@ -26,9 +30,10 @@ def next_chunk(
         `every` as long as the text lasts, then at those of shorter calls, so that two texts that
         begin alike are read by the same calls as far as those positions.
       far: From there on, calls end at multiples of it instead of those of `every`; None for nowhere.
+      longest: No call is longer, but for those of the shortest length; None for any length.
     """
     if every is None:
-        length = prefill.chunk_lengths(remaining, 1)[0]
+        length = prefill.chunk_lengths(remaining, 1, _up_to(longest))[0]
         return min(remaining, length), length
     if far is not None and position >= far:
         every = far
@@ -36,18 +41,17 @@ def next_chunk(
     if far is not None and position < far:
         end = min(end, far)
     remaining = min(remaining, end - position)
-    for length in lengths_of_calls(every)[::-1]:
+    for length in _up_to(every if longest is None else min(every, longest))[::-1]:
         count = min(remaining, length - position % length)
         if length < 2 * count:
             break
     return count, length
 
 
-def lengths_of_calls(every: int | None) -> list[int]:
-    """Returns the lengths of calls, ascending; `every` as of `next_chunk`."""
-    if every is None:
-        return sorted(prefill.CHUNKS)
-    return sorted(c for c in prefill.CHUNKS if c <= max(every, min(prefill.CHUNKS)))
+def _up_to(longest):
+    """Returns the lengths of calls that are no longer, ascending; the shortest is one of them."""
+    lengths = sorted(prefill.CHUNKS)
+    return lengths if longest is None else [c for c in lengths if c <= max(longest, lengths[0])]
 
 
 @dataclasses.dataclass
@@ -74,6 +78,8 @@ class Reader:
 
     Attributes:
       requests: Those that are being read, in the order in which they came.
+      longest: Longer calls than of so many tokens have not been compiled yet, where others have been
+        ahead, and are not waited for; None for no bound.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Reader:
         longest_first: bool = False,
     ):
         self.requests: list[Request] = []
+        self.longest: int | None = None
         self._model, self._params, self._stats = model, params, stats
         self._cache = cache
         self._longest_first = longest_first
@@ -95,11 +102,18 @@ class Reader:
         self._tokens_per_call = 1 if jax.default_backend() == "cpu" else max(prefill.CHUNKS)
         self._least = prefill.batch_size_for(1, params)
 
-    def calls(self, texts: int) -> list[tuple[int, int]]:
-        """Returns which calls there may be where so many texts are read at once: (texts, length)."""
-        longest = None if self._cache is None else self._cache.far or self._cache.every
+    def calls(self, texts: int, longest: int | None = None) -> list[tuple[int, int]]:
+        """Returns which calls there may be where so many texts are read at once: (texts, length).
+
+        Args:
+          texts: See above.
+          longest: As of `next_chunk`.
+        """
+        if self._cache is not None:
+            most = self._cache.far or self._cache.every
+            longest = most if longest is None else min(most, longest)
         found = []
-        for length in lengths_of_calls(longest):
+        for length in _up_to(longest):
             most = min(self._most(length), texts)
             counts = {rows_of_a_call(count, self._params) for count in range(1, most + 1)}
             found += [(count, length) for count in sorted(counts)]
@@ -202,13 +216,19 @@ class Reader:
 
     def _next_chunk(self, request):
         if self._cache is None:
-            return next_chunk(request.read, request.unread, None)
+            return next_chunk(request.read, request.unread, None, longest=self.longest)
         whole = len(request.plan.tokens) - 1
         if request.shares and (request.cut is None or request.cut <= request.read):
             cut = self._cache.cut(request.plan.tokens, request.read, whole)
             request.cut = cut if cut < whole else None
         until = whole if request.cut is None else request.cut
-        return next_chunk(request.read, until - request.read, self._cache.every, self._cache.far)
+        where = request.read, until - request.read, self._cache.every, self._cache.far
+        count, length = next_chunk(*where)
+        if self.longest is None or length <= self.longest:
+            return count, length
+        # Calls of other lengths round otherwise, which texts that share it would not get alone.
+        request.shares = request.shares and not self._cache.exact
+        return next_chunk(*where, self.longest)
 
     def _look_up(self, request):
         """Goes on from what the cache knows of a request's text, where that is more than was read."""

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
 _TELL_EVERY = 5.0  # seconds
-# With fewer cores, only calls that read so many tokens are compiled before a server is ready.
-_MANY_CORES, _AT_FIRST = 8, 256
+# With fewer cores, a server is ready once the calls are compiled that read so few tokens.
+_MANY_CORES, _AT_FIRST = 8, 32
 
 
 class Service:
@@ -88,7 +88,8 @@ class Service:
 
         The programs of as many texts as there are slots serve fewer, too. Those of fewer texts, which
         are faster, follow while requests are taken, and are used from then on. Where there are few
-        cores to compile on, so does what reads long prompts, first of all.
+        cores to compile on, so do the longer calls, first of all: until then prompts are read in
+        short ones.
         """
         begin = time.monotonic()
         slots, engine = self.settings.slots, self.worker.engine

@@ -3,7 +3,7 @@
 import pytest
 
 from griffin_jax.benchmarks.timing import compilation
-from griffin_jax.inference import PrefixCache, compiling
+from griffin_jax.inference import PrefixCache, compiling, prefill
 from griffin_jax.inference.sampling import SamplingConfig
 from tests.inference.comparisons import PROMPTS
 from tests.inference.tiny_model import language_model
@@ -62,6 +62,30 @@ def test_programs_of_many_rows_serve_fewer_until_there_are_others(lm):
                 assert len(pool.requests) in sizes
                 for request, expected in zip(requests, alone, strict=False):
                     assert request.result().tokens == expected.tokens
+
+
+@pytest.mark.parametrize("exact", [None, True, False])
+def test_long_calls_that_are_not_compiled_yet_are_not_waited_for(lm, monkeypatch, exact):
+    monkeypatch.setattr(prefill, "CHUNKS", (8, 32))
+    prompt = [*PROMPTS[2]] * 3
+    prompt = prompt[:90]
+    (alone,) = lm.sample([prompt], 6)
+    cache = None if exact is None else PrefixCache(2**20, every=32, exact=exact)
+    with lm.engine(slots=1, prefix_cache=cache) as engine:
+        engine.compile_ahead(longest=8, sampling=False)
+        engine.submit(prompt[:3], 2).result()  # finds what is not the engine's own
+        for longest in (8, None):
+            with compilation() as compiled:
+                found = engine.submit(prompt, 6).result()
+            assert compiled.programs == 0 and found.tokens == alone.tokens
+            if exact and longest:
+                # Other calls round otherwise, so that nobody may go on from there.
+                assert cache.find(tuple(prompt), 89, 0) is None
+            elif cache is not None:
+                assert cache.find(tuple(prompt), 89, 0)[0] >= 64
+            engine.compile_ahead(sampling=False)
+            engine.compile_ahead(longest=8, sampling=False)  # takes nothing away
+            assert engine._scheduler.reader.longest is None
 
 
 def test_one_program_serves_whatever_else_a_request_may_need(lm):

@@ -50,7 +50,7 @@ class Process:
         while not self._is_ready():
             if self.process.poll() is not None:
                 sys.exit(f"the server ended: {self.log.read_text()}")
-            time.sleep(0.02)
+            time.sleep(0.1)  # each time costs the cores that compile a few milliseconds
         self.seconds = round(time.monotonic() - begin, 2), self._cpu_seconds()
 
     def _cpu_seconds(self):
