@@ -99,7 +99,7 @@ def load_context(
     tokens = _tokens_of(path, config, tensors)
     state = _state_of(path, config, dtype, tensors)
     read = facts["read"]
-    if type(read) is not int or read != state.position[0] or read > len(tokens):
+    if type(read) is not int or read != state.position[0] or not 0 <= read <= len(tokens):
         raise CheckpointError(
             f"{path} is damaged: it says that {shown(read)} of its {len(tokens)} tokens are read, and "
             f"its state stands at {state.position[0]}"
@@ -121,7 +121,8 @@ def _tokens_of(path, config, tensors):
 
 def _state_of(path, config, dtype, tensors):
     """Returns the state whose arrays are `tensors`, by their names."""
-    slots = next((x.shape[1] for name, x in tensors.items() if name.endswith("/keys")), 1)
+    keys = (x for name, x in tensors.items() if name.endswith("/keys") and x.ndim > 1)
+    slots = next((x.shape[1] for x in keys), 1)
     shape = jax.eval_shape(lambda: init_state(config, 1, dtype, slots))
     wanted = {f"state/{name}": leaf for name, leaf in _named(shape)}
     for name, leaf in wanted.items():

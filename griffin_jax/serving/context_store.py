@@ -5,6 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -20,8 +21,10 @@ from griffin_jax.errors import CheckpointError
 from griffin_jax.inference import Context
 from griffin_jax.inference.row_states import nbytes
 from griffin_jax.language_model import LanguageModel
-from griffin_jax.serving.errors import invalid, too_large, unknown_context
+from griffin_jax.serving.errors import invalid, not_stored, too_large, unknown_context
 from griffin_jax.serving.settings import ServerSettings
+
+log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SUFFIX = ".safetensors"
@@ -112,7 +115,10 @@ class ContextStore:
             if path in self._on_device:
                 self._on_device.move_to_end(path)
                 return self._on_device[path]
-            context = await run_in_threadpool(self._load, path)
+            try:
+                context = await run_in_threadpool(self._load, path)
+            except FileNotFoundError:  # it was deleted since
+                raise unknown_context(name) from None
             self._keep(path, context)
         return context
 
@@ -120,15 +126,17 @@ class ContextStore:
         """Keeps a context under a new name.
 
         Raises:
-          RequestError: the client has no room for it.
+          RequestError: the client has no room for it, or the disk has none.
         """
         name = f"ctx-{uuid.uuid4().hex}"
         path = self._path(owner, name)
-        self._check_room(owner, nbytes(context.state))
-        await run_in_threadpool(path.parent.mkdir, exist_ok=True)
-        await run_in_threadpool(self._lm.save_context, context, path)
-        self._keep(path, context)
-        return self.find(owner, name)
+        async with self._lock:  # the room of a client is given to one at a time
+            self._check_room(owner, nbytes(context.state))
+            with _storing():
+                await run_in_threadpool(path.parent.mkdir, exist_ok=True)
+                await run_in_threadpool(self._lm.save_context, context, path)
+            self._keep(path, context)
+            return self.find(owner, name)
 
     async def put(
         self, owner: str, name: str, pieces: AsyncIterator[bytes]
@@ -136,7 +144,7 @@ class ContextStore:
         """Takes a file that `save` wrote, here or elsewhere.
 
         Raises:
-          RequestError: it is no context of this model.
+          RequestError: it is no context of this model, or there is no room for it.
         """
         if not NAME.fullmatch(name):
             raise invalid(
@@ -144,19 +152,23 @@ class ContextStore:
                 "context",
             )
         path = self._path(owner, name)
-        await run_in_threadpool(path.parent.mkdir, exist_ok=True)
         partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+        with _storing():
+            await run_in_threadpool(path.parent.mkdir, exist_ok=True)
         try:
-            with await run_in_threadpool(partial.open, "wb") as file:
+            with _storing(), await run_in_threadpool(partial.open, "wb") as file:
                 async for piece in pieces:
                     await run_in_threadpool(file.write, piece)
             context = await run_in_threadpool(self._load, partial)
-            await run_in_threadpool(partial.replace, path)
+            async with self._lock:  # others may have taken the room meanwhile
+                self._check_room(owner, partial.stat().st_size, besides=name)
+                with _storing():
+                    await run_in_threadpool(partial.replace, path)
+                self._on_device.pop(path, None)
+                self._keep(path, context)
+                return self.find(owner, name), context
         finally:
             partial.unlink(missing_ok=True)
-        self._on_device.pop(path, None)
-        self._keep(path, context)
-        return self.find(owner, name), context
 
     def room(self, owner: str, besides: str | None = None) -> int:
         """Returns the bytes that a client may still keep, the context of one name not counted."""
@@ -169,12 +181,13 @@ class ContextStore:
         Raises:
           RequestError: there is none of this name.
         """
-        path = self.find(owner, name).path
-        self._on_device.pop(path, None)
-        await run_in_threadpool(path.unlink, missing_ok=True)
+        async with self._lock:
+            path = self.find(owner, name).path
+            self._on_device.pop(path, None)
+            await run_in_threadpool(path.unlink, missing_ok=True)
 
-    def _check_room(self, owner: str, needed: int) -> None:
-        room = self.room(owner)
+    def _check_room(self, owner: str, needed: int, besides: str | None = None) -> None:
+        room = self.room(owner, besides)
         if needed > room:
             raise too_large(
                 f"a context takes {needed:,} bytes, and {room:,} of {self._most_bytes:,} are left to "
@@ -204,6 +217,17 @@ class ContextStore:
                 break
             del self._on_device[oldest]
             total -= size
+
+
+@contextlib.contextmanager
+def _storing():
+    """Tells a client where the disk is full, or cannot be written for another reason."""
+    try:
+        yield
+    except OSError as error:
+        log.exception("a context cannot be stored")
+        why = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise not_stored(f"the server cannot store the context: {why}") from error
 
 
 def owner_of_key(key: str | None) -> str:

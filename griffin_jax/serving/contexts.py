@@ -1,17 +1,18 @@
 """/v1/contexts: states as values over the API."""
 
-from collections.abc import Generator, Sequence
-from typing import Any
+import os
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from griffin_jax.inference import Context
 from griffin_jax.serving import protocol
 from griffin_jax.serving.bodies import pieces, read_json
 from griffin_jax.serving.context_store import NAME, facts
-from griffin_jax.serving.errors import invalid
+from griffin_jax.serving.errors import invalid, unknown_context
 from griffin_jax.serving.exchange import json_response, unless_gone
 from griffin_jax.serving.protocol import NewContext
 from griffin_jax.serving.records import Record
@@ -42,9 +43,22 @@ async def export(request: Request) -> Response:
     """Sends the file of a context."""
     service: Service = request.app.state.service
     kept = service.contexts.find(owner_of(request), request.path_params["name"])
-    return FileResponse(
-        kept.path, media_type="application/octet-stream", filename=f"{kept.name}.safetensors"
-    )
+    try:
+        file = await run_in_threadpool(kept.path.open, "rb")
+    except FileNotFoundError:  # it was deleted since
+        raise unknown_context(kept.name) from None
+    # The file that was opened is sent to its end, whoever deletes or replaces it meanwhile.
+    headers = {
+        "Content-Length": str(os.fstat(file.fileno()).st_size),
+        "Content-Disposition": f'attachment; filename="{kept.name}.safetensors"',
+    }
+    return StreamingResponse(_sent(file), headers=headers, media_type="application/octet-stream")
+
+
+def _sent(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(2**18):
+            yield piece
 
 
 async def put(request: Request) -> Response:

@@ -102,6 +102,11 @@ def unavailable(message: str, code: str, seconds: int = 5) -> RequestError:
     )
 
 
+def not_stored(message: str) -> RequestError:
+    """Returns the error of what could not be written to the server's disk."""
+    return RequestError(507, message, kind="server_error", code="storage_failed")
+
+
 def failed(message: str) -> RequestError:
     """Returns the error of a request that the device, and no mistake of the client's, made fail."""
     return RequestError(500, message, kind="server_error", code="device_error")

@@ -59,11 +59,10 @@ class Around:
             if not self._may_pass(scope, key):
                 raise no_key()
             await self._app(scope, receive, sending)
-        except (ClientLeft, OSError) as error:
-            if status is None and not isinstance(error, ClientLeft):
-                raise
-            status = _LEFT
         except Exception as error:
+            if isinstance(error, ClientLeft) or (isinstance(error, OSError) and status is not None):
+                status = _LEFT  # nobody takes what is sent
+                return
             refused = _as_refusal(error)
             record.error = refused.code or refused.kind
             self._service.metrics.count_error(record.error)

@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -20,6 +21,8 @@ from starlette.concurrency import run_in_threadpool
 
 from griffin_jax.inference import Engine, EngineClosed, Request, Sample
 from griffin_jax.serving.errors import RequestError, failed, invalid, too_many, unavailable
+
+log = logging.getLogger(__name__)
 
 _RETRY_AT_MOST = 60  # seconds
 
@@ -253,7 +256,13 @@ class Worker:
 
     def _turn(self) -> bool:
         failed_before = sum(self.engine.stats.errors.values())
-        busy = self.engine.step()
+        try:
+            busy = self.engine.step()
+        except Exception as error:  # of the engine itself, which has ended all texts by it
+            log.exception("a turn of the engine failed")
+            self.failures += 1
+            self.last_error = error
+            return False
         if sum(self.engine.stats.errors.values()) > failed_before:
             self.failures += 1
             self.last_error = self.engine.last_error

@@ -1,7 +1,17 @@
 """/v1/contexts: read once, go on from, export, import, forget."""
 
-import pytest
+import concurrent.futures
+import errno
+import json
+import os
+from pathlib import Path
 
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from griffin_jax.inference.context import _checksum
+from griffin_jax.serving.context_store import owner_of_key
 from tests.serving.running import running
 from tests.serving.test_bad_input import refused
 from tests.serving.test_completions import post
@@ -72,6 +82,92 @@ def test_a_file_that_is_no_context_leaves_nothing(client, damage):
     error = refused(response, 400)
     assert error["code"] == "context_invalid" and "/" not in error["message"].replace("/keys", "")
     refused(client.get("/v1/contexts/broken"), 404)
+
+
+def test_files_of_others_are_met_at_the_door(client):
+    """Sound files, made elsewhere, of what is no state of a text."""
+    made = make(client, text=TEXT)
+    whole = client.get(f"/v1/contexts/{made['id']}").content
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    facts = json.loads(whole[8:begin])["__metadata__"]
+    arrays = safetensors.numpy.load(whole)
+
+    def file(read=facts["read"], **changes):
+        changed = {name: x for name, x in (arrays | changes).items() if x is not None}
+        told = facts | {"read": read, "checksum": json.dumps(_checksum(changed))}
+        return safetensors.numpy.save(changed, told)
+
+    tokens, position = arrays["tokens"], arrays["state/position"]
+    assert client.put("/v1/contexts/other", content=file()).status_code == 200
+    for words, content in (
+        ("is damaged", file("null")),
+        ("is damaged", file('"a"')),
+        ("is damaged", file("-1", **{"state/position": np.full_like(position, -1)})),
+        ("is damaged", file("true")),
+        ("is damaged", file("7")),
+        ("is damaged", file(**{"state/position": position - 9})),
+        ("its tokens are no list", file(tokens=None)),
+        ("its tokens are no list", file(tokens=tokens[None])),
+        ("a token is not one of", file(tokens=tokens + 10_000)),
+        ("position is missing", file(**{"state/position": None})),
+    ):
+        error = refused(client.put("/v1/contexts/other", content=content), 400)
+        assert error["code"] == "context_invalid" and words in error["message"]
+    found = post(client, prompt="Then", context="other", max_tokens=2)  # as it was
+    assert found["usage"]["completion_tokens"] == 2
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_nothing(client, server, monkeypatch):
+    made = make(client, text=TEXT)
+    whole = client.get(f"/v1/contexts/{made['id']}").content
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "replace", full)
+    before = sorted(server.service.contexts._folder.rglob("*"))
+    for response in (
+        client.post("/v1/contexts", json={"text": TEXT}),
+        client.put("/v1/contexts/full", content=whole),
+    ):
+        error = refused(response, 507)
+        assert error["code"] == "storage_failed" and "No space left" in error["message"]
+    assert sorted(server.service.contexts._folder.rglob("*")) == before
+
+
+def test_a_context_may_go_while_it_is_read(client, server, monkeypatch):
+    service = server.service
+
+    def goes(*arguments):
+        found = find(*arguments)
+        found.path.unlink()
+        return found
+
+    for ask in (
+        lambda name: client.get(f"/v1/contexts/{name}"),
+        lambda name: client.post("/v1/completions", json={"prompt": "a", "context": name}),
+    ):
+        made = make(client, text=TEXT)
+        service.contexts._on_device.clear()
+        with monkeypatch.context() as patch:
+            find = service.contexts.find
+            patch.setattr(service.contexts, "find", goes)
+            assert refused(ask(made["id"]), 404)["code"] == "context_not_found"
+
+
+def test_the_bytes_of_a_key_are_bounded_for_all_who_send_at_once(client, server, monkeypatch):
+    made = make(client, text=TEXT)
+    whole = client.get(f"/v1/contexts/{made['id']}").content
+    contexts = server.service.contexts
+    room = contexts._most_bytes - contexts.room(owner_of_key(None))
+    monkeypatch.setattr(contexts, "_most_bytes", room + len(whole) + 100)
+
+    def put(number):
+        return client.put(f"/v1/contexts/many-{number}", content=whole).status_code
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(put, range(6))) == [200] + [413] * 5
 
 
 @pytest.mark.parametrize("name", ["a" * 65, "a.b", "%2e%2e%2fa", "ä", "a b"])

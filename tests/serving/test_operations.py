@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from griffin_jax.inference.pool import Pool
+from griffin_jax.inference.reader import Reader
 from griffin_jax.serving.errors import RequestError
 from griffin_jax.serving.records import _Lines
 from griffin_jax.serving.service import DRAINING, READY
@@ -154,6 +155,22 @@ def test_a_device_that_fails_fails_its_requests_alone(server, client, monkeypatc
     until(lambda: client.get("/health").json()["status"] == READY)
     assert client.get("/health").json()["device_failures"] == before + 1
     assert "griffin_device_errors_total{" in client.get("/metrics").text
+
+
+def test_an_engine_that_fails_goes_on(server, client, monkeypatch):
+    service, read, broken = server.service, Reader.read, threading.Event()
+
+    def breaks(reader):
+        if not broken.is_set() and reader.requests:
+            broken.set()
+            raise TypeError("a mistake of the engine's")
+        return read(reader)
+
+    monkeypatch.setattr(Reader, "read", breaks)
+    error = refused(client.post("/v1/completions", json=LONG | {"max_tokens": 4}), 500)
+    assert error["code"] == "device_error" and service.worker.alive
+    assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+    until(lambda: client.get("/health").json()["status"] == READY)
 
 
 def test_metrics_count(client):
