@@ -132,6 +132,8 @@ def _state_of(path, config, dtype, tensors):
             raise CheckpointError(
                 f"{path}: {name} is {is_there}, and this model's is {leaf.dtype}{list(leaf.shape)}"
             )
+        if not np.isfinite(found).all():
+            raise CheckpointError(f"{path}: {name} holds what is no finite number")
     return jax.tree.unflatten(jax.tree.structure(shape), [tensors[name] for name in wanted])
 
 

@@ -203,19 +203,24 @@ def sampling_of(body: Generation) -> SamplingConfig:
     """Returns how the tokens of a request are drawn.
 
     Raises:
-      RequestError: logit_bias is wrong.
+      RequestError: logit_bias is wrong, or a value is one that cannot be counted with.
     """
     top_k = body.top_k if body.top_k > 0 else None
-    return SamplingConfig(
-        temperature=body.temperature,
-        top_k=1 if body.top_p == 0 else top_k,
-        top_p=body.top_p if 0 < body.top_p < 1 else None,
-        min_p=body.min_p or None,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        repetition_penalty=None if body.repetition_penalty == 1 else body.repetition_penalty,
-        logit_bias=_bias_of(body.logit_bias or {}) or None,
-    )
+    bias = _bias_of(body.logit_bias or {}) or None
+    try:
+        return SamplingConfig(
+            temperature=body.temperature,
+            top_k=1 if body.top_p == 0 else top_k,
+            top_p=body.top_p if 0 < body.top_p < 1 else None,
+            min_p=body.min_p or None,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            repetition_penalty=None if body.repetition_penalty == 1 else body.repetition_penalty,
+            logit_bias=bias,
+        )
+    except ValueError as error:
+        names = {entry.name for entry in dataclasses.fields(body)}
+        raise _of_field(error, names) from None
 
 
 def _bias_of(values: Mapping[Any, Any]) -> dict[int, float]:

@@ -61,6 +61,7 @@ WRONG = [
     (COMPLETIONS, {"suffix": "end"}, "suffix is not supported"),
     (COMPLETIONS, {"temprature": 1}, "did you mean temperature?"),
     (COMPLETIONS, {"messages": USER}, "unknown field"),
+    (COMPLETIONS, {"repetition_penalty": 1e-30}, "repetition_penalty must be"),
     (COMPLETIONS, {"regex": "("}, "regex"),
     (COMPLETIONS, {"regex": "a", "grammar": 'start: "a"'}, "give one of"),
     (COMPLETIONS, {"regex": "(" * 5000}, "nested"),

@@ -98,6 +98,7 @@ def test_files_of_others_are_met_at_the_door(client):
         return safetensors.numpy.save(changed, told)
 
     tokens, position = arrays["tokens"], arrays["state/position"]
+    hidden = next(name for name in arrays if name.endswith("hidden"))
     assert client.put("/v1/contexts/other", content=file()).status_code == 200
     for words, content in (
         ("is damaged", file("null")),
@@ -109,6 +110,7 @@ def test_files_of_others_are_met_at_the_door(client):
         ("its tokens are no list", file(tokens=None)),
         ("its tokens are no list", file(tokens=tokens[None])),
         ("a token is not one of", file(tokens=tokens + 10_000)),
+        ("no finite number", file(**{hidden: arrays[hidden] * np.nan})),
         ("position is missing", file(**{"state/position": None})),
     ):
         error = refused(client.put("/v1/contexts/other", content=content), 400)
