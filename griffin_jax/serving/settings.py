@@ -26,6 +26,8 @@ class ServerSettings:
       most_seconds: The time limit of a request, which then returns what it has.
       most_body_bytes: The largest body of a request, except files of contexts.
       body_seconds: How long a client may take to send a body.
+      unread_seconds: How long a client may take nothing of its answer once the buffers on the way are
+        full, until its connection is closed; where the system has such a bound, as Linux has.
       drain_seconds: How long open requests may continue after SIGTERM.
       prefix_cache_bytes: Device memory for the prefix cache; 0 turns it off.
       prefix_cache_host_bytes: Host memory for states that leave the device.
@@ -55,6 +57,7 @@ class ServerSettings:
     most_seconds: float = field(600.0, above=0)
     most_body_bytes: int = field(8 * 2**20, at_least=1024)
     body_seconds: float = field(30.0, above=0)
+    unread_seconds: float = field(60.0, above=0, at_most=86_400)
     drain_seconds: float = field(60.0, at_least=0)
     prefix_cache_bytes: int = field(2**28, at_least=0)
     prefix_cache_host_bytes: int = field(0, at_least=0)

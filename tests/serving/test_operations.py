@@ -99,14 +99,20 @@ def test_a_client_that_leaves_frees_its_place(server):
 
 def test_time_is_bounded(lm):
     with running(
-        lm, slots=1, most_seconds=0.2, body_seconds=0.3, most_new_tokens=100_000
+        lm,
+        slots=1,
+        most_seconds=0.2,
+        body_seconds=0.3,
+        unread_seconds=0.5,
+        most_new_tokens=100_000,
     ) as server:
         with server.client() as client:
             found = client.post("/v1/completions", json=LONG | {"max_tokens": 100_000}).json()
             assert found["choices"][0]["finish_reason"] == "length"
             assert found["choices"][0]["stop_reason"] == "deadline"
             assert 0 < found["usage"]["completion_tokens"] < 100_000
-        connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        connection_to = "127.0.0.1", int(server.url.rpartition(":")[2])
+        connection = socket.create_connection(connection_to)
         connection.sendall(
             b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             b'Content-Length: 100\r\n\r\n{"prompt"'
@@ -116,6 +122,18 @@ def test_time_is_bounded(lm):
             answer += piece
         assert answer.startswith(b"HTTP/1.1 408") and b"body_timeout" in answer
         connection.close()
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Several megabytes, of which nobody takes any.
+            body = json.dumps({"prompt": "😀" * 65_000}).encode()
+            head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            length = b"Content-Length: %d\r\n\r\n" % len(body)
+            connections = server.server.server_state.connections
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(connection_to)
+                connection.sendall(head + length + body)
+                until(lambda: connections)
+                until(lambda: not connections)
 
 
 def test_draining_ends_what_is_open_and_takes_nothing_new(lm):
