@@ -48,7 +48,9 @@ def main() -> None:
     for name in ("lm_eval", "datasets", "huggingface_hub", "griffin_jax", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    config, folder = _CONFIG.value, outputs.folder(_OUTPUT)
+    config = _CONFIG.value
+    mesh = command.mesh_of(config.mesh)
+    folder = outputs.folder(_OUTPUT)
     rows = suites.select(config.rows, config.tasks)
     name = file_name(config)
     options = run.Options(
@@ -77,7 +79,7 @@ def main() -> None:
         quantization=config.quantization,
         dtype=config.dtype,
         stack_layers=config.stack_layers,
-        mesh=command.mesh_of(config.mesh),
+        mesh=mesh,
         batch_size=config.batch_size,
         max_length=config.max_length,
         max_gen_toks=config.max_gen_toks,

@@ -124,10 +124,11 @@ def draw(runs: Sequence[Results], folder: Path) -> list[Path]:
 
 def _job(row):
     if row["what"] == "training":
-        parameters = f"{row['parameters'] / 1e9:.2f}B parameters"
+        count = row["parameters"]
+        parameters = f"{count / 1e9:.2f}B" if count >= 1e8 else f"{count / 1e6:.2f}M"
         dtype = f", {row['dtype']}" if "dtype" in row else ""
         size = f"{row['batch_size']} x {row['length']:,}"
-        return f"training, {parameters}{dtype}, {size}, {variant(row)}"
+        return f"training, {parameters} parameters{dtype}, {size}, {variant(row)}"
     model = f"{row['model']}:{row['weights']}:{row['dtype']}"
     tokens = row.get("position", row.get("prompt", 0))
     return f"{row['what']}, {model}, {row.get('batch_size', 1)} rows behind {tokens:,} tokens"

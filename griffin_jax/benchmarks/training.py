@@ -17,7 +17,7 @@ from griffin_jax.benchmarks.timing import Timing
 from griffin_jax.config import GriffinConfig
 from griffin_jax.models import Griffin, init_params
 from griffin_jax.models.griffin import REMAT_POLICIES
-from griffin_jax.sharding import make_mesh
+from griffin_jax.sharding import check_batch, check_config, make_mesh
 from griffin_jax.training.flops import peak_flops, train_flops_per_token
 from griffin_jax.training.optimizer import OptimizerConfig, adamw
 from griffin_jax.training.train_step import (
@@ -92,7 +92,8 @@ def measure_lengths(
       A row per measurement, as it comes; see `Bench.measure`.
 
     Raises:
-      ValueError: a length does not divide `tokens`, or a variant does not divide a length or batch.
+      ValueError: a length does not divide `tokens`, a variant does not divide a length or batch, or
+        (a MeshError) the mesh does not divide the model or a batch.
     """
     for length in lengths:
         if tokens % length:
@@ -115,6 +116,7 @@ class Bench:
     """Times training steps of one model, one program after another in the same memory."""
 
     def __init__(self, model: GriffinConfig, dtype: DTypeLike, repeats: int, mesh: Mesh):
+        check_config(model, mesh)
         self._config, self._dtype, self._repeats = model, jnp.dtype(dtype), repeats
         self._mesh = mesh
         self._optimizer = adamw(OptimizerConfig(warmup_steps=10), steps=1000)
@@ -157,6 +159,7 @@ class Bench:
             raise ValueError(
                 f"{variant.microbatches} microbatches do not divide a batch of {batch_size}"
             )
+        check_batch(batch_size, self._mesh)
         flops = train_flops_per_token(self._config, length)
         row: dict[str, Any] = {
             "devices": self._mesh.size,

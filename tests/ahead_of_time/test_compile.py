@@ -1,5 +1,6 @@
 """Kernels and shardings compile for TPU v5e; needs libtpu, and no TPU."""
 
+import functools
 import importlib.util
 import re
 
@@ -7,12 +8,13 @@ import jax
 import pytest
 
 import griffin_jax.config
-from griffin_jax.ahead_of_time import programs, topologies
+from griffin_jax.ahead_of_time import programs, roofline, topologies
 from griffin_jax.ahead_of_time.hlo import Module
 from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.report import compile_program
 from griffin_jax.config import GriffinConfig
 from griffin_jax.sharding import MeshError, MeshShape, make_mesh
+from griffin_jax.training.lora import LoRAConfig, init_adapter
 
 SMALL = GriffinConfig(
     vocab_size=1024,
@@ -92,6 +94,21 @@ def test_training_compiles_with_parameters_cut_over_the_chips(monkeypatch):
     count = sum(x.size for x in jax.tree.leaves(programs.abstract_arguments(program)))
     # Weights and two moments in float32, a quarter on each chip but for what is small.
     assert result["memory"]["arguments"] < 1.2 * 12 * count / 4
+
+
+@needs_libtpu
+def test_an_adapter_over_packed_weights_compiles_with_both_cut_over_the_chips(monkeypatch):
+    monkeypatch.setitem(griffin_jax.config.PRESETS, "small", SMALL.replace(num_layers=3))
+    mesh = MeshShape(fsdp=4)
+    program = Program("small", "nf4", "lora", 4, tokens=64, mesh=mesh, remat="none")
+    result = compile_program("v5e:2x2", program)
+    base = roofline.tree_bytes(programs.abstract_arguments(program))
+    weights = programs.abstract_arguments(program)
+    start = functools.partial(init_adapter, LoRAConfig())
+    adapter = roofline.tree_bytes(jax.eval_shape(start, weights, jax.random.key(0)))
+    # A quarter of the base as it is stored, and of the adapter with its two moments; tiles pad thin ones.
+    assert 0 < 2 * result["memory"]["arguments"] < base + 3 * adapter
+    assert result["collectives"]["all-gather"]["bytes"] < 4 * base
 
 
 @needs_libtpu

@@ -169,6 +169,8 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(folder):
     message = error("--config.tasks=griffin_toxigen", config="eval_safety")
     assert "PERSPECTIVE_API_KEY is not set" in message
     assert "hellaswag/validation.jsonl: no such file" in error("--config.tasks=hellaswag")
+    mesh = "--config.mesh.model=64"
+    assert "devices, mesh model=64 has 64" in error("--config.tasks=hellaswag", mesh)
     assert "config.limit must be a whole number of at least 1, or None, got 0" in error(
         "--config.tasks=boolq", "--config.limit=0"
     )

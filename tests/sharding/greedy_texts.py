@@ -105,7 +105,7 @@ def main() -> None:
         mesh = make_mesh(data=options.data, model=options.model, devices=devices)
         check_config(config := shape(options.layers), mesh)
     except ValueError as error:
-        parser.error(str(error))
+        raise SystemExit(f"error: {error}") from None
     for dtype in options.dtypes:
         precision = "highest" if dtype == "float32" else "default"
         for form in options.forms:

@@ -6,9 +6,13 @@ import json
 import jax
 import pytest
 
-from griffin_jax.benchmarks import machine, report, results, tasks
+from configs import bench_base
+from griffin_jax.benchmarks import machine, report, results, subject, tasks, training
 from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.benchmarks.subject import Subject
+from griffin_jax.checkpoints.random_weights import abstract_weights
+from griffin_jax.models import param_shardings
+from griffin_jax.sharding import MeshError, check_config, make_mesh
 from tests.sharding.eight_devices.meshes import WIDE
 
 LIMITS = {"bytes_per_second": 1e9, "flops_per_second": 1e9, "float32_flops_per_second": 1e9}
@@ -68,6 +72,31 @@ def test_a_mesh_that_does_not_make_up_the_devices_is_one_line(kind):
     values = json.loads(config.to_json_best_effort()) | {"mesh": ONE | {"model": 3}}
     with pytest.raises(ValueError, match="there are 8 devices, mesh model=3 has 3"):
         list(tasks.run(tasks.Job(kind, "tiny:nf4", values, LIMITS)))
+
+
+@pytest.mark.parametrize(
+    "name, model, mesh, message",
+    [
+        ("bench_throughput", "tiny:nf4", {"model": 8}, "model=8 does not divide num_heads 4"),
+        ("bench_training", "", {"model": 8}, "model=8 does not divide num_heads 4"),
+        ("bench_training", "", {"fsdp": 8}, "a batch of 4 does not divide over mesh .*fsdp=8"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_work_is_met_before_anything_is_made(
+    name, model, mesh, message, monkeypatch
+):
+    monkeypatch.setattr(subject, "random_params", None)
+    monkeypatch.setattr(training, "init_params", None)
+    with pytest.raises(MeshError, match=message):
+        rows_of(name, model, mesh=ONE | mesh)
+
+
+def test_a_wide_shape_of_the_tiny_variants_has_a_part_for_each_of_eight_devices():
+    shapes = {"wide": bench_base.WIDE}
+    config = Subject.parse("wide:nf4", shapes).config
+    check_config(config, mesh := make_mesh(model=8))
+    params = abstract_weights(config, "bfloat16", Subject.parse("wide:nf4", shapes).quantization)
+    param_shardings(config, params, mesh)
 
 
 def test_limits_of_several_devices_are_those_of_one_each():
