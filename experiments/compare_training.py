@@ -67,7 +67,9 @@ class Run:
 
 
 def main() -> None:
-    _import_pyplot()
+    from griffin_jax.plotting import pyplot
+
+    pyplot()
     config, folder = _CONFIG.value, outputs.folder(_OUTPUT)
     runs = [open_run(text, config) for text in config.runs]
     write_report(folder, runs, config)
@@ -216,7 +218,9 @@ what each run logged.
 
 def plot_losses(file: BinaryIO, runs: list[Run]) -> None:
     """Training loss, faint, and held-out loss of every run over tokens."""
-    figure, axis = _import_pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    from griffin_jax.plotting import pyplot
+
+    figure, axis = pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     for index, run in enumerate(runs):
         tokens_per_step = run.identity["batch_size"] * run.identity["seq_len"] / 1e6
         for metric, style in (("loss", {"alpha": 0.25}), ("heldout_loss", {"marker": "o"})):
@@ -239,7 +243,9 @@ def plot_losses(file: BinaryIO, runs: list[Run]) -> None:
 
 def plot_positions(file: BinaryIO, curves: dict[str, list[dict[str, float]]], seq_len: int) -> None:
     """Loss by position; beyond the dotted line no position was ever trained."""
-    figure, axis = _import_pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    from griffin_jax.plotting import pyplot
+
+    figure, axis = pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     for name, curve in curves.items():
         axis.plot(
             [part["to"] for part in curve],
@@ -254,15 +260,6 @@ def plot_positions(file: BinaryIO, curves: dict[str, list[dict[str, float]]], se
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(file, dpi=110, format="png")
-
-
-def _import_pyplot():
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError("the plots need matplotlib: pip install griffin_jax[bench]") from None
-    plt.switch_backend("Agg")
-    return plt
 
 
 if __name__ == "__main__":

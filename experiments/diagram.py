@@ -26,9 +26,9 @@ _COLORS = {
 
 
 def main() -> None:
-    from griffin_jax.benchmarks.plots import pyplot
     from griffin_jax.config import preset
     from griffin_jax.files import new_file
+    from griffin_jax.plotting import pyplot
 
     plt, config, path = pyplot(), preset(_MODEL.value), outputs.file(_OUTPUT)
     figure, axes = plt.subplots(

@@ -52,9 +52,10 @@ class Row:
 
 def main() -> None:
     import griffin_jax
+    from griffin_jax.plotting import pyplot
     from griffin_jax.training import corpus
 
-    _import_pyplot()
+    pyplot()
     config, folder = _CONFIG.value, outputs.folder(_OUTPUT)
     check_packings(config.packings)
     texts = [_beginning(text, config.max_bytes) for text in corpus.read_documents(_TEXT.value)]
@@ -231,7 +232,9 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
 
 def plot(file: BinaryIO, rows: list[Row]) -> None:
     """Bits per byte, and divergence, over stored bits per linear weight."""
-    figure, axes = _import_pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    from griffin_jax.plotting import pyplot
+
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     base, packed = rows[0], sorted(rows[1:], key=lambda row: row.bits_per_weight)
     kinds = dict.fromkeys((row.quant_type, row.double_quant) for row in packed)
     for axis, figure_of in zip(axes, ("bits_per_byte", "divergence"), strict=True):
@@ -253,15 +256,6 @@ def plot(file: BinaryIO, rows: list[Row]) -> None:
     axes[1].set_ylabel("KL, nats per token")
     axes[0].legend()
     figure.savefig(file, dpi=110, format="png")
-
-
-def _import_pyplot():
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError("the plot needs matplotlib: pip install griffin_jax[bench]") from None
-    plt.switch_backend("Agg")
-    return plt
 
 
 if __name__ == "__main__":

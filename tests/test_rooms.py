@@ -24,6 +24,7 @@ ROOMS = (
         "host",
         "markdown",
         "progress",
+        "plotting",
         "files",
         "provenance",
         "compilation_cache",

@@ -18,6 +18,7 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.files import new_file
 from griffin_jax.models import abstract_params
 from griffin_jax.paths import resolve
+from griffin_jax.plotting import pyplot
 from griffin_jax.sharding import MeshShape
 
 CHIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -173,13 +174,7 @@ def plot(found: list[Point], path: Path) -> None:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('the plot needs matplotlib: pip install "griffin_jax[bench]"') from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for job in dict.fromkeys(point.job for point in found):
         line = [p for p in found if p.job == job]

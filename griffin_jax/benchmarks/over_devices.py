@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from griffin_jax.benchmarks import plots
 from griffin_jax.benchmarks.results import variant
 from griffin_jax.files import new_file
 from griffin_jax.markdown import table
+from griffin_jax.plotting import pyplot
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -104,7 +104,7 @@ def draw(runs: Sequence[Results], folder: Path) -> list[Path]:
     found = jobs(runs)
     if not found:
         return []
-    figure, axis = plots.pyplot().subplots(figsize=(7, 4.4), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(7, 4.4), layout="constrained")
     for job, rows in found.items():
         rates = [row["tokens_per_second"] for row in rows.values()]
         axis.plot(list(rows), rates, "o-", label=job)
@@ -118,7 +118,7 @@ def draw(runs: Sequence[Results], folder: Path) -> list[Path]:
     path = folder / f"{NAME}-{runs[0]['kind']}.png"
     with new_file(path) as file:
         figure.savefig(file, dpi=110, format="png")
-    plots.pyplot().close(figure)
+    pyplot().close(figure)
     return [path]
 
 

@@ -12,6 +12,7 @@ from griffin_jax.benchmarks.results import name
 from griffin_jax.config import preset
 from griffin_jax.files import new_file
 from griffin_jax.paths import resolve
+from griffin_jax.plotting import pyplot
 
 Results = dict[str, Any]
 
@@ -132,20 +133,6 @@ def _by_name(results, what) -> Iterator[tuple[str, list]]:
     rows = [r for r in results["rows"] if r["what"] == what and r.get("status", "ok") == "ok"]
     for subject in dict.fromkeys(map(name, rows)):
         yield subject, [row for row in rows if name(row) == subject]
-
-
-def pyplot() -> Any:
-    """Returns matplotlib's pyplot, drawing into files.
-
-    Raises:
-      ImportError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install griffin_jax[bench]") from None
-    plt.switch_backend("Agg")
-    return plt
 
 
 # The rows that a plot shows, where a run may have none of them.

@@ -11,6 +11,7 @@ from griffin_jax.evaluation.suites import Row
 from griffin_jax.files import new_file, write_text
 from griffin_jax.markdown import table
 from griffin_jax.paths import resolve
+from griffin_jax.plotting import pyplot
 from griffin_jax.quantization import QuantizationConfig
 
 KIND = "evaluation"
@@ -278,11 +279,7 @@ def _number(value):
 
 def plot(documents: Sequence[Mapping], path: Path) -> None:
     """Published and measured figures, a group of bars for each benchmark."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError("the plot needs matplotlib: pip install griffin_jax[bench]") from None
-    plt.switch_backend("Agg")
+    plt = pyplot()
     rows = {row["benchmark"]: row for document in documents for row in document["rows"]}
     models = list(dict.fromkeys(model for row in rows.values() for model in row["card"]))
     series = [

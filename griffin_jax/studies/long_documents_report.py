@@ -8,9 +8,9 @@ import numpy as np
 
 from griffin_jax import markdown
 from griffin_jax.files import new_file, write_text
+from griffin_jax.plotting import pyplot
 from griffin_jax.studies import claims
 from griffin_jax.studies.long_documents import LongDocumentsStudy
-from griffin_jax.tracing.plots import pyplot
 
 WAYS = ("one pass", "chunks read", "best chunk")
 

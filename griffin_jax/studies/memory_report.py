@@ -9,7 +9,7 @@ import numpy as np
 
 from griffin_jax import markdown
 from griffin_jax.files import new_file, write_text
-from griffin_jax.tracing.plots import pyplot
+from griffin_jax.plotting import pyplot
 
 
 def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from griffin_jax import markdown
 from griffin_jax.files import new_file, write_text
+from griffin_jax.plotting import pyplot
 from griffin_jax.studies import claims
-from griffin_jax.tracing.plots import pyplot
 
 # What an accuracy is of.
 _COUNTED = {"rows": "rows without a wrong answer", "tokens": "answers"}

@@ -7,11 +7,11 @@ from typing import Any
 
 from griffin_jax import markdown
 from griffin_jax.files import new_file, write_text
+from griffin_jax.plotting import pyplot
 from griffin_jax.studies import claims
 from griffin_jax.studies.claims import judge
 from griffin_jax.studies.scans import ScansStudy
 from griffin_jax.studies.step_time import StepTimeStudy
-from griffin_jax.tracing.plots import pyplot
 
 
 def ratios(found: Mapping[str, Any]) -> dict[str, dict[int, float]]:

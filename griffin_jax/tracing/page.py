@@ -12,7 +12,8 @@ import numpy as np
 
 from griffin_jax.config import RECURRENT
 from griffin_jax.files import new_file, write_text
-from griffin_jax.tracing.plots import NAMES, PLOTS, Reading, pyplot
+from griffin_jax.plotting import pyplot
+from griffin_jax.tracing.plots import NAMES, PLOTS, Reading
 from griffin_jax.tracing.recurrence import memory_length
 from griffin_jax.tracing.trace import select
 

@@ -131,7 +131,7 @@ def memory(plt: Any, reading: Reading) -> Any:
         share = np.asarray(share_of_state(decays[layer], inputs[layer], reading.token))[0]
         axis.plot(np.arange(len(share)) + 1, share, color=color, label=layer)
     axis.set(xscale="log", yscale="log", ylim=(1e-4, 1.2))
-    axis.set(xlabel="tokens later, and 1", ylabel="share of the state")
+    axis.set(xlabel="distance to the later token, plus 1", ylabel="share of the state")
     axis.legend(title="layer", fontsize=8, ncols=2)
     axis.grid(alpha=0.3, which="both")
     return figure
@@ -146,20 +146,6 @@ PLOTS: dict[str, Callable[[Any, Reading], Any]] = {
     "lens": lens,
     "memory": memory,
 }
-
-
-def pyplot() -> Any:
-    """Matplotlib, which draws into files.
-
-    Raises:
-      ImportError: it is not installed.
-    """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install griffin_jax[bench]") from None
-    plt.switch_backend("Agg")
-    return plt
 
 
 def _bits(logits, targets):
