@@ -233,7 +233,7 @@ def preset(name: str) -> GriffinConfig:
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype:
-    """`dtype`, a name or a type, as numpy has it.
+    """Returns `dtype`, a name or a type, as numpy has it.
 
     Raises:
       ValueError: it is not one that a model runs in: float32, float16 or bfloat16.

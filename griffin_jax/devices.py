@@ -105,7 +105,7 @@ def model_shards() -> int:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """`x` in the layout that `LOGICAL_AXES` gives dimensions of these names."""
+    """Returns `x` in the layout that `LOGICAL_AXES` gives dimensions of these names."""
     mesh = current_mesh()
     if mesh is None:
         return x
@@ -125,7 +125,7 @@ def per_shard(
     names: Sequence[tuple[str | None, ...]],
     results: Sequence[tuple[tuple[int, ...], tuple[str | None, ...]]],
 ) -> Any:
-    """function(*arguments), on every device of a mesh for its own part of them.
+    """Calls function(*arguments) on every device of a mesh for its own part of them.
 
     The compiler cannot partition hand-written kernels, and scans over time only badly.
 
@@ -174,7 +174,7 @@ def part_of(tree: Any, names: Any) -> Any:
 
 
 def on_parts(function: Callable, trees: Sequence[Any], names: Sequence[Any], results: Any) -> Any:
-    """`per_shard` of a function of trees of arrays.
+    """Calls `per_shard` with a function of trees of arrays.
 
     Args:
       function: From trees to a tree.

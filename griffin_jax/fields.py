@@ -299,7 +299,7 @@ def _typed(name, value, kind):
 
 
 def _scalar(value):
-    """NumPy's and JAX's scalars as Python's."""
+    """Returns NumPy's and JAX's scalars as Python's."""
     if isinstance(value, np.generic) or (
         hasattr(value, "item") and not isinstance(value, str | bytes) and np.ndim(value) == 0
     ):

@@ -42,7 +42,7 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 @contextlib.contextmanager
 def new_file(path: AnyPath, inputs: Sequence[AnyPath] = ()) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when the block ends well.
+    """Yields a file to write, which takes the place of `path` when the block ends well.
 
     Symbolic links are followed, and a device, a pipe or a file that cannot be replaced is written
     into, once the block has ended well. A file that is replaced keeps its permissions. Folders above
@@ -115,7 +115,7 @@ def write_json(path: AnyPath, value: Any, **options: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: AnyPath, *, replace: bool = False, mark: str | None = None) -> Iterator[Path]:
-    """A folder to fill, which takes `path`'s name when the block ends well.
+    """Yields a folder to fill, which takes `path`'s name when the block ends well.
 
     When the block raises, nothing is left. An empty folder that has to stay, as one that a container
     mounts, is filled at the end.

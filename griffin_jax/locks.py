@@ -230,7 +230,7 @@ def _alive(owner: dict[str, Any] | None) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, as Linux has it; None where that is not told."""
+    """Returns when a process began, as Linux has it; None where that is not told."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

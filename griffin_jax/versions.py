@@ -37,7 +37,7 @@ def _advice() -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """(0, 12, 1) of "0.12.1.dev20261130"."""
+    """Returns (0, 12, 1) of "0.12.1.dev20261130"."""
     return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 

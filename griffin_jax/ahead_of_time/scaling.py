@@ -105,7 +105,7 @@ def _train(model, weights, chips) -> Iterator[tuple[MeshShape, Roofline]]:
 
 
 def table(found: list[Point]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a line per number of chips, a column per job."""
+    """Returns head and rows: a line per number of chips, a column per job."""
     jobs = list(dict.fromkeys(point.job for point in found))
     rows = []
     for chips in CHIPS:
@@ -122,7 +122,8 @@ def _cell(point):
 
 
 def host_table() -> tuple[list[str], list[list[str]]]:
-    """Head and rows: milliseconds of a step on 1 to 8 H200 of a host, and what part links take of it.
+    """Returns head and rows: milliseconds of a step on 1 to 8 H200 of a host, and what part links
+    take of it.
 
     Decoding is cut over "model", training over "fsdp". A prediction, to be held against what
     `experiments.benchmark` measures with `--config.mesh.model` and `--config.mesh.fsdp`.
@@ -169,7 +170,7 @@ def _part(floor):
 
 
 def plot(found: list[Point], path: Path) -> None:
-    """A line per job.
+    """Draws a line for each job.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -302,7 +303,7 @@ _OTHERS = (
 
 
 def errors_table(figures: list[Measured]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: measured, by the model, and by how much the model is off."""
+    """Returns head and rows: measured, by the model, and by how much the model is off."""
     rows = []
     for figure in figures:
         name, floor = _floor(figure)

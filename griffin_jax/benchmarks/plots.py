@@ -63,7 +63,7 @@ def latency(axis: Any, results: Results) -> None:
 
 
 def throughput(axis: Any, results: Results) -> None:
-    """Sampled tokens per second over the batch size."""
+    """Draws sampled tokens per second over the batch size."""
     for subject, rows in _by_name(results, "throughput"):
         sizes = [row["batch_size"] for row in rows]
         axis.plot(sizes, [row["tokens_per_second"] for row in rows], "o-", label=subject)
@@ -73,8 +73,9 @@ def throughput(axis: Any, results: Results) -> None:
 
 
 def share(axis: Any, results: Results) -> None:
-    """The share of the roofline over the batch size: of the bandwidth or of the matrix rate, whichever
-    binds."""
+    """Draws the share of the roofline over the batch size: of the bandwidth or of the matrix rate,
+    whichever binds.
+    """
     for subject, rows in _by_name(results, "throughput"):
         sizes = [row["batch_size"] for row in rows]
         shares = [100 * max(row["bandwidth_share"], row["matmul_share"]) for row in rows]
@@ -99,7 +100,7 @@ def cache(axis: Any, results: Results) -> None:
 
 
 def roofline(axis: Any, results: Results) -> None:
-    """FLOP/s reached over FLOPs per byte, under what the device was measured to do."""
+    """Draws FLOP/s reached over FLOPs per byte, under what the device was measured to do."""
     limits = results["limits"]
     rate, bandwidth = limits["flops_per_second"], limits["bytes_per_second"]
     intensity = np.logspace(-1, 4, 200)

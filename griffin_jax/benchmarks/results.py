@@ -40,7 +40,7 @@ def line(row: Row) -> str:
 
 
 def variant(row: Row) -> str:
-    """How a training step spends memory."""
+    """Returns how a training step spends memory."""
     return f"remat {row['remat']}, loss in {row['loss_chunks']}, batch in {row['microbatches']}"
 
 

@@ -41,7 +41,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def staged_folder(target: AnyPath, replace: bool = False) -> Iterator[Path]:
-    """A new folder beside `target` that takes its name when the block ends well.
+    """Yields a new folder beside `target` that takes its name when the block ends well.
 
     When the block raises, the new folder is removed. Several processes get the same folder, which
     takes its name when all have ended the block.

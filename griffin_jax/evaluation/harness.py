@@ -374,7 +374,7 @@ def describe_cut(max_length: int | None, cut: Sequence[int], total: int) -> str:
 
 
 def lm_eval_command() -> None:
-    """The command line of lm-evaluation-harness, where `--model griffin_jax` is known."""
+    """Runs the command line of lm-evaluation-harness, where `--model griffin_jax` is known."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

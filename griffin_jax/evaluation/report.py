@@ -278,7 +278,7 @@ def _number(value):
 
 
 def plot(documents: Sequence[Mapping], path: Path) -> None:
-    """Published and measured figures, a group of bars for each benchmark."""
+    """Draws published and measured figures, a group of bars for each benchmark."""
     plt = pyplot()
     rows = {row["benchmark"]: row for document in documents for row in document["rows"]}
     models = list(dict.fromkeys(model for row in rows.values() for model in row["card"]))

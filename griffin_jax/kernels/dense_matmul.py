@@ -16,7 +16,7 @@ _ARM = ("bf16",)
 def dense_matmul(
     x: jax.Array, weight: jax.Array, *, dtype: DTypeLike | None = None, kernel: str | None = None
 ) -> jax.Array:
-    """x @ weight.T, accumulated in float32.
+    """Returns x @ weight.T, accumulated in float32.
 
     Args:
       x: [..., in], a floating-point type.
@@ -103,7 +103,7 @@ def _blocks_unsupported(x):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def bfloat16_matmul(x: jax.Array, weight: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """x @ weight.T of bfloat16 weights, on a CPU that multiplies them.
+    """Returns x @ weight.T of bfloat16 weights, on a CPU that multiplies them.
 
     XLA hands a product of bfloat16 matrices with a float32 result to a library (YNNPACK) that uses
     the processor's own instructions. It hands over neither a product with a bfloat16 result nor one

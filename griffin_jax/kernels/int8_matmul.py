@@ -51,7 +51,7 @@ def int8_matmul(
 
 
 def int8_matmul_reference(x: jax.Array, weights: Sequence[Int8Weight]) -> tuple[jax.Array, ...]:
-    """The definition; see `int8_matmul`."""
+    """Computes the definition; see `int8_matmul`."""
 
     def product(weight):
         y = dense_matmul(x, weight.rows.astype(x.dtype), dtype=jnp.float32)

@@ -48,7 +48,8 @@ def linear_recurrence(
 
 
 def recur(x: jax.Array, a: jax.Array, h0: jax.Array, at: At) -> jax.Array:
-    """`linear_recurrence` as part of a plain definition, whose states are a place to see and change.
+    """Computes `linear_recurrence` as part of a plain definition, whose states are a place to see
+    and change.
 
     Where a patch changes a state, the recurrence goes on from what it was changed to: that state has
     the changed value and later ones follow from it. A patch is given the states without it.

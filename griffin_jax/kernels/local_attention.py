@@ -187,7 +187,7 @@ def _written_unsupported(q, cached_k, fresh):
 
 
 def _over_written_slots(q, k, v, cached_k, cached_v, start, limit):
-    """`_over_all_pairs` without the slots that no row of the batch has written yet.
+    """Computes `_over_all_pairs` without the slots that no row of the batch has written yet.
 
     Until the end of a ring is reached, a position stands in the slot of its number, so the first
     slots are a ring, too. How many of them are looked at, the device decides: none, a quarter, all.
@@ -306,7 +306,8 @@ def attention_scores(
     *,
     reach: int | None,
 ) -> jax.Array:
-    """What the softmax is taken of, by the definition over all pairs; arguments as `local_attention`.
+    """Returns what the softmax is taken of, by the definition over all pairs; arguments as
+    `local_attention`.
 
     Returns:
       float32[B, N, T, S + T]. The first S keys are those of the ring, oldest first, and then come
@@ -325,14 +326,16 @@ def attention_scores(
 
 
 def attended(weights: jax.Array, v: jax.Array, cached_v: jax.Array, start: jax.Array) -> jax.Array:
-    """The values [B, T, N, H] that weights [B, N, T, S + T] mix, whose keys are in the order above."""
+    """Returns the values [B, T, N, H] that weights [B, N, T, S + T] mix, whose keys are in the
+    order above.
+    """
     values = _on_a_line(cached_v, v, start)
     values = jnp.repeat(values, weights.shape[1] // v.shape[2], axis=2)
     return jnp.einsum("bnts,bsnh->btnh", weights.astype(v.dtype), values)
 
 
 def _on_a_line(ring, x, start):
-    """What is in a ring [B, S, K, H], oldest first, and behind it x [B, T, K, H]."""
+    """Returns what is in a ring [B, S, K, H], oldest first, and behind it x [B, T, K, H]."""
     slots = ring.shape[1]
     order = (start[:, None] + jnp.arange(slots)[None]) % max(slots, 1)
     return jnp.concatenate([jnp.take_along_axis(ring, order[..., None, None], axis=1), x], axis=1)

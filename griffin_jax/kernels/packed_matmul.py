@@ -22,7 +22,7 @@ from griffin_jax.quantization.tensor import QuantizedTensor, decode, is_packed
 def packed_matmul(
     x: jax.Array, weights: Sequence[QuantizedTensor | LayerOf], *, kernel: str | None = None
 ) -> tuple[jax.Array, ...]:
-    """x @ weight.T for each weight, accumulated in float32.
+    """Returns x @ weight.T for each weight, accumulated in float32.
 
     Args:
       x: [..., in], a floating-point type.

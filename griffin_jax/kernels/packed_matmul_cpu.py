@@ -101,7 +101,7 @@ def rows_unsupported(weights: Sequence[QuantizedTensor]) -> str | None:
 
 
 def table_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
-    """x [..., in] @ weight.T by tables, in float32."""
+    """Returns x [..., in] @ weight.T by tables, in float32."""
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     if len(rows) == 1:
         y = _vector_product(rows[0], weight)
@@ -169,7 +169,8 @@ def _pairwise_sum(terms):
 
 
 def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
-    """x [..., in] @ weight.T with a few rows of the weight decoded at a time; see `rows_cpu.matmul`.
+    """Returns x [..., in] @ weight.T with a few rows of the weight decoded at a time; see
+    `rows_cpu.matmul`.
 
     Even and odd inputs are multiplied apart: interleaving the halves of the bytes is what decoding
     would otherwise spend its time on.

@@ -24,7 +24,7 @@ _MOST_ROWS_AHEAD = 32
 
 
 def unsupported_reason(x: jax.Array, weights: Sequence[QuantizedTensor]) -> str | None:
-    """None, or why the kernel does not serve x [..., in] under these weights."""
+    """Returns None, or why the kernel does not serve x [..., in] under these weights."""
     if reason := backend.missing():
         return reason
     if x.dtype not in (jnp.bfloat16, jnp.float16):
@@ -33,7 +33,7 @@ def unsupported_reason(x: jax.Array, weights: Sequence[QuantizedTensor]) -> str 
 
 
 def fits(weights: Sequence[QuantizedTensor]) -> str | None:
-    """None, or why the kernel does not serve these weights."""
+    """Returns None, or why the kernel does not serve these weights."""
     first = weights[0]
     for weight in weights:
         if weight.packed.ndim != 2 or weight.ndim != 2:
@@ -86,7 +86,7 @@ def multiply_operand(
 
 
 def gated_fits(gate: QuantizedTensor, up: QuantizedTensor) -> str | None:
-    """None, or why `gated_matmul` does not serve these weights."""
+    """Returns None, or why `gated_matmul` does not serve these weights."""
     if gate.shape != up.shape or gate.shape[0] % PIECE:
         return f"gates of {gate.shape[0]} of {up.shape[0]} outputs (needs as many, in {PIECE}s)"
     return None
@@ -144,7 +144,7 @@ def _plan(x, weights, scales, **options):
 
 
 def _scales(weight):
-    """float32[out, in / 32 or in / 64]: larger blocks' scales are repeated."""
+    """Returns float32[out, in / 32 or in / 64]: larger blocks' scales are repeated."""
     scales = decode_scales(weight)
     if weight.block_size > TILE:
         scales = jnp.repeat(scales, weight.block_size // TILE, axis=1)

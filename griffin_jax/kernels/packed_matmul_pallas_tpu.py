@@ -52,7 +52,9 @@ def unsupported_reason(x: jax.Array, weight: Weight) -> str | None:
 
 
 def packed_matmul(x: jax.Array, weight: Weight, *, interpret: bool = False) -> jax.Array:
-    """x @ weight.T for bfloat16 x [..., in], accumulated in float32; see `unsupported_reason`."""
+    """Returns x @ weight.T for bfloat16 x [..., in], accumulated in float32; see
+    `unsupported_reason`.
+    """
     rows = x.reshape(-1, x.shape[-1])
     padded = jnp.pad(rows, ((0, -rows.shape[0] % _ROW_TILE), (0, 0)))
     product: Any = _product(padded, weight, interpret)
@@ -212,7 +214,7 @@ def _shift_right(words, bits):
 
 
 def _exchange_lanes(x):
-    """bfloat16 [M, K] with the inputs of each unit in the order of `_decode`'s rows."""
+    """Returns bfloat16 [M, K] with the inputs of each unit in the order of `_decode`'s rows."""
     words = pltpu.bitcast(x, jnp.int32)
     parts = []
     for begin in range(0, x.shape[1], _LANES):

@@ -14,7 +14,7 @@ At = Callable[..., jax.Array]
 def unseen(
     name: str, value: jax.Array, settle: Callable[[jax.Array], jax.Array] | None = None
 ) -> jax.Array:
-    """The value as it is.
+    """Returns the value as it is.
 
     Args:
       name: What the place is called.

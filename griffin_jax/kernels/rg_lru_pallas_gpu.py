@@ -88,7 +88,7 @@ def _decay(chunk, gate_a, slope, shift):
 
 
 def _square(chunk, log_a, a):
-    """1 - a^2; near a = 1 as -2 a sinh(log a) by its series, which loses no bits."""
+    """Returns 1 - a^2; near a = 1 as -2 a sinh(log a) by its series, which loses no bits."""
     z = log_a * log_a
     series = chunk.fma(z, jnp.full_like(z, -(_LN2**5) / 60), jnp.full_like(z, -(_LN2**3) / 3))
     series = a * log_a * chunk.fma(z, series, jnp.full_like(z, -2 * _LN2))

@@ -73,7 +73,7 @@ _recurrence.defvjp(_forward_rule, _backward_rule)
 
 
 def _gates(gate_x, gate_a, slope):
-    """In float32: both gates, a, the input's multiplier, and 1 - a^2 without resets."""
+    """Returns in float32: both gates, a, the input's multiplier, and 1 - a^2 without resets."""
     i = jax.nn.sigmoid(gate_x)
     r = jax.nn.sigmoid(gate_a)
     log_a = slope * r
@@ -85,7 +85,7 @@ def _gates(gate_x, gate_a, slope):
 
 
 def _one_minus_exp(y):
-    """1 - exp(y) of y <= 0, near zero by its series, since Mosaic has no expm1."""
+    """Returns 1 - exp(y) of y <= 0, near zero by its series, since Mosaic has no expm1."""
     series = -y * (1 + y / 2 * (1 + y / 3 * (1 + y / 4 * (1 + y / 5))))
     return jnp.where(y > -0.1, series, 1 - jnp.exp(y))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * (1 + scale), in float32, returned in the dtype of x.
+    """Returns x / rms(x) * (1 + scale), computed in float32, in the dtype of x.
 
     The gradient keeps x alone, not the float32 arrays on the way.
     """

@@ -259,7 +259,7 @@ class Chunk:
         return _assembly(f"{name}.approx.ftz.f32 $0, $1;", "=f,f", value)
 
     def fma(self, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-        """a * b + c in one instruction, which the compiler would not make of it."""
+        """Returns a * b + c in one instruction, which the compiler would not make of it."""
         if self._interpret:
             return a * b + c
         return _assembly("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", *jnp.broadcast_arrays(a, b, c))

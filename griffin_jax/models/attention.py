@@ -48,7 +48,7 @@ class AttentionState(BlockState):
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float, fraction: float) -> jax.Array:
-    """Rotary position embedding (arXiv:2104.09864) of the leading `fraction` of each head.
+    """Applies rotary position embedding (arXiv:2104.09864) of the leading `fraction` of each head.
 
     Args:
       x: [B, T, N, H].

@@ -126,7 +126,9 @@ class MLPBlock(nn.Module):
 
 
 def drop_out(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Dropout (Srivastava et al., 2014) at a rate rounded to a multiple of 1/256: a byte decides."""
+    """Applies dropout (Srivastava et al., 2014) at a rate rounded to a multiple of 1/256: a byte
+    decides.
+    """
     dropped = round(256 * rate)
     kept = jax.random.bits(key, x.shape, jnp.uint8) >= dropped
     scaled = x.astype(jnp.float32) * (256 / (256 - dropped))

@@ -135,7 +135,7 @@ def adapted_layers() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _kinds(blocks):
-    """By path without the layer's number, from a small model that has a layer of each kind."""
+    """Returns by path without the layer's number, from a small model that has a layer of each kind."""
     pattern = tuple(kind for kind, _ in blocks)
     config = GriffinConfig(
         vocab_size=16,

@@ -79,7 +79,9 @@ def project(x: jax.Array, *layers: Linear) -> tuple[jax.Array, ...]:
 
 @jax.checkpoint
 def gated_gelu(gate: jax.Array, x: jax.Array) -> jax.Array:
-    """gelu(gate) * x, rounded once; the gradient computes the gelu again and keeps none of it."""
+    """Returns gelu(gate) * x, rounded once; the gradient computes the gelu again and keeps none of
+    it.
+    """
     return (nn.gelu(gate.astype(jnp.float32)) * x.astype(jnp.float32)).astype(x.dtype)
 
 

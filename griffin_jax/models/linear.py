@@ -18,7 +18,7 @@ AnyWeight = jax.Array | Weight
 
 
 def matmul(x: jax.Array, weight: AnyWeight, split: str | None = None) -> jax.Array:
-    """x @ weight.T, accumulated in float32.
+    """Returns x @ weight.T, accumulated in float32.
 
     Args:
       x: [..., in], a floating-point type.
@@ -35,7 +35,9 @@ def matmul(x: jax.Array, weight: AnyWeight, split: str | None = None) -> jax.Arr
 def matmuls(
     x: jax.Array, weights: Sequence[AnyWeight], splits: Sequence[str | None]
 ) -> tuple[jax.Array, ...]:
-    """`matmul` of one input with several weights; those of one packed format are read together."""
+    """Returns `matmul` of one input with several weights; those of one packed format are read
+    together.
+    """
     formats = {format_of(weight) for weight in weights}
     if len(formats) == 1:
         return PRODUCTS[formats.pop()](x, weights, splits)

@@ -65,7 +65,9 @@ def place(module: nn.Module, name: str, value: jax.Array, settle: Patch | None =
 
 
 def asked(module: nn.Module, *names: str) -> bool:
-    """Whether anything is wanted of a module's own places: of these, or of any where none is given."""
+    """Returns whether anything is wanted of a module's own places: of these, or of any where none
+    is given.
+    """
     requests = _requests(module)
     if requests is None:
         return module.is_mutable_collection(RECORDED)
@@ -73,7 +75,7 @@ def asked(module: nn.Module, *names: str) -> bool:
 
 
 def asked_within(module: nn.Module) -> bool:
-    """Whether anything is wanted of a module or of what it is made of."""
+    """Returns whether anything is wanted of a module or of what it is made of."""
     tree = module.variables.get(ASKED)
     if tree is None:
         return module.is_mutable_collection(RECORDED)
@@ -86,7 +88,9 @@ def _requests(module) -> Mapping[str, Request] | None:
 
 
 def flatten(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What a tree of requests or records holds: the modules on the way and the name, and the entry."""
+    """Returns what a tree of requests or records holds: the modules on the way and the name, and
+    the entry.
+    """
     for key, entry in tree.items():
         if key == HERE:
             yield from (((*path, name), value) for name, value in entry.items())
@@ -95,7 +99,7 @@ def flatten(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def unflatten(entries: Mapping[tuple[str, ...], Any], modules: Sequence[tuple[str, ...]]) -> dict:
-    """The inverse of `flatten`, in which each of the modules has a list, be it empty."""
+    """Returns the inverse of `flatten`, in which each of the modules has a list, be it empty."""
     tree: dict = {}
 
     def at(path):
@@ -109,7 +113,8 @@ def unflatten(entries: Mapping[tuple[str, ...], Any], modules: Sequence[tuple[st
 
 
 def in_groups(layers: Sequence[Tree], group: jax.Array) -> dict:
-    """What is wanted of several layers of one kind, by one program that is run for each of them.
+    """Returns what is wanted of several layers of one kind, by one program that is run for each of
+    them.
 
     Args:
       layers: What is wanted of each.
@@ -137,7 +142,7 @@ def _patch_one(patches, group, value):
 def apply_and_record(
     module: nn.Module, records: bool, *args: Any, **kwargs: Any
 ) -> tuple[Any, Tree]:
-    """`module.apply`, and what was recorded, if anything is to be."""
+    """Returns what `module.apply` does, and what was recorded, if anything is to be."""
     if not records:
         return module.apply(*args, **kwargs), {}
     both: Any = module.apply(*args, mutable=[RECORDED], **kwargs)

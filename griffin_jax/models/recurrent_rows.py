@@ -175,7 +175,7 @@ def _of_linears(params, change):
 
 
 def _packed(weights):
-    """Whether these are 4-bit weights that a product of its own kernel reads."""
+    """Returns whether these are 4-bit weights that a product of its own kernel reads."""
     if not all(map(is_packed, weights)):
         return False
     return mosaic.fits(weights) is None

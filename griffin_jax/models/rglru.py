@@ -80,7 +80,9 @@ def _causal_conv(cut, x, weight, bias, previous, positions, lengths):
 def radius_init(
     minimum: float = 0.9, maximum: float = 0.999, eps: float = 1e-8
 ) -> nn.initializers.Initializer:
-    """`a_param` such that a = exp(-softplus(a_param)) is uniform by area in a ring of radii."""
+    """Returns `a_param` such that a = exp(-softplus(a_param)) is uniform by area in a ring of
+    radii.
+    """
 
     def init(key, shape, dtype=jnp.float32):
         uniform = jax.random.uniform(key, shape, jnp.float32)

@@ -52,7 +52,7 @@ class BlockState:
         return self
 
     def slots(self) -> int | None:
-        """How many tokens a state that grows has room for; None of any other."""
+        """Returns how many tokens a state that grows has room for; None of any other."""
         return None
 
     def with_slots(self, slots: int) -> "BlockState":

@@ -89,7 +89,8 @@ def _quantize_blocks(bits: jax.Array, form: _Format, quant_type: str, divide: bo
 
 
 def _limits(absmax: jax.Array, quant_type: str, form: _Format, divide: bool) -> jax.Array:
-    """For each block and midpoint b, the largest key of an x whose scaled value rounds to <= b.
+    """Returns, for each block and midpoint b, the largest key of an x whose scaled value rounds to
+    <= b.
 
     A key orders floats like integers: the bits of a positive number, minus one minus the magnitude
     of a negative one. A scaled value rounds to at most b when it is at most b plus half a unit,
@@ -122,7 +123,8 @@ def _limits(absmax: jax.Array, quant_type: str, form: _Format, divide: bool) -> 
 
 @functools.cache
 def _midpoint_constants(quant_type: str):
-    """For each midpoint, [1, 15]: `width`, `exponent`, whether the half is excluded, and its sign.
+    """Returns, for each midpoint, [1, 15]: `width`, `exponent`, whether the half is excluded, and
+    its sign.
 
     x exceeds a negative midpoint -b when -x is at most the number before b. Zero is exceeded by
     whatever does not round to zero, which is above half of the smallest subnormal number.
@@ -139,7 +141,7 @@ def _midpoint_constants(quant_type: str):
 
 
 def _inverse(divisor: jax.Array, exponent: jax.Array) -> jax.Array:
-    """fl(1 / (divisor * 2**(exponent - 23))) in units of 2**(-24 - exponent), uint32."""
+    """Returns fl(1 / (divisor * 2**(exponent - 23))) in units of 2**(-24 - exponent), uint32."""
     quotient = (np.float32(2.0**49) / divisor.astype(jnp.float32)).astype(jnp.uint32)
     quotient, rest = _correct_quotient(quotient, jnp.uint32(0), divisor)
     # Two bits beyond float32's 24; the inverse of the largest divisors is subnormal and has fewer.

@@ -288,7 +288,7 @@ def _round(values: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def decode(tensor: QuantizedTensor, dtype) -> jax.Array:
-    """`dequantize` for use inside of jit, with no care for subnormal numbers."""
+    """Computes `dequantize` inside of jit, with no care for subnormal numbers."""
     return _products(tensor).astype(dtype)
 
 

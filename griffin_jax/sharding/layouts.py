@@ -77,7 +77,7 @@ def _without(axes: Axes, axis: str) -> Axes:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _relaid(x, before, after):
-    """x in another layout; its gradient in the one before."""
+    """Returns x in another layout; its gradient in the one before."""
     return jax.lax.with_sharding_constraint(x, after)
 
 

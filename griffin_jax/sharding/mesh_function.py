@@ -61,7 +61,7 @@ def jit_on_mesh(
     gpu_options: dict[str, str] | None = None,
     **options: Any,
 ) -> "MeshFunction":
-    """`jax.jit`, of a function that runs under a mesh: by default that of its arguments.
+    """Returns `jax.jit` of a function that runs under a mesh: by default that of its arguments.
 
     Args:
       function: To be compiled.

@@ -84,7 +84,7 @@ def _judge(claim, lookup):
 
 
 def _met(conditions, lookup):
-    """Which conditions are met, None where that is not known, and the figures that say so."""
+    """Returns which conditions are met, None where that is not known, and the figures that say so."""
     met, figures = [], []
     for quantity, relation, number, *other in conditions:
         left = lookup(*quantity)

@@ -117,7 +117,7 @@ def measure(
 
 
 def _answers(study, model, params, drawn, chunks):
-    """Greedy answers [rows, chunks, number] and the log-probabilities of what was chosen."""
+    """Returns greedy answers [rows, chunks, number] and the log-probabilities of what was chosen."""
     found, certain = [], []
     for begin in range(0, study.rows, study.batch_size):
         book, question = (

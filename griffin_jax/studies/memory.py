@@ -190,7 +190,9 @@ def measure(
 
 
 def _swaps(layers, lengths, edges) -> Iterator[tuple[tuple[int, ...], str, dict[int, np.ndarray]]]:
-    """All layers, each group of all layers, each layer, and the longest memories of each layer."""
+    """Returns all layers, each group of all layers, each layer, and the longest memories of each
+    layer.
+    """
     every = {i: np.ones(len(lengths[i]), bool) for i in layers}
     yield layers, "all", every
     ends = [*edges[1:], np.inf]
@@ -205,6 +207,6 @@ def _swaps(layers, lengths, edges) -> Iterator[tuple[tuple[int, ...], str, dict[
 
 
 def _by_distance(values: np.ndarray, edges: Sequence[int]) -> np.ndarray:
-    """The means [B, edges - 1] of values [B, T] between distances."""
+    """Returns the means [B, edges - 1] of values [B, T] between distances."""
     parts = itertools.pairwise(edges)
     return np.stack([values[:, a:b].mean(axis=1) for a, b in parts], axis=1)

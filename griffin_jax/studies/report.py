@@ -35,7 +35,7 @@ def chosen(results: Results) -> dict[tuple[str, str], Results]:
 
 
 def _in_order(name):
-    """A key to sort names by, in which numbers are numbers."""
+    """Returns a key to sort names by, in which numbers are numbers."""
     return [
         (0, int(part.replace(",", "")), "") if part[0].isdigit() else (1, 0, part)
         for part in re.findall(r"\d[\d,]*|\D+", name)
@@ -50,7 +50,7 @@ def _what_differs(names):
 
 
 def _loss(run):
-    """The held-out loss; without end where training came to no number."""
+    """Returns the held-out loss; without end where training came to no number."""
     return np.inf if run["heldout_loss"] is None else run["heldout_loss"]
 
 
@@ -110,7 +110,7 @@ def lookup(study: Any, results: Results) -> claims.Lookup:
 
 
 def _steps(study, runs):
-    """The median number of steps to learn a task; infinite where most runs never do."""
+    """Returns the median number of steps to learn a task; infinite where most runs never do."""
     steps = [solved_at(run, study.solved) for run in runs]
     return float(np.median([np.inf if x is None else x for x in steps]))
 
@@ -122,7 +122,9 @@ def _loss_at(run, position):
 
 
 def _law(groups, model):
-    """The exponent and the factor of loss = factor * parameters ** -exponent; None of one size."""
+    """Returns the exponent and the factor of loss = factor * parameters ** -exponent; None of one
+    size.
+    """
     points = [
         (runs[0]["parameters"], np.mean([_loss(run) for run in runs]))
         for (name, _), runs in groups.items()

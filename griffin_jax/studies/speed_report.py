@@ -43,7 +43,7 @@ def scan_verdicts(study: ScansStudy, found: Mapping[str, Any]) -> list[dict[str,
 
 
 def _microseconds(found):
-    """By operation, direction, length and width, the time of each kernel."""
+    """Returns the time of each kernel by operation, direction, length and width."""
     groups: dict[Any, dict[str, float]] = {}
     for row in found["rows"]:
         if "seconds" in row:

@@ -159,7 +159,7 @@ class Study:
         return OptimizerConfig(**check_values(OptimizerConfig, self.optimizer, "optimizer."))
 
     def groups(self) -> Iterator["Group"]:
-        """The groups of runs that are trained together."""
+        """Returns the groups of runs that are trained together."""
         for variant, model in itertools.product(self.variants, self.models):
             runs = [
                 Run(self, model, variant, float(rate), seed)
@@ -170,7 +170,7 @@ class Study:
                 yield Group(tuple(runs[begin : begin + size]))
 
     def runs(self) -> Iterator["Run"]:
-        """The runs of all groups."""
+        """Returns the runs of all groups."""
         return itertools.chain.from_iterable(group.runs for group in self.groups())
 
 
@@ -219,7 +219,7 @@ class Run:
         return schedule
 
     def task(self, changes: Mapping[str, Any]) -> Task | Text:
-        """The task, with some knobs turned.
+        """Returns the task, with some knobs turned.
 
         Raises:
           ValueError: it has no such knob, or they do not go together.
@@ -230,7 +230,7 @@ class Run:
         return kind(**check_values(kind, knobs, "knobs."))
 
     def model(self) -> GriffinConfig:
-        """The model's shape.
+        """Returns the model's shape.
 
         Raises:
           ValueError: it has no such field, or they do not go together.

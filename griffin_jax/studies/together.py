@@ -150,7 +150,9 @@ def train_together(
 
 
 def mapped(function: Callable, runs: int) -> Callable:
-    """`jax.vmap` over an axis of runs, or that axis taken away where there is one run alone."""
+    """Returns `jax.vmap` over an axis of runs, or that axis taken away where there is one run
+    alone.
+    """
     if runs > 1:
         return jax.vmap(function)
 
@@ -213,7 +215,7 @@ def _program(plan, model, optimizer, runs):
         return jnp.sum(batch["mask"] * losses)
 
     def gradient_of(objective, params, batch):
-        """The gradient of the mean loss, which is summed over parts of the batch."""
+        """Returns the gradient of the mean loss, which is summed over parts of the batch."""
         answers = jnp.maximum(jnp.sum(batch["mask"]), 1.0)
 
         def mean(params, part):

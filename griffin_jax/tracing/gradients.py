@@ -17,7 +17,7 @@ def gradients(
     loss: Callable[[Trace], jax.Array],
     **options: Any,
 ) -> dict[str, jax.Array]:
-    """How a number that a model's run comes to changes with what is at some places.
+    """Returns how a number that a model's run comes to changes with what is at some places.
 
     Args:
       lm: A `LanguageModel`.

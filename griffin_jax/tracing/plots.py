@@ -46,7 +46,7 @@ class Reading:
     heads: int
 
     def recurrences(self, name: str) -> dict[int, np.ndarray]:
-        """A place of the RG-LRU in each layer that has one, [1, T, R]."""
+        """Returns a place of the RG-LRU in each layer that has one, [1, T, R]."""
         return {i: np.asarray(x) for i, x in self.trace.layers(f"*.rg_lru.{name}").items()}
 
 
@@ -64,7 +64,7 @@ def spectrum(plt: Any, reading: Reading) -> Any:
 
 
 def decays(plt: Any, reading: Reading) -> Any:
-    """How many channels of each layer have which decay."""
+    """Draws how many channels of each layer have which decay."""
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     layers = decay_spectrum(reading.recurrences("log_decay"))
     edges = np.linspace(0, 1, 41)
@@ -77,7 +77,7 @@ def decays(plt: Any, reading: Reading) -> Any:
 
 
 def gates(plt: Any, reading: Reading) -> Any:
-    """The mean over channels of each layer's gates, at every token."""
+    """Draws the mean over channels of each layer's gates, at every token."""
     figure, axes = plt.subplots(2, 1, figsize=(9, 5.4), layout="constrained", sharex=True)
     for axis, name in zip(axes, ("recurrence_gate", "input_gate"), strict=True):
         layers = reading.recurrences(name)
@@ -88,7 +88,9 @@ def gates(plt: Any, reading: Reading) -> Any:
 
 
 def attention(plt: Any, reading: Reading) -> Any:
-    """What each token reads of those before: through the state in one layer, by attention in another."""
+    """Draws what each token reads of those before: through the state in one layer, by attention in
+    another.
+    """
     decays, inputs = reading.recurrences("decay"), reading.recurrences("input")
     panels = {
         layer: ("RG-LRU", np.asarray(head_attention(decay, inputs[layer], reading.heads)))
@@ -124,7 +126,7 @@ def lens(plt: Any, reading: Reading) -> Any:
 
 
 def memory(plt: Any, reading: Reading) -> Any:
-    """The share that one token's input has in the states of later tokens, in each layer."""
+    """Draws the share that one token's input has in the states of later tokens, in each layer."""
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     decays, inputs = reading.recurrences("decay"), reading.recurrences("input")
     for layer, color in zip(decays, _colors(plt, len(decays)), strict=True):

@@ -16,7 +16,7 @@ _F32 = jnp.float32
 
 
 def effective_attention(decay: jax.Array, channels: Sequence[int] | None = None) -> jax.Array:
-    """The weights by which the state of each channel is a sum of inputs.
+    """Returns the weights by which the state of each channel is a sum of inputs.
 
     Args:
       decay: float32[B, T, R], the decay of each token and channel.
@@ -43,7 +43,7 @@ def effective_attention(decay: jax.Array, channels: Sequence[int] | None = None)
 def head_attention(
     decay: jax.Array, inputs: jax.Array, num_heads: int, *, share: bool = True
 ) -> jax.Array:
-    """How much of the state each token's input is, over the channels of each head.
+    """Returns how much of the state each token's input is, over the channels of each head.
 
     Args:
       decay: float32[B, T, R].
@@ -77,13 +77,16 @@ def head_attention(
 
 
 def _next(weights, step):
-    """The weights [B, R, T] of the next token: those before decay, and its own input enters whole."""
+    """Returns the weights [B, R, T] of the next token: those before decay, and its own input enters
+    whole.
+    """
     decay, t = step
     return (decay[:, :, None] * weights).at[:, :, t].set(1.0)
 
 
 def memory_length(log_decay: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-    """In how many tokens the state of a channel falls to 1 / e, at the decays that a text gave it.
+    """Returns in how many tokens the state of a channel falls to 1 / e, at the decays that a text
+    gave it.
 
     Args:
       log_decay: float32[B, T, R], at "blocks.*.rg_lru.log_decay": logarithms of the gate's decays,
@@ -104,7 +107,7 @@ def memory_length(log_decay: jax.Array, lengths: jax.Array | None = None) -> jax
 def decay_spectrum(
     log_decays: dict[int, jax.Array], lengths: jax.Array | None = None
 ) -> dict[int, np.ndarray]:
-    """The decays of each layer's channels, the most forgetful first.
+    """Returns the decays of each layer's channels, the most forgetful first.
 
     Args:
       log_decays: By layer, as `Trace.layers("blocks.*.rg_lru.log_decay")` returns them.
@@ -120,7 +123,7 @@ def decay_spectrum(
 
 
 def kept(decay: jax.Array, token: int) -> jax.Array:
-    """What is left of the state behind a token, as later tokens come.
+    """Returns what is left of the state behind a token, as later tokens come.
 
     Args:
       decay: float32[B, T, R].
@@ -137,7 +140,7 @@ def kept(decay: jax.Array, token: int) -> jax.Array:
 
 
 def share_of_state(decay: jax.Array, inputs: jax.Array, token: int) -> jax.Array:
-    """How much of each later state is what one token put there.
+    """Returns how much of each later state is what one token put there.
 
     Args:
       decay: float32[B, T, R].

@@ -48,7 +48,8 @@ class Trace(Mapping):
         return len(self.places)
 
     def layers(self, pattern: str) -> dict[int, jax.Array]:
-        """What is there in the layers that have a place of such a name, by the layer's number.
+        """Returns what is there in the layers that have a place of such a name, by the layer's
+        number.
 
         Args:
           pattern: Such as "blocks.*.rg_lru.decay".
@@ -66,7 +67,9 @@ def _layer_order(name):
 
 @functools.lru_cache(maxsize=32)  # it traces the whole model
 def _paths(config: GriffinConfig) -> Mapping[str, tuple[str, ...] | None]:
-    """Where each place of a model is recorded, by its name; None for what is read out of another."""
+    """Returns where each place of a model is recorded, by its name; None for what is read out of
+    another.
+    """
     found = []
 
     def run(params, tokens):
@@ -80,18 +83,18 @@ def _paths(config: GriffinConfig) -> Mapping[str, tuple[str, ...] | None]:
 
 
 def _name(path):
-    """ "blocks_2", "attention_block", "attention.q" -> blocks.2.attention.q."""
+    """Joins "blocks_2", "attention_block" and "attention.q" to blocks.2.attention.q."""
     *modules, name = (_BLOCK.sub(r"blocks.\1", part) for part in path)
     return ".".join([*(part for part in modules if not part.endswith("_block")), name])
 
 
 def place_names(config: GriffinConfig) -> tuple[str, ...]:
-    """The names of all places of a model, in the order of its layers."""
+    """Returns the names of all places of a model, in the order of its layers."""
     return tuple(_paths(config))
 
 
 def select(config: GriffinConfig, patterns: Sequence[str] | str, name: str) -> tuple[str, ...]:
-    """The places that patterns name, in the order of the layers.
+    """Returns the places that patterns name, in the order of the layers.
 
     Args:
       config: The model's shape.
@@ -155,7 +158,7 @@ def _form(array):
 def select_patches(
     config: GriffinConfig, patch: Mapping[str, Patch]
 ) -> tuple[tuple[str, tuple[_Checked, ...]], ...]:
-    """The patches of each place, in the order in which they are put in.
+    """Returns the patches of each place, in the order in which they are put in.
 
     Raises:
       ValueError: a pattern names no place or one that nothing reads, or a patch is no function.
@@ -252,7 +255,7 @@ def _one_after_another(chain, value):
 
 
 def _layer_by_layer(model, recorded):
-    """What was recorded of stacked layers, as of layers one by one."""
+    """Returns what was recorded of stacked layers, as of layers one by one."""
     if GROUPS not in recorded:
         return recorded
     groups = {f"blocks_{i}": {} for i in range(len(model.config.block_pattern))}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, soft_cap: float | None
 ) -> tuple[jax.Array, jax.Array]:
-    """-ln p(target) under a softmax over logits, and the logarithm of its normalizer.
+    """Returns -ln p(target) under a softmax over logits, and the logarithm of its normalizer.
 
     The logits are the largest arrays of training, and passes over them are what the loss costs: two
     forward (one under a soft cap, which bounds the logits and so spares the search for the largest),
@@ -52,7 +52,7 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _cap(logits, soft_cap):
-    """Capped logits, and the cap's derivative."""
+    """Returns capped logits, and the cap's derivative."""
     if soft_cap is None:
         return logits, 1.0
     tanh = jnp.tanh(logits / soft_cap)

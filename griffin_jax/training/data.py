@@ -140,7 +140,7 @@ def evaluation_batches(
     num_batches: int,
     places: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Fixed batches [B, T] of rows spread evenly over the first epoch.
+    """Returns fixed batches [B, T] of rows spread evenly over the first epoch.
 
     Where there are fewer rows than asked for, rows repeat with their mask at 0. With `places`, only
     those rows of each batch are read.

@@ -37,7 +37,8 @@ def document_losses(
     rows: int = 8,
     capacity: int | None = None,
 ) -> list[np.ndarray]:
-    """-ln p of every token but the first of each document, given all before it in the document.
+    """Returns -ln p of every token but the first of each document, given all before it in the
+    document.
 
     Documents are read `rows` at a time in chunks, state passed on, so memory does not depend on
     their length; nor do the logits of a whole chunk ever exist (`map_positions`).

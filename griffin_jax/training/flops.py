@@ -23,7 +23,9 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 FLOP/s of one device by its data sheet, None for one not in `PEAK_FLOPS`."""
+    """Returns dense bfloat16 FLOP/s of one device by its data sheet, None for one not in
+    `PEAK_FLOPS`.
+    """
     for kind, flops in PEAK_FLOPS.items():
         if device.device_kind.startswith(kind):
             return flops

@@ -155,7 +155,7 @@ def load_adapter(folder: str | Path, base: Params) -> tuple[LoRAConfig, Params]:
 
 
 def _architecture(leaves: dict[str, Any], base: str, model: GriffinConfig | None) -> str:
-    """Whose names the layers of an adapter have in transformers."""
+    """Returns whose names the layers of an adapter have in transformers."""
     if model is not None:
         return model_type(model)
     if any("/recurrent_block/" in path for path in leaves):

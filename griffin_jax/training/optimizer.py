@@ -41,7 +41,7 @@ class OptimizerConfig:
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then half a cosine down to `final_share` at `steps`.
+    """Returns a schedule of linear warm-up, then half a cosine down to `final_share` at `steps`.
 
     Raises:
       ValueError: the warm-up is not shorter than `steps`.
@@ -73,7 +73,7 @@ def decays(path: tuple[jax.tree_util.KeyEntry, ...]) -> bool:
 
 
 def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW with the schedule of `learning_rate_schedule`.
+    """Returns clipping by global norm, then AdamW with the schedule of `learning_rate_schedule`.
 
     Raises:
       ValueError: the warm-up is not shorter than `steps`.

@@ -78,7 +78,7 @@ class RunLog:
         self._progress.update()
 
     def write(self, step: int, **metrics: float | None) -> None:
-        """One line of metrics; those that are None are left out."""
+        """Writes one line of metrics; those that are None are left out."""
         metrics = {name: value for name, value in metrics.items() if value is not None}
         with naming_errors(self._path):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")

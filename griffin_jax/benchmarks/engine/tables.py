@@ -140,7 +140,7 @@ def load(axis: Any, results: dict[str, Any]) -> None:
 
 
 def serving(axis: Any, results: dict[str, Any]) -> None:
-    """Output tokens per second over the number of clients, of servers and of their engines."""
+    """Draws output tokens per second over the number of clients, of servers and of their engines."""
     rows = [row for row in results["rows"] if row["what"] == "serving"]
     for model in dict.fromkeys(map(_model, rows)):
         own = sorted((r for r in rows if _model(r) == model), key=lambda r: r["clients"])

@@ -152,7 +152,7 @@ def attend_to_rings(
                 return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_WGMMA)
 
             def begin_with_own():
-                """What the first part begins with, the new token, and others with nothing."""
+                """Returns what the first part begins with, the new token, and others with nothing."""
                 plgpu.barrier_wait(own_full)
                 mine = (part == 0).astype(jnp.float32)
                 score = scores_of(q_smem, key_smem, 8) * to_powers

@@ -12,7 +12,7 @@ _HOPPER = re.compile(r"\b(GH200|H(100|200|800|20))\b")
 
 
 def missing() -> str | None:
-    """Why no kernel of this backend serves what is being traced; None where they do."""
+    """Returns why no kernel of this backend serves what is being traced; None where they do."""
     if not _is_there():
         return "this JAX has no Mosaic GPU backend of Pallas"
     device = jax.sharding.get_abstract_mesh().abstract_device

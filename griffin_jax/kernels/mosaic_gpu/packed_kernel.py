@@ -26,7 +26,7 @@ _WORDS = 8192  # of the table of pairs, with a copy for each bank
 
 
 def pairs(quant_type: str) -> np.ndarray:
-    """int32[256]: the float16 codes of a byte, those of its high half first."""
+    """Returns int32[256]: the float16 codes of a byte, those of its high half first."""
     bits = codes.CODE_BOOKS[quant_type].astype(np.float16).view(np.uint16).astype(np.uint32)
     byte = np.arange(256)
     return (bits[byte >> 4] | bits[byte & 15] << 16).view(np.int32)
@@ -102,7 +102,7 @@ def multiply(
                 pl.when(here)(functools.partial(run, index, (block - int(begin)) * share))
 
         def rows_of(index, row):
-            """Weights, their rows, and where in shared memory these go."""
+            """Returns weights, their rows, and where in shared memory these go."""
             if not plan.gated:
                 return [(index, [pl.ds(row, rows)], [])]
             places = [(tile, *_gated_place(row, tile)) for tile in range(tiles)]
@@ -268,7 +268,8 @@ def multiply(
 
 
 def _gated_place(row, tile):
-    """Where a tile of a gated block has its 32 outputs: a piece of 256, and which 8 of every 64.
+    """Returns where a tile of a gated block has its 32 outputs: a piece of 256, and which 8 of
+    every 64.
 
     Their results are next to one another in an operand.
     """
@@ -277,7 +278,7 @@ def _gated_place(row, tile):
 
 
 def _plainly(plan, codes_ref, acc, w, s, x, tile, part):
-    """What `inline.consume` does, for the interpreter, which runs no PTX."""
+    """Does what `inline.consume` does, for the interpreter, which runs no PTX."""
     bytes_, blocks = (pl.ds(part * count, count) for count in (PIECE // 2, plan.scales))
     if plan.gated:
         rows = [pl.ds(4 * (other * plan.tiles + tile), 4) for other in range(2)]
@@ -297,7 +298,9 @@ def _plainly(plan, codes_ref, acc, w, s, x, tile, part):
 
 
 def _gate(acc, biases, begin):
-    """What `stores.store_gated` writes, float32[32, n]; `biases` are those of a piece of outputs."""
+    """Returns what `stores.store_gated` writes, float32[32, n]; `biases` are those of a piece of
+    outputs.
+    """
     gate, up = jnp.split(acc, 2)
     if biases:
         own = (lax.dynamic_slice(bias.reshape(4, 64), (0, begin), (4, 8)) for bias in biases)

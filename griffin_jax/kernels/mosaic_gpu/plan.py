@@ -56,14 +56,14 @@ class Plan:
 
 
 def padded_rows(rows: int) -> int:
-    """To how many rows x is padded."""
+    """Returns to how many rows x is padded."""
     if rows > MAX_COLUMNS:
         return -(-rows // MAX_COLUMNS) * MAX_COLUMNS
     return max(_SMALLEST, 1 << (rows - 1).bit_length())
 
 
 def unsupported_reason(features: Sequence[int], width: int) -> str | None:
-    """None, or why no plan serves weights of so many outputs and inputs."""
+    """Returns None, or why no plan serves weights of so many outputs and inputs."""
     if width % PIECE or any(out % TILE for out in features):
         sizes = ", ".join(f"{out} x {width}" for out in features)
         return f"weights of {sizes} (needs multiples of {TILE} x {PIECE})"
@@ -79,7 +79,7 @@ def plan(
     gated: bool = False,
     to_kernel: bool = False,
 ) -> Plan:
-    """The plan for x of so many rows, padded, and weights of so many outputs and inputs.
+    """Returns the plan for x of so many rows, padded, and weights of so many outputs and inputs.
 
     Blocks that run at once, one a multiprocessor, should end together: what counts is how many
     weights a multiprocessor multiplies in all, with what its blocks cost beside them. Another kernel,
@@ -122,7 +122,9 @@ def _input_cost(columns, tiles):
 
 
 def _looks_ahead(columns, tiles):
-    """Whether a thread has registers for it, and use: few columns are multiplied in no time."""
+    """Returns whether a thread has registers for it, and use: few columns are multiplied in no
+    time.
+    """
     return columns >= 64 and columns * tiles < 384
 
 

@@ -18,7 +18,7 @@ def i64():
 
 
 def asm(text, constraints, arguments, results=1, effects=False, kind=None) -> Any:
-    """PTX of some results of one type; without results, it has effects."""
+    """Returns PTX of some results of one type; without results, it has effects."""
     kind = kind or i32()
     if results == 0:
         llvm.inline_asm(
@@ -33,7 +33,7 @@ def asm(text, constraints, arguments, results=1, effects=False, kind=None) -> An
 
 
 def literal(value: float) -> str:
-    """A float32 as PTX spells it."""
+    """Returns a float32 as PTX spells it."""
     return f"0f{np.float32(value).view(np.uint32):08x}"
 
 
@@ -43,7 +43,7 @@ def address(ref, bits=32):
 
 
 def element_address(ref, index):
-    """Where the element of that number is in memory."""
+    """Returns where the element of that number is in memory."""
     size = mgpu.utils.bytewidth(ir.MemRefType(ref.type).element_type)
     offset = arith.muli(arith.extui(i64(), index), mgpu.c(size, i64()))
     return arith.addi(address(ref, 64), offset)
@@ -54,7 +54,7 @@ def const(value):
 
 
 def number(array):
-    """The number that an array of a single one holds."""
+    """Returns the number that an array of a single one holds."""
     return array.registers.item()
 
 
@@ -78,12 +78,16 @@ and.b32 $0, $0, 3;
 
 
 def places():
-    """A thread's warp of four, its row of eight and its place among four of the tensor cores."""
+    """Returns a thread's warp of four, its row of eight and its place among four of the tensor
+    cores.
+    """
     return asm(_PLACES, "=r,=r,=r", [], 3)
 
 
 def sums_of(acc):
-    """(row half, column, the number) of what a thread has of an array [64, n] in their layout."""
+    """Returns (row half, column, the number) of what a thread has of an array [64, n] in their
+    layout.
+    """
     for index, register in enumerate(acc.registers.flat):
         eight, half = divmod(index, 2)
         for odd in range(2):
@@ -93,7 +97,7 @@ def sums_of(acc):
 
 
 def column_pairs(acc):
-    """(row half, column, its number and that of the next column) of what a thread has."""
+    """Returns (row half, column, its number and that of the next column) of what a thread has."""
     found = list(sums_of(acc))
     for (half, column, even), (*_, odd) in zip(found[::2], found[1::2], strict=True):
         yield half, column, even, odd

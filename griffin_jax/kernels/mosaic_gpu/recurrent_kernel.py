@@ -257,7 +257,7 @@ def recurrent_step(
 
 
 def _softplus(x):
-    """log(1 + e^x), also where it is small."""
+    """Returns log(1 + e^x), also where it is small."""
     tail = jnp.exp(-jnp.maximum(x, -x))
     near = tail * (1.0 - tail * (0.5 - tail * (1.0 / 3.0 - tail * 0.25)))
     return jnp.maximum(x, 0.0) + jnp.where(tail < 0.02, near, jnp.log(1.0 + tail))

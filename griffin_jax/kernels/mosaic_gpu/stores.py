@@ -181,7 +181,7 @@ cvt.rn.f16.f32 h, t;
 
 
 def _own(sums, place, count):
-    """The address of a thread's numbers, each of which lies beside those of its neighbors."""
+    """Returns the address of a thread's numbers, each of which lies beside those of its neighbors."""
     thread = ptx.asm("{ mov.u32 $0, %tid.x; and.b32 $0, $0, 127; }", "=r", [])
     index = ptx.add(ptx.times(ptx.number(place), count * 128), thread)
     return ptx.add(ptx.address(sums), ptx.times(index, 4))

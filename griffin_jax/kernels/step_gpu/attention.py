@@ -60,7 +60,9 @@ def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, 
     packed = is_packed(layers["o_proj"][0])
 
     def rotate(refs, load):
-        """(first place, size, values) of each part of a head; load(first, size) reads before."""
+        """Returns (first place, size, values) of each part of a head; load(first, size) reads
+        before.
+        """
         half = refs["cos"].shape[0]
         cos, sin = refs["cos"][...], refs["sin"][...]
         one, two = load(0, half), load(half, half)

@@ -217,5 +217,5 @@ def bias_of(layer, rows) -> jax.Array | None:
 
 
 def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """y + bias in the dtype of y; bias may be None."""
+    """Returns y + bias in the dtype of y; bias may be None."""
     return y if bias is None else y + bias.astype(y.dtype)

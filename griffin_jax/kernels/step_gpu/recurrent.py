@@ -100,7 +100,7 @@ def _branches(layers, norm, dtype, interpret):
 
 
 def _recur(dtype, refs, i, wait):
-    """Convolution, gates and RG-LRU of some channels, times gelu(y)."""
+    """Computes convolution, gates and RG-LRU of some channels, times gelu(y)."""
     f32 = jnp.float32
     position = refs["position"][0]
     reset = position == 0
