@@ -27,7 +27,8 @@ class Rows(Protocol):
     int64[], which `describe` turns into words.
 
     A source may have a method `fingerprint() -> str` that tells its data from other data; a run is
-    then not continued with other data unawares.
+    then not continued with other data unawares. It may have `bytes_per_token`, the mean UTF-8 bytes
+    that a target stands for, or None; with it evaluations also tell bits per byte.
     """
 
     def __len__(self) -> int:
@@ -61,6 +62,11 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.corpus.tokens) // self.seq_len
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Mean UTF-8 bytes that a target stands for; None where only tokens are known."""
+        return self.corpus.bytes_per_token
 
     def row(self, epoch: int, index: int) -> Batch:
         tokens = self.corpus.tokens

@@ -15,7 +15,7 @@ from griffin_jax.sharding import make_mesh, row_group
 from griffin_jax.training.checkpointing import RunCheckpoints
 from griffin_jax.training.config import TrainConfig
 from griffin_jax.training.corpus import CorpusError
-from griffin_jax.training.data import Batch, Rows, Windows, evaluation_batches, training_batches
+from griffin_jax.training.data import Batch, Rows, evaluation_batches, training_batches
 from griffin_jax.training.flops import peak_flops, train_flops_per_token
 from griffin_jax.training.lora import adapt, init_adapter
 from griffin_jax.training.optimizer import adamw, learning_rate_schedule
@@ -310,7 +310,7 @@ class _Run:
         if not count:
             return None  # the loss of nothing is no number
         loss = float(nll / count)
-        size = self.heldout.corpus.bytes_per_token if isinstance(self.heldout, Windows) else None
+        size = getattr(self.heldout, "bytes_per_token", None)
         self.log.write(
             self.step, heldout_loss=loss, bits_per_byte=size and loss / math.log(2) / size
         )
