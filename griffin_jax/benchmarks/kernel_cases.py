@@ -112,30 +112,25 @@ def dense_cases(
 
 def recurrence_cases(width: int, time: int, dtype: str) -> Iterator[Case]:
     """Yields the linear recurrence in float32 and the RG-LRU in `dtype`, forward and backward."""
-    whole, state = (1, time, width), (1, width)
-    elements = time * width
-    plain = functools.partial(_recurrence_inputs, whole)
-    float32 = {"carry": functools.partial(_normal, state, "float32"), "dtype": "float32"}
+    whole = (1, time, width)
+    elements, size = time * width, jnp.dtype(dtype).itemsize * time * width
     name = f"{time} x {width}"
+
+    def case(operation, direction, make, step, num_bytes, dtype):
+        carry = functools.partial(_state_and_nothing_computed, (1, width), step, make)
+        return Case(operation, f"{direction}, {name}", make, carry, step, num_bytes, dtype=dtype)
+
+    plain = functools.partial(_recurrence_inputs, whole)
     for operation, function in _recurrences().items():
         forward = functools.partial(_forward_step, function)
         backward = functools.partial(_backward_step, function)
-        yield Case(
-            operation, f"forward, {name}", plain, step=forward, num_bytes=12 * elements, **float32
-        )
+        yield case(operation, "forward", plain, forward, 12 * elements, "float32")
         # Reads x, a, h and the gradient of h; writes h and two gradients.
-        yield Case(
-            operation, f"forward and backward, {name}", plain, step=backward,
-            num_bytes=(12 + 20) * elements, **float32
-        )  # fmt: skip
-    size = jnp.dtype(dtype).itemsize * elements
+        both = (12 + 20) * elements
+        yield case(operation, "forward and backward", plain, backward, both, "float32")
     gated = functools.partial(_gated_inputs, whole, dtype)
-    carry = functools.partial(_normal, state, "float32")
-    yield Case("rg_lru", f"forward, {name}", gated, carry, _rg_lru_step, 4 * size, dtype=dtype)
-    yield Case(
-        "rg_lru", f"forward and backward, {name}", gated, carry, _rg_lru_backward_step,
-        (4 + 8) * size, dtype=dtype,
-    )  # fmt: skip
+    yield case("rg_lru", "forward", gated, _rg_lru_step, 4 * size, dtype)
+    yield case("rg_lru", "forward and backward", gated, _rg_lru_backward_step, 12 * size, dtype)
 
 
 def attention_cases(config: GriffinConfig, time: int, dtype: str) -> Iterator[Case]:
@@ -279,15 +274,24 @@ def _dense_step(x, weights, kernel):
     return x + jnp.asarray(_TINY * sum(y[:, :1] for y in outputs), x.dtype)
 
 
-def _forward_step(function, h0, arguments, kernel):
-    return lax.optimization_barrier(function(*arguments, h0, kernel=kernel))[:, -1]
+# A turn of a recurrence hands on the next state and all that it has computed: of a scan whose last
+# state alone is wanted, a compiler leaves out most.
+def _state_and_nothing_computed(shape, step, make):
+    state = _normal(shape, "float32")
+    _, computed = jax.eval_shape(lambda: step((state, None), make(), None))
+    return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), computed)
 
 
-def _backward_step(function, h0, arguments, kernel):
-    h, pull = jax.vjp(lambda x, a, h0: function(x, a, h0, kernel=kernel), *arguments, h0)
-    # By a gradient that differs from turn to turn, or all of this would leave the loop.
-    gradients = lax.optimization_barrier(pull(h))
-    return gradients[2]
+def _forward_step(function, carry, arguments, kernel):
+    h = function(*arguments, carry[0], kernel=kernel)
+    return h[:, -1], h
+
+
+def _backward_step(function, carry, arguments, kernel):
+    h, pull = jax.vjp(lambda x, a, h0: function(x, a, h0, kernel=kernel), *arguments, carry[0])
+    # A gradient that differs from turn to turn, or all of this would leave the loop.
+    *gradients, state = pull(h)
+    return state, gradients
 
 
 def _rg_lru(hidden, arguments, kernel):
@@ -295,16 +299,18 @@ def _rg_lru(hidden, arguments, kernel):
     return rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, kernel=kernel)
 
 
-def _rg_lru_step(hidden, arguments, kernel):
-    return lax.optimization_barrier(_rg_lru(hidden, arguments, kernel))[1]
+def _rg_lru_step(carry, arguments, kernel):
+    y, hidden = _rg_lru(carry[0], arguments, kernel)
+    return hidden, y
 
 
-def _rg_lru_backward_step(hidden, arguments, kernel):
+def _rg_lru_backward_step(carry, arguments, kernel):
     def run(hidden, x, gate_x, gate_a):
         return _rg_lru(hidden, (x, gate_x, gate_a, *arguments[3:]), kernel)
 
-    outputs, pull = jax.vjp(run, hidden, *arguments[:3])
-    return lax.optimization_barrier(pull(outputs))[0]
+    outputs, pull = jax.vjp(run, carry[0], *arguments[:3])
+    hidden, *gradients = pull(outputs)
+    return hidden, gradients
 
 
 def _attention_step(reach, q, arguments, kernel):
