@@ -138,7 +138,7 @@ def write_scans(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]
             _direction(backward),
             f"{length:,} x {width:,}",
             *(f"{times[x]:,.0f}" if x in times else "" for x in kernels),
-            min(times, key=lambda x: times[x]),
+            min(times, key=lambda x: times[x]) if len(times) > 1 else "",
         ]
         for (operation, backward, length, width), times in groups.items()
     ]
