@@ -34,6 +34,7 @@ from griffin_jax.studies import (
     speed_report,
 )
 from griffin_jax.studies.together import read_params
+from griffin_jax.text_files import read_json
 from griffin_jax.training.corpus import read_documents
 
 _CONFIG = command.define_config("study", "study_selective_copying.py")
@@ -63,7 +64,7 @@ def main() -> None:
     study, carry_out, judge, write = _KINDS[kind]
     study = study(fields)
     if _PAGE.value:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     else:
         recorded = provenance.record("study", sys.argv[1:])
         about = {"kind": kind, "title": fields["title"], "command": recorded["command"]}
@@ -94,7 +95,9 @@ def _summarize(folder):
     """Writes the verdicts of all studies whose JSON is in a folder, if there are any."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        study = json.loads(path.read_text(encoding="utf-8"))
+        if not path.with_suffix(".md").exists():
+            continue  # somebody else's
+        study = read_json(path)
         if study.get("verdicts"):
             found[path.stem] = study
     if not found:
@@ -105,7 +108,7 @@ def _summarize(folder):
 
 def _train(study, name):
     if study.measured:
-        found = json.loads(Path(study.measured).read_text(encoding="utf-8"))
+        found = read_json(Path(study.measured))
         results = compared.results(found, next(iter(study.variants)))
         return {"device": study.device, "total": len(list(study.runs())), "results": results}
     runs = make_folder(resolve(_RUN.value, "--run") / name, "--run")
@@ -170,7 +173,7 @@ def _answer(study, _):
 
 def _time_steps(study, _):
     if study.measured:
-        found = json.loads(Path(study.measured).read_text(encoding="utf-8"))
+        found = read_json(Path(study.measured))
         rows = studies.step_time.rows_of_benchmark(study, found)
         return {"device": _device(found["machine"]), "rows": rows}
     rows = []
@@ -182,7 +185,7 @@ def _time_steps(study, _):
 
 def _time_scans(study, _):
     if study.measured:
-        found = json.loads(Path(study.measured).read_text(encoding="utf-8"))
+        found = read_json(Path(study.measured))
         rows = studies.scans.rows_of_benchmark(study, found)
         return {"device": _device(found["machine"]), "limits": found["limits"], "rows": rows}
     # On a CPU the limits say nothing that a scan comes near.

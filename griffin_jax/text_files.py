@@ -237,6 +237,29 @@ class TextFile:
         return _read_standard_input(sys.stdin) if self._path is None else self._path.read_bytes()
 
 
+def read_json(
+    path: Path, kind: type = dict, error: Callable[[str], Exception] = TextFileError
+) -> Any:
+    """Returns what a file of JSON holds.
+
+    Args:
+      path: The file.
+      kind: What it must hold, dict or list.
+      error: Makes the error of a message.
+
+    Raises:
+      TextFileError: (or the error that was given) it is no JSON, or holds something else.
+      OSError: it cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{path} is not JSON: {cause}") from None
+    if not isinstance(values, kind):
+        raise error(f"{path} must hold a JSON {'object' if kind is dict else 'list'}")
+    return values
+
+
 def find_json_lines(
     folder: Path, stem: str, error: Callable[[str], Exception] = TextFileError
 ) -> Path:

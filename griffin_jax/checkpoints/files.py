@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from griffin_jax import text_files
 from griffin_jax.errors import CheckpointError
 from griffin_jax.files import new_folder, staged_folder_of
 from griffin_jax.paths import AnyPath, OutputError, resolve
@@ -23,13 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return values
+    return text_files.read_json(path, error=CheckpointError)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

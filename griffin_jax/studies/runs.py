@@ -19,6 +19,7 @@ from griffin_jax.models import Griffin, abstract_params
 from griffin_jax.studies.accuracy import accuracy
 from griffin_jax.studies.study import Group, Study, changes_in_words
 from griffin_jax.studies.together import Plan, keep_params, train_together
+from griffin_jax.text_files import read_json
 from griffin_jax.training import hold_run
 from griffin_jax.training.stop_signal import StopSignal
 
@@ -89,7 +90,7 @@ def _fitting(group):
 def _stopped(group, place):
     """Returns what is known of runs that are not done: their curves so far."""
     _check_settings(place / "group.json", group)
-    found = json.loads((place / "curve.json").read_text(encoding="utf-8"))
+    found = read_json(place / "curve.json")
     return [
         {
             "model": run.name,
@@ -114,8 +115,8 @@ def _file(folder, run):
 
 def _read(folder, run):
     path = _file(folder, run)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["settings"] != run.settings():
+    found = read_json(path)
+    if found.get("settings") != run.settings():
         raise ValueError(
             f"{path} is of a run with other settings; give another --run folder, or delete it"
         )
@@ -171,7 +172,7 @@ def _do(group: Group, place: Path, folder: Path, over: Callable[[], bool], told:
 
 def _check_settings(path: Path, group: Group) -> None:
     here = json.loads(json.dumps([[run.folder, run.settings()] for run in group.runs]))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != here:
+    if path.exists() and read_json(path, list) != here:
         raise ValueError(
             f"{path} is of runs with other settings; give another --run folder, or delete it"
         )

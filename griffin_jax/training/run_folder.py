@@ -12,6 +12,7 @@ import jax
 from griffin_jax.files import write_json
 from griffin_jax.locks import Lock
 from griffin_jax.paths import AnyPath, make_folder
+from griffin_jax.text_files import read_json
 from griffin_jax.training.config import TrainConfig
 
 _FILE = "run.json"
@@ -61,7 +62,7 @@ def check_run(folder: Path, config: TrainConfig, data: str | None) -> None:
     """
     if not (folder / _FILE).exists():
         return
-    there, here = _read(folder / _FILE), _description(config, data)
+    there, here = read_json(folder / _FILE), _description(config, data)
     before, now = there.pop(_SETTINGS, {}), here.pop(_SETTINGS)
     for name, was, is_now in _changed(there, here):
         raise ValueError(
@@ -85,7 +86,7 @@ def describe_run(folder: Path, config: TrainConfig, data: str | None) -> None:
     """Writes down which run a folder holds; of several processes, the first does."""
     here = _description(config, data)
     if jax.process_index() == 0 and not (
-        (folder / _FILE).exists() and _read(folder / _FILE) == here
+        (folder / _FILE).exists() and read_json(folder / _FILE) == here
     ):
         write_json(folder / _FILE, here)
 
@@ -94,16 +95,6 @@ def _description(config, data) -> dict[str, Any]:
     settings = config.settings() | {"data": data}
     # Tuples are lists in JSON.
     return json.loads(json.dumps(config.identity() | {_SETTINGS: settings}))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
-    return values
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import signal
 import types
 
@@ -65,6 +66,17 @@ def test_a_study_goes_on_where_it_was_stopped_and_keeps_what_is_done(done):
         ValueError, match=r"seed0.json is of a run with other settings; give another"
     ):
         carry_out(dataclasses.replace(study, steps=5), folder)
+
+
+def test_a_damaged_result_is_named(done, tmp_path):
+    folder, study, _ = done
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    first = next(study.runs()).folder
+    for text, message in (("{", "is not JSON"), ("[]", "must hold a JSON object"), ("{}", "other")):
+        (copied / f"{first}.json").write_text(text)
+        with pytest.raises(ValueError, match=message) as caught:
+            carry_out(study, copied)
+        assert f"{first}.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_runs_have_learned_is_kept_in_place_of_their_checkpoint(done):
