@@ -8,6 +8,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from griffin_jax.inference import Engine, PrefixCache
+from griffin_jax.serving.errors import RequestError
 from griffin_jax.serving.worker import Text
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -120,7 +121,10 @@ class _OfEngine:
             labels=("model_name", "kind"),
         )
         for kind, count in dict(stats.errors).items():
-            failed.add_metric((self._model, kind), count)
+            if (
+                kind != RequestError.__name__
+            ):  # what a client asked for, such as too complex a grammar
+                failed.add_metric((self._model, kind), count)
         yield failed
         if self._cache is not None:
             yield from self._of_cache(self._cache)

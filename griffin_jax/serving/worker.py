@@ -255,7 +255,7 @@ class Worker:
                     )
 
     def _turn(self) -> bool:
-        failed_before = sum(self.engine.stats.errors.values())
+        before = self.engine.last_error
         try:
             busy = self.engine.step()
         except Exception as error:  # of the engine itself, which has ended all texts by it
@@ -263,9 +263,9 @@ class Worker:
             self.failures += 1
             self.last_error = error
             return False
-        if sum(self.engine.stats.errors.values()) > failed_before:
+        if (error := self.engine.last_error) is not before:  # no text's own, such as of its grammar
             self.failures += 1
-            self.last_error = self.engine.last_error
+            self.last_error = error
         elif busy:
             self.last_error = None
         return busy

@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from griffin_jax.serving.grammar import Compiler
+from griffin_jax.serving.errors import invalid
+from griffin_jax.serving.grammar import Compiler, Progress
 from tests.inference.tiny_model import CONFIG, ByteTokenizer
 from tests.serving.random_rules import conforms, random_regex, random_schema
+from tests.serving.test_bad_input import refused
 from tests.serving.test_completions import events, post
 
 LARK = 'start: "it is " ("day" | "night") "."'
@@ -52,6 +54,23 @@ def test_a_grammar_counts_what_was_forbidden_and_ends_that_are_ignored(client):
         assert (choice["text"], choice["finish_reason"]) == ("aa", "stop")
     cut = post(client, **body | {"max_tokens": 1})["choices"][0]
     assert (cut["text"], cut["finish_reason"]) == ("a", "length")
+
+
+def test_a_grammar_that_becomes_too_complex_is_no_failure_of_the_device(
+    client, server, monkeypatch
+):
+    allowed, before = Progress.allowed, server.service.worker.failures
+
+    def fails(rules, tokens):
+        if len(tokens) > 2:
+            raise invalid("the rules of the text: too many")
+        return allowed(rules, tokens)
+
+    monkeypatch.setattr(Progress, "allowed", fails)
+    response = client.post("/v1/completions", json={"prompt": "x", "regex": "a{9}"})
+    assert "too many" in refused(response, 400)["message"]
+    assert server.service.worker.failures == before
+    assert 'kind="RequestError"' not in client.get("/metrics").text
 
 
 def test_a_mask_is_what_may_follow(compiler):
