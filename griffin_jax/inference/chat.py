@@ -9,6 +9,7 @@ from griffin_jax.inference.context import Context
 from griffin_jax.inference.decode import row_keys
 from griffin_jax.inference.engine import Engine
 from griffin_jax.inference.request import Request, Sample
+from griffin_jax.inputs import check_type
 from griffin_jax.tokenizer import END_OF_TURN
 
 
@@ -40,8 +41,12 @@ class Chat:
           context: That of a conversation that was left after an answer, to go on with it.
 
         Raises:
-          ValueError: there are both, a system text and a context.
+          ValueError: there are both, a system text and a context, or either is something else.
         """
+        check_value("system", system, str | None)
+        if context is not None:
+            right = "of Chat.context, LanguageModel.read or Request.context"
+            check_type("context", context, Context, right)
         if system and context is not None:
             raise ValueError(
                 "system is for the beginning of a conversation; the context is past it"
@@ -93,6 +98,7 @@ class Chat:
         **options: Any,
     ) -> Request:
         check_value("message", message, str)
+        seed = check_value("seed", seed, int, at_least=0, below=2**32)  # one for all turns
         if not message:
             raise ValueError("message is empty; give some text")
         tokenizer = engine.tokenizer

@@ -88,3 +88,17 @@ def test_a_stream_left_early_has_not_taken_place():
 def test_an_empty_message_is_refused():
     with pytest.raises(ValueError, match="message is empty"):
         language_model().chat().send("")
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda lm: lm.chat(system=3), "system must be text, or None, got 3"),
+        (lambda lm: lm.chat(context="x"), "context must be of Chat.context, .* got 'x'"),
+        (lambda lm: lm.chat().send("a", seed=[1]), r"seed must be a whole number .* got \[1\]"),
+    ],
+)
+def test_what_a_conversation_is_given_is_checked_where_it_enters(wrong, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        wrong(language_model())
+    assert "\n" not in str(caught.value)
