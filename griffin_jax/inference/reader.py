@@ -13,6 +13,8 @@ from griffin_jax.inference.stats import EngineStats
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
 
+_TEXTS_ON_CPU = 4  # whose shortest calls go together
+
 
 def next_chunk(
     position: int,
@@ -28,7 +30,8 @@ def next_chunk(
       remaining: How many there are to read, at least one.
       every: None for the fewest calls. Otherwise calls end at absolute positions: at multiples of
         `every` as long as the text lasts, then at those of shorter calls, so that two texts that
-        begin alike are read by the same calls as far as those positions.
+        begin alike are read by the same calls as far as those positions. Either way a CPU, which
+        takes as long for padding as for tokens, has more and shorter calls where they are faster.
       far: From there on, calls end at multiples of it instead of those of `every`; None for nowhere.
       longest: No call is longer, but for those of the shortest length; None for any length.
     """
@@ -41,11 +44,13 @@ def next_chunk(
     if far is not None and position < far:
         end = min(end, far)
     remaining = min(remaining, end - position)
-    for length in _up_to(every if longest is None else min(every, longest))[::-1]:
+    lengths = _up_to(every if longest is None else min(every, longest))
+    for length in lengths[::-1]:
         count = min(remaining, length - position % length)
         if length < 2 * count:
             break
-    return count, length
+    length = prefill.chunk_lengths(count, 1, _up_to(length))[0]
+    return min(count, length - position % length), length
 
 
 def _up_to(longest):
@@ -98,8 +103,12 @@ class Reader:
         self._fresh: dict[int | None, AnyState] = {}
         self._turn = 0
         # Short calls of several texts together cost an accelerator little more than one, and a mesh
-        # cuts a batch. A CPU's time follows the tokens.
-        self._tokens_per_call = 1 if jax.default_backend() == "cpu" else max(prefill.CHUNKS)
+        # cuts a batch. A CPU's time follows the tokens, with some for each call: there the shortest
+        # go together, where no text waits for its own.
+        self._pays_for_padding = jax.default_backend() == "cpu"
+        self._tokens_per_call = max(prefill.CHUNKS)
+        if self._pays_for_padding:
+            self._tokens_per_call = _TEXTS_ON_CPU * min(prefill.CHUNKS) if longest_first else 1
         self._least = prefill.batch_size_for(1, params)
 
     def calls(self, texts: int, longest: int | None = None) -> list[tuple[int, int]]:
@@ -204,7 +213,14 @@ class Reader:
             batch.append((request, count))
             if len(batch) == most:
                 break
-        return batch, length
+        return batch[: self._worth_a_call(len(batch))], length
+
+    def _worth_a_call(self, texts):
+        """Returns how many of so many texts one call reads, where its empty rows cost, too."""
+        rows = rows_of_a_call(texts, self._params)
+        if self._pays_for_padding and rows > self._least and 4 * texts < 3 * rows:
+            return max(rows // 4, self._least)
+        return texts
 
     def _most(self, length):
         """Returns how many texts one call of this length reads at most.

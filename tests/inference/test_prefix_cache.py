@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from griffin_jax.inference import PrefixCache, SamplingConfig
+from griffin_jax.inference import PrefixCache, SamplingConfig, prefill
 from griffin_jax.inference.reader import next_chunk
 from griffin_jax.inference.row_states import fresh_row, nbytes
 from griffin_jax.language_model import LanguageModel
@@ -171,6 +171,43 @@ def test_a_shifted_prompt_misses_and_one_that_goes_on_hits_wherever_it_ends(lm):
     for cut in range(2 * EVERY + 1, 5 * EVERY):
         (request,), _ = run(lm, [[*text[:cut], 5]], cache, max_new_tokens=1)
         assert request.cached_tokens == cut // EVERY * EVERY
+
+
+def test_a_first_token_costs_a_cpu_no_more_than_a_twentieth_more_with_a_cache(monkeypatch):
+    """Calls of the lengths of users: their tokens, and of each what it takes to decode the weights."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(prefill, "CHUNKS", (32, 256, 512, 2048))
+    cache = PrefixCache()
+
+    def cost(total, every, far):
+        position = found = 0
+        while position < total:
+            count, length = next_chunk(position, total - position, every, far)
+            position, found = position + count, found + length + 32
+        return found
+
+    for total in [*range(1, 1100), *range(1100, 5000, 61)]:
+        assert cost(total, cache.every, cache.far) <= 1.05 * cost(total, None, None)
+
+
+def test_a_full_cache_neither_reads_nor_keeps_more_for_a_first_token(lm, row_bytes, monkeypatch):
+    """What is done for a text follows from its borders, not from what the cache holds."""
+    cache = PrefixCache(2 * row_bytes, host_bytes=4 * row_bytes, every=4 * EVERY)
+    for i in range(4):
+        run(lm, [draw(8 * EVERY + 1, i)], cache, max_new_tokens=1)
+    walks, stored = [], cache.stats.stored
+    walk = PrefixCache._walk
+    monkeypatch.setattr(
+        PrefixCache, "_walk", lambda self, tokens: walks.append(0) or walk(self, tokens)
+    )
+    text = draw(12 * EVERY + 1, 9)
+    _, alone = run(lm, [text], None, max_new_tokens=1)
+    _, stats = run(lm, [text], cache, max_new_tokens=1)
+    assert stats.padded_tokens == alone.padded_tokens == 12 * EVERY
+    assert stats.read_calls == alone.read_calls == 3
+    assert cache.stats.stored - stored == 3
+    # To look up and to count it, to look up before each call, and to keep what it has read.
+    assert len(walks) <= 2 + 2 * stats.read_calls
 
 
 def test_a_cache_belongs_to_one_model(lm):

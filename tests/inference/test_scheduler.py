@@ -2,6 +2,7 @@
 
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,6 +59,21 @@ def test_offline_prompts_are_read_ahead_and_the_longest_texts_begin_first(lm):
         assert request.result().tokens == alone[i % 3].tokens[: counts[i]]
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator reads more at once")
+def test_offline_prompts_share_their_short_calls_where_that_costs_a_cpu_less(lm):
+    prompts = [[*PROMPTS[1], 80 + i] for i in range(5)]  # a call of eight tokens, and four more
+    with lm.engine(slots=5, seconds=None, fill_first=True) as engine:
+        requests = [engine.submit(prompt, 6, stop_ids=()) for prompt in prompts]
+        engine.run()
+        stats = engine.stats
+    calls = -(-(len(prompts[0]) - 1) // 8)
+    # Four together and one alone: in a call of more rows, most would be empty.
+    assert stats.read_calls == 2 * calls
+    assert stats.padded_tokens == 5 * 8 * calls
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert_same_samples([request.result()], lm.sample([prompt], 6, stop_ids=()))
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one_nor_do_rows_that_are_written(lm):
     with lm.engine(slots=3, seconds=None) as engine:
         running = engine.submit(PROMPTS[0], 400, stop_ids=())
@@ -76,6 +92,8 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_nor_do_rows_that_are_writte
         assert engine.stats.read_calls - reads < 10
         assert not long.ended and long.unread > 1000
         engine.run()
+        # Each token was read once, however often the long one had to wait.
+        assert engine.stats.read_tokens == engine.stats.alone_tokens
     assert_same_samples([long.result()], lm.sample([[20] * 2000], 5, stop_ids=()))
     assert_same_samples([running.result()], lm.sample([PROMPTS[0]], 400, stop_ids=()))
 
