@@ -263,14 +263,14 @@ class Engine:
         texts = check_value("texts", texts, tuple[int, ...] | None, filled=True)
         longest = check_value("longest", longest, int | None, at_least=1)
         threads = check_value("threads", threads, int | None, at_least=1)
-        pool, reader = self._scheduler.pool, self._scheduler.reader
+        rows, reader = self._scheduler.pool.programs, self._scheduler.reader
         first = not self._compiled
-        pool.needs = Needs(draws=True, filters=True) if sampling else Needs()
-        most = pool.sizes([pool.slots])
-        sizes = pool.sizes(range(1, pool.slots + 1) if texts is None else texts)
+        rows.ahead = Needs(draws=True, filters=True) if sampling else Needs()
+        most = rows.sizes([rows.slots])
+        sizes = rows.sizes(range(1, rows.slots + 1) if texts is None else texts)
         given = self.model, self.params
         programs = dict(
-            compiling.programs_of_rows(*given, self._burst, pool.needs, sizes, pool.compiled)
+            compiling.programs_of_rows(*given, self._burst, rows.ahead, sizes, rows.compiled)
         )
         programs |= compiling.programs_of_calls(*given, reader.calls(max(sizes), longest))
         if everything:
@@ -278,7 +278,7 @@ class Engine:
         left = {key: one for key, one in programs.items() if key not in self._compiled}
         compiling.compile_all(left, lambda: not self._closed, threads)
         self._compiled |= left.keys()
-        pool.compiled = tuple(sorted({*pool.compiled, *sizes}))
+        rows.compiled = tuple(sorted({*rows.compiled, *sizes}))
         if longest is None or first:
             reader.longest = longest
         elif reader.longest is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,10 +18,11 @@ from griffin_jax.inference.decode import (
     leave,
     take,
 )
-from griffin_jax.inference.drawing import EVERYTHING, IN_PROMPT, Needs
+from griffin_jax.inference.drawing import IN_PROMPT
 from griffin_jax.inference.grammar import words_of
 from griffin_jax.inference.pace import Pace
 from griffin_jax.inference.request import Request
+from griffin_jax.inference.row_programs import RowPrograms
 from griffin_jax.inference.row_states import nbytes
 from griffin_jax.inference.sampling import SamplingMethod
 from griffin_jax.inference.speculation import ROUNDS, Speculator
@@ -63,11 +64,7 @@ class Pool:
       slots: How many rows there are at most.
       requests: The request of each row; None where a row is free.
       keeps_states: Whether a request keeps the state of its row when it leaves, asked for or not.
-      needs: What the programs do that were compiled ahead, so that one serves what needs less. Where
-        a row needs more, all rows are run by a program for everything, of as many rows as there may be:
-        the only other one.
-      compiled: Numbers of rows whose programs were compiled ahead, ascending; none where programs are
-        compiled as they are needed. There are no others as long as one of these holds all rows in use.
+      programs: Which program runs the rows.
     """
 
     def __init__(
@@ -82,8 +79,7 @@ class Pool:
     ):
         self.slots = slots
         self.keeps_states = False
-        self.needs = Needs()
-        self.compiled: tuple[int, ...] = ()
+        self.programs = RowPrograms(slots, params)
         self.requests: list[Request | None] = []
         self.methods: list[SamplingMethod] = []
         self._model, self._params, self._stats = model, params, stats
@@ -91,7 +87,6 @@ class Pool:
         self._burst = burst
         self._speculator = speculator
         self._pace, self._draft_pace = Pace(burst, seconds), Pace(min(ROUNDS, burst), seconds)
-        self._needs = Needs()
         self._entered = False
         self._arrived = 0.0
         self._rows: Rows | None = None
@@ -136,10 +131,6 @@ class Pool:
         """Whether the rows are there still, also after a program that takes them has failed."""
         return self._rows is None or not any(x.is_deleted() for x in jax.tree.leaves(self._rows))
 
-    def sizes(self, texts: Iterable[int]) -> list[int]:
-        """Returns the numbers of rows, ascending, in which these numbers of texts are drawn."""
-        return sorted({prefill.batch_size_for(min(n, self.slots), self._params) for n in texts})
-
     def admit(self, request: Request, expected: int = 1) -> None:
         """Gives a row to a request whose prompt has been read.
 
@@ -148,10 +139,10 @@ class Pool:
           expected: How many are about to be admitted, this one included.
         """
         plan, vocab_size = request.plan, self._model.config.vocab_size
-        self._need(plan.needs, alone=not self.active)
+        self.programs.serve(plan.needs, alone=not self.active)
         if None not in self.requests:
             self._resize(len(self.active) + expected)
-        elif self._for_everything and len(self.requests) < self._size_for(1):
+        elif self.programs.for_everything and len(self.requests) < self.programs.size_for(1):
             self._resize(1)
         self._widen()
         slot = self.requests.index(None)
@@ -208,8 +199,8 @@ class Pool:
         self._make_room(max(len(r.plan.tokens) + r.dispatched for r in active) + ahead)
         wanted = np.array([request is not None for request in self.requests])
         methods = tuple(self.methods) if any(r.method >= 0 for r in active) else ()
-        how = self._needs, methods, self._params
-        rest = wanted, np.int32(steps), self._masks() if self._needs.masks else None
+        how = self.programs.needs, methods, self._params
+        rest = wanted, np.int32(steps), self._masks() if self.programs.needs.masks else None
         drafted = None
         if drafts:
             rounds = min(ROUNDS, self._burst)
@@ -337,19 +328,6 @@ class Pool:
         if self._speculator is not None and None not in costs and jax.process_count() == 1:
             self._speculator.cost = costs[0] / costs[1]
 
-    @property
-    def _for_everything(self):
-        return bool(self.compiled) and self._needs != self.needs
-
-    def _need(self, needs, alone):
-        """Has the program serve a row that enters.
-
-        What rows needed that have left stays until the pool was empty: a program costs more to
-        compile than to do too much for a while.
-        """
-        needs = self.needs | (needs if alone else self._needs | needs)
-        self._needs = EVERYTHING | needs if self.compiled and needs != self.needs else needs
-
     def _widen(self):
         """Makes the wide arrays that the program needs, and lets go of others."""
         shape = (len(self.requests), self._model.config.vocab_size)
@@ -362,8 +340,8 @@ class Pool:
 
         self._rows = dataclasses.replace(
             self._rows,
-            counts=wide(self._needs.penalties, self._rows.counts, np.int32),
-            bias=wide(self._needs.bias, self._rows.bias, np.float32),
+            counts=wide(self.programs.needs.penalties, self._rows.counts, np.int32),
+            bias=wide(self.programs.needs.bias, self._rows.bias, np.float32),
         )
 
     def _make_room(self, tokens):
@@ -374,21 +352,14 @@ class Pool:
             self._rows = dataclasses.replace(self._rows, state=state)
 
     def _shrink(self, active):
-        size = self._size_for(len(active))
+        size = self.programs.size_for(len(active))
         left = max(r.plan.max_new_tokens - r.dispatched for r in active)
         if 2 * size <= len(self.requests) and left > _BURSTS_WORTH_A_PROGRAM * self._burst:
             self._resize(len(active))
 
-    def _size_for(self, rows):
-        """Returns how many rows a pool has in which at least so many are in use."""
-        if self._for_everything:
-            rows = self.slots
-        size = prefill.batch_size_for(min(rows, self.slots), self._params)
-        return next((there for there in self.compiled if there >= size), size)
-
     def _resize(self, rows):
         """Makes a pool of at least so many rows out of those in use."""
-        size = self._size_for(rows)
+        size = self.programs.size_for(rows)
         used = [slot for slot, request in enumerate(self.requests) if request is not None]
         if self._rows is None:
             self._rows = empty_rows(self._model, self._params, size, self._room)

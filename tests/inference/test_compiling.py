@@ -52,7 +52,7 @@ def test_programs_of_many_rows_serve_fewer_until_there_are_others(lm):
         pool = engine._scheduler.pool
         for texts, sizes in (((4,), (4,)), ((1,), (1, 4)), (None, (1, 2, 4))):
             engine.compile_ahead(texts, threads=1)
-            assert pool.compiled == sizes
+            assert pool.programs.compiled == sizes
             for count in (1, 2, 3):
                 requests = [
                     engine.submit([*PROMPTS[i % len(PROMPTS)]], 20, sampling=SETTINGS[i], seed=i)
