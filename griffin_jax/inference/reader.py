@@ -13,7 +13,7 @@ from griffin_jax.inference.stats import EngineStats
 from griffin_jax.models import Griffin
 from griffin_jax.models.stack import AnyState
 
-_TEXTS_ON_CPU = 4  # whose shortest calls go together
+_TEXTS_ON_CPU = 16  # whose shortest calls go together
 
 
 def next_chunk(
