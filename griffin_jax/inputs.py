@@ -78,26 +78,26 @@ def check_shape_of_rows(tokens: jax.Array | np.ndarray) -> None:
         )
 
 
-def check_shape(name: str, numbers: jax.Array, shape: tuple[int, ...]) -> None:
-    """Checks what can be known of numbers that belong to tokens without reading them.
-
-    Raises:
-      ValueError: they have another shape or are no whole numbers.
-    """
+def _of_shape(name, numbers, shape):
+    """Returns numbers on a device, of which nothing but shape and dtype is known without reading."""
     if numbers.shape != shape or not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(
             f"{name} must be whole numbers {list(shape)}, as tokens are given, got "
             f"{numbers.dtype}{list(numbers.shape)}"
         )
+    return numbers
 
 
-def check_positions(positions: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Returns the positions [B, T] of a call's tokens in their documents, as an array.
+def check_positions(positions: Any, shape: tuple[int, int]) -> np.ndarray | jax.Array:
+    """Returns the positions [B, T] of a call's tokens in their documents, as an array; of a JAX array
+    shape and dtype alone are checked.
 
     Raises:
       ValueError: they have another shape than the tokens, or one neither follows the one before it
         in its row nor is 0.
     """
+    if isinstance(positions, jax.Array):
+        return _of_shape("positions", positions, shape)
     array = _as_array(positions)
     if array is None or array.shape != shape or array.dtype.kind not in "iu":
         raise ValueError(
@@ -113,12 +113,15 @@ def check_positions(positions: Any, shape: tuple[int, int]) -> np.ndarray:
     return array
 
 
-def check_lengths(lengths: Any, batch: int, time: int) -> np.ndarray:
-    """Returns the lengths [B] of a call's rows, as an array.
+def check_lengths(lengths: Any, batch: int, time: int) -> np.ndarray | jax.Array:
+    """Returns the lengths [B] of a call's rows, as an array; of a JAX array shape and dtype alone are
+    checked.
 
     Raises:
       ValueError: they are not one whole number of 0 to T for each row.
     """
+    if isinstance(lengths, jax.Array):
+        return _of_shape("lengths", lengths, (batch,))
     array = _as_array(lengths)
     if (
         array is None

@@ -186,13 +186,9 @@ class LanguageModel:
             inputs.check_shape_of_rows(tokens)
         else:
             tokens = inputs.check_token_rows(tokens, self.config.vocab_size)
-        if isinstance(lengths, jax.Array):
-            inputs.check_shape("lengths", lengths, tokens.shape[:1])
-        elif lengths is not None:
+        if lengths is not None:
             lengths = inputs.check_lengths(lengths, *tokens.shape)
-        if isinstance(positions, jax.Array):
-            inputs.check_shape("positions", positions, tokens.shape)
-        elif positions is not None:
+        if positions is not None:
             positions = inputs.check_positions(positions, tokens.shape)
         if state is not None:
             inputs.check_state(state, self.config, len(tokens))
