@@ -229,8 +229,8 @@ class LanguageModel:
 
     @functools.cached_property
     def decoding_params(self) -> dict[str, Any]:
-        """The parameters as an engine reads them; see `packed_matmul_cpu.prepare_decoding`."""
-        return prepare_decoding(self.params)
+        """The parameters as an engine reads them; see `models.prepare_decoding`."""
+        return prepare_decoding(self.params, self.dtype)
 
     def sample(
         self,

@@ -31,9 +31,10 @@ def packed_matmul(
       kernel: "mosaic_gpu" looks bytes up on their way to the tensor cores of a Hopper GPU, for any
         number of rows of x; "pallas_gpu" reads packed bytes once, for up to 64 rows of x;
         "pallas_tpu" decodes tiles to bfloat16 as they are multiplied, for any number of rows;
-        "table_cpu" looks up what a byte contributes, for up to 4 rows of x; "rows_cpu" decodes a few
-        rows of the weight at a time; "reference" decodes a whole weight in x's dtype first. By
-        default the fastest that serves platform and shape.
+        "decoded_cpu" multiplies by the values that stand beside the weight; "table_cpu" looks up what
+        a byte contributes, for up to 4 rows of x; "rows_cpu" decodes a few rows of the weight at a
+        time; "reference" decodes a whole weight in x's dtype first. By default the fastest that
+        serves platform and shape.
 
     Returns:
       [..., out] in x's dtype for each weight.
@@ -49,6 +50,7 @@ def packed_matmul(
         "pallas_tpu": _first_reason(
             lambda w: packed_matmul_pallas_tpu.unsupported_reason(x, w), weights
         ),
+        "decoded_cpu": packed_matmul_cpu.decoded_unsupported(x.dtype, layers),
         "table_cpu": packed_matmul_cpu.table_unsupported(rows, layers),
         "rows_cpu": packed_matmul_cpu.rows_unsupported(layers),
         "reference": None,
@@ -60,6 +62,8 @@ def packed_matmul(
         return packed_matmul_pallas_gpu.packed_matmul(x, tuple(layers))
     if chosen == "pallas_tpu":
         return tuple(packed_matmul_pallas_tpu.packed_matmul(x, weight) for weight in weights)
+    if chosen == "decoded_cpu":
+        return tuple(packed_matmul_cpu.decoded_matmul(x, weight) for weight in layers)
     if chosen == "table_cpu":
         return tuple(packed_matmul_cpu.table_matmul(x, weight) for weight in layers)
     if chosen == "rows_cpu":

@@ -9,6 +9,9 @@ and a product is y[o] = sum over blocks of absmax[o, block] * sum over i of tabl
 a load and an addition for two weights, with neither a conversion nor a multiplication. The tables
 of a few bytes fit into the first-level cache, so a core takes 8 bytes of all rows, then the next 8.
 For that it reads a second copy of the bytes, by column (`add_transposed`).
+
+For more rows, a weight is decoded a few rows at a time as they are multiplied. That takes as long as
+the products of some 32 rows, and a small model leaves room to decode it once (`add_decoded`).
 """
 
 from collections.abc import Sequence
@@ -18,19 +21,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.typing import DTypeLike
 
 from griffin_jax.host import available_memory
 from griffin_jax.kernels import rows_cpu
+from griffin_jax.kernels.dense_matmul import dense_matmul, has_bfloat16
 from griffin_jax.quantization.tensor import (
     QuantizedTensor,
     TransposedCopy,
     decode_scales,
+    dequantize_on_host,
     dequantize_scales,
     is_packed,
 )
 
 # Rows of x for which the tables are faster than decoding the weight.
 MAX_TABLE_ROWS = 4
+# Bytes of all decoded weights at most. Up to there they were timed, and beat tables at one row, too; a
+# larger model is in 4 bits so that it fits, and is read from memory for every token.
+MAX_DECODED_BYTES = 1 << 27
 _BYTES = 32  # of a group of `TransposedCopy`
 # Look-ups in one sum: of 8, LLVM makes vectors; of 32, it does not.
 _LOOKUPS = 8
@@ -47,6 +56,23 @@ _BY_ROW = jax.lax.GatherDimensionNumbers(
 )
 
 
+def add_copies_if_they_fit(params: Any, dtype: DTypeLike) -> Any:
+    """Returns the parameters with what a CPU reads in place of 4-bit weights, where memory allows it.
+
+    It is their values where those of all weights take `MAX_DECODED_BYTES` at most (`add_decoded`), and
+    otherwise their bytes by column (`add_transposed`). Either takes at most half of the memory that is
+    free.
+
+    Args:
+      params: A tree of parameters.
+      dtype: The dtype of activations.
+    """
+    size = decoded_nbytes(params, dtype) if jax.default_backend() == "cpu" else 0
+    if 0 < size <= MAX_DECODED_BYTES and _fits(size, "decoded weights"):
+        return add_decoded(params, dtype)
+    return add_transposed_if_it_fits(params)
+
+
 def add_transposed_if_it_fits(params: Any) -> Any:
     """Returns the parameters with `add_transposed`, on a CPU if half of the memory that is free is
     enough.
@@ -54,15 +80,17 @@ def add_transposed_if_it_fits(params: Any) -> Any:
     A copy takes 0.56 bytes per weight, beside the 0.56 of the weight itself.
     """
     size = transposed_nbytes(params) if jax.default_backend() == "cpu" else 0
-    if not size:
-        return params
+    return add_transposed(params) if size and _fits(size, "tables") else params
+
+
+def _fits(size, what):
     free = available_memory()
-    if free is not None and size > free // 2:
-        logging.vlog(
-            1, "packed_matmul: tables would take %d MB, %d MB are free", size >> 20, free >> 20
-        )
-        return params
-    return add_transposed(params)
+    if free is None or size <= free // 2:
+        return True
+    logging.vlog(
+        1, "packed_matmul: %s would take %d MB, %d MB are free", what, size >> 20, free >> 20
+    )
+    return False
 
 
 def add_transposed(params: Any) -> Any:
@@ -77,8 +105,34 @@ def add_transposed(params: Any) -> Any:
 def transposed_nbytes(params: Any) -> int:
     """Returns the bytes that `add_transposed` adds."""
     leaves = jax.tree.leaves(params, is_leaf=is_packed)
-    packed = [leaf for leaf in leaves if is_packed(leaf) and _has_rows(leaf)]
+    packed = [leaf for leaf in leaves if _is_to_be_transposed(leaf)]
     return sum(leaf.packed.size + 4 * leaf.absmax.size for leaf in packed)
+
+
+def add_decoded(params: Any, dtype: DTypeLike) -> Any:
+    """Returns the parameters with the values of 4-bit weights beside them.
+
+    Call it outside of jit. Weights that are stacked, or no linear layer's, stay as they are.
+
+    Args:
+      params: A tree of parameters.
+      dtype: The dtype of activations. The values are in bfloat16 for bfloat16 ones on a processor that
+        multiplies those, as `rows_matmul` has them there, and otherwise in float32.
+    """
+
+    def add(leaf):
+        if not _is_to_be_decoded(leaf):
+            return leaf
+        # A program for each shape would take longer to compile than all of this.
+        return leaf.replace(decoded=dequantize_on_host(leaf, _decoded_dtype(dtype)))
+
+    return jax.tree.map(add, params, is_leaf=is_packed)
+
+
+def decoded_nbytes(params: Any, dtype: DTypeLike) -> int:
+    """Returns the bytes that `add_decoded` adds."""
+    leaves = jax.tree.leaves(params, is_leaf=is_packed)
+    return _decoded_dtype(dtype).itemsize * sum(x.size for x in leaves if _is_to_be_decoded(x))
 
 
 def table_unsupported(rows: int, weights: Sequence[QuantizedTensor]) -> str | None:
@@ -88,6 +142,20 @@ def table_unsupported(rows: int, weights: Sequence[QuantizedTensor]) -> str | No
     if any(weight.transposed is None for weight in weights):
         return "it needs a copy of the bytes in transposed order; see add_transposed"
     return None
+
+
+def decoded_unsupported(dtype: DTypeLike, weights: Sequence[QuantizedTensor]) -> str | None:
+    """Returns the reason why decoded weights do not serve activations of a dtype; None if they do."""
+    if any(weight.decoded is None for weight in weights):
+        return "it needs the weights' values beside them; see add_decoded"
+    if any(weight.decoded.dtype != _decoded_dtype(dtype) for weight in weights):
+        return f"the values beside the weights are for activations of another dtype than {dtype}"
+    return None
+
+
+def _decoded_dtype(dtype):
+    bfloat16 = jnp.dtype(dtype) == jnp.bfloat16 and has_bfloat16()
+    return jnp.dtype(jnp.bfloat16 if bfloat16 else jnp.float32)
 
 
 def rows_unsupported(weights: Sequence[QuantizedTensor]) -> str | None:
@@ -168,6 +236,12 @@ def _pairwise_sum(terms):
     return terms[0]
 
 
+def decoded_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
+    """Returns x [..., in] @ weight.T with the values beside the weight."""
+    values = weight.decoded
+    return dense_matmul(x.astype(values.dtype), values, dtype=jnp.float32).astype(x.dtype)
+
+
 def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
     """Returns x [..., in] @ weight.T with a few rows of the weight decoded at a time; see
     `rows_cpu.matmul`.
@@ -187,18 +261,20 @@ def rows_matmul(x: jax.Array, weight: QuantizedTensor) -> jax.Array:
 
 
 def _has_rows(weight):
-    """Returns a linear layer's weight, not yet copied, on one device, whose rows are whole
-    blocks.
-    """
-    return (
-        weight.transposed is None
-        and weight.ndim == weight.packed.ndim == 2
-        and len(weight.packed.devices()) == 1
-    )
+    """Returns whether this is a linear layer's weight on one device, whose rows are whole blocks."""
+    return weight.ndim == weight.packed.ndim == 2 and len(weight.packed.devices()) == 1
+
+
+def _is_to_be_transposed(leaf):
+    return is_packed(leaf) and leaf.transposed is None and _has_rows(leaf)
+
+
+def _is_to_be_decoded(leaf):
+    return is_packed(leaf) and leaf.decoded is None and _has_rows(leaf)
 
 
 def _add_transposed(leaf):
-    if not is_packed(leaf) or not _has_rows(leaf):
+    if not _is_to_be_transposed(leaf):
         return leaf
     out, length = leaf.packed.shape
     count = min(_BYTES, leaf.block_size // 2)

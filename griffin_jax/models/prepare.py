@@ -3,10 +3,11 @@
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.packed_matmul import lay_out
-from griffin_jax.kernels.packed_matmul_cpu import add_transposed_if_it_fits
+from griffin_jax.kernels.packed_matmul_cpu import add_copies_if_they_fit
 from griffin_jax.models.declarations import put_on_mesh
 from griffin_jax.models.stack import is_stacked, stack_params, stacks_by_default
 
@@ -43,10 +44,15 @@ def prepare_params(
     return lay_out(params, consume=consume)
 
 
-def prepare_decoding(params: dict[str, Any]) -> dict[str, Any]:
-    """Returns the parameters as decoding reads them: on a CPU with a second copy of 4-bit weights.
+def prepare_decoding(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
+    """Returns the parameters as engines read them: on a CPU with a second copy of 4-bit weights.
 
     It is apart from `prepare_params` since the copy is for engines alone: neither training nor saving
-    knows of it. There is none where memory is short.
+    knows of it. Of a small model it is the weights' values, of others their bytes in another order;
+    there is none where memory is short.
+
+    Args:
+      params: Parameters as `prepare_params` returns them.
+      dtype: The dtype of activations.
     """
-    return add_transposed_if_it_fits(params)
+    return add_copies_if_they_fit(params, dtype)

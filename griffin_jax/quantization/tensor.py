@@ -61,7 +61,8 @@ class QuantizedTensor(Weight):
       nested_absmax: float32[ceil(number of scales / nested_block_size)], or None.
       nested_code: float32[256], or None.
       nested_offset: float32[], the mean of the scales, or None.
-      transposed: The same weight once more, for decoding on a CPU, or None.
+      transposed: The same weight once more, for a few rows on a CPU, or None.
+      decoded: float32 or bfloat16[out, in], its values, for more rows on a CPU, or None.
       shape: The shape of the weight; a linear layer's is (out, in).
       dtype: The dtype of the weight before it was quantized: float32, float16 or bfloat16.
       quant_type: "nf4" or "fp4".
@@ -76,6 +77,7 @@ class QuantizedTensor(Weight):
     nested_code: jax.Array | None = None
     nested_offset: jax.Array | None = None
     transposed: TransposedCopy | None = None
+    decoded: jax.Array | None = None
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False, kw_only=True)
     dtype: np.dtype = flax.struct.field(pytree_node=False, kw_only=True)
     quant_type: str = flax.struct.field(pytree_node=False, kw_only=True)
@@ -265,6 +267,16 @@ def dequantize(tensor: QuantizedTensor, dtype=None) -> jax.Array:
     if _reaches_subnormal(tensor.absmax):
         return _dequantize_on_host(tensor, dtype)
     return _dequantize(tensor, dtype)
+
+
+def dequantize_on_host(tensor: QuantizedTensor, dtype: DTypeLike | None = None) -> jax.Array:
+    """Returns what `dequantize` does, computed by numpy, which has nothing to compile.
+
+    Call it outside of jit; the arguments are as there.
+    """
+    if tensor.double_quantized:
+        tensor = _with_decoded_scales(tensor)
+    return _dequantize_on_host(tensor, jnp.dtype(tensor.dtype if dtype is None else dtype))
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -145,7 +145,7 @@ def test_a_missing_libtpu_is_one_line(monkeypatch):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"job": "serve"}, "job is one of decode, prefill, train, not 'serve'"),
+        ({"job": "serve"}, "job is one of decode, prefill, train, lora, not 'serve'"),
         ({"weights": "int4"}, "weights is one of bf16, nf4, fp4, .*int8, not 'int4'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"job": "train", "weights": "nf4"}, "packed weights are not trained"),

@@ -70,7 +70,7 @@ def test_a_sweep_keeps_the_rows_that_are_there_and_writes_tables_and_plot(tmp_pa
         ("--config.mesh.model=2", "error: there are 1 devices, mesh model=2 has 2: "),
         (
             "--config.job=serve",
-            "error: config.job must be one of decode, prefill, train, got 'serve'",
+            "error: config.job must be one of decode, prefill, train, lora, got 'serve'",
         ),
     ],
 )

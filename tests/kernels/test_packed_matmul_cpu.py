@@ -64,6 +64,45 @@ def test_rows_decoded_in_turns_give_the_same_product(batch, out):
     check(y, x, weight)
 
 
+@pytest.mark.parametrize("batch", [(), (1,), (3, 2)])
+@pytest.mark.parametrize("options", [{}, {"quant_type": "fp4", "double_quant": True}])
+def test_values_beside_a_weight_give_the_same_product(batch, options):
+    x, weight = operands(batch, 40, 128, **options)
+    added = cpu.add_decoded(weight, "float32")
+    np.testing.assert_array_equal(added.decoded, dequantize(weight, "float32"))
+    (y,) = packed_matmul(x, [added])
+    np.testing.assert_array_equal(y, cpu.decoded_matmul(x, added))
+    check(y, x, weight)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_values_are_in_bfloat16_where_the_processor_multiplies_it(monkeypatch, has):
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: has)
+    x, weight = operands((3,), 40, 128, "bfloat16")
+    added = cpu.add_decoded({"w": weight}, "bfloat16")["w"]
+    assert added.decoded.dtype == ("bfloat16" if has else "float32")
+    np.testing.assert_array_equal(added.decoded, dequantize(weight, added.decoded.dtype))
+    assert added.decoded.nbytes == cpu.decoded_nbytes(weight, "bfloat16")
+    exact = np.asarray(x, np.float64) @ np.asarray(added.decoded, np.float64).T
+    y = np.asarray(packed_matmul(x, [added], kernel="decoded_cpu")[0], np.float64)
+    np.testing.assert_allclose(y, exact, rtol=2**-8, atol=1e-5 * np.abs(exact).max())
+    if has:  # float32 would be multiplied by numbers that were rounded
+        with pytest.raises(ValueError, match="for activations of another dtype than float32"):
+            packed_matmul(x.astype(jnp.float32), [added], kernel="decoded_cpu")
+
+
+@pytest.mark.parametrize("most, free", [(1, None), (1, 2), (1, 1.9), (0.9, None)])
+def test_a_small_model_gets_its_values_and_others_their_bytes_by_column(monkeypatch, most, free):
+    _, weight = operands((), 64, 128)
+    size = cpu.decoded_nbytes(weight, "float32")
+    assert size == 4 * 64 * 128
+    monkeypatch.setattr(cpu, "MAX_DECODED_BYTES", int(most * size))
+    monkeypatch.setattr(cpu, "available_memory", lambda: free and int(free * size))
+    added = cpu.add_copies_if_they_fit({"w": weight}, "float32")["w"]
+    assert (added.decoded is not None) == (most == 1 and free != 1.9)
+    assert (added.transposed is None) == (added.decoded is not None)
+
+
 @pytest.mark.parametrize("transposed", [True, False])
 def test_the_compiler_leaves_the_turns_to_all_cores(transposed):
     # A loop that XLA takes for small is a function of its own, which one core runs.
@@ -132,6 +171,10 @@ def test_forced_kernels_that_cannot_serve_say_why():
         packed_matmul(x, [cpu.add_transposed(weight)], kernel="table_cpu")
     with pytest.raises(ValueError, match="'table_cpu' cannot serve: it needs a copy"):
         packed_matmul(x[:1], [weight], kernel="table_cpu")
+    with pytest.raises(
+        ValueError, match="'decoded_cpu' cannot serve: it needs the weights' values"
+    ):
+        packed_matmul(x, [weight], kernel="decoded_cpu")
     _, odd = operands((), 48, 128)
     with pytest.raises(ValueError, match="'rows_cpu' cannot serve: 48 rows are not a multiple"):
         packed_matmul(x, [odd], kernel="rows_cpu")
