@@ -124,7 +124,8 @@ def add_decoded(params: Any, dtype: DTypeLike) -> Any:
         if not _is_to_be_decoded(leaf):
             return leaf
         # A program for each shape would take longer to compile than all of this.
-        return leaf.replace(decoded=dequantize_on_host(leaf, _decoded_dtype(dtype)))
+        values = dequantize_on_host(leaf, _decoded_dtype(dtype))
+        return leaf.replace(decoded=jax.device_put(values, leaf.packed.sharding))
 
     return jax.tree.map(add, params, is_leaf=is_packed)
 
