@@ -5,6 +5,7 @@ import functools
 import shutil
 import signal
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 from experiments import config_files, schemas
 from griffin_jax.fields import check_values
 from griffin_jax.models import Griffin, abstract_params, init_params
-from griffin_jax.studies import TASKS, Study, carry_out, report, together
+from griffin_jax.studies import TASKS, Study, carry_out, report, runs, together
 from griffin_jax.studies.accuracy import accuracy
 from griffin_jax.studies.study import changes_in_words
 from griffin_jax.studies.task import draw_batch
@@ -42,7 +43,13 @@ def carried_out(folder):
     study = tiny("selective_copying")
     small = {"models": {"Hawk": {"block_pattern": ("recurrent",)}}, "seeds": (0, 1)}
     study = dataclasses.replace(study, **small)
-    stopped = carry_out(study, folder, seconds=1e-3)
+    now = [0.0]
+
+    def told(message):
+        now[0] += "begins" in message  # and then a second goes by
+
+    with mock.patch.object(runs, "time", types.SimpleNamespace(monotonic=lambda: now[0])):
+        stopped = carry_out(study, folder, seconds=1, told=told)
     assert [(x["seed"], x["stopped"], len(x["curve"])) for x in stopped] == [(0, 2, 1), (1, 2, 1)]
     assert (folder / next(study.groups()).folder / "state.npz").exists()
     results = carry_out(study, folder)
