@@ -176,11 +176,7 @@ def train_roofline(
     links = gathers * gather_seconds(2 * part, mesh.fsdp, machine)
     links += gather_seconds(4 * part, mesh.fsdp, machine)
     links += all_reduce_seconds(4 * part / mesh.fsdp, mesh.data, machine)
-    # Communication of parameters hides behind products, as far as these last.
-    compute = flops / chips / machine.flops_per_second
-    return Roofline(
-        memory / machine.bytes_per_second, compute, max(0.0, links - compute), tokens, chips
-    )
+    return _of_training(memory, flops / chips, links, tokens, chips, machine)
 
 
 def lora_roofline(
@@ -210,11 +206,17 @@ def lora_roofline(
     flops = (train_flops_per_token(config, seq_len, frozen=True) + again) * tokens
     passes = 3 if recompute else 2
     part = weight_bytes / mesh.model
-    compute = flops / chips / machine.flops_per_second
     links = passes * gather_seconds(part, mesh.fsdp, machine)
-    return Roofline(
-        passes * part / machine.bytes_per_second, compute, max(0.0, links - compute), tokens, chips
-    )
+    return _of_training(passes * part, flops / chips, links, tokens, chips, machine)
+
+
+def _of_training(num_bytes, flops, links, tokens, chips, machine):
+    """Returns the costs of a step in which parameters travel while others are multiplied by, and are
+    waited for only where that takes longer.
+    """
+    compute = flops / machine.flops_per_second
+    waited = max(0.0, links - compute)
+    return Roofline(num_bytes / machine.bytes_per_second, compute, waited, tokens, chips)
 
 
 def gather_seconds(num_bytes: float, chips: int, machine: Machine) -> float:

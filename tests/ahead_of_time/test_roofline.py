@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from configs import train_griffin_1b
 from griffin_jax.ahead_of_time import programs, roofline, scaling
 from griffin_jax.ahead_of_time.programs import Program
 from griffin_jax.ahead_of_time.roofline import H200, V5E, Machine
@@ -25,6 +26,10 @@ def test_decoding_of_the_packed_9b_reads_its_weights_and_state_at_the_speed_of_m
     assert floor.seconds == pytest.approx((size + state) / 819e9)
     sixteen = roofline.decode_roofline(RECURRENTGEMMA_9B, size, 16)
     assert sixteen.memory_seconds == pytest.approx((size + 16 * state) / 819e9)
+
+
+def test_training_is_predicted_of_the_shape_that_is_trained():
+    assert scaling._TRAINED == train_griffin_1b.MODEL
 
 
 def test_chips_of_a_copy_share_weights_and_those_of_other_copies_rows():
