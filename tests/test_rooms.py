@@ -3,9 +3,12 @@
 import ast
 import functools
 import graphlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import griffin_jax
 
@@ -43,6 +46,21 @@ for name in sys.argv[1:]:
     for loaded in [x for x in sys.modules if x.partition(".")[0] == "griffin_jax"]:
         del sys.modules[loaded]
     importlib.import_module(f"griffin_jax.{name}")
+"""
+# The same of every module, each in a process of its own that has imported other projects' code only.
+EACH = """
+import importlib, os, sys
+import jax, flax.linen, optax
+for name in sys.argv[1:]:
+    if not (child := os.fork()):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:  # of an extra that is not installed
+            if error.name.partition(".")[0] == "griffin_jax":
+                raise
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{name} does not import alone")
 """
 # What a process that imports the package alone has loaded of it, and of what takes long to import.
 BARE = """
@@ -118,6 +136,14 @@ def test_imports_make_no_circle():
 def test_modules_import_alone():
     run = subprocess.run([sys.executable, "-c", ALONE, *FIRST], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="imports each module in a fork")
+def test_every_module_imports_alone():
+    names = ["griffin_jax" + (name and f".{name}") for name in modules() if "__main__" not in name]
+    run = subprocess.run([sys.executable, "-c", EACH, *names], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_package_imports_little_and_the_rest_where_it_is_used():
