@@ -121,9 +121,8 @@ class _OfEngine:
             labels=("model_name", "kind"),
         )
         for kind, count in dict(stats.errors).items():
-            if (
-                kind != RequestError.__name__
-            ):  # what a client asked for, such as too complex a grammar
+            # A RequestError is of what a client asked for, such as too complex a grammar.
+            if kind != RequestError.__name__:
                 failed.add_metric((self._model, kind), count)
         yield failed
         if self._cache is not None:
