@@ -97,6 +97,10 @@ class Chat:
         seed: int = 0,
         **options: Any,
     ) -> Request:
+        if own := [name for name in ("context", "keep_context") if name in options]:
+            raise TypeError(
+                f"{own[0]} is the conversation's own; LanguageModel.chat(context=...) begins another"
+            )
         check_value("message", message, str)
         seed = check_value("seed", seed, int, at_least=0, below=2**32)  # one for all turns
         if not message:

@@ -102,3 +102,13 @@ def test_what_a_conversation_is_given_is_checked_where_it_enters(wrong, message)
     with pytest.raises(ValueError, match=message) as caught:
         wrong(language_model())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["context", "keep_context"])
+def test_a_turn_takes_no_context_of_its_own(name):
+    chat = language_model().chat()
+    for turn in chat.send, chat.stream:
+        with pytest.raises(
+            TypeError, match=rf"^{name} is the conversation's own; .*chat\(context="
+        ):
+            turn("a", **{name: None})
