@@ -84,6 +84,7 @@ def open_run(text: str, config: Any) -> Run:
     """
     from griffin_jax.files import write_json
     from griffin_jax.paths import resolve
+    from griffin_jax.text_files import read_json
     from griffin_jax.training.run_log import read_metrics
 
     name, equals, folder = text.partition("=")
@@ -96,7 +97,7 @@ def open_run(text: str, config: Any) -> Run:
             f"{folder}: no run with held-out loss there; train {name} first, or give other "
             "runs: --config.runs=\"('NAME=FOLDER', 'NAME=FOLDER')\""
         )
-    identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    identity = read_json(folder / "run.json")
     # Tuples are lists in JSON.
     settings = json.loads(
         json.dumps(
@@ -105,7 +106,7 @@ def open_run(text: str, config: Any) -> Run:
         )
     )
     path = folder / "evaluation.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     if known.get("settings") != settings:
         print(f"[measuring {name}]", file=sys.stderr, flush=True)
         known = {"settings": settings, "found": _measure(folder / "model", config)}
@@ -132,7 +133,7 @@ def _measure(model: Path, config: Any) -> dict[str, Any]:
 
 
 def curves_by_position(runs: list[Run]) -> dict[str, list[dict[str, float]]]:
-    """Loss by position of every model, twice where the cache may slide or hold everything."""
+    """Measures the loss by position of every model, twice where the cache may slide or hold everything."""
     curves = {}
     for run in runs:
         sliding = run.evaluation.get("loss_by_position_sliding")
@@ -217,7 +218,7 @@ what each run logged.
 
 
 def plot_losses(file: BinaryIO, runs: list[Run]) -> None:
-    """Training loss, faint, and held-out loss of every run over tokens."""
+    """Plots the training loss, faint, and the held-out loss of every run over tokens."""
     from griffin_jax.plotting import pyplot
 
     figure, axis = pyplot().subplots(figsize=(7, 4.2), layout="constrained")
@@ -242,7 +243,7 @@ def plot_losses(file: BinaryIO, runs: list[Run]) -> None:
 
 
 def plot_positions(file: BinaryIO, curves: dict[str, list[dict[str, float]]], seq_len: int) -> None:
-    """Loss by position; beyond the dotted line no position was ever trained."""
+    """Plots the loss by position; beyond the dotted line no position was ever trained."""
     from griffin_jax.plotting import pyplot
 
     figure, axis = pyplot().subplots(figsize=(7, 4.2), layout="constrained")

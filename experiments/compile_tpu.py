@@ -47,9 +47,10 @@ def main() -> None:
 
 def _sweep(folder: Path, config: dict[str, Any]) -> None:
     from griffin_jax.files import write_json
+    from griffin_jax.text_files import read_json
 
     file = folder / "compiled.json"
-    done = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    done = read_json(file, list) if file.is_file() else []
     known = {json.dumps(entry["row"], sort_keys=True): entry for entry in done}
     kept = []
     for row in tqdm([_plain(row) for row in _CONFIG.value.rows], desc="compiling", unit="program"):

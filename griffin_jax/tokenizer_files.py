@@ -7,13 +7,13 @@ chat_template.jinja or tokenizer_config.json how a conversation is written down.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from griffin_jax.foreign_settings import is_off, only, read_settings, without_effect
+from griffin_jax.text_files import TextFile, read_json
 
 MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
 CONFIG_FILE, GENERATION_FILE = "tokenizer_config.json", "generation_config.json"
@@ -179,15 +179,7 @@ def _check_ids(folder: Path, added: Mapping[str, AddedToken]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a whole {path.name}: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a whole {path.name}: it holds no JSON object")
-    return values
+    return read_json(path) if path.is_file() else {}
 
 
 def _list(values: Any, path: Path, name: str) -> list:
@@ -252,7 +244,7 @@ def _adds_bos(whole: dict[str, Any], folder: Path) -> bool | None:
 
 def _template(folder: Path, config: dict[str, Any]) -> str | None:
     if (folder / _TEMPLATE_FILE).is_file():
-        return (folder / _TEMPLATE_FILE).read_text(encoding="utf-8")
+        return TextFile(folder / _TEMPLATE_FILE).text()
     template = config.get("chat_template")
     if isinstance(template, list):  # several, of which one is called so
         templates = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}

@@ -281,7 +281,7 @@ def test_a_truncated_json_is_named(tmp_path):
     write_json_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(path.read_text()[:500])
-    with pytest.raises(ValueError, match=r"tokenizer\.json: not a whole"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not JSON"):
         load_tokenizer(tmp_path)
 
 

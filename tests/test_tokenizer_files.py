@@ -209,10 +209,10 @@ def test_texts_end_where_the_generation_config_says(tmp_path, files, stop_ids):
         ({"chat_template": 5}, {}, "chat_template is no text"),
         ({}, {"generation_config": {"eos_token_id": "<eos>"}}, "eos_token_id '<eos>' is no token id"),
         ({}, {"generation_config": {"eos_token_id": [-1]}}, "eos_token_id -1 is no token id"),
-        ({}, {"generation_config": "{"}, "not a whole generation_config.json"),
-        ({}, {"tokenizer_config": "[]"}, "holds no JSON object"),
-        ({}, {"tokenizer_config": "[" * 100_000}, "not a whole tokenizer_config.json"),
-        ({}, {"special_tokens_map": "null"}, "holds no JSON object"),
+        ({}, {"generation_config": "{"}, r"generation_config\.json is not JSON"),
+        ({}, {"tokenizer_config": "[]"}, r"tokenizer_config\.json must hold a JSON object"),
+        ({}, {"tokenizer_config": "[" * 100_000}, r"tokenizer_config\.json is not JSON"),
+        ({}, {"special_tokens_map": "null"}, r"special_tokens_map\.json must hold a JSON object"),
     ],
 )  # fmt: skip
 def test_files_that_are_damaged_or_contradict_each_other_are_named(

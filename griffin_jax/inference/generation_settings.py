@@ -1,12 +1,12 @@
 """Settings of transformers' `generate`: those that sampling obeys, and those that change nothing."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from griffin_jax.foreign_settings import Rule, is_off, obeyed, only, read_settings, without_effect
 from griffin_jax.inference.sampling import FIELDS, SamplingConfig
+from griffin_jax.text_files import read_json
 
 
 def not_above(limit: float) -> Rule:
@@ -104,13 +104,9 @@ def check_generation_file(path: Path) -> None:
     Raises:
       ValueError: a setting changes texts in a way that is not supported, such as `num_beams` of 4.
     """
-    if not path.is_file():
-        return
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    read_settings(values, {**_RULES, **_OF_FILES}, str(path), unknown=without_effect)
+    if path.is_file():
+        rules = {**_RULES, **_OF_FILES}
+        read_settings(read_json(path), rules, str(path), unknown=without_effect)
 
 
 def read_generation_settings(
