@@ -215,7 +215,7 @@ def summary(task: str, outcome) -> str:
 
 
 def write_samples(folder: Path, outcome) -> None:
-    """A file of JSON lines for each task: every question, what was asked and what was answered."""
+    """Writes a file of JSON lines for each task: every question, what was asked and what was answered."""
     from lm_eval.utils import handle_non_serializable
 
     from griffin_jax.files import write_text

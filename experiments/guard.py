@@ -26,7 +26,7 @@ def begin() -> None:
 
 
 def take_over() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt, as ever, for those who clean up."""
+    """Makes Ctrl-C a KeyboardInterrupt again, so that what is under way can clean up."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

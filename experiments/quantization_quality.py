@@ -231,7 +231,7 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
 
 
 def plot(file: BinaryIO, rows: list[Row]) -> None:
-    """Bits per byte, and divergence, over stored bits per linear weight."""
+    """Plots bits per byte, and divergence, over stored bits per linear weight."""
     from griffin_jax.plotting import pyplot
 
     figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")

@@ -193,6 +193,8 @@ class ModelsBenchmark(Benchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decode(ModelsBenchmark):
+    """The config of a benchmark of the kind `decode`."""
+
     tokens: int = field(at_least=2)
     positions: tuple[int, ...] = ()
     stream: bool = False
@@ -201,12 +203,16 @@ class Decode(ModelsBenchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(ModelsBenchmark):
+    """The config of a benchmark of the kind `generation`."""
+
     prompt: int = field(at_least=1)
     tokens: int = field(at_least=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latency(ModelsBenchmark):
+    """The config of a benchmark of the kind `latency`."""
+
     prompt: int = field(at_least=1)
     tokens: tuple[int, ...] = field(filled=True)
     most: tuple[int, ...] = field(filled=True)
@@ -215,6 +221,8 @@ class Latency(ModelsBenchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Throughput(ModelsBenchmark):
+    """The config of a benchmark of the kind `throughput`."""
+
     prompt: int = field(at_least=1)
     tokens: int = field(at_least=1)
     batch_sizes: tuple[int, ...] = field(filled=True)
@@ -223,6 +231,8 @@ class Throughput(ModelsBenchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineWork(Benchmark):
+    """The config of a benchmark of the kind `engine`."""
+
     models: tuple[str, ...] = field(filled=True)
     shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
     burst: int = field(16, at_least=1)
@@ -260,6 +270,8 @@ class EngineWork(Benchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernels(Benchmark):
+    """The config of a benchmark of the kind `kernels`."""
+
     model: str = field(filled=True)
     shapes: dict[str, Any] = dataclasses.field(default_factory=dict)
     operations: tuple[str, ...] = field(filled=True)
@@ -274,6 +286,8 @@ class Kernels(Benchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(Benchmark):
+    """The config of a benchmark of the kind `training`."""
+
     model: dict[str, Any]
     lengths: tuple[int, ...] = field(filled=True)
     tokens: int = field(at_least=1)

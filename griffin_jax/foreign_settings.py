@@ -14,12 +14,12 @@ Rule = Callable[[Any], bool]
 
 
 def obeyed(value: Any) -> bool:
-    """Returns the rule of a setting that its reader takes and checks."""
+    """Accepts any value: the reader takes the setting and checks it."""
     return True
 
 
 def without_effect(value: Any) -> bool:
-    """Returns the rule of a setting that changes no result here, whatever its value."""
+    """Accepts any value: the setting changes no result here."""
     return True
 
 
@@ -43,9 +43,7 @@ class _Only:
 
 
 def is_off(value: Any) -> bool:
-    """Returns the rule of unknown settings: whether a value asks for nothing (null, false or
-    empty).
-    """
+    """Accepts what asks for nothing (null, false or empty), as unknown settings must."""
     return value is None or value is False or value in ("", [], (), {})
 
 

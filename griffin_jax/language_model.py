@@ -154,7 +154,8 @@ class LanguageModel:
     ) -> Trace:
         """Computes what `apply` does, and brings out or changes what is computed on the way.
 
-        `tracing.place_names(lm.config)` lists the names; docs/tracing says what is at each. Patches come before captures, so what is brought out is what the model went on with.
+        `tracing.place_names(lm.config)` lists the names; docs/tracing says what is at each. Patches come
+        before captures, so what is brought out is what the model went on with.
         Where a fused kernel does not compute a place that is asked for, its plain definition runs.
 
         Args:

@@ -72,7 +72,7 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What the time goes into, mostly."""
+        """What takes most of the time: "memory", "compute" or "links"."""
         times = {
             "memory": self.memory_seconds,
             "compute": self.compute_seconds,
@@ -220,14 +220,14 @@ def _of_training(num_bytes, flops, links, tokens, chips, machine):
 
 
 def gather_seconds(num_bytes: float, chips: int, machine: Machine) -> float:
-    """For every chip to have all of an array that is cut over so many, or to sum up its part."""
+    """Returns the seconds of an all-gather, or a reduce-scatter, of `num_bytes` over so many chips."""
     if chips == 1:
         return 0.0
     return num_bytes * (chips - 1) / chips / _links(chips, machine) + _latency(chips, machine)
 
 
 def all_reduce_seconds(num_bytes: float, chips: int, machine: Machine) -> float:
-    """For the sum of an array over so many chips, on every one of them."""
+    """Returns the seconds of an all-reduce of `num_bytes` over so many chips."""
     return 2 * gather_seconds(num_bytes, chips, machine)
 
 

@@ -65,7 +65,7 @@ class Point:
 
 
 def points() -> list[Point]:
-    """For every job and number of chips that hold it."""
+    """Returns the best mesh for every job and number of chips that hold it."""
     found = []
     for name, model, weights, job in _JOBS:
         for chips in CHIPS:

@@ -29,7 +29,7 @@ def measure_prefill(
     batch_size: int,
     repeats: int,
 ) -> Row:
-    """Reading a prompt into a state, from an idle device to the state's being there."""
+    """Times reading a prompt into a state, from an idle device until the state is there."""
     lm = stack.lm
     prompts = random_prompts(lm.config.vocab_size, tokens, batch_size)
 
@@ -75,7 +75,7 @@ def measure_decoding(
     batch_size: int = 1,
     profile: bool = False,
 ) -> Row:
-    """Greedy decoding as `LanguageModel.sample` runs it, from a state that stands at `position`.
+    """Times greedy decoding as `LanguageModel.sample` runs it, from a state that stands at `position`.
 
     Seconds are those from one burst's arrival to that of the next, while another is under way. Two
     bursts warm up, the first of them, which is compiled, alone; one is drawn after those that are

@@ -30,7 +30,7 @@ def warm(stack: Stack, prompts: Prompts, tokens: int) -> dict[str, Any]:
 
 
 def timed(stack: Stack, prompts: Prompts, tokens: int, times: dict[int, float]) -> None:
-    """One generation: seconds by how many tokens are there, put into `times` as they come."""
+    """Generates once, and puts into `times` after how many seconds so many tokens were there."""
     begin = time.perf_counter()
 
     def mark(count):
@@ -49,7 +49,7 @@ def measure_generation(
     batch_size: int = 1,
     repeats: int = 3,
 ) -> Row:
-    """Prefill (a prompt in, its first token out) and decoding, as a user of the stack has them.
+    """Times prefill (a prompt in, its first token out) and decoding, as a user of the stack has them.
 
     Seconds per token are those of one whole generation after its first token, over its tokens.
     """

@@ -47,7 +47,7 @@ def profile(call: Callable[[], Any]) -> list[KernelTime]:
 
 
 def summarize(data: ProfileData) -> list[KernelTime]:
-    """Kernels of a trace by the time they took, longest first."""
+    """Returns the kernels of a trace by the time they took, longest first."""
     totals = collections.defaultdict(lambda: [0.0, 0])
     with warnings.catch_warnings():
         # jaxlib makes the types of its iterators when they are first used, and ends the process if

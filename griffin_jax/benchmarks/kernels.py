@@ -35,7 +35,7 @@ def measure(config: Mapping[str, Any], limits: Limits) -> Iterator[Row]:
 def measure_cases(
     chosen: Iterable[Case], config: Mapping[str, Any], limits: Limits
 ) -> Iterator[Row]:
-    """`measure`, of cases of one's own; of the config, `seconds` and `repeats` are read."""
+    """Measures given cases as `measure` does; reads `seconds` and `repeats` of the config."""
     for case in chosen:
         about = {"what": "kernel", "operation": case.operation, "case": case.name}
         try:

@@ -51,7 +51,7 @@ def draw(results: Results, folder: Path, suffix: str = "") -> list[Path]:
 
 
 def latency(axis: Any, results: Results) -> None:
-    """Seconds over tokens sampled, ours and the card's."""
+    """Plots seconds over tokens sampled, ours and the card's."""
     for subject, rows in _by_name(results, "latency"):
         counts = [row["tokens_sampled"] for row in rows]
         axis.plot(counts, [row["seconds"]["median"] for row in rows], "o-", label=subject)
@@ -86,7 +86,7 @@ def share(axis: Any, results: Results) -> None:
 
 
 def cache(axis: Any, results: Results) -> None:
-    """Bytes of one row's state over the text's length, counted from the shapes."""
+    """Plots the bytes of one row's state over the text's length, counted from the shapes."""
     del results
     lengths = np.unique(np.logspace(7, 20, 60, base=2).astype(int))
     for model in _CACHES:

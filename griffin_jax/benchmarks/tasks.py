@@ -41,7 +41,7 @@ class Job:
         return self.model.endswith("@transformers")
 
     def to_json(self) -> str:
-        """For another process."""
+        """Returns the job as JSON, for `from_json` in another process."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod

@@ -253,7 +253,7 @@ class Bench:
 
 
 def measure(config: Mapping[str, Any]) -> Iterator[Row]:
-    """`measure_lengths` as a config says: `model` (a dict), `lengths`, `tokens`, `variants`,
+    """Calls `measure_lengths` with a config's `model` (a dict), `lengths`, `tokens`, `variants`,
     `dtype`, `repeats`, `document` and `mesh`."""
     return measure_lengths(
         GriffinConfig.from_dict(dict(config["model"])),

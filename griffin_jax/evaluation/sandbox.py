@@ -102,7 +102,8 @@ def run_all(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[Outcome]:
-    """`run` of many programs, `workers` (default: the machine's cores) at a time, in order."""
+    """Calls `run` for many programs, `workers` (default: the machine's cores) at a time; returns the
+    outcomes in the programs' order."""
     check_allowed(allow_code_execution)
     one = functools.partial(_run, limits=limits or Limits())
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:

@@ -33,7 +33,7 @@ class Measure:
 
     @property
     def run(self) -> tuple[str, int | None]:
-        """What has to be run: figures of one run share it."""
+        """The task and the number of examples; figures that share both come from one run."""
         return self.task, self.shots
 
 

@@ -74,7 +74,7 @@ class Rows:
 
 
 def empty_rows(model: Griffin, params: dict, size: int, tokens: int) -> Rows:
-    """Rows that belong to no text, beside the parameters.
+    """Returns rows that belong to no text, beside the parameters.
 
     Args:
       model: The model.

@@ -43,7 +43,7 @@ def batch_size_for(rows: int, params: dict | None = None) -> int:
 
 
 def chunk_lengths(total: int, batch_size: int, chunks: Sequence[int] | None = None) -> list[int]:
-    """Lengths of the calls that read `total` tokens of a batch.
+    """Returns the lengths of the calls that read `total` tokens of a batch.
 
     All come from `chunks` (ascending; `CHUNKS` by default), so that a prompt of any length runs in
     programs compiled before. Less than half of any call is padding, but for calls of the shortest
@@ -203,7 +203,7 @@ def slots_of(state: AnyState) -> int:
 
 
 def capacity_for(config: GriffinConfig, tokens: int) -> int | None:
-    """Slots under an unbounded window, of a few sizes, so that few programs serve all.
+    """Returns the slots under an unbounded window, of a few sizes, so that few programs serve all.
 
     They are 256, 384, 512, 768, ... 2048, of which less than a third is unwritten (of any but the
     smallest), and then 2560, 3072, 3584, 4096, 5120, ..., of which less than a fifth is.

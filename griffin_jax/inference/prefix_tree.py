@@ -87,12 +87,12 @@ def _branches(keys, place):
 
 
 def batches(nodes: Sequence[Node], batch_size: int) -> list[list[Node]]:
-    """Nodes in batches of like length, longest first; all but short ones are over half as long."""
+    """Returns nodes in batches of like length, longest first; all but short ones are over half as long."""
     return group_by_length(nodes, [len(node.tokens) for node in nodes], batch_size)
 
 
 def group_by_length(items: Sequence, lengths: Sequence[int], batch_size: int) -> list[list]:
-    """Items in batches, longest first, each more than half as long as the longest beside it.
+    """Returns items in batches, longest first, each more than half as long as the longest beside it.
 
     Items of up to 32 count as equally long.
     """

@@ -198,7 +198,7 @@ class Request:
             )
 
     def take(self) -> Sample:
-        """What has been written since the last call, without waiting for more.
+        """Returns what has been written since the last call, without waiting for more.
 
         Pieces are those of an iteration, whose place this takes: joined, they are what `result`
         returns. A token comes with the piece in which its text ends.

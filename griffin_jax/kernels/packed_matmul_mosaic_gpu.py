@@ -47,7 +47,7 @@ def fits(weights: Sequence[QuantizedTensor]) -> str | None:
 def packed_matmul(
     x: jax.Array, weights: tuple[QuantizedTensor, ...], interpret: bool = False
 ) -> tuple[jax.Array, ...]:
-    """As `griffin_jax.kernels.packed_matmul.packed_matmul`, all weights in one launch.
+    """Computes what `griffin_jax.kernels.packed_matmul.packed_matmul` does, all weights in one launch.
 
     The gradient with respect to x decodes whole weights; there is none for the weights.
     """

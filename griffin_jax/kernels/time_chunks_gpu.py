@@ -229,7 +229,7 @@ class Chunk:
             ref[:, step, self.lanes] = value.astype(ref.dtype)
 
     def forward(self, a: list[jax.Array], x: list[jax.Array]) -> list[jax.Array]:
-        """h_t = a_t h_{t-1} + x_t for all steps."""
+        """Returns h of h_t = a_t h_{t-1} + x_t for all steps."""
         decays, states = [], []
         for a_t, x_t in zip(a, x, strict=True):
             decays.append(a_t * decays[-1] if decays else a_t)
@@ -238,7 +238,7 @@ class Chunk:
         return [self.fma(d, enters, h) for d, h in zip(decays, states, strict=True)]
 
     def backward(self, a: list[jax.Array], dh: list[jax.Array]) -> list[jax.Array]:
-        """g_t = dh_t + a_{t+1} g_{t+1}; what passes on from chunk to chunk is a_t g_t."""
+        """Returns g of g_t = dh_t + a_{t+1} g_{t+1}; what passes on from chunk to chunk is a_t g_t."""
         decays, gs = [], []
         decay = added = None
         for a_t, dh_t in zip(reversed(a), reversed(dh), strict=True):

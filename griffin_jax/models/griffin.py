@@ -250,7 +250,7 @@ class Griffin(nn.Module):
         return place(self, "logits", logits)
 
     def read_out(self, x: jax.Array) -> jax.Array:
-        """Logits float32[B, T, V] of a residual stream [B, T, D], as if no layer followed."""
+        """Returns logits float32[B, T, V] of a residual stream [B, T, D], as if no layer followed."""
         return self.logits(self.final_norm(x))
 
     def uncapped_logits(self, x: jax.Array) -> jax.Array:

@@ -139,7 +139,7 @@ class Worker:
         self._thread = threading.Thread(target=self._drive, name="device", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begins; what comes is handed over to this event loop."""
+        """Starts the thread, which hands what comes over to this event loop."""
         self._loop = loop
         self._thread.start()
 
@@ -213,7 +213,7 @@ class Worker:
                 self._promised -= count
 
     async def begin(self, wanted: Sequence[dict[str, Any]], pieces: bool) -> Batch:
-        """As `submit`, for the event loop; where it is cancelled, so are the texts."""
+        """Does what `submit` does, for the event loop; where it is cancelled, so are the texts."""
         submitting = asyncio.ensure_future(run_in_threadpool(self.submit, wanted, pieces))
         try:
             return await asyncio.shield(submitting)

@@ -85,7 +85,7 @@ def measure(
     models: dict[str, tuple[Griffin, Any]],
     told: Callable[[str], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields, for each model, size and seed, how many answers are right in one pass and from chunks.
+    """Yields how many answers are right in one pass and from chunks, by model, size and seed.
 
     Args:
       study: The settings.

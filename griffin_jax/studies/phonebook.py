@@ -62,7 +62,7 @@ class Phonebook:
 
     @property
     def entry(self) -> int:
-        """Tokens of an entry."""
+        """Returns the tokens of an entry."""
         return self.name + self.number + 2
 
     @property
@@ -72,7 +72,7 @@ class Phonebook:
 
     @property
     def question(self) -> int:
-        """Tokens from the mark behind the book to the one that the number is due behind."""
+        """Returns the tokens from the mark behind the book to the last one before the number."""
         return 1 + (_EXAMPLES - 1) * self.entry + self.name + 1
 
     def with_entries(self, count: int) -> "Phonebook":

@@ -51,7 +51,7 @@ class Reading:
 
 
 def spectrum(plt: Any, reading: Reading) -> Any:
-    """Tokens until a channel's state has fallen to 1/e, for the channels of each layer in order."""
+    """Plots tokens until a channel's state has fallen to 1/e, for the channels of each layer in order."""
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     layers = reading.recurrences("log_decay")
     for layer, color in zip(layers, _colors(plt, len(layers)), strict=True):
@@ -114,7 +114,7 @@ def attention(plt: Any, reading: Reading) -> Any:
 
 
 def lens(plt: Any, reading: Reading) -> Any:
-    """Bits for the next token of the text, as the residual stream behind each layer would predict it."""
+    """Plots the bits for the next token of the text, as the residual stream behind each layer would predict it."""
     begin, end = max(0, len(reading.tokens) - 1 - _LENS_TOKENS), len(reading.tokens) - 1
     layers = reading.trace.layers("blocks.*.logits")
     rows = [_bits(x[0, begin:end], reading.tokens[begin + 1 :]) for x in layers.values()]

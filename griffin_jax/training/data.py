@@ -113,7 +113,7 @@ class Windows:
 def training_batches(
     rows: Rows, batch_size: int, seed: int, places: Sequence[int] | None = None
 ) -> "grain.DatasetIterator":
-    """Endless batches [B, T], shuffled anew in every epoch.
+    """Yields batches [B, T] without end, shuffled anew in every epoch.
 
     The iterator's `get_state` is a small JSON dict, and `set_state` goes on at exactly that batch,
     whatever the places were before. Batches are read ahead by threads.

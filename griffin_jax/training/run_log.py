@@ -22,7 +22,7 @@ class Throughput:
         self._seconds = self._total_seconds = 0.0
 
     def step(self) -> None:
-        """A step has ended. The first one after a pause only starts the clock."""
+        """Notes that a step has ended. The first one after a pause only starts the clock."""
         now = time.perf_counter()
         if self._last is not None:
             self._steps += 1
@@ -30,7 +30,7 @@ class Throughput:
         self._last = now
 
     def pause(self) -> None:
-        """Something that is not training comes next."""
+        """Stops the clock until the next step has ended."""
         self._last = None
 
     def interval(self) -> float | None:

@@ -17,7 +17,7 @@ _PLACE, _DRAWN = 2048, 256  # where rows stand that are full all the time, and w
 
 
 def requests_of(vocab_size: int, lengths: Sequence[Sequence[int]], seed: int) -> list:
-    """Prompts of random tokens and how many are to be drawn, for (prompt, new) of each."""
+    """Returns prompts of random tokens and how many are to be drawn, for (prompt, new) of each."""
     rng = np.random.default_rng(seed)
     return [(rng.integers(0, vocab_size, prompt).tolist(), new) for prompt, new in lengths]
 

@@ -127,7 +127,7 @@ def sections(results: dict[str, Any]) -> list[str]:
 
 
 def load(axis: Any, results: dict[str, Any]) -> None:
-    """Latencies over the requests that are on their way at once."""
+    """Plots latencies over the requests that are on their way at once."""
     rows = [row for row in results["rows"] if row["what"] == "load"]
     counts = [row["concurrent"] for row in rows]
     for key, label in _WAITS.items():

@@ -6,8 +6,10 @@ examples are the first other rows of the evaluated file: five, or three where ea
 
 
 def letters(doc) -> list[str]:
+    """Returns the letters of the choices."""
     return list("ABCDE"[: len(doc["choices"])])
 
 
 def gold(doc) -> int:
+    """Returns the index of the right choice."""
     return doc["gold"][0]

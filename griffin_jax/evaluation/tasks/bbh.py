@@ -41,4 +41,5 @@ def answer_of(text: str) -> str:
 
 
 def extract(responses, docs):
+    """Returns the answer in each response."""
     return [[answer_of(one) for one in answers] for answers in responses]

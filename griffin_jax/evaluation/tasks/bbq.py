@@ -9,17 +9,17 @@ from lm_eval.api.samplers import ContextSampler
 
 
 def ambiguous(dataset):
+    """Returns the rows whose context leaves the answer open."""
     return dataset.filter(lambda doc: doc["context_condition"] == "ambig")
 
 
 def disambiguated(dataset):
+    """Returns the rows whose context gives the answer."""
     return dataset.filter(lambda doc: doc["context_condition"] == "disambig")
 
 
 def everything(dataset):
-    """The examples come from both conditions: from one alone, they would give the answer
-    away.
-    """
+    """Returns both conditions: examples of one alone would give the answer away."""
     return dataset
 
 
@@ -38,6 +38,7 @@ class OtherTemplates(ContextSampler):
         return {_template(doc) for doc in self.df}
 
     def sample(self, n, eval_doc=None, df=None, **kwargs):
+        """Draws n examples; raises ValueError where there are fewer templates."""
         used = {_template(eval_doc)} if eval_doc else set()
         if len(self._templates - used) < n:
             raise ValueError(f"BBQ: too few templates to draw {n} examples from")

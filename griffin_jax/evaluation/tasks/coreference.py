@@ -38,6 +38,7 @@ class WinoBias(GriffinTask):
     """
 
     def download(self, dataset_kwargs=None, **kwargs):
+        """Loads both stereotypes and joins them, split by split."""
         parts: dict[str, list] = {}
         for stereotype in ("pro", "anti"):
             name = f"{self.config.dataset_name}_{stereotype}"
@@ -79,6 +80,7 @@ def _mentions(row: dict) -> tuple[str, str, str]:
 
 
 def winobias_results(doc, results):
+    """Returns whether the occupation that is meant is the likelier one, with its stereotype."""
     right = float((results[0][0] < results[1][0]) == doc["label"])
     pair = (right, doc["stereotype"])
     return {"acc": right, "acc_pro": pair, "acc_anti": pair}
@@ -90,8 +92,10 @@ def _share_right(items, stereotype: str) -> float:
 
 
 def share_right_pro(items) -> float:
+    """Returns the share of pro-stereotypical sentences that are right; NaN where there are none."""
     return _share_right(items, "pro")
 
 
 def share_right_anti(items) -> float:
+    """Returns the share of anti-stereotypical sentences that are right; NaN where there are none."""
     return _share_right(items, "anti")

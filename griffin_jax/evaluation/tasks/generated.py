@@ -41,9 +41,11 @@ class GeneratedText(GriffinTask):
         super().__init__(config)
 
     def metrics_of(self, score: float) -> dict[str, float]:
+        """Returns the metrics of one text by its score."""
         raise NotImplementedError
 
     def apply_filters(self):
+        """Writes the generations to their file, then scores all of them at once."""
         super().apply_filters()
         texts = [instance.filtered_resps["none"] for instance in self.instances]
         self._write(self.file, texts)
@@ -72,6 +74,7 @@ class GeneratedText(GriffinTask):
             scorers.write_generations(file, rows)
 
     def process_results(self, doc, results):
+        """Returns the metrics of one text; one without a score is counted, and in no mean."""
         score = results[0]["score"]
         if score is not None:
             return self.metrics_of(score)

@@ -16,11 +16,13 @@ _MARK = "The answer is"
 
 
 def examples() -> list[dict]:
+    """Returns the eight worked examples."""
     file = TextFile(Path(__file__).with_name("gsm8k_examples.jsonl"))
     return [example for _, example in file.records()]
 
 
 def target(doc) -> str:
+    """Returns the whole solution that an example shows."""
     return doc["answer"]
 
 
@@ -36,5 +38,6 @@ def answer_of(text: str) -> str:
 
 
 def results(doc, results):
+    """Returns whether the answer is the solution's number; what follows the next "Q:" is cut off."""
     found, expected = answer_of(results[0].split("\nQ:")[0]), answer_of(doc["answer"])
     return {"exact_match": float(bool(found) and float(found) == float(expected))}

@@ -22,7 +22,7 @@ PRIOR_CONTEXT = "Answer:"
     aggregation="mean",
 )
 def acc_prior(items):
-    """Computed by the task; registered so that its YAML can name it."""
+    """Returns what the task has computed; it is registered so that the task's YAML can name it."""
     return items
 
 

@@ -13,10 +13,12 @@ MBPP_EXAMPLES = (2, 3, 4)  # task ids, of the "prompt" split (arXiv:2108.07732, 
 
 
 def humaneval_program(doc, completion: str) -> str:
+    """Returns the program that tests a completion of HumanEval's prompt."""
     return f"{doc['prompt']}{completion}\n{doc['test']}\ncheck({doc['entry_point']})\n"
 
 
 def mbpp_program(doc, completion: str) -> str:
+    """Returns the program that tests a solution of MBPP."""
     return "\n".join([completion, doc["test_setup_code"], *doc["test_list"], ""])
 
 
@@ -31,10 +33,12 @@ def _run(program_of, responses, docs) -> list[list[dict]]:
 
 
 def run_humaneval(responses, docs):
+    """Returns the outcome of each completion as a dict, in the shape of `responses`."""
     return _run(humaneval_program, list(responses), docs)
 
 
 def run_mbpp(responses, docs):
+    """Returns the outcome of each solution as a dict, in the shape of `responses`."""
     return _run(mbpp_program, list(responses), docs)
 
 
@@ -43,10 +47,12 @@ def _share_passed(results) -> float:
 
 
 def humaneval_results(doc, results):
+    """Returns the share of completions that pass."""
     return {"pass@1": _share_passed(results)}
 
 
 def mbpp_results(doc, results):
+    """Returns the share of solutions that pass."""
     return {"pass_at_1": _share_passed(results)}
 
 
@@ -57,8 +63,10 @@ def mbpp_examples(dataset):
 
 
 def mbpp_target(doc) -> str:
+    """Returns the tests of a problem, a line each."""
     return "\n".join(doc["test_list"])
 
 
 def mbpp_example_target(doc) -> str:
+    """Returns the solution that an example shows, with the mark that ends it."""
     return f"{doc['code']}\n[DONE]"

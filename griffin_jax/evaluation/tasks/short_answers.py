@@ -29,12 +29,15 @@ def triviaqa_target(doc) -> str:
 
 
 def triviaqa_results(doc, results):
+    """Returns whether the first line is the answer or one of its aliases."""
     return _match(results[0], [doc["answer"]["value"], *doc["answer"]["aliases"]])
 
 
 def nq_open_target(doc) -> str:
+    """Returns the answer that an example shows: the first of those accepted."""
     return doc["answer"][0]
 
 
 def nq_open_results(doc, results):
+    """Returns whether the first line is one of the accepted answers."""
     return _match(results[0], doc["answer"])

@@ -35,7 +35,7 @@ def prefetch(array, block, blocks, parts, size):
 
 
 def consume(plan: Plan, x_layout, w_layout, acc, w, s, x, table, tile, part):
-    """acc [64, n] + a tile of 64 x 256 weights times x [n, 256].
+    """Returns acc [64, n] plus a tile of 64 x 256 weights times x [n, 256].
 
     Args:
       plan: The kernel's.

@@ -73,7 +73,7 @@ def give(acc, sums, place):
 
 
 def take(acc, sums, place):
-    """acc and what another warpgroup has given."""
+    """Returns acc plus the sums that another warpgroup has given."""
     call = plgpu.inline_mgpu(
         arg_types=(_WGMMA, _REF(), _NUMBER),
         return_type=plgpu.ShapeDtypeStruct(acc.shape, jnp.float32, layout=_WGMMA),

@@ -29,9 +29,10 @@ _NEVER = -1e30  # a score beyond every other
 # Layers of equal shapes are traced once.
 @functools.partial(jax.jit, static_argnames=("reach", "eps", "interpret"))
 def attention_step(x, scales, layers, rings, timeline, rotation, *, reach, eps, interpret=False):
-    """m = x + out(attention(q(n), k(n), v(n))) of n = norm(x), then m + MLP(norm(m)), for one token.
+    """Runs a residual block with local attention for one token.
 
-    There is one head of keys.
+    With n = norm(x) and m = x + out(attention(q(n), k(n), v(n))), it is m + MLP(norm(m)). There is
+    one head of keys.
 
     Args:
       x: [D].

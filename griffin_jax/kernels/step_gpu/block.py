@@ -27,7 +27,7 @@ def run_block(
     name: str,
     interpret: bool,
 ) -> dict[str, jax.Array]:
-    """m = x + mixing(norm(x)), then m + MLP(norm(m)), for one token.
+    """Runs a residual block for one token: with m = x + mixing(norm(x)), it is m + MLP(norm(m)).
 
     Args:
       x: [D].

@@ -27,7 +27,7 @@ def gelu(x):
 
 
 def mlp_phases(x: jax.ShapeDtypeStruct, norm: Norm, gate, up, down, *, interpret) -> list:
-    """out = x + down(gelu(gate(n)) * up(n)) of n = norm(x), for one token.
+    """Returns the phases of out = x + down(gelu(gate(n)) * up(n)), n = norm(x), for one token.
 
     Args:
       x: What the vector under `norm.of` is, [D].
@@ -79,7 +79,7 @@ def project_and_add(
     out: str,
     interpret: bool,
 ) -> Phase:
-    """out = residual + layer(h), the end of half a residual block.
+    """Returns the phase of out = residual + layer(h), which ends half a residual block.
 
     Args:
       x: An array of the residual's shape and dtype, [D].

@@ -27,7 +27,9 @@ _KEPT = 128  # channels of a program that moves the convolution's state on
 # Layers of equal shapes are traced once.
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def recurrent_step(x, scales, layers, inner, state, timeline, *, eps, interpret=False):
-    """m = x + out(gelu(y(n)) * rg_lru(conv(x(n)))) of n = norm(x), then m + MLP(norm(m)), for one token.
+    """Runs a residual block with the RG-LRU for one token.
+
+    With n = norm(x) and m = x + out(gelu(y(n)) * rg_lru(conv(x(n)))), it is m + MLP(norm(m)).
 
     Args:
       x: [D].
