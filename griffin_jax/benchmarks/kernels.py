@@ -102,4 +102,10 @@ def _row(case, kernel, carry, arguments, limits, config):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _loop(case, kernel, turns, carry, arguments):
-    return lax.fori_loop(0, turns, lambda _, c: case.step(c, arguments, kernel), carry)
+    def turn(_, carry):
+        # The arguments are the same in every turn, and a compiler would do once, before the loop, what
+        # needs nothing else: most of an associative scan, the gates of a recurrence, decoded weights.
+        here, carry = lax.optimization_barrier((arguments, carry))
+        return case.step(carry, here, kernel)
+
+    return lax.fori_loop(0, turns, turn, carry)
