@@ -53,6 +53,7 @@ def get_config(size: str = "") -> ConfigDict:
         config.title += " on a CPU"
         config.shorter = "a CPU, for which there is no kernel; the scan and the RG-LRU alone, one row at a time, in float32."
         config.lengths, config.widths, config.dtype = (512, 2048, 8192), (256, 1024), "float32"
+        config.repeats = 9
 
     # What is put to the test; see griffin_jax.studies.claims. Quantities are microseconds of an
     # operation's kernel, forward and backward, at a length and a width.
