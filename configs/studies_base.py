@@ -74,7 +74,7 @@ def text(name: str, title: str) -> ConfigDict:
     # Updates between points of the curve, and between checkpoints.
     config.eval_every = 100
     config.checkpoint_every = 1000
-    # On text nothing is solved; the column says when the loss is below this.
+    # On text nothing is solved; a column says when the loss is below this.
     config.solved = 5.0
     return config
 

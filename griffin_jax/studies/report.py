@@ -22,16 +22,30 @@ Results = Sequence[Mapping[str, Any]]
 def chosen(results: Results) -> dict[tuple[str, str], Results]:
     """Returns the runs of each model and variant, at the learning rate of the lowest held-out loss.
 
-    Variants come in the order of the numbers in their names. Of rates with fewer seeds than others, which are not done yet, none is chosen.
+    Variants come in the order of the numbers in their names. Of rates with fewer seeds than others,
+    which are not done yet, none is chosen.
     """
     found: dict[tuple[str, str], Results] = {}
     groups = _grouped(results, "model", "variant")
     for key, rates in sorted(groups.items(), key=lambda group: _in_order(group[0][1])):
         by_rate = _grouped(rates, "learning_rate")
-        most = max(map(len, by_rate.values()))
-        complete = [runs for runs in by_rate.values() if len(runs) == most]
-        found[key] = min(complete, key=lambda runs: np.mean([_loss(x) for x in runs]))
+        most = max(map(_extent, by_rate.values()))
+        complete = [runs for runs in by_rate.values() if _extent(runs) == most]
+        found[key] = min(complete, key=lambda runs: np.mean([_loss(x) for x in _ended(runs)]))
     return found
+
+
+def _done(runs):
+    return [run for run in runs if "stopped" not in run]
+
+
+def _ended(runs):
+    """Returns the runs that are done, or all where none is: means are of as many steps."""
+    return _done(runs) or runs
+
+
+def _extent(runs):
+    return len(_done(runs)), len(runs)
 
 
 def _in_order(name):
@@ -70,20 +84,23 @@ def solved_at(run: Mapping[str, Any], below: float) -> int | None:
 def lookup(study: Any, results: Results) -> claims.Lookup:
     """Returns what finds quantities of the chosen runs, means over seeds, for `claims.judge`.
 
-    A quantity's name is what it is, the model, the variant where there are several, and:
+    Means are of the runs that are done, whatever became of other seeds. A quantity's name is what it
+    is, the model, the variant where there are several, and:
       accuracy: a test's name; the share that is right, of a model that has learned the task.
       loss: nothing; the held-out loss. "loss of" has a test's name.
       loss at step: a step; the held-out loss there, also of runs that were stopped later.
       loss at: a position; the loss at tokens so far into a document, by the first test.
       steps to learn: nothing; the median over seeds, if most learned it.
-      exponent: nothing, and no variant; that of the power law over parameters.
+      exponent: nothing, and no variant; that of the power law over the parameters of all variants.
     """
-    groups = chosen(results)
+    groups = {key: _ended(runs) for key, runs in chosen(results).items()}
     variants = {variant for _, variant in groups}
 
     def find(what, model, *rest):
         if what == "exponent":
-            return _law(groups, model)[0] if _law(groups, model) else None
+            sizes = [runs for (name, _), runs in groups.items() if name == model and _done(runs)]
+            law = _law(groups, model) if len(sizes) == len(study.variants) else None
+            return law[0] if law else None
         variant = rest[0] if rest and rest[0] in variants else ""
         rest = rest[1:] if variant else rest
         runs = groups.get((model, variant), [])
@@ -126,9 +143,9 @@ def _law(groups, model):
     size.
     """
     points = [
-        (runs[0]["parameters"], np.mean([_loss(run) for run in runs]))
+        (runs[0]["parameters"], np.mean([_loss(run) for run in _done(runs)]))
         for (name, _), runs in groups.items()
-        if name == model
+        if name == model and _done(runs)
     ]
     if len({size for size, _ in points}) < 2 or not np.isfinite(points).all():
         return None
@@ -141,10 +158,12 @@ def table(results: Results, solved: float, counted: str = "rows") -> str:
     """Returns the results in Markdown: mean and spread over seeds of what the chosen runs reach."""
     groups = chosen(results)
     tests = list(dict.fromkeys(itertools.chain(*(x["tests"] for x in results))))
-    head = ["model", "parameters", "rate", "seeds", "held-out loss", "learned at step"]
+    learned = f"below {solved:g} at step" if _of_text(results) else "learned at step"
+    head = ["model", "parameters", "rate", "seeds", "held-out loss", learned]
     head += _what_differs(tests) if tests else []
     rows = []
-    for (model, variant), runs in groups.items():
+    for (model, variant), all_runs in groups.items():
+        runs = _ended(all_runs)
         steps = [solved_at(run, solved) for run in runs]
         shown = sorted(f"{step:,}" if step is not None else "never" for step in steps)
         rows.append(
@@ -152,15 +171,25 @@ def table(results: Results, solved: float, counted: str = "rows") -> str:
                 f"{model}, {variant}" if variant else model,
                 f"{runs[0]['parameters']:,}",
                 "" if runs[0]["learning_rate"] is None else f"{runs[0]['learning_rate']:g}",
-                f"{len(runs)}, stopped at {runs[0]['stopped']:,}"
-                if "stopped" in runs[0]
-                else len(runs),
+                _seeds(all_runs),
                 _spread([_loss(run) for run in runs], "{:.3f}"),
                 " / ".join(shown) if runs[0]["curve"] else "",
                 *(_spread_of_tests(runs, test, counted) for test in tests),
             ]
         )
     return markdown.table(head, rows)
+
+
+def _of_text(results):
+    """Says whether losses are all there is to measure."""
+    return any("by_position" in x for run in results for x in run["tests"].values())
+
+
+def _seeds(runs):
+    """Returns how many seeds there are, and where those that are not done were stopped."""
+    done, stopped = len(_done(runs)), [f"{run['stopped']:,}" for run in runs if "stopped" in run]
+    words = f"{len(stopped)} stopped at {', '.join(dict.fromkeys(stopped))}" if stopped else ""
+    return ", ".join(filter(None, (str(done or ""), words)))
 
 
 def _spread_of_tests(runs, test, counted):
@@ -184,7 +213,8 @@ def curves(axis: Any, results: Results) -> None:
         for i, run in enumerate(runs):
             label = None if i else model
             axis.plot(*zip(*run["curve"], strict=True), color=f"C{color}", alpha=0.7, label=label)
-    axis.set(xlabel="steps", ylabel="held-out loss, nats per answer")
+    each = "token" if _of_text(results) else "answer"
+    axis.set(xlabel="steps", ylabel=f"held-out loss, nats per {each}")
     axis.set_yscale("symlog", linthresh=1e-2, subs=(2, 5))
     axis.yaxis.set_minor_formatter("{x:g}")
     axis.yaxis.set_major_formatter("{x:g}")
@@ -229,7 +259,9 @@ def laws(axis: Any, results: Results) -> None:
     """Draws held-out losses over parameters, with a power law for each model."""
     groups = chosen(results)
     for color, model in enumerate(dict.fromkeys(name for name, _ in groups)):
-        runs = [run for (name, _), runs in groups.items() if name == model for run in runs]
+        runs = [x for (name, _), runs in groups.items() if name == model for x in _done(runs)]
+        if not runs:
+            continue
         sizes, losses = [x["parameters"] for x in runs], [_loss(x) for x in runs]
         law, label = _law(groups, model), model
         if law:
@@ -270,8 +302,8 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
     plots: dict[str, Callable] = {}
     if any(run["curve"] for run in results):
         plots["curves"] = curves
-    by_position = any("by_position" in x for run in results for x in run["tests"].values())
-    if by_position:
+    text = _of_text(results)
+    if text:
         plots["positions"] = positions
     elif any(len(result["tests"]) > 1 for result in results):
         plots["answers"] = functools.partial(answers, counted=study.counted)
@@ -303,7 +335,9 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
         f"Run here otherwise: {study.shorter}" if study.shorter else "",
         claims.table(found),
         table(results, study.solved, study.counted),
-        f"Accuracies are of {_COUNTED[study.counted]}; in brackets, the range over seeds. "
+        "Losses are in nats per token; in brackets, the range over seeds."
+        if text
+        else f"Accuracies are of {_COUNTED[study.counted]}; in brackets, the range over seeds. "
         f"A task counts as learned below {study.solved:g} nats per answer.",
         *images,
         f"{len(done)} of {total} runs are done, in {minutes:.0f} minutes of {found['device']}, which "

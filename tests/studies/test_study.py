@@ -133,7 +133,7 @@ def test_what_is_written_has_every_run(done, tmp_path):
     assert [path.name for path in paths] == ["some-curves.png", "some-answers.png", "some.md"]
     text = (tmp_path / "some.md").read_text(encoding="utf-8")
     assert "2 of 6 runs are done" in text and "python -m this" in text and study.paper in text
-    assert text.count("\n| Hawk") == 1 and "1, stopped at 2" in text
+    assert text.count("\n| Hawk") == 1 and "1 stopped at 2" in text
 
 
 def test_variants_come_by_their_numbers_and_tests_by_what_differs():
@@ -199,6 +199,16 @@ def test_quantities_of_claims_are_means_over_seeds():
     assert find("loss at step", "b", 1) == 4.0 and find("loss at step", "b", 2) is None
     assert find("accuracy", "b", "t") is None and find("steps to learn", "b") is None
     assert find("loss", "c") is None
+    # A seed that was stopped is in no mean beside seeds that are done.
+    results.append(run("a", 1, [[1, 3.5]], stopped=1, tests={}))
+    find = report.lookup(types.SimpleNamespace(counted="rows", solved=0.05), results)
+    assert find("accuracy", "a", "t") == 0.25 and find("loss", "a") == 0.01
+    assert find("loss at step", "a", 1) == 3.0
+    rows = report.table(results, 0.5).splitlines()[2:]
+    assert rows[0].startswith("| a | 10 | 1 | 2, 1 stopped at 1 | 0.010 (0.000 to 0.020) | 2 / 2 |")
+    assert rows[1].startswith("| b | 10 | 1 | 1 stopped at 1 | 4.000 | never |")
+    # These are of text, on which nothing is solved.
+    assert "| below 0.5 at step |" in report.table(results, 0.5)
 
 
 def test_the_law_of_sizes_is_a_power_law():
@@ -212,8 +222,13 @@ def test_the_law_of_sizes_is_a_power_law():
         }
         for n in (10, 100, 1000)
     ]
-    find = report.lookup(types.SimpleNamespace(counted="rows", solved=0.05), results)
+    study = types.SimpleNamespace(variants={"10": {}, "100": {}, "1000": {}})
+    find = report.lookup(study, results)
     assert abs(find("exponent", "a") - 0.25) < 1e-6 and find("exponent", "b") is None
+    # Without one of the sizes, or with one that was stopped, there is no exponent to tell.
+    assert report.lookup(study, results[:2])("exponent", "a") is None
+    results[2] |= {"stopped": 5}
+    assert report.lookup(study, results)("exponent", "a") is None
 
 
 @pytest.mark.slow
