@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from griffin_jax.files import naming_errors, new_file, write_text
 from griffin_jax.paths import make_folder
+from griffin_jax.text_files import TextFile
 
 
 class Throughput:
@@ -104,10 +105,20 @@ class RunLog:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Returns the lines of a metrics.jsonl; a last line that a killed run left unfinished is
     dropped.
+
+    Raises:
+      TextFileError: another line is damaged.
     """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    file = TextFile(path)
+    lines = []
+    for number, line in enumerate(file.text().split("\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise file.fault(f"not JSON: {error}; remove the line", number) from None
+    return lines
 
 
 def plot_loss(lines: list[dict[str, float]], path: Path) -> None:

@@ -26,3 +26,13 @@ def test_a_full_disk_is_told_by_the_file_of_metrics(tmp_path, monkeypatch):
         log.write(1, loss=1.0)
     with pytest.raises(OSError, match="No space left"):  # what it still holds
         log._file.close()
+
+
+@pytest.mark.parametrize("damage", [b"{", b"\0\0\0", b"\xff"])
+def test_a_damaged_line_is_named(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 2}\n')
+    with pytest.raises(
+        ValueError, match=r"metrics\.jsonl(, line 2: not JSON|: not UTF-8 at byte 12)"
+    ):
+        read_metrics(path)
