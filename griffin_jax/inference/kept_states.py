@@ -200,7 +200,7 @@ class Tiers:
 
     def use(self, kept: KeptState) -> AnyState | None:
         """Returns the state on the device, as the most recently used one; None where its file is
-        lost.
+        lost, or the device has no room: the state is then gone.
         """
         if kept in self.device:
             self.device.touch(kept)
@@ -212,7 +212,12 @@ class Tiers:
                 return None
         else:
             self.host.remove(kept)
-        state = kept.state = jax.device_put(kept.state, kept.sharding)
+        try:
+            state = kept.state = jax.device_put(kept.state, kept.sharding)
+        except jax.errors.JaxRuntimeError as error:
+            logging.warning("the prefix cache cannot bring a state back to the device: %s", error)
+            self._gone(kept)
+            return None
         self.add(kept)
         return state
 

@@ -9,6 +9,7 @@ it would have run, and gets the same bits.
 import collections
 import dataclasses
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -122,7 +123,7 @@ class PrefixCache:
         self._nodes: dict[KeptState, Node] = {}
         self._without_state: collections.OrderedDict[Node, None] = collections.OrderedDict()
         self._lock = threading.RLock()
-        self._params: Any = None
+        self._leaves: list[weakref.ref] | None = None  # of the parameters, which it does not hold
 
     @property
     def device_bytes(self) -> int:
@@ -151,13 +152,15 @@ class PrefixCache:
         Raises:
           ValueError: the cache holds those of other parameters.
         """
+        leaves = jax.tree.leaves(params)
         with self._lock:
-            first = jax.tree.leaves(params)[0]
-            if self._params is not None and self._params is not first:
+            # Every one: a model that differs in a few, as by an adapter, shares the others.
+            before = leaves if self._leaves is None else [known() for known in self._leaves]
+            if list(map(id, before)) != list(map(id, leaves)):
                 raise ValueError(
                     "the prefix cache belongs to another model; make one for each, or clear() it"
                 )
-            self._params = first
+            self._leaves = list(map(weakref.ref, leaves))
 
     def clear(self) -> None:
         """Forgets all states, and whose they were."""
@@ -165,7 +168,7 @@ class PrefixCache:
             self._tiers.clear()
             self._nodes.clear()
             self._without_state.clear()
-            self._root, self._params = Node((), 0), None
+            self._root, self._leaves = Node((), 0), None
 
     def find(self, tokens: Tokens, most: int, read: int = 0) -> tuple[int, AnyState] | None:
         """Returns the longest kept beginning of a text, and the state after it.

@@ -2,11 +2,13 @@
 
 import logging
 
+import jax
 import pytest
 
 from griffin_jax.inference import PrefixCache
 from griffin_jax.inference.row_states import fresh_row, nbytes
 from griffin_jax.paths import OutputError
+from tests.inference.test_device_errors import failing
 from tests.inference.test_prefix_cache import EVERY, draw, run
 from tests.inference.tiny_model import language_model
 
@@ -84,6 +86,20 @@ def test_a_folder_that_cannot_be_written_any_more_costs_states_alone(
     assert [r.result().tokens for r in found] == [r.result().tokens for r in alone]
     assert cache.stats.evicted > 0
     assert sum("cannot write" in r.message for r in caplog.records) == 1
+
+
+def test_a_state_that_the_device_has_no_room_for_costs_itself_alone(
+    lm, cache, tmp_path, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        failing(patch, jax, "device_put", {0})
+        again, _ = run(lm, TEXTS, cache)
+    assert [r.result().tokens for r in again] == [r.result().tokens for r in cache.first]
+    assert any("back to the device: RESOURCE_EXHAUSTED" in r.message for r in caplog.records)
+    assert cache.stats.evicted == 1
+    files(cache, tmp_path)
+    third, _ = run(lm, TEXTS, cache)
+    assert [r.result().tokens for r in third] == [r.result().tokens for r in cache.first]
 
 
 def test_what_an_earlier_cache_has_left_is_removed_and_foreign_files_are_refused(tmp_path):

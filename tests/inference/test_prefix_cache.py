@@ -210,10 +210,13 @@ def test_a_full_cache_neither_reads_nor_keeps_more_for_a_first_token(lm, row_byt
     assert len(walks) <= 2 + 2 * stats.read_calls
 
 
-def test_a_cache_belongs_to_one_model(lm):
+@pytest.mark.parametrize("changed", [slice(None), slice(-1, None)])
+def test_a_cache_belongs_to_one_model(lm, changed):
     cache = PrefixCache(every=EVERY)
     run(lm, [draw(20, 0)], cache)
-    other = LanguageModel(CONFIG, jax.tree.map(lambda x: x + 0, lm.params))
+    leaves, structure = jax.tree.flatten(lm.params)
+    leaves[changed] = [leaf + 0 for leaf in leaves[changed]]  # the others are shared
+    other = LanguageModel(CONFIG, jax.tree.unflatten(structure, leaves))
     with pytest.raises(ValueError, match="the prefix cache belongs to another model"):
         other.engine(prefix_cache=cache)
     cache.clear()
