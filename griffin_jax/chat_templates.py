@@ -93,7 +93,16 @@ def render(
             documents=None,
             **{name: token for name, token in tokens.items() if token is not None},
         )
-    except (jinja2.TemplateError, TypeError, KeyError, RecursionError) as error:
+    # What a template does with text and lists can fail as Python does: "a".index("b").
+    except (
+        jinja2.TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(f"the model's chat template: {' '.join(str(error).split())}") from None
 
 

@@ -243,9 +243,13 @@ def test_a_chat_template_of_another_kind_is_obeyed(tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('not so') }}")
     with pytest.raises(ValueError, match="chat template: not so"):
         load_tokenizer(tmp_path).format_chat(messages)
-    (tmp_path / "chat_template.jinja").write_text("{% for x in %}")
-    with pytest.raises(ValueError, match="the model's chat template: "):
-        load_tokenizer(tmp_path).format_chat(messages)
+    for wrong in ("{% for x in %}", "{{ messages[0].content.index('#') }}", "{{ 1 // 0 }}"):
+        (tmp_path / "chat_template.jinja").write_text(wrong)
+        with pytest.raises(ValueError, match="the model's chat template: "):
+            load_tokenizer(tmp_path).format_chat(messages)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: not UTF-8"):
+        load_tokenizer(tmp_path)
 
 
 def test_gemmas_own_template_is_known_as_such(tmp_path):
