@@ -45,6 +45,14 @@ TEXT = {
 }
 
 
+def check_size(size: str, *others: str) -> None:
+    """Raises ValueError for what stands behind a file's name and is none of its sizes."""
+    sizes = ("tiny", *others)
+    if size and size not in sizes:
+        there = ", ".join(map(repr, sizes))
+        raise ValueError(f"size {size!r}: there are '' (the whole study) and {there}")
+
+
 def trained(name: str, title: str) -> ConfigDict:
     """A study that trains models."""
     config = ConfigDict()

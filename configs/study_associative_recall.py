@@ -9,10 +9,11 @@ grows with the pairs, so that there is a knee. With :tiny behind the file's name
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import SMALL, A, R, shrink, trained
+from configs.studies_base import SMALL, A, R, check_size, shrink, trained
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = trained("associative_recall", "Associative recall (MQAR) over the state's size")
     config.paper = (
         "Zoology (arXiv:2312.04927) sweeps keys, widths and learning rates for attention, Mamba, Hyena, "

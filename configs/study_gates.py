@@ -10,10 +10,11 @@ file's name it learns from this project's source in seconds, which shows nothing
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import RECURRENCES, TEXT, shrink, text
+from configs.studies_base import RECURRENCES, TEXT, check_size, shrink, text
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = text("gates", "Gates of the recurrence (figure 7, appendix B)")
     config.paper = (
         "The RG-LRU beside other gates of h = alpha h + beta x on the same tokens. Appendix B says that "

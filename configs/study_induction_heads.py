@@ -9,10 +9,11 @@ Hawk and Griffin extrapolate. With :tiny behind the file's name it takes seconds
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import FIVE, SMALL, shrink, trained
+from configs.studies_base import FIVE, SMALL, check_size, shrink, trained
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = trained("induction_heads", "Induction heads (figure 6b)")
     config.paper = (
         "Five blocks of width 64 learn to recall what followed a special token, in rows of 256; the "

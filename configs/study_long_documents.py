@@ -11,8 +11,11 @@ Expected: reading in chunks beats one pass where a book is longer than what the 
 
 from ml_collections import ConfigDict
 
+from configs.studies_base import check_size
+
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = ConfigDict()
     # The name of its files.
     config.name = "long_documents"

@@ -11,10 +11,11 @@ the file's name it learns from this project's source in seconds, which shows not
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import TEXT, A, R, shrink, text
+from configs.studies_base import TEXT, A, R, check_size, shrink, text
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size, "compared")
     config = text("loss_by_position", "Loss by position (figures 5 and 10)")
     config.paper = (
         "Models trained on rows of 2,048 and of 8,192 tokens, the same number of tokens, are read far "

@@ -8,8 +8,11 @@ Expected: docs/tracing/memory.md, and what follows from it in docs/tracing/findi
 
 from ml_collections import ConfigDict
 
+from configs.studies_base import check_size
+
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = ConfigDict()
     # The name of its files.
     config.name = "memory"

@@ -9,10 +9,11 @@ Transformer is perfect up to its trained length. With :tiny behind the file's na
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import FIVE, SMALL, shrink, trained
+from configs.studies_base import FIVE, SMALL, check_size, shrink, trained
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = trained("phonebook", "Phonebook lookup (figure 6c)")
     config.paper = (
         "Models of 7B parameters, trained on text, look up a number in a list behind two examples. "

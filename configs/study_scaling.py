@@ -10,10 +10,11 @@ tokens the laws flatten. With :tiny behind the file's name it takes seconds, and
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import TEXT, A, R, shrink, text
+from configs.studies_base import TEXT, A, R, check_size, shrink, text
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = text("scaling", "Loss over size (figure 1a)")
     config.paper = (
         "Models of 100 million to 14 billion parameters on 300 billion tokens and more; the loss falls "

@@ -10,8 +10,11 @@ than one in plain JAX. With :tiny behind the file's name it takes seconds.
 
 from ml_collections import ConfigDict
 
+from configs.studies_base import check_size
+
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size, "benchmark", "cpu")
     config = ConfigDict()
     # The name of its files.
     config.name = "scans"

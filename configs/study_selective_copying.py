@@ -9,10 +9,11 @@ slower. With :tiny behind the file's name it takes seconds on a CPU and shows no
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import FIVE, SMALL, shrink, trained
+from configs.studies_base import FIVE, SMALL, check_size, shrink, trained
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = trained("selective_copying", "Selective copying (figure 6a)")
     config.paper = (
         "Five blocks of width 64, about 250,000 parameters, learn to copy 16 data tokens that stand at "

@@ -10,10 +10,11 @@ a kernel for attention makes it grow less. With :tiny behind the file's name it 
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import A, R
+from configs.studies_base import A, R, check_size
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size, "benchmark")
     config = ConfigDict()
     # The name of its files.
     config.name = "step_time"

@@ -10,12 +10,13 @@ the length. With :tiny behind the file's name it takes seconds, and shows nothin
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import TEXT, A, R, shrink, text
+from configs.studies_base import TEXT, A, R, check_size, shrink, text
 
 GRIFFIN = {"block_pattern": (R, R, A)}
 
 
 def get_config(size: str = "") -> ConfigDict:
+    check_size(size)
     config = text("windows", "Windows of local attention (figure 9)")
     config.paper = (
         "Griffin of 400 million parameters with windows from 64 to 2,048 on rows of 2,048, 4,096 and "

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from griffin_jax.fields import check_fields, field
+from griffin_jax.fields import check_fields, check_value, field
 from griffin_jax.models import Griffin, init_state
 from griffin_jax.studies.claims import check_claims
 from griffin_jax.studies.phonebook import Phonebook
@@ -52,6 +52,8 @@ class LongDocumentsStudy:
 
     def __post_init__(self):
         check_fields(self)
+        for i, number in enumerate(self.chunks):
+            check_value(f"chunks[{i}]", number, int, at_least=1)
         check_claims(self.claims)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from griffin_jax.benchmarks import kernels
 from griffin_jax.benchmarks.machine import Limits
-from griffin_jax.fields import check_fields, field
+from griffin_jax.fields import check_fields, check_value, field
 from griffin_jax.studies.claims import check_claims
 
 _CASE = re.compile(r"forward( and backward)?, (\d+) x (\d+)")
@@ -45,6 +45,9 @@ class ScansStudy:
 
     def __post_init__(self):
         check_fields(self)
+        for name in ("lengths", "widths"):
+            for i, number in enumerate(getattr(self, name)):
+                check_value(f"{name}[{i}]", number, int, at_least=1)
         check_claims(self.claims)
 
 

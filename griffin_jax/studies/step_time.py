@@ -6,7 +6,7 @@ from typing import Any
 
 from griffin_jax.benchmarks.training import Bench, Variant
 from griffin_jax.config import DTYPES, GriffinConfig
-from griffin_jax.fields import check_fields, field
+from griffin_jax.fields import check_fields, check_value, field
 from griffin_jax.studies.claims import check_claims
 from griffin_jax.training.train_step import data_mesh
 
@@ -52,7 +52,8 @@ class StepTimeStudy:
         check_fields(self)
         check_claims(self.claims)
         Variant.parse(self.memory)
-        for length in self.lengths:
+        for i, length in enumerate(self.lengths):
+            check_value(f"lengths[{i}]", length, int, at_least=1)
             if self.tokens % length:
                 raise ValueError(
                     f"length {length} does not divide the {self.tokens} tokens of a batch"

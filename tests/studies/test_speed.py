@@ -6,7 +6,14 @@ import pytest
 
 from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.kernels import choice
-from griffin_jax.studies import ScansStudy, StepTimeStudy, scans, speed_report, step_time
+from griffin_jax.studies import (
+    LongDocumentsStudy,
+    ScansStudy,
+    StepTimeStudy,
+    scans,
+    speed_report,
+    step_time,
+)
 
 SMALL = {"vocab_size": 32, "width": 16, "mlp_width": 24, "num_layers": 1, "num_heads": 2}
 STEPS = StepTimeStudy(
@@ -90,3 +97,27 @@ def test_a_kernel_may_be_left_out():
         with pytest.raises(ValueError, match="a is left out here"):
             choice.choose("some", reasons, "a")
     assert choice.choose("some", reasons) == "a"
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: ScansStudy(title="t", lengths=(8, 0)),
+            r"lengths\[1\] must be .* at least 1, got 0",
+        ),
+        (lambda: ScansStudy(title="t", widths=(-1,)), r"widths\[0\] must be .* at least 1, got -1"),
+        (
+            lambda: StepTimeStudy(title="t", lengths=(0,)),
+            r"lengths\[0\] must be .* at least 1, got 0",
+        ),
+        (
+            lambda: LongDocumentsStudy(title="t", chunks=(1, 0)),
+            r"chunks\[1\] must be .* at least 1, got 0",
+        ),
+    ],
+)
+def test_sizes_that_are_none_are_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)

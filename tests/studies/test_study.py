@@ -312,6 +312,14 @@ def test_every_study_runs_at_its_smallest(name, tmp_path):
         assert list(results[0]["tests"]) == [changes_in_words(test) for test in study.tests]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_size_that_a_study_does_not_have_is_not_the_whole_study(name):
+    with pytest.raises(
+        ValueError, match=r"size 'tinny': there are '' .the whole study. and 'tiny'"
+    ):
+        config_files.read(config_files.CONFIGS / f"study_{name}.py", "tinny")
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_study_is_whole_and_says_what_the_paper_says(name):
     values = config_files.read(config_files.CONFIGS / f"study_{name}.py")
