@@ -46,6 +46,8 @@ def get_config(size: str = "") -> ConfigDict:
         },
     }
     config.steps = 750
+    # A part of all steps and of those without a state, so that stretches of one length do.
+    config.eval_every = 125
     # Lengths that are read; losses by position are of each.
     config.tests = ({"length": 65536},)
     config.test_rows, config.test_batch = 8, 1

@@ -111,21 +111,13 @@ def train_together(
       told: Called of each measurement.
     """
     began = time.monotonic()
-    model = Griffin(plan.model, dtype=jnp.dtype(plan.dtype))
-    optimizer = adamw(dataclasses.replace(plan.optimizer, learning_rate=1.0), plan.steps)
-
-    @jax.jit
-    def start(seed):
-        params = init_params(plan.model, jax.random.key(seed))
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
-
+    start, stretch = _programs(plan, len(seeds), parts_of(plan), platform())
     states = jax.tree.map(lambda *x: jnp.stack(x), *(start(seed) for seed in seeds))
     saved = folder / "state.npz"
     step, curve, before = 0, ([], []), 0.0
     if saved.exists():
         states, curve, before = _read(saved, states)
         step = int(states.step[0])
-    stretch = _program(plan, model, optimizer, len(seeds))
     runs = jnp.asarray(seeds, jnp.int32), jnp.asarray(rates, jnp.float32)
     arrays = arrays_of(plan.task, "train"), arrays_of(plan.task, "heldout")
     while step < plan.steps:
@@ -188,10 +180,20 @@ def kernels_of_runs(packed: bool, runs: int, parts: int = 1) -> Iterator[None]:
         yield
 
 
-def _program(plan, model, optimizer, runs):
+# Seeds of a model that are trained one after another have the same programs: those of the last plan
+# are kept, for it takes longer to trace and load them than to train a small model for a while.
+@functools.lru_cache(maxsize=1)
+def _programs(plan, runs, parts, _):
+    """Returns what makes a run's first state, and what takes all runs through a number of steps."""
+    model = Griffin(plan.model, dtype=jnp.dtype(plan.dtype))
+    optimizer = adamw(dataclasses.replace(plan.optimizer, learning_rate=1.0), plan.steps)
     longer = dataclasses.replace(plan.task, length=plan.task.length + plan.carried)
+    packed = hasattr(plan.task, "arrays")
 
-    parts, packed = parts_of(plan), hasattr(plan.task, "arrays")
+    @jax.jit
+    def start(seed):
+        params = init_params(plan.model, jax.random.key(seed))
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
 
     def loss(params, batch):
         nll, _ = token_losses(model, params, batch, plan.loss_chunks)
@@ -261,7 +263,7 @@ def _program(plan, model, optimizer, runs):
             )
             return states, mapped(measure, runs)(states.params)
 
-    return stretch
+    return start, stretch
 
 
 def keep_params(folder: Path, trained: Trained) -> None:

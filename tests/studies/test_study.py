@@ -288,6 +288,18 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(tmp_path, monkeyp
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_seeds_one_after_another_share_their_programs(tmp_path, monkeypatch):
+    traced = []
+    losses = together.token_losses
+    monkeypatch.setattr(together, "token_losses", lambda *x: traced.append(x) or losses(*x))
+    study = dataclasses.replace(tiny("selective_copying"), seeds=(0, 1, 2), together=1)
+    study = dataclasses.replace(study, test_rows=3)  # programs of its own
+    counts = []
+    results = carry_out(study, tmp_path, told=lambda text: counts.append(len(traced)))
+    assert len({x["heldout_loss"] for x in results}) == 3
+    assert counts[-1] == counts[2] > 0  # all was traced by the first seed's first measurement
+
+
 def test_a_signal_to_stop_leaves_a_checkpoint_to_go_on_from(tmp_path):
     study = tiny("selective_copying")
     before = signal.getsignal(signal.SIGTERM)
