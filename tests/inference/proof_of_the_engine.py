@@ -12,6 +12,7 @@ another length, rounds otherwise, it says by how much of a logit the other token
 """
 
 import collections
+import contextlib
 import json
 import pathlib
 import sys
@@ -60,15 +61,23 @@ def draw_request(rng, lm, beginnings, settings):
     return prompt, options | chosen
 
 
-def run(lm, count, seed, settings=SETTINGS, speculate=None):
+@contextlib.contextmanager
+def engine_of(lm, slots, ahead, **options):
+    """An engine; `ahead`, with few programs, which are compiled at once: a large model's take long."""
+    with lm.engine(slots=slots, seconds=None, burst=4, **options) as engine:
+        if ahead:
+            engine.compile_ahead((1, slots), longest=min(prefill.CHUNKS), everything=True)
+        yield engine
+
+
+def run(lm, count, seed, settings=SETTINGS, speculate=None, ahead=False):
     """Requests that have ended, of one engine, with their prompts and options."""
     rng = np.random.default_rng(seed)
     beginnings = rng.integers(5, lm.config.vocab_size, (6, 90)).tolist()
     state = nbytes(fresh_row(lm.model, lm.params, 1))
     cache = PrefixCache(12 * state, host_bytes=12 * state, every=8, exact=False)
     found, cancelled = [], set()
-    options = {"slots": 4, "seconds": None, "burst": 4}
-    with lm.engine(**options, prefix_cache=cache, speculate=speculate) as engine:
+    with engine_of(lm, 4, ahead, prefix_cache=cache, speculate=speculate) as engine:
         busy = True
         while len(found) < count or busy:
             for _ in range(min(rng.integers(0, 3), count - len(found))):
@@ -83,30 +92,35 @@ def run(lm, count, seed, settings=SETTINGS, speculate=None):
     return found, engine.stats, cache.stats
 
 
-def differences(lm, found, gaps=None):
+def alone(lm, prompt, options):
+    """A request in a batch of its own."""
+    return lm.sample([prompt], **options | {"seed": [options["seed"]]}).pop()
+
+
+def differences(lm, found, gaps=None, alone=alone):
     """What is not as it is alone: the requests whose tokens differ, and the largest difference.
 
     Args:
       lm: The model.
       found: What `run` returns.
       gaps: Is given the `margin` where the tokens of two texts part.
+      alone: Runs a request by itself.
     """
     differ, largest = [], 0.0
     for request, prompt, options in found:
-        sample = request.result()
-        (alone,) = lm.sample([prompt], **options | {"seed": [options["seed"]]})
+        sample, own = request.result(), alone(lm, prompt, options)
         length = len(sample.tokens)
         cut = sample.finish_reason == "cancelled"
-        same = sample.tokens == alone.tokens[:length] and (cut or sample.text == alone.text)
-        if not same or not (cut or sample.finish_reason == alone.finish_reason):
+        same = sample.tokens == own.tokens[:length] and (cut or sample.text == own.text)
+        if not same or not (cut or sample.finish_reason == own.finish_reason):
             differ.append(request.number)
-            pairs = enumerate(zip(alone.tokens, sample.tokens, strict=False))
-            place = next((i for i, (own, other) in pairs if own != other), None)
+            pairs = enumerate(zip(own.tokens, sample.tokens, strict=False))
+            place = next((i for i, (one, other) in pairs if one != other), None)
             if gaps is not None and place is not None:
                 other = sample.tokens[place]
-                gaps.append(margin(lm, prompt, options, alone.tokens, place, other))
+                gaps.append(margin(lm, prompt, options, own.tokens, place, other))
         elif length:
-            gap = np.abs(np.subtract(sample.logprobs, alone.logprobs[:length]))
+            gap = np.abs(np.subtract(sample.logprobs, own.logprobs[:length]))
             largest = max(largest, float(gap.max()))
     return differ, largest
 
@@ -117,7 +131,9 @@ def margin(lm, prompt, options, tokens, place, other):
     It is 0 where the definition, which reads all in one call, draws the other one anyway.
     """
     sampling = SamplingConfig(**{k: v for k, v in options.items() if k in FIELDS})
-    logits, _ = lm.apply([[*prompt, *tokens[:place]]], last_only=True)
+    text = [*prompt, *tokens[:place]]
+    padding = [0] * (-len(text) % 128)  # one program serves most texts
+    logits, _ = lm.apply([text + padding], lengths=[len(text)], last_only=True)
     size = logits.shape[1]
     counts = np.bincount(tokens[:place], minlength=size).astype(np.int32)
     counts[prompt] += IN_PROMPT
@@ -140,10 +156,16 @@ def margin(lm, prompt, options, tokens, place, other):
     return high
 
 
-def part(lm, count, seed, gaps):
+def part(lm, count, seed, large):
     """The counts of so many requests, as plain values."""
-    found, stats, cached = run(lm, count, seed, speculate=DRAFTS if seed % 2 else None)
-    differ, largest = differences(lm, found, gaps)
+    speculate, gaps = DRAFTS if seed % 2 else None, [] if large else None
+    found, stats, cached = run(lm, count, seed, speculate=speculate, ahead=large)
+    with engine_of(lm, 1, ahead=True) if large else contextlib.nullcontext() as engine:
+
+        def by_itself(_, prompt, options):
+            return engine.submit(prompt, **options).result()
+
+        differ, largest = differences(lm, found, gaps, by_itself if large else alone)
     counts = {"requests": len(found), "differ": len(differ), "largest": largest}
     counts |= {"hits": cached.hits, "evicted": cached.evicted, "drafted": stats.drafted_tokens}
     return counts | {"accepted": stats.accepted_tokens, **stats.ended, "gaps": gaps or []}
@@ -157,10 +179,11 @@ def main():
     if ":" not in weights:
         prefill.CHUNKS = (8, 32)
     lm = model(weights)
-    for seed in range(-(-count // PART)):
+    # Those without drafts first, which need fewer programs.
+    for seed in sorted(range(-(-count // PART)), key=lambda seed: seed % 2):
         if str(seed) not in parts:
             size = min(PART, count - seed * PART)
-            parts[str(seed)] = part(lm, size, seed, [] if ":" in weights else None)
+            parts[str(seed)] = part(lm, size, seed, large=":" in weights)
             if kept is not None:
                 kept.write_text(json.dumps(parts))
         totals = collections.Counter()
