@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.fields import check_value, shown
 from griffin_jax.models.blocks import block_of
-from griffin_jax.models.stack import StackedState, num_groups
+from griffin_jax.models.stack import AnyState, StackedState, num_groups
 from griffin_jax.models.state import BlockState, State
+from griffin_jax.sharding import check_batch
 
 
 def check_type(name: str, value: Any, kind: type | tuple[type, ...], right: str) -> None:
@@ -44,6 +46,46 @@ def check_tokens(tokens: Sequence[int], vocab_size: int, name: str) -> None:
         raise ValueError(f"{name} must be a list of token ids, got {_told(tokens)}")
     if outside := ids[(ids < 0) | (ids >= vocab_size)][:1].tolist():
         raise ValueError(f"{name} holds token {outside[0]}; ids are 0 to {vocab_size - 1}")
+
+
+def check_call(
+    config: GriffinConfig,
+    mesh: jax.sharding.Mesh | None,
+    tokens: Any,
+    state: AnyState | None,
+    lengths: Any,
+    positions: Any,
+) -> tuple[jax.Array, AnyState | None, jax.Array | None, jax.Array | None]:
+    """Returns tokens, state, lengths and positions of a call of the model, the numbers as int32.
+
+    Args:
+      config: The model's shape.
+      mesh: The mesh that its parameters lie on; None on one device.
+      tokens: As for `LanguageModel.apply`, and so are the rest.
+      state: What the rows have read before.
+      lengths: How many tokens of each row are real.
+      positions: The position of each token.
+
+    Raises:
+      ValueError: one of them is not what `LanguageModel.apply` takes.
+    """
+    if isinstance(tokens, jax.Array):
+        check_shape_of_rows(tokens)
+    else:
+        tokens = check_token_rows(tokens, config.vocab_size)
+    if lengths is not None:
+        lengths = check_lengths(lengths, *tokens.shape)
+    if positions is not None:
+        positions = check_positions(positions, tokens.shape)
+    if state is not None:
+        check_state(state, config, len(tokens))
+    if mesh is not None:
+        check_batch(len(tokens), mesh)
+
+    def whole(numbers):
+        return None if numbers is None else jnp.asarray(numbers, jnp.int32)
+
+    return jnp.asarray(tokens, jnp.int32), state, whole(lengths), whole(positions)
 
 
 def check_token_rows(tokens: Any, vocab_size: int) -> np.ndarray:

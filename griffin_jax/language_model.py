@@ -38,7 +38,6 @@ from griffin_jax.models import (
 )
 from griffin_jax.quantization import QuantizationConfig
 from griffin_jax.sharding import (
-    check_batch,
     is_first,
     jit_on_mesh,
     mesh_of,
@@ -139,9 +138,9 @@ class LanguageModel:
             [B] or outside of 0 to T, `positions` is not [B, T] or takes other steps, `state` is of
             another model or of other rows, or the rows do not divide over the mesh.
         """
-        arguments = *self._checked(tokens, state, lengths, positions), last_only
+        given = inputs.check_call(self.config, self.mesh, tokens, state, lengths, positions)
         # The mesh is known, so nobody walks the tree for it; while it is traced, it is the caller's.
-        return _apply.on(self.mesh, self.model, self.params, *arguments)
+        return _apply.on(self.mesh, self.model, self.params, *given, last_only)
 
     def trace(
         self,
@@ -177,29 +176,9 @@ class LanguageModel:
         patches = select_patches(self.config, patch or {})
         if not (names or patches):
             return Trace(*self.apply(tokens, state, lengths, positions), {})
-        arguments = self._checked(tokens, state, lengths, positions)
+        given = inputs.check_call(self.config, self.mesh, tokens, state, lengths, positions)
         chosen = {"names": names, "patches": patches, "mesh": self.mesh}
-        return trace(self.model, self.params, *arguments, **chosen)
-
-    def _checked(self, tokens, state, lengths, positions):
-        """Returns tokens, state, lengths and positions of a call, as arrays."""
-        if isinstance(tokens, jax.Array):
-            inputs.check_shape_of_rows(tokens)
-        else:
-            tokens = inputs.check_token_rows(tokens, self.config.vocab_size)
-        if lengths is not None:
-            lengths = inputs.check_lengths(lengths, *tokens.shape)
-        if positions is not None:
-            positions = inputs.check_positions(positions, tokens.shape)
-        if state is not None:
-            inputs.check_state(state, self.config, len(tokens))
-        if self.mesh is not None:
-            check_batch(len(tokens), self.mesh)
-
-        def whole(numbers):
-            return None if numbers is None else jnp.asarray(numbers, jnp.int32)
-
-        return whole(tokens), state, whole(lengths), whole(positions)
+        return trace(self.model, self.params, *given, **chosen)
 
     def engine(self, *, slots: int = 32, **options: Any) -> Engine:
         """Returns an engine, which writes many texts at once that come and go at any moment.
@@ -369,11 +348,8 @@ class LanguageModel:
         """Returns how likely each continuation is after its context.
 
         Args:
-          pairs: (context, continuation), both text or both token ids. Texts are cut as
-            lm-evaluation-harness cuts them: blanks at a context's end belong to the continuation,
-            whose first word they are one piece with; the context's tokens are those of the context
-            alone, behind BOS, and the continuation's are those of both together beyond as many. An
-            empty text as context is BOS alone.
+          pairs: (context, continuation), both text, which `Tokenizer.encode_pair` cuts, or both token
+            ids. An empty text as context is BOS alone.
           batch_size: Pairs that run together.
 
         Returns:
@@ -385,29 +361,21 @@ class LanguageModel:
             outside the vocabulary.
         """
         batch_size = check_value("batch_size", batch_size, int, at_least=1)
-        encoded = [self._encode_pair(i, *pair) for i, pair in enumerate(inputs.check_pairs(pairs))]
+        encoded = []
+        for i, pair in enumerate(inputs.check_pairs(pairs)):
+            if isinstance(pair[0], str):
+                pair = self._tokenizer().encode_pair(*pair)
+                if not pair[1]:
+                    raise ValueError(
+                        f"continuation {i} adds no token of its own to its context; give a longer one"
+                    )
+            encoded.append(pair)
         return inference.score(self.model, self.params, encoded, batch_size)
 
     def _tokenizer(self):
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer; give lists of token ids")
         return self.tokenizer
-
-    def _encode_pair(self, index, context, continuation):
-        if not isinstance(context, str):
-            return context, continuation
-        encode = self._tokenizer().encode
-        words = context.rstrip()
-        context, continuation = words, context[len(words) :] + continuation
-        before = encode(context)
-        whole = encode(context + continuation)
-        if not before:  # the model's files say that texts begin without BOS
-            before, whole = ([self._tokenizer().bos_id, *ids] for ids in (before, whole))
-        if len(whole) <= len(before):
-            raise ValueError(
-                f"continuation {index} adds no token of its own to its context; give a longer one"
-            )
-        return before, whole[len(before) :]
 
 
 @functools.partial(jit_on_mesh, static_argnums=(0, 6))

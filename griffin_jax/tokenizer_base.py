@@ -119,6 +119,19 @@ class Tokenizer(abc.ABC):
             ids = self._encode(text)
         return [self.bos_id, *ids] if bos else ids
 
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Returns the token ids of a text and of what follows it, as lm-evaluation-harness cuts them.
+
+        Blanks at the context's end belong to the continuation, whose first word they are one piece
+        with. The context's tokens are those of the context alone, behind BOS, and the continuation's
+        are those of both together beyond as many, which may be none.
+        """
+        words = context.rstrip()
+        before, whole = self.encode(words), self.encode(context + continuation)
+        if not before:  # the model's files say that texts begin without BOS
+            before, whole = [self.bos_id], [self.bos_id, *whole]
+        return before, whole[len(before) :]
+
     @functools.cached_property
     def _marks(self) -> re.Pattern:
         pieces = sorted((p for p in self._special_pieces() if len(p) > 1), key=len, reverse=True)

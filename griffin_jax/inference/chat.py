@@ -61,20 +61,20 @@ class Chat:
         """
         return copy.copy(self)
 
-    def send(self, message: str, **options: Any) -> Sample:
+    def send(self, message: str, max_new_tokens: int = 256, **options: Any) -> Sample:
         """Returns the model's answer to a user's message; arguments as for `stream`."""
         with self._make_engine() as engine:
-            request = self._submit(engine, message, **options)
+            request = self._submit(engine, message, max_new_tokens, **options)
             request.result()
             return self._commit(message, request)
 
-    def stream(self, message: str, **options: Any) -> Iterator[str]:
+    def stream(self, message: str, max_new_tokens: int = 256, **options: Any) -> Iterator[str]:
         """Yields the model's answer in pieces.
 
         Args:
           message: The user's turn.
-          **options: As for `Engine.submit`; `max_new_tokens` is 256 by default. The answer also
-            ends with the model's turn. Turns under the same seed draw from different random
+          max_new_tokens: At most this many; the answer also ends with the model's turn.
+          **options: As for `Engine.submit`. Turns under the same seed draw from different random
             streams.
 
         Raises:
@@ -82,7 +82,8 @@ class Chat:
             out of its range.
         """
         engine = self._make_engine()
-        return self._stream(engine, message, self._submit(engine, message, **options))
+        request = self._submit(engine, message, max_new_tokens, **options)
+        return self._stream(engine, message, request)
 
     def _stream(self, engine, message, request):
         with engine:
@@ -93,7 +94,7 @@ class Chat:
         self,
         engine: Engine,
         message: str,
-        max_new_tokens: int = 256,
+        max_new_tokens: int,
         seed: int = 0,
         **options: Any,
     ) -> Request:

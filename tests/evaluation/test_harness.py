@@ -90,7 +90,7 @@ def test_texts_are_cut_as_the_harness_cuts_them(context, continuation):
     tokenizer = load_tokenizer(find_folder(BUNDLED))
     lm = LanguageModel(TINY.replace(vocab_size=tokenizer.vocab_size), {}, tokenizer)
     expected = GriffinLM(lm=lm)._encode_pair(context, continuation)
-    assert lm._encode_pair(0, context, continuation) == expected
+    assert lm.tokenizer.encode_pair(context, continuation) == expected
     assert expected[1]
 
 

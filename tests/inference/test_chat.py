@@ -112,3 +112,9 @@ def test_a_turn_takes_no_context_of_its_own(name):
             TypeError, match=rf"^{name} is the conversation's own; .*chat\(context="
         ):
             turn("a", **{name: None})
+
+
+def test_the_number_of_tokens_may_stand_behind_the_message():
+    chat = language_model().chat()
+    assert len(chat.fork().send(TURNS[0], 5).tokens) <= 5
+    assert chat.send(TURNS[0], 5) == language_model().chat().send(TURNS[0], max_new_tokens=5)
