@@ -49,15 +49,19 @@ def main() -> None:
     folder = outputs.folder(_OUTPUT)
     for kind, documents in kinds.items():
         report = importlib.import_module(REPORTS[kind])
-        for written in _write(report, documents, folder):
+        beside = {"others": [found for _, found in kinds.get("throughput", ())]}
+        beside = beside if kind == "engine" else {}
+        for written in _write(report, documents, folder, **beside):
             if written.suffix == ".md":
                 print(written.read_text(encoding="utf-8"))
             print(written)
 
 
-def _write(report: ModuleType, documents: list[tuple[str, dict]], folder: Path) -> list[Path]:
+def _write(
+    report: ModuleType, documents: list[tuple[str, dict]], folder: Path, **beside: list[dict]
+) -> list[Path]:
     try:
-        return list(report.write(documents, folder))
+        return list(report.write(documents, folder, **beside))
     except (LookupError, TypeError, AttributeError) as error:  # what a row lacks or has too much
         names = ", ".join(name for name, _ in documents)
         reason = f"{type(error).__name__}: {error}"

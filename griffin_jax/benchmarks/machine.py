@@ -67,9 +67,9 @@ def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Li
       copy_bytes: The size of the array that is copied; None or 0 is more than a cache holds.
       size: Rows and columns of the matrices that are multiplied; None or 0 is what fills a device.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    copy_bytes = copy_bytes or (2**28 if on_cpu else 2**31)
-    size = size or (2048 if on_cpu else 8192)
+    default_bytes, default_size = _sizes(jax.default_backend())
+    copy_bytes = copy_bytes or default_bytes
+    size = size or default_size
     seconds = _seconds_each(lambda x: x + 1, jnp.ones(copy_bytes // 4, jnp.float32))
     rates = {}
     for dtype in ("bfloat16", "float32"):
@@ -78,6 +78,21 @@ def measure_limits(copy_bytes: int | None = None, size: int | None = None) -> Li
         a, b = (jax.random.normal(key, (size, size), dtype) * size**-0.5 for key in keys)
         rates[dtype] = 2 * size**3 / _seconds_each(functools.partial(_product, b), a)
     return Limits(2 * copy_bytes / seconds, rates["bfloat16"], rates["float32"])
+
+
+def are_limits(platform: str, copy_bytes: int | None = None, size: int | None = None) -> bool:
+    """Returns whether `measure_limits` with these arguments shows what a device can do.
+
+    A copy that stays in a cache and a product that does not fill the device show something else: a
+    run may ask for them to be done with it, and nothing is a share of what they come to.
+    """
+    default_bytes, default_size = _sizes(platform)
+    return (copy_bytes or default_bytes) >= default_bytes and (size or default_size) >= default_size
+
+
+def _sizes(platform):
+    """Returns how many bytes are more than a cache holds, and what size of matrices fills a device."""
+    return (2**28, 2048) if platform == "cpu" else (2**31, 8192)
 
 
 def _seconds_each(step, x):

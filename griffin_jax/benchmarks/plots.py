@@ -39,6 +39,8 @@ def draw(results: Results, folder: Path, suffix: str = "") -> list[Path]:
     for title, plot in _PLOTS.get(results["kind"], {}).items():
         if _SHOWN.get(title, results["kind"]) not in {*there, results["kind"]}:
             continue
+        if title in _OF_LIMITS and results["limits"] is None:
+            continue
         figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
         plot(axis, results)
         axis.grid(alpha=0.3, which="both")
@@ -77,6 +79,9 @@ def share(axis: Any, results: Results) -> None:
     whichever binds.
     """
     for subject, rows in _by_name(results, "throughput"):
+        rows = [row for row in rows if row["bandwidth_share"] is not None]
+        if not rows:
+            continue
         sizes = [row["batch_size"] for row in rows]
         shares = [100 * max(row["bandwidth_share"], row["matmul_share"]) for row in rows]
         axis.plot(sizes, shares, "o-", label=subject)
@@ -136,6 +141,8 @@ def _by_name(results, what) -> Iterator[tuple[str, list]]:
         yield subject, [row for row in rows if name(row) == subject]
 
 
+# Plots of what is reached of the device's limits, which not every run measures.
+_OF_LIMITS = ("roofline", "throughput-share", "throughput-roofline", "decode-roofline")
 # The rows that a plot shows, where a run may have none of them.
 _SHOWN = {"engine-load": "load", "engine-serving": "serving"}
 _PLOTS: dict[str, dict[str, Callable[[Any, Results], None]]] = {

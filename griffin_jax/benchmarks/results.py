@@ -4,15 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from griffin_jax.benchmarks import machine
 from griffin_jax.benchmarks.engine import tables
 from griffin_jax.files import write_json
 
 Row = dict[str, Any]
 
+# What a row says by the limits of its device.
+BY_LIMITS = ("bandwidth_share", "matmul_share", "prefill_matmul_share", "floor_seconds")
+
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
     """Writes the results as JSON; see `files.new_file`."""
     write_json(path, results, indent=1)
+
+
+def has_limits(results: Mapping[str, Any]) -> bool:
+    """Returns whether the limits that a run measured are those of its device; see `machine.are_limits`."""
+    config = results.get("config", {})
+    platform = results["machine"].get("platform", "")
+    return machine.are_limits(platform, config.get("copy_bytes"), config.get("matrix"))
+
+
+def without_shares(row: Row) -> Row:
+    """Returns a row of a run whose limits are none: what would be a share of them is None."""
+    return row | {field: None for field in BY_LIMITS if field in row}
 
 
 def name(row: Row) -> str:
@@ -62,13 +78,26 @@ def _compiled(row):
     )
 
 
+def _of_bandwidth(row):
+    share = row["bandwidth_share"]
+    return "" if share is None else f", {share:.1%} of the bandwidth"
+
+
+def _of_rate(row, field="matmul_share"):
+    return "" if row[field] is None else f", {row[field]:.1%} of the matrix rate"
+
+
+def _floor(row, scale):
+    seconds = row["floor_seconds"]
+    return "" if seconds is None else f", floor {scale * seconds:.{2 if scale > 1e3 else 3}f}"
+
+
 def _generation(row):
     first, step = row["first_token_seconds"], row["seconds_per_token"]
     return (
-        f"prompt of {row['prompt']} to first token {first['median']:.4f} s {_spread(first)}, "
-        f"{row['prefill_matmul_share']:.1%} of the matrix rate; then {_ms(step)} per token, "
-        f"{row['bandwidth_share']:.1%} of the bandwidth; peak {_gigabytes(row['peak_bytes'])}"
-        f"{_compiled(row)}"
+        f"prompt of {row['prompt']} to first token {first['median']:.4f} s {_spread(first)}"
+        f"{_of_rate(row, 'prefill_matmul_share')}; then {_ms(step)} per token"
+        f"{_of_bandwidth(row)}; peak {_gigabytes(row['peak_bytes'])}{_compiled(row)}"
     )
 
 
@@ -82,7 +111,7 @@ def _exchanged(row):
 def _prefill(row):
     return (
         f"prefill of {row['batch_size']} x {row['prompt']}: {row['seconds']['median']:.4f} s "
-        f"{_spread(row['seconds'])}, {row['matmul_share']:.1%} of the matrix rate, "
+        f"{_spread(row['seconds'])}{_of_rate(row)}, "
         f"{row['tokens_per_second']:,.0f} tokens/s{_compiled(row)}"
     )
 
@@ -90,9 +119,8 @@ def _prefill(row):
 def _decode(row):
     return (
         f"at {row['position']}, batch {row['batch_size']}: {_ms(row['seconds_per_token'])} per step"
-        f"{_exchanged(row)}, "
-        f"floor {1e3 * row['floor_seconds']:.3f}, {row['tokens_per_second']:,.0f} tokens/s, "
-        f"{row['bandwidth_share']:.1%} of the bandwidth; state {row['state_bytes'] / 1e6:.1f} MB, "
+        f"{_exchanged(row)}{_floor(row, 1e3)}, {row['tokens_per_second']:,.0f} tokens/s"
+        f"{_of_bandwidth(row)}; state {row['state_bytes'] / 1e6:.1f} MB, "
         f"peak {_gigabytes(row['peak_bytes'])}{_compiled(row)}"
     )
 
@@ -110,8 +138,8 @@ def _throughput(row):
     read = row.get("prefill_tokens_per_second")
     text = (
         f"batch {row['batch_size']}: {row['tokens_per_second']:,.0f} sampled tokens/s, "
-        f"{_ms(row['seconds_per_token'])} per step{_exchanged(row)}, {row['bandwidth_share']:.1%} of the "
-        f"bandwidth, {row['matmul_share']:.1%} of the matrix rate, peak {_gigabytes(row['peak_bytes'])}"
+        f"{_ms(row['seconds_per_token'])} per step{_exchanged(row)}{_of_bandwidth(row)}{_of_rate(row)}, "
+        f"peak {_gigabytes(row['peak_bytes'])}"
     )
     return text + (f", prefill {read:,.0f} tokens/s" if read else "") + _compiled(row)
 
@@ -120,7 +148,7 @@ def _latency(row):
     return (
         f"{row['tokens_sampled']} tokens after {row['prompt']}: {row['seconds']['median']:.2f} s "
         f"{_spread(row['seconds'])}, first token {row['first_token_seconds']['median']:.3f} s, "
-        f"{_ms(row['seconds_per_token'])} per token, {row['bandwidth_share']:.1%} of the bandwidth, "
+        f"{_ms(row['seconds_per_token'])} per token{_of_bandwidth(row)}, "
         f"peak {_gigabytes(row['peak_bytes'])}"
     )
 
@@ -136,9 +164,8 @@ def _kernel(row):
     kernel = f" by {row['kernel']}" if row["kernel"] else ""
     timing = row["seconds"]
     return (
-        f"{row['case']}{kernel}: {1e6 * timing['median']:.2f} us {_spread(timing)}, floor "
-        f"{1e6 * row['floor_seconds']:.2f}, {row['bandwidth_share']:.1%} of the bandwidth, "
-        f"{row['matmul_share']:.1%} of the matrix rate; first call {row['first_seconds']:.1f} s"
+        f"{row['case']}{kernel}: {1e6 * timing['median']:.2f} us {_spread(timing)}{_floor(row, 1e6)}"
+        f"{_of_bandwidth(row)}{_of_rate(row)}; first call {row['first_seconds']:.1f} s"
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from griffin_jax.benchmarks import isolation, tasks
+from griffin_jax.benchmarks.results import has_limits, without_shares
 
 Row = dict[str, Any]
 
@@ -38,6 +39,7 @@ def measure(
     begin(results)
     for job in tasks.jobs(config, results["limits"]):
         for row in execute(job):
+            row = row if has_limits(results) else without_shares(row)
             report(row)
             results["rows"].append(row)
             save(results)

@@ -26,7 +26,11 @@ def _ms(timing):
 
 
 def _share(value):
-    return f"{value:.1%}"
+    return "" if value is None else f"{value:.1%}"
+
+
+def _bound(seconds, scale, digits):
+    return "" if seconds is None else f"{scale * seconds:.{digits}f}"
 
 
 def _gb(value):
@@ -46,7 +50,7 @@ def _generations(results):
             _share(row["prefill_matmul_share"]),
             _ms(row["seconds_per_token"]),
             _share(row["seconds_per_token"]["spread"]),
-            f"{1e3 * row['floor_seconds']:.3f}",
+            _bound(row["floor_seconds"], 1e3, 3),
             _share(row["bandwidth_share"]),
             _gb(row["peak_bytes"]),
             _compiled(row),
@@ -197,13 +201,14 @@ def _throughput(results):
     lines = []
     for row in rows:
         if not is_ok(row):
-            lines.append([name(row), str(row["batch_size"]), row["status"], *[""] * 6])
+            lines.append([name(row), str(row["batch_size"]), "", row["status"], *[""] * 6])
             continue
         read = row.get("prefill_tokens_per_second")
         lines.append(
             [
                 name(row),
                 str(row["batch_size"]),
+                f"{row['prompt']:,}",
                 f"{row['tokens_per_second']:,.0f}",
                 _ms(row["seconds_per_token"]),
                 _share(row["seconds_per_token"]["spread"]),
@@ -226,8 +231,8 @@ def _throughput(results):
             for subject, row in best.items()
         ],
     )
-    head = ["model", "batch", "sampled tokens/s", "ms per step", "spread", "of the bandwidth"]
-    head += ["of the matrix rate", "prefill tokens/s", "peak GB"]
+    head = ["model", "batch", "prompt", "sampled tokens/s", "ms per step", "spread"]
+    head += ["of the bandwidth", "of the matrix rate", "prefill tokens/s", "peak GB"]
     return [most, table(head, lines)]
 
 
@@ -241,7 +246,7 @@ def _kernels(results):
                 row["kernel"] or "",
                 f"{1e6 * row['seconds']['median']:.2f}",
                 _share(row["seconds"]["spread"]),
-                f"{1e6 * row['floor_seconds']:.2f}",
+                _bound(row["floor_seconds"], 1e6, 2),
                 f"{row['bytes'] / 1e6:,.2f}",
                 f"{row['flops'] / 1e9:,.2f}",
                 _share(row["bandwidth_share"]),

@@ -7,6 +7,8 @@ from griffin_jax.markdown import table
 
 Row = dict[str, Any]
 
+# Batches of a peer's that begin and end together, beside the clients of a server.
+STATIC = "static batch"
 # What a client waits for, by field.
 _WAITS = {
     "first_token_seconds": "first token",
@@ -121,6 +123,8 @@ def sections(results: dict[str, Any]) -> list[str]:
     found = []
     for what, (head, cells) in _TABLES.items():
         rows = [r for r in results["rows"] if r["what"] == what and r.get("status") == "ok"]
+        models = list(dict.fromkeys(map(_model, rows)))
+        rows.sort(key=lambda row: (models.index(_model(row)), row.get("clients", 0)))
         if rows:
             found.append(table(["model", *head], [[_model(row), *cells(row)] for row in rows]))
     return found
@@ -149,13 +153,25 @@ def serving(axis: Any, results: dict[str, Any]) -> None:
         (line,) = axis.plot(counts, speeds, "o-", label=f"{model}, server")
         alone = [row["engine_tokens_per_second"] for row in own]
         axis.plot(counts, alone, "x:", color=line.get_color(), label=f"{model}, engine alone")
+    peers = [row for row in results["rows"] if row["what"] == STATIC]
+    for model in dict.fromkeys(map(_model, peers)):
+        own = [row for row in peers if _model(row) == model]
+        sizes, speeds = [row["batch_size"] for row in own], [_whole(row) for row in own]
+        axis.plot(sizes, speeds, "s--", label=f"{model}, static batches")
     axis.set(xlabel="clients at once", ylabel="output tokens per second", yscale="log")
     axis.set_xscale("log", base=2)
     axis.legend(fontsize=8)
 
 
 def _model(row):
-    return f"{row['model']}:{row['weights']}"
+    peer = "" if row["stack"] == "griffin_jax" else f"@{row['stack']}"
+    return f"{row['model']}:{row['weights']}{peer}"
+
+
+def _whole(row):
+    """Returns the new tokens per second of a static batch from its prompts' arrival to its last token."""
+    steps = (row["tokens"] - 1) * row["seconds_per_token"]["median"]
+    return row["batch_size"] * row["tokens"] / (row["first_token_seconds"]["median"] + steps)
 
 
 def _megabytes(sizes):
@@ -246,6 +262,24 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['tokens_per_second'] / row['engine_tokens_per_second']:.0%}",
             *(_two(row[wait]) for wait in _WAITS),
             f"{row['host_share']:.1%}",
+        ],
+    ),
+    STATIC: (
+        [
+            "rows of a static batch",
+            "prompt",
+            "new tokens",
+            "tokens/s",
+            "first token, ms",
+            "ms a step",
+        ],
+        lambda row: [
+            str(row["batch_size"]),
+            f"{row['prompt']:,}",
+            str(row["tokens"]),
+            f"{_whole(row):,.0f}",
+            f"{1e3 * row['first_token_seconds']['median']:,.1f}",
+            f"{1e3 * row['seconds_per_token']['median']:.1f}",
         ],
     ),
     "conversations": (
