@@ -235,14 +235,24 @@ class Pool:
     def give(self, burst: Burst, drawn: tuple[np.ndarray, ...]) -> Iterator[Request]:
         """Gives each request what was drawn for it; yields those that end by it."""
         tokens, logprobs, *tops = drawn
-        for slot, request in enumerate(burst.requests):
+        wanted = np.array([r is not None and not r.ended for r in burst.requests])
+        own = (tokens >= 0) & wanted[:, None]
+        ends = np.cumsum(own.sum(axis=1)).tolist()
+        drawn_tokens, chances = tokens[own], logprobs[own]
+        # What is drawn is sound as a rule: only if not is each row asked for its own error.
+        vocab_size = self._model.config.vocab_size
+        sound = bool((drawn_tokens < vocab_size).all() and np.isfinite(chances).all())
+        drawn_tokens, chances = drawn_tokens.tolist(), chances.tolist()
+        for slot, (request, begin, end) in enumerate(
+            zip(burst.requests, [0, *ends], ends, strict=False)
+        ):
             if request is None or request.ended:
                 continue
-            own = tokens[slot] >= 0
             count = request.num_tokens
-            self._give(request, tokens[slot, own], logprobs[slot, own], _pairs(tops, slot, own))
+            pairs = _pairs(tops, slot, own[slot])
+            self._give(request, drawn_tokens[begin:end], chances[begin:end], pairs, sound)
             if burst.drafted is not None:
-                self._count_drafts(request, burst, slot, int(own.sum()))
+                self._count_drafts(request, burst, slot, end - begin)
             elif self._speculator is not None:
                 self._speculator.rest(request.num_tokens - count)
             if request.ended:
@@ -263,18 +273,19 @@ class Pool:
         if self._speculator is not None:
             self._speculator.memory = None
 
-    def _give(self, request, tokens, logprobs, tops):
-        try:
-            request.check(tokens, logprobs, self._model.config.vocab_size, self._model.dtype)
-        except ValueError as error:
-            request.fail(error)
-            return
+    def _give(self, request, tokens, logprobs, tops, sound):
+        if not sound or request.mask is not None:
+            try:
+                request.check(tokens, logprobs, self._model.config.vocab_size, self._model.dtype)
+            except ValueError as error:
+                request.fail(error)
+                return
         before = request.num_tokens
-        request.add(tokens.tolist(), logprobs.tolist(), tops)
+        request.add(tokens, logprobs, tops)
         self._stats.drawn_tokens += request.num_tokens - before
         if request.history is not None:
-            request.history.add(tokens.tolist())
-        if request.ended or not len(tokens):
+            request.history.add(tokens)
+        if request.ended or request.plan.grammar is None or not tokens:
             return
         try:
             request.ask_grammar(self._model.config.vocab_size)

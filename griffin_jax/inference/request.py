@@ -95,6 +95,7 @@ class Request:
         self.ended_at: float | None = None
         self._engine = engine
         self._text = StoppedText(decoder_after(tokenizer, plan.tokens), plan.stop)
+        self._stop_ids = frozenset(plan.stop_ids)
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._tops: list[TopLogprobs] = []
@@ -260,20 +261,21 @@ class Request:
         """Takes what was drawn next: it may hold a stop token, after which nothing counts."""
         if self.first_token_at is None and len(tokens):
             self.first_token_at = time.monotonic()
-        for i, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
-            if token in self.plan.stop_ids:
-                top = None if tops is None else tops[i][: self.plan.logprobs]
-                self.stop_token = (token, logprob, top)
-                self.end("stop")
-                return
-            self._tokens.append(token)
-            self._logprobs.append(logprob)
-            if tops is not None:
-                self._tops.append(tops[i][: self.plan.logprobs])
-            self._text.add(token)
-            if self._text.stopped or len(self._tokens) == self.plan.max_new_tokens:
-                self.end("length")
-                return
+        stop = len(tokens)
+        if not self._stop_ids.isdisjoint(tokens):
+            stop = next(i for i, token in enumerate(tokens) if token in self._stop_ids)
+        count = min(stop, self.plan.max_new_tokens - len(self._tokens))
+        count = self._text.add(tokens[:count])
+        self._tokens += tokens[:count]
+        self._logprobs += logprobs[:count]
+        if tops is not None:
+            self._tops += [top[: self.plan.logprobs] for top in tops[:count]]
+        if self._text.stopped or len(self._tokens) == self.plan.max_new_tokens:
+            self.end("length")
+        elif stop < len(tokens):
+            top = None if tops is None else tops[stop][: self.plan.logprobs]
+            self.stop_token = (tokens[stop], logprobs[stop], top)
+            self.end("stop")
 
     def ask_grammar(self, vocab_size: int) -> None:
         """Asks the grammar, if there is one, what may follow; `mask` is what it says.
@@ -288,9 +290,11 @@ class Request:
         self.mask = grammar.packed(mask, vocab_size)
         self.is_complete = not grammar.allows_more_than(self.mask, self.plan.stop_ids)
 
-    def check(self, tokens: np.ndarray, logprobs: np.ndarray, vocab_size: int, dtype: Any) -> None:
+    def check(
+        self, tokens: Sequence[int], logprobs: Sequence[float], vocab_size: int, dtype: Any
+    ) -> None:
         """Raises ValueError where what was drawn is no token, or came of no numbers."""
-        if (tokens >= vocab_size).any():
+        if any(token >= vocab_size for token in tokens):
             raise ValueError(
                 f"a sampling method drew a token outside the vocabulary; ids are 0 to "
                 f"{vocab_size - 1}"
@@ -300,7 +304,7 @@ class Request:
                 "the grammar and the other settings (allowed_tokens, logit_bias, min_tokens) "
                 "leave no token to draw"
             )
-        check_finite(logprobs, dtype)
+        check_finite(np.asarray(logprobs), dtype)
 
     def end(self, reason: str) -> None:
         """Ends the text: nothing more comes, for `reason` if not for a stop string."""

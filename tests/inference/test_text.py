@@ -16,7 +16,7 @@ def run(text, stop=()):
     stopped = StoppedText(StreamDecoder(TOKENIZER), stop)
     pieces = []
     for token in TOKENIZER.encode(text, bos=False):
-        stopped.add(token)
+        stopped.add([token])
         pieces.append(stopped.take(finished=False))
         if stopped.stopped:
             break
@@ -66,7 +66,7 @@ def test_tokens_are_the_fewest_whose_text_begins_with_the_cut_text():
 def test_an_unfinished_character_at_the_end_becomes_a_replacement_character():
     stopped = StoppedText(StreamDecoder(TOKENIZER))
     for token in TOKENIZER.encode("a€", bos=False)[:-1]:
-        stopped.add(token)
+        stopped.add([token])
     assert stopped.take(finished=False) == "a"
     stopped.finish()
     assert stopped.take(finished=True) == "\N{REPLACEMENT CHARACTER}"
