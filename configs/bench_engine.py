@@ -3,8 +3,8 @@
     python -m experiments.benchmark --config=configs/bench_engine.py --output=docs/benchmarks/engine.json
 
 By default griffin-tiny on two CPU cores, about half an hour; `--config.workloads="('offline',)"` does one
-of offline, load, serving, conversations, first, forks, speculation and memory. Expected: at least 1.8 times the tokens
-per second of static batches. `--config=configs/bench_engine.py:9b` is the shape of RecurrentGemma-9B
+of offline, host, load, serving, conversations, first, forks, speculation and memory. Expected: at least
+1.8 times the tokens per second of static batches. `--config=configs/bench_engine.py:9b` is the shape of RecurrentGemma-9B
 with drafts, on one H200 or a like GPU: three minutes, mostly compilation; its offline workload takes as
 long for each model.
 `--config=configs/bench_engine.py:tiny` takes seconds on a CPU.
@@ -79,6 +79,7 @@ def get_config(size: str = "") -> ConfigDict:
     # What the engine is put to.
     config.workloads = (
         "offline",
+        "host",
         "load",
         "serving",
         "conversations",
@@ -98,6 +99,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.offline_requests = config_dict.placeholder(int)
     # Rows of the static batches beside it; 0 for none.
     config.static_batch = 32
+    # Rows that are full all the time while the host's work is measured.
+    config.full = (64, 256)
     # How many requests are on their way at once, and how many arrive in all at least.
     config.concurrent, config.arrivals = (1, 8, 64, 256), 48
     # Tokens of the prompt and of the text of each of those.
@@ -132,6 +135,7 @@ def get_config(size: str = "") -> ConfigDict:
         config.models = ("tiny:float32",)
         config.shapes["wide"] = bench_base.WIDE
         config.slots, config.static_batch, config.burst = 4, 4, 8
+        config.full = (4,)
         config.offline = ((5, 3), (40, 20), (9, 2), (3, 12), (20, 4))
         config.concurrent, config.arrivals, config.arriving = (1, 2), 4, (12, 5)
         config.clients, config.served = (1, 2), (12, 5)

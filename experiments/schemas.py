@@ -244,6 +244,7 @@ class EngineWork(Benchmark):
     offline: tuple[tuple[int, ...], ...] = field(filled=True)
     offline_requests: int | None = field(None, at_least=1)
     static_batch: int = field(at_least=0)
+    full: tuple[int, ...] = field(filled=True, at_least=1)
     concurrent: tuple[int, ...] = field(filled=True)
     arrivals: int = field(at_least=2)
     arriving: tuple[int, ...] = field(filled=True)

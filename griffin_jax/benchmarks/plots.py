@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from griffin_jax.benchmarks import card, counting
-from griffin_jax.benchmarks.engine import tables
+from griffin_jax.benchmarks.engine import plots as engine_plots
 from griffin_jax.benchmarks.results import name
 from griffin_jax.config import preset
 from griffin_jax.files import new_file
@@ -152,7 +152,7 @@ _PLOTS: dict[str, dict[str, Callable[[Any, Results], None]]] = {
         "throughput-share": share,
         "throughput-roofline": roofline,
     },
-    "engine": {"engine-load": tables.load, "engine-serving": tables.serving},
+    "engine": {"engine-load": engine_plots.load, "engine-serving": engine_plots.serving},
     "kernels": {"roofline": roofline},
     "decode": {"decode-roofline": roofline},
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from griffin_jax.benchmarks import machine
-from griffin_jax.benchmarks.engine import tables
+from griffin_jax.benchmarks.engine import lines as engine_lines
 from griffin_jax.files import write_json
 
 Row = dict[str, Any]
@@ -192,5 +192,5 @@ _TEXTS = {
     "long prompt": _long_prompt,
     "kernel": _kernel,
     "training": _training,
-    **tables.LINES,
+    **engine_lines.LINES,
 }

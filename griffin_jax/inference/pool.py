@@ -53,6 +53,11 @@ class Burst:
     begun: float
     drafted: jax.Array | np.ndarray | None = None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the device has drawn it."""
+        return self.drawn[0].is_ready()
+
 
 class Pool:
     """Rows that are drawn together, as many as a power of two that holds those in use.
@@ -164,7 +169,8 @@ class Pool:
             entry = dataclasses.replace(entry, counts=counts)
         if self._rows.bias is not None:
             entry = dataclasses.replace(entry, bias=plan.bias(vocab_size))
-        self._rows = insert_row.on(self._mesh, self._rows, np.int32(slot), entry)
+        with self._stats.dispatching():
+            self._rows = insert_row.on(self._mesh, self._rows, np.int32(slot), entry)
         self.requests[slot] = request
         if self._speculator is not None:
             self._speculator.follow(self._mesh, slot, request)
@@ -202,15 +208,16 @@ class Pool:
         how = self.programs.needs, methods, self._params
         rest = wanted, np.int32(steps), self._masks() if self.programs.needs.masks else None
         drafted = None
-        if drafts:
-            rounds = min(ROUNDS, self._burst)
-            self._rows, drawn, drafted = speculator.draw(
-                self._mesh, self._model, rounds, how, self._rows, rest
-            )
-        else:
-            self._rows, drawn = draw_burst.on(
-                self._mesh, self._model, self._burst, *how, self._rows, *rest
-            )
+        with self._stats.dispatching():
+            if drafts:
+                rounds = min(ROUNDS, self._burst)
+                self._rows, drawn, drafted = speculator.draw(
+                    self._mesh, self._model, rounds, how, self._rows, rest
+                )
+            else:
+                self._rows, drawn = draw_burst.on(
+                    self._mesh, self._model, self._burst, *how, self._rows, *rest
+                )
         self._stats.count_burst(steps, len(self.requests))
         burst = Burst(tuple(self.requests), steps, drawn, time.monotonic(), drafted)
         for request in active:

@@ -73,6 +73,11 @@ class Reading:
     done: jax.Array | None = None
     error: Exception | None = None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the device is done with it."""
+        return self.done is None or self.done.is_ready()
+
 
 class Reader:
     """The requests whose prompts are being read; each has a state of its own.
@@ -159,13 +164,14 @@ class Reader:
         """Reads so many tokens of each text; returns a number that is there when that is done."""
         # Under an unbounded window: slots for what comes.
         room = max(max(r.read + count + 1, r.room) for r, count in batch)
-        after, done = read_rows(
-            self._model,
-            self._params,
-            [prefill.with_room(self._model, r.state, room) for r, _ in batch],
-            [r.plan.tokens[r.read : r.read + count] for r, count in batch],
-            length,
-        )
+        with self._stats.dispatching():
+            after, done = read_rows(
+                self._model,
+                self._params,
+                [prefill.with_room(self._model, r.state, room) for r, _ in batch],
+                [r.plan.tokens[r.read : r.read + count] for r, count in batch],
+                length,
+            )
         rows = rows_of_a_call(len(batch), self._params)
         self._stats.count_read(sum(count for _, count in batch), length * rows)
         for (request, count), state in zip(batch, after, strict=True):

@@ -1,6 +1,7 @@
 """What an engine does next: which requests are admitted, read and drawn, and how they end."""
 
 import collections
+import contextlib
 import heapq
 import threading
 import time
@@ -84,6 +85,9 @@ class Scheduler:
         self._context_of = context_of
         self._fill_first = fill_first
         self._coming: collections.deque[Burst | Reading] = collections.deque()
+        self._seen_at_work: float | None = (
+            None  # the device, last; None where nothing was to be done
+        )
 
     def turn(self, begin: float, limit: int | None) -> bool:
         """Dispatches what is next, then receives what was dispatched before.
@@ -98,8 +102,9 @@ class Scheduler:
         self._end_overdue(begin)
         older = len(self._coming)
         self._admit()
+        idle = self._is_idle()
         if (reading := self.reader.read()) is not None:
-            self._coming.append(reading)
+            self._dispatched(reading, idle)
         draws = not (self._fill_first and self.reader.is_reading)
         if draws:
             self._enter_pool()
@@ -109,7 +114,10 @@ class Scheduler:
             self._draw(limit)
         self._receive_next(older, begin)
         with self._changed:
-            return bool(self._coming or self.waiting or self.reader.requests or self.pool.active)
+            busy = bool(self._coming or self.waiting or self.reader.requests or self.pool.active)
+        if not busy:
+            self._seen_at_work = None
+        return busy
 
     def settle(self) -> None:
         """Receives all that has been dispatched, and dispatches nothing."""
@@ -185,13 +193,29 @@ class Scheduler:
             expected -= 1
 
     def _draw(self, limit):
+        idle = self._is_idle()
         try:
             burst = self.pool.draw(limit)
         except Exception as error:
             self._fail(self.pool.active, error, all_rows=True)
             return
         if burst is not None:
-            self._coming.append(burst)
+            self._dispatched(burst, idle)
+
+    def _is_idle(self):
+        """Returns whether the device is done with all that was dispatched."""
+        if all(arriving.is_there for arriving in self._coming):
+            return True
+        self._seen_at_work = time.monotonic()
+        return False
+
+    def _dispatched(self, arriving, idle):
+        """Takes note of what has been dispatched, and of how long the device had nothing to do before."""
+        now = time.monotonic()
+        if idle and self._seen_at_work is not None:
+            self._stats.idle_seconds += now - self._seen_at_work
+        self._seen_at_work = now
+        self._coming.append(arriving)
 
     def _receive_next(self, count, begin):
         """Receives so many of what was dispatched first, as far as errors have left them."""
@@ -202,10 +226,11 @@ class Scheduler:
 
     def _receive(self, arriving, begin):
         try:
-            if isinstance(arriving, Reading):
-                self._await(arriving)
-                return
-            drawn = self.pool.fetch(arriving, begin)
+            with self._seeing(arriving):
+                if isinstance(arriving, Reading):
+                    self._await(arriving)
+                    return
+                drawn = self.pool.fetch(arriving, begin)
             with self._changed:
                 for request in self.pool.give(arriving, drawn):
                     self._count(request)
@@ -213,6 +238,14 @@ class Scheduler:
                 self._changed.notify_all()
         except Exception as error:
             self._fail(arriving.requests, error, all_rows=isinstance(arriving, Burst))
+
+    @contextlib.contextmanager
+    def _seeing(self, arriving):
+        """Takes note that the device was at work on what was waited for inside."""
+        was_there = arriving.is_there
+        yield
+        if not was_there:
+            self._seen_at_work = time.monotonic()
 
     def _await(self, reading):
         if reading.error is not None:

@@ -1,6 +1,9 @@
 """What an engine has done, in numbers."""
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -24,7 +27,12 @@ class EngineStats:
       draft_calls: Calls over a draft, counted for each row that took part.
       drafted_tokens: Tokens of drafts.
       accepted_tokens: Those of them that were drawn: a call draws one more than it accepts.
-      host_seconds: What the engine's own turns took on the host.
+      host_seconds: What the engine's own turns took on the host, most of it while the device was on
+        what had been dispatched before.
+      dispatch_seconds: For how long of that programs were handed to the device, which may make the
+        host wait where as much is under way as it takes.
+      idle_seconds: For how long at most the device had nothing to do while there were requests: from
+        when it was last seen at work to when a program was handed to it.
       wait_seconds: For how long they waited for the device.
       read_wait_seconds: For how long of that they waited for calls that read.
     """
@@ -45,8 +53,19 @@ class EngineStats:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     host_seconds: float = 0.0
+    dispatch_seconds: float = 0.0
+    idle_seconds: float = 0.0
     wait_seconds: float = 0.0
     read_wait_seconds: float = 0.0
+
+    @contextlib.contextmanager
+    def dispatching(self) -> Iterator[None]:
+        """Counts for how long what is inside hands a program to the device."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.dispatch_seconds += time.monotonic() - begin
 
     def count_read(self, tokens: int, padded: int) -> None:
         """Counts one call over so many tokens, with and without its padding."""

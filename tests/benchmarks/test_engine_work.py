@@ -82,6 +82,6 @@ def test_tables_and_a_plot_are_made(results, tmp_path):
 
 def test_a_workload_that_there_is_not_is_named():
     with pytest.raises(
-        ValueError, match=r"config\.workloads names 'nothing'; there are offline, load"
+        ValueError, match=r"config\.workloads names 'nothing'; there are offline, host, load"
     ):
         run.measure(config_of("bench_engine", workloads=["nothing"]))

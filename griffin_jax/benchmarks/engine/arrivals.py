@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from griffin_jax.benchmarks.engine.clients import quantiles
+from griffin_jax.benchmarks.engine.host_work import Watch
 from griffin_jax.benchmarks.engine.offline import requests_of
 from griffin_jax.language_model import LanguageModel
 
@@ -41,6 +42,7 @@ def _serve(lm, config, slots, at):
         if config["rows"]:
             rows = [rows for rows in config["rows"] if rows <= slots]
             engine.compile_ahead(rows, sampling=False)
+        watch = Watch(engine.stats)
         begin, busy = time.monotonic(), True
         while len(given) < len(at) or busy:
             now = time.monotonic() - begin
@@ -67,7 +69,7 @@ def _serve(lm, config, slots, at):
         "first_token_seconds": quantiles(first),
         "seconds_per_token": quantiles(each),
         "seconds_between_pieces": quantiles(gaps),
-        "host_share": stats.host_seconds / (stats.host_seconds + stats.wait_seconds),
+        **watch.shares(watch.turn_seconds),
     }
 
 

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from griffin_jax.benchmarks.engine import static
-from griffin_jax.benchmarks.stacks.griffin import context_at
+from griffin_jax.benchmarks.engine.host_work import Watch, full_rows
 from griffin_jax.benchmarks.timing import compilation
 from griffin_jax.language_model import LanguageModel
 
 Row = dict[str, Any]
 _CUT = 700  # tokens of a prompt
-_PLACE, _DRAWN = 2048, 256  # where rows stand that are full all the time, and what each draws
 
 
 def requests_of(vocab_size: int, lengths: Sequence[Sequence[int]], seed: int) -> list:
@@ -44,6 +43,7 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
         return about | {"tokens_per_second": asked / seconds} | more
 
     engine = _engine(lm, config)
+    watch = Watch(engine.stats)
     with compilation() as compiled:
         begin, cpu = time.perf_counter(), time.process_time()
         ours, stats = _serve(engine, requests)
@@ -51,9 +51,10 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
     seconds = time.perf_counter() - begin - compiled.seconds
     more = {"slots": slots, "steps": stats.steps, "row_steps": stats.row_steps}
     more |= {"read_tokens": stats.read_tokens, "padded_tokens": stats.padded_tokens}
-    more |= {"host_share": max(stats.host_seconds - compiled.seconds, 0) / seconds}
+    more |= watch.shares(seconds, compiled.seconds)
     reading = _seconds(lambda: _read(_engine(lm, config), requests))
-    more |= {"reading_seconds": reading, "full_rows_per_second": _full_rows(lm, config)}
+    full = full_rows(lm, config, slots)["tokens_per_second"]
+    more |= {"reading_seconds": reading, "full_rows_per_second": full}
     if seconds > reading:
         more |= {"drawn_per_second": asked / (seconds - reading)}
     yield row("engine", seconds, cpu, more | {"used_rows": asked / stats.row_steps})
@@ -81,21 +82,6 @@ def _seconds(work):
         begin = time.perf_counter()
         work()
         return time.perf_counter() - begin - compiled.seconds
-
-
-def _full_rows(lm, config):
-    """Returns the tokens per second of as many rows as there are slots, none of which reads or ends."""
-    with _engine(lm, config) as engine:
-        context = context_at(engine, _PLACE)
-        for _ in range(config["slots"]):
-            engine.submit([1], _DRAWN + 2 * config["burst"], stop_ids=(), context=context)
-        while not engine.stats.drawn_tokens:
-            engine.step()
-        engine.settle()
-        before, begin = engine.stats.drawn_tokens, time.perf_counter()
-        while engine.stats.drawn_tokens - before < _DRAWN * config["slots"] and engine.step():
-            pass
-        return (engine.stats.drawn_tokens - before) / (time.perf_counter() - begin)
 
 
 def _read(engine, requests):

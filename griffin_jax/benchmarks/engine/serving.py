@@ -10,6 +10,7 @@ from typing import Any
 
 from griffin_jax import checkpoints
 from griffin_jax.benchmarks.engine import clients
+from griffin_jax.benchmarks.engine.host_work import Watch
 from griffin_jax.benchmarks.engine.offline import requests_of
 from griffin_jax.benchmarks.stacks import require
 from griffin_jax.language_model import LanguageModel
@@ -45,11 +46,10 @@ def measure(lm: LanguageModel, config: dict[str, Any]) -> Iterator[Row]:
             requests = requests_of(lm.config.vocab_size, [(prompt, tokens)] * total, config["seed"])
             prompts = [asked for asked, _ in requests]
             pool.apply(clients.ask, (url, prompts[:count], count, min(_WARM, tokens)))
-            host, waited = engine.stats.host_seconds, engine.stats.wait_seconds
+            watch = Watch(engine.stats)
             seen = pool.apply(clients.ask, (url, prompts, count, tokens))
-            host, waited = engine.stats.host_seconds - host, engine.stats.wait_seconds - waited
             about = {"what": "serving", "clients": count, "requests": total, "prompt": prompt}
-            about |= {"new_tokens": tokens, "host_share": host / (host + waited)} | seen
+            about |= {"new_tokens": tokens, **watch.shares(watch.turn_seconds)} | seen
             alone = _by_the_engine(lm, prompts, count, tokens, [r for r in rows if r <= count])
             yield about | {"engine_tokens_per_second": alone}
 

@@ -1,4 +1,4 @@
-"""The engine's workloads as text: a line for the screen, tables, a plot."""
+"""The engine's workloads as tables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,111 +10,10 @@ Row = dict[str, Any]
 # Batches of a peer's that begin and end together, beside the clients of a server.
 STATIC = "static batch"
 # What a client waits for, by field.
-_WAITS = {
+WAITS = {
     "first_token_seconds": "first token",
     "seconds_between_pieces": "between pieces",
     "seconds_per_token": "per token",
-}
-
-
-def _offline(row):
-    text = f"{row['tokens_per_second']:,.0f} new tokens/s over {row['requests']} requests"
-    if "drawn_per_second" in row and "full_rows_per_second" in row:
-        text += (
-            f" (reading alone {row['reading_seconds']:.1f} s, the rest "
-            f"{row['drawn_per_second']:,.0f} tokens/s, {_of_full(row):.0%} of full rows')"
-        )
-    return f"{row['way']}: {text} of {row['prompt_tokens']:,} + {row['new_tokens']:,} tokens"
-
-
-def _load(row):
-    first, each, gap = (
-        row[key] for key in ("first_token_seconds", "seconds_per_token", "seconds_between_pieces")
-    )
-    return (
-        f"{row['concurrent']} at once ({row['mean_inside']:.1f} on the way): first token "
-        f"{_two(first)} ms, per token {_two(each)} ms, between pieces {_two(gap)} ms; "
-        f"{row['tokens_per_second']:,.0f} tokens/s, host {row['host_share']:.1%}"
-    )
-
-
-def _serving(row):
-    return (
-        f"{row['clients']} clients: {row['tokens_per_second']:,.0f} tokens/s, "
-        f"{row['tokens_per_second'] / row['engine_tokens_per_second']:.0%} of the engine's "
-        f"{row['engine_tokens_per_second']:,.0f}; first token {_two(row['first_token_seconds'])} ms, "
-        f"per token {_two(row['seconds_per_token'])} ms, between pieces "
-        f"{_two(row['seconds_between_pieces'])} ms, host {row['host_share']:.1%}"
-    )
-
-
-def _conversations(row):
-    hits = f", {row['hit_rate']:.1%} hits" if "hit_rate" in row else ""
-    return (
-        f"{row['conversations']} conversations of {row['turns']} turns, cache {row['cache']}: "
-        f"{row['read_tokens']:,} of {row['alone_tokens']:,} tokens read{hits}, {row['seconds']:.1f} s; "
-        f"one more turn alone: first token after {1e3 * row['alone_first_token_seconds']:.1f} ms "
-        f"({1e3 * row['unknown_first_token_seconds']:.1f} by a cache that knows nothing), "
-        f"{row['equal_logits']} of {row['alone']} logits equal bit for bit"
-    )
-
-
-def _first(row):
-    return (
-        f"first token after {row['prompt']:,} tokens: {1e3 * row['without_seconds']:.1f} ms, with a "
-        f"cache that keeps states at multiples of {row['every']} {1e3 * row['with_seconds']:.1f} ms"
-    )
-
-
-def _forks(row):
-    return (
-        f"{row['document']:,} tokens read in {row['document_seconds']:.1f} s; {row['forks']} forks "
-        f"in {row['forks_seconds']:.2f} s, {row['read_tokens']} tokens read in them"
-    )
-
-
-def _saved(row):
-    return (
-        f"a context of {row['tokens']:,} tokens: {row['file_bytes'] / 1e6:.2f} MB, saved in "
-        f"{row['save_seconds']:.3f} s, loaded in {row['load_seconds']:.3f} s, next 200 tokens "
-        f"{'equal' if row['next_200_equal'] else 'DIFFER'}"
-    )
-
-
-def _speculation(row):
-    return (
-        f"{row['text']}, {row['way']}: {1e3 * row['seconds_per_token']:.3f} ms per token, "
-        f"{row['times_faster']:.2f} times as fast, {_accepted(row)} of drafts accepted, "
-        f"{row['equal_tokens']} of {row['new_tokens']} tokens equal"
-    )
-
-
-def _real_text(row):
-    return (
-        f"{row['text']}: {row['tokens_per_call']:.2f} tokens a call with drafts of {row['draft']}"
-    )
-
-
-def _memory(row):
-    live = " ".join(f"{x / 1e6:.2f}" for x in row["live_bytes"])
-    return (
-        f"{row['requests']} requests: {live} MB of arrays at a tenth, half and end, a slot of "
-        f"{row['slot_bytes']:,.0f} bytes ({row['reckoned_bytes']:,} reckoned), {row['left_bytes']} bytes "
-        f"and {row['left_requests']} requests left behind"
-    )
-
-
-LINES: dict[str, Callable[[Row], str]] = {
-    "offline": _offline,
-    "load": _load,
-    "serving": _serving,
-    "conversations": _conversations,
-    "first token": _first,
-    "forks": _forks,
-    "saved context": _saved,
-    "speculation": _speculation,
-    "real text": _real_text,
-    "steady memory": _memory,
 }
 
 
@@ -123,52 +22,20 @@ def sections(results: dict[str, Any]) -> list[str]:
     found = []
     for what, (head, cells) in _TABLES.items():
         rows = [r for r in results["rows"] if r["what"] == what and r.get("status") == "ok"]
-        models = list(dict.fromkeys(map(_model, rows)))
-        rows.sort(key=lambda row: (models.index(_model(row)), row.get("clients", 0)))
+        models = list(dict.fromkeys(map(model_of, rows)))
+        rows.sort(key=lambda row: (models.index(model_of(row)), row.get("clients", 0)))
         if rows:
-            found.append(table(["model", *head], [[_model(row), *cells(row)] for row in rows]))
+            found.append(table(["model", *head], [[model_of(row), *cells(row)] for row in rows]))
     return found
 
 
-def load(axis: Any, results: dict[str, Any]) -> None:
-    """Plots latencies over the requests that are on their way at once."""
-    rows = [row for row in results["rows"] if row["what"] == "load"]
-    counts = [row["concurrent"] for row in rows]
-    for key, label in _WAITS.items():
-        (line,) = axis.plot(counts, [1e3 * row[key]["median"] for row in rows], "o-", label=label)
-        late = [1e3 * row[key]["late"] for row in rows]
-        axis.plot(counts, late, "x:", color=line.get_color(), label=f"{label}, 99th percentile")
-    axis.set(xlabel="requests at once", ylabel="ms", yscale="log")
-    axis.set_xscale("log", base=2)
-    axis.legend(fontsize=8)
-
-
-def serving(axis: Any, results: dict[str, Any]) -> None:
-    """Draws output tokens per second over the number of clients, of servers and of their engines."""
-    rows = [row for row in results["rows"] if row["what"] == "serving"]
-    for model in dict.fromkeys(map(_model, rows)):
-        own = sorted((r for r in rows if _model(r) == model), key=lambda r: r["clients"])
-        counts = [row["clients"] for row in own]
-        speeds = [row["tokens_per_second"] for row in own]
-        (line,) = axis.plot(counts, speeds, "o-", label=f"{model}, server")
-        alone = [row["engine_tokens_per_second"] for row in own]
-        axis.plot(counts, alone, "x:", color=line.get_color(), label=f"{model}, engine alone")
-    peers = [row for row in results["rows"] if row["what"] == STATIC]
-    for model in dict.fromkeys(map(_model, peers)):
-        own = [row for row in peers if _model(row) == model]
-        sizes, speeds = [row["batch_size"] for row in own], [_whole(row) for row in own]
-        axis.plot(sizes, speeds, "s--", label=f"{model}, static batches")
-    axis.set(xlabel="clients at once", ylabel="output tokens per second", yscale="log")
-    axis.set_xscale("log", base=2)
-    axis.legend(fontsize=8)
-
-
-def _model(row):
+def model_of(row: Row) -> str:
+    """Returns which model a row is of, how its weights are held, and what runs it if a peer does."""
     peer = "" if row["stack"] == "griffin_jax" else f"@{row['stack']}"
     return f"{row['model']}:{row['weights']}{peer}"
 
 
-def _whole(row):
+def whole(row: Row) -> float:
     """Returns the new tokens per second of a static batch from its prompts' arrival to its last token."""
     steps = (row["tokens"] - 1) * row["seconds_per_token"]["median"]
     return row["batch_size"] * row["tokens"] / (row["first_token_seconds"]["median"] + steps)
@@ -178,16 +45,32 @@ def _megabytes(sizes):
     return ", ".join("" if x is None else f"{x / 1e6:,.1f}" for x in sizes)
 
 
-def _two(seconds):
+def two(seconds: Row) -> str:
+    """Returns the median and the late one of waits, in ms."""
     return f"{1e3 * seconds['median']:,.1f} / {1e3 * seconds['late']:,.1f}"
 
 
-def _of_full(row):
+def of_full(row: Row) -> float:
     """Returns the tokens per second but for reading, of those of rows that are always full."""
     return row["drawn_per_second"] / row["full_rows_per_second"]
 
 
-def _accepted(row):
+_HOST = ["host's share", "of it handing over", "device idle at most"]
+
+
+def _shares(row):
+    keys = "host_share", "dispatch_share", "idle_share"
+    return [f"{row[key]:.1%}" if key in row else "" for key in keys]
+
+
+def host(row: Row) -> str:
+    """Returns the host's shares of a row, as a line tells them."""
+    share, dispatch, idle = _shares(row)
+    return f"host {share}, of it {dispatch} handing over, device idle {idle} at most"
+
+
+def accepted(row: Row) -> str:
+    """Returns the share of drafts that was accepted."""
     return (
         f"{row['accepted_tokens'] / row['drafted_tokens']:.1%}" if row["drafted_tokens"] else "none"
     )
@@ -207,6 +90,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "reading alone, s",
             "new tokens/s but for it",
             "of full rows alone",
+            *_HOST,
         ],
         lambda row: [
             row["way"],
@@ -219,9 +103,32 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['tokens_per_second']:,.0f}",
             f"{row['reading_seconds']:.1f}" if "reading_seconds" in row else "",
             f"{row['drawn_per_second']:,.0f}" if "drawn_per_second" in row else "",
-            f"{_of_full(row):.0%}"
+            f"{of_full(row):.0%}"
             if "drawn_per_second" in row and "full_rows_per_second" in row
             else "",
+            *_shares(row),
+        ],
+    ),
+    "host work": (
+        [
+            "full rows",
+            "steps a burst",
+            "ms a step",
+            "tokens/s",
+            "us of the host a token",
+            "of its thread's own work",
+            "us to take one",
+            *_HOST,
+        ],
+        lambda row: [
+            str(row["rows"]),
+            f"{row['steps_of_burst']:.0f}",
+            f"{1e3 * row['step_seconds']:.2f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{1e6 * row['host_seconds_per_token']:.2f}",
+            f"{1e6 * row['thread_seconds_per_token']:.2f}",
+            f"{1e6 * row['take_seconds_per_token']:.2f}",
+            *_shares(row),
         ],
     ),
     "load": (
@@ -229,17 +136,17 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "at once",
             "on the way",
             "arriving/s",
-            *(f"{title}, ms" for title in _WAITS.values()),
+            *(f"{title}, ms" for title in WAITS.values()),
             "tokens/s",
-            "host's share",
+            *_HOST,
         ],
         lambda row: [
             str(row["concurrent"]),
             f"{row['mean_inside']:.1f}",
             f"{row['rate']:.2f}",
-            *(_two(row[wait]) for wait in _WAITS),
+            *(two(row[wait]) for wait in WAITS),
             f"{row['tokens_per_second']:,.0f}",
-            f"{row['host_share']:.1%}",
+            *_shares(row),
         ],
     ),
     "serving": (
@@ -250,8 +157,8 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "output tokens/s",
             "the engine's own",
             "share",
-            *(f"{title}, ms" for title in _WAITS.values()),
-            "host's share",
+            *(f"{title}, ms" for title in WAITS.values()),
+            *_HOST,
         ],
         lambda row: [
             str(row["clients"]),
@@ -260,8 +167,8 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{row['tokens_per_second']:,.0f}",
             f"{row['engine_tokens_per_second']:,.0f}",
             f"{row['tokens_per_second'] / row['engine_tokens_per_second']:.0%}",
-            *(_two(row[wait]) for wait in _WAITS),
-            f"{row['host_share']:.1%}",
+            *(two(row[wait]) for wait in WAITS),
+            *_shares(row),
         ],
     ),
     STATIC: (
@@ -277,7 +184,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             str(row["batch_size"]),
             f"{row['prompt']:,}",
             str(row["tokens"]),
-            f"{_whole(row):,.0f}",
+            f"{whole(row):,.0f}",
             f"{1e3 * row['first_token_seconds']['median']:,.1f}",
             f"{1e3 * row['seconds_per_token']['median']:.1f}",
         ],
@@ -359,7 +266,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             row["way"],
             f"{1e3 * row['seconds_per_token']:.3f}",
             f"{row['times_faster']:.2f}",
-            _accepted(row),
+            accepted(row),
             f"{1 + row['accepted_tokens'] / row['draft_calls']:.2f}" if row["draft_calls"] else "",
             f"{row['equal_tokens']} of {row['new_tokens']}",
         ],

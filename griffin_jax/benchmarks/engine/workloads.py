@@ -7,6 +7,7 @@ from griffin_jax.benchmarks import memory
 from griffin_jax.benchmarks.engine import (
     arrivals,
     drafts,
+    host_work,
     offline,
     prefixes,
     serving,
@@ -18,6 +19,7 @@ Row = dict[str, Any]
 
 WORKLOADS: dict[str, Callable[[LanguageModel, dict[str, Any]], Iterator[Row]]] = {
     "offline": offline.measure,
+    "host": host_work.measure,
     "load": arrivals.measure,
     "serving": serving.measure,
     "conversations": prefixes.conversations,
