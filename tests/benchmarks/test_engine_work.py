@@ -21,7 +21,7 @@ def rows_of(results, what):
 @pytest.mark.slow
 def test_every_workload_has_its_rows(results):
     assert {row["status"] for row in results["rows"]} == {"ok"}
-    named = {"memory": "steady memory", "first": "first token"}
+    named = {"memory": "steady memory", "first": "first token", "host": "host work"}
     whats = {named.get(workload, workload) for workload in engine.WORKLOADS}
     assert {row["what"] for row in results["rows"]} == whats | {"saved context", "real text"}
     assert all(line(row) for row in results["rows"])
