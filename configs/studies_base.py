@@ -1,6 +1,15 @@
 """What the studies' configs share: the models that the papers compare. It is no config by itself."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+import griffin_jax
+
+# What is read in seconds: texts that are there wherever the package is.
+PACKAGE = Path(griffin_jax.__file__).parent
+_SOURCE = str(PACKAGE / "models" / "state.py")
+SOURCE = {"train": _SOURCE, "heldout": _SOURCE, "length": 32}
 
 R, A = "recurrent", "attention"
 # Five blocks, as for figure 6: Griffin has local attention in the third.

@@ -10,7 +10,7 @@ file's name it learns from this project's source in seconds, which shows nothing
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import RECURRENCES, TEXT, check_size, shrink, text
+from configs.studies_base import RECURRENCES, SOURCE, TEXT, check_size, shrink, text
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -42,6 +42,5 @@ def get_config(size: str = "") -> ConfigDict:
         },
     )
     if size == "tiny":
-        source = "griffin_jax/models/state.py"
-        shrink(config, {"train": source, "heldout": source, "length": 32})
+        shrink(config, SOURCE)
     return config

@@ -11,7 +11,7 @@ the file's name it learns from this project's source in seconds, which shows not
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import TEXT, A, R, check_size, shrink, text
+from configs.studies_base import SOURCE, TEXT, A, R, check_size, shrink, text
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -50,7 +50,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.eval_every = 125
     # Lengths that are read; losses by position are of each.
     config.tests = ({"length": 65536},)
-    config.test_rows, config.test_batch = 8, 1
+    # Near and far are other places of the books: with few rows their texts differ more than models.
+    config.test_rows, config.test_batch = 64, 1
     # What is put to the test; see griffin_jax.studies.claims.
     short, long, passed = "rows of 1,024", "rows of 4,096", "rows of 1,024, states passed"
     beyond = 8192 if size == "compared" else 32_768
@@ -92,6 +93,11 @@ def get_config(size: str = "") -> ConfigDict:
         },
     )
     if size == "compared":
+        # One seed of each, in rows of one length.
+        config.claims, config.seeds = config.claims[:3], (0,)
+        config.variants = {short: config.variants[short].to_dict()}
+        config.name += "_compared"
+        config.title += ", models of 33 million parameters"
         config.measured, config.device = "docs/griffin-tiny/results.json", "NVIDIA H100 80GB HBM3"
         config.shorter = (
             "models of 33 million parameters, trained by `experiments.compare_training` on 210 million "
@@ -99,8 +105,6 @@ def get_config(size: str = "") -> ConfigDict:
             "not trained."
         )
     if size == "tiny":
-        source = "griffin_jax/models/state.py"
-        knobs = {"train": source, "heldout": source, "length": 32}
-        shrink(config, knobs, ({"length": 64},))
+        shrink(config, SOURCE, ({"length": 64},))
         config.variants = {"states passed": {"run": {"carried": 16, "carried_steps": 2}}}
     return config

@@ -8,7 +8,7 @@ Expected: docs/tracing/memory.md, and what follows from it in docs/tracing/findi
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import check_size
+from configs.studies_base import PACKAGE, check_size
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -33,7 +33,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.lengths = (0, 16, 64, 256)
     if size == "tiny":
         config.name += "_tiny"
-        config.text = "README.md"
+        config.text = str(PACKAGE / "assets" / "griffin-tiny" / "README.md")
         config.before, config.after, config.rows = 16, 16, 2
         config.edges, config.lengths = (0, 4, 16), (0, 16)
     return config

@@ -10,7 +10,7 @@ tokens the laws flatten. With :tiny behind the file's name it takes seconds, and
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import TEXT, A, R, check_size, shrink, text
+from configs.studies_base import SOURCE, TEXT, A, R, check_size, shrink, text
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -56,6 +56,5 @@ def get_config(size: str = "") -> ConfigDict:
         },
     )
     if size == "tiny":
-        source = "griffin_jax/models/state.py"
-        shrink(config, {"train": source, "heldout": source, "length": 32})
+        shrink(config, SOURCE)
     return config

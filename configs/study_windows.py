@@ -10,7 +10,7 @@ the length. With :tiny behind the file's name it takes seconds, and shows nothin
 
 from ml_collections import ConfigDict
 
-from configs.studies_base import TEXT, A, R, check_size, shrink, text
+from configs.studies_base import SOURCE, TEXT, A, R, check_size, shrink, text
 
 GRIFFIN = {"block_pattern": (R, R, A)}
 
@@ -45,8 +45,18 @@ def get_config(size: str = "") -> ConfigDict:
                 (("loss", widest, x), "<", 1.0, ("loss", "Transformer", x)) for x in config.variants
             ),
         },
+        {
+            "says": "The gap shrinks with the length of rows.",
+            "if": (
+                (
+                    ("loss over", "Transformer", "rows of 4,096", widest),
+                    "<",
+                    1.0,
+                    ("loss over", "Transformer", "rows of 1,024", widest),
+                ),
+            ),
+        },
     )
     if size == "tiny":
-        source = "griffin_jax/models/state.py"
-        shrink(config, {"train": source, "heldout": source, "length": 32})
+        shrink(config, SOURCE)
     return config

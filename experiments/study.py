@@ -48,6 +48,8 @@ _PART = flags.DEFINE_string(
 )
 _LIST = flags.DEFINE_bool("list", False, "Print the studies there are, and what each is about.")
 _PAGE = flags.DEFINE_bool("page", False, "Only write the page anew, from the JSON that is there.")
+# Flags that say how long and beside which others, and nothing about what comes of it.
+_WHEN = ("--minutes", "--part")
 # What stands behind it on a page is a person's, and is kept when the page is written anew.
 _SEEN = "## What is seen"
 
@@ -66,7 +68,8 @@ def main() -> None:
     if _PAGE.value:
         found = read_json(path)
     else:
-        recorded = provenance.record("study", sys.argv[1:])
+        arguments = [x for x in sys.argv[1:] if x.partition("=")[0] not in _WHEN]
+        recorded = provenance.record("study", arguments)
         about = {"kind": kind, "title": fields["title"], "command": recorded["command"]}
         found = carry_out(study, name)
         if found is None:

@@ -88,6 +88,7 @@ def lookup(study: Any, results: Results) -> claims.Lookup:
     is, the model, the variant where there are several, and:
       accuracy: a test's name; the share that is right, of a model that has learned the task.
       loss: nothing; the held-out loss. "loss of" has a test's name.
+      loss over: another model of the same variant; the held-out loss as a multiple of its.
       loss at step: a step; the held-out loss there, also of runs that were stopped later.
       loss at: a position; the loss at tokens so far into a document, by the first test.
       steps to learn: nothing; the median over seeds, if most learned it.
@@ -114,6 +115,9 @@ def lookup(study: Any, results: Results) -> claims.Lookup:
             return float(np.mean([dict(run["curve"]).get(rest[0], np.nan) for run in runs]))
         if what == "loss":
             return float(np.mean([run["heldout_loss"] for run in runs]))
+        if what == "loss over":
+            other = find("loss", rest[0], variant)
+            return other and float(np.mean([run["heldout_loss"] for run in runs])) / other
         if what == "loss at":
             return float(np.mean([_loss_at(run, *rest) for run in runs]))
         name = {"accuracy": study.counted, "loss of": "loss"}[what]
@@ -213,11 +217,17 @@ def curves(axis: Any, results: Results) -> None:
         for i, run in enumerate(runs):
             label = None if i else model
             axis.plot(*zip(*run["curve"], strict=True), color=f"C{color}", alpha=0.7, label=label)
-    each = "token" if _of_text(results) else "answer"
+    text = _of_text(results)
+    each = "token" if text else "answer"
     axis.set(xlabel="steps", ylabel=f"held-out loss, nats per {each}")
-    axis.set_yscale("symlog", linthresh=1e-2, subs=(2, 5))
-    axis.yaxis.set_minor_formatter("{x:g}")
-    axis.yaxis.set_major_formatter("{x:g}")
+    if not text:  # a task may be learned, down to nothing
+        axis.set_yscale("symlog", linthresh=1e-2, subs=(2, 5))
+        _plain_numbers(axis.yaxis)
+
+
+def _plain_numbers(axis):
+    axis.set_minor_formatter("{x:g}")
+    axis.set_major_formatter("{x:g}")
 
 
 def answers(axis: Any, results: Results, counted: str = "rows") -> None:
@@ -272,6 +282,7 @@ def laws(axis: Any, results: Results) -> None:
     axis.set(
         xscale="log", yscale="log", xlabel="parameters", ylabel="held-out loss, nats per token"
     )
+    _plain_numbers(axis.yaxis)
 
 
 def verdicts(study: Any, found: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -38,14 +38,17 @@ def test_the_list_has_every_study_by_its_title(run, capsys):
 
 
 @pytest.mark.slow
-def test_the_smallest_study_leaves_its_page(run):
+def test_the_smallest_study_leaves_its_page(run, monkeypatch):
     pytest.importorskip("matplotlib")
+    given = ["--config=some.py:tiny", "--minutes=9", "--part=1/1", "--run=there"]
+    monkeypatch.setattr("sys.argv", ["study", *given])
     folder = run()
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"selective_copying_tiny{x}" for x in ("-curves.png", ".json", ".md")]
     found = json.loads((folder / "selective_copying_tiny.json").read_text(encoding="utf-8"))
     assert found["kind"] == "trained" and len(found["results"]) == 1
     assert found["recorded"]["date"] and found["command"] == found["recorded"]["command"]
+    assert found["command"] == "python -m experiments.study --config=some.py:tiny"
     page = folder / "selective_copying_tiny.md"
     before = page.read_text(encoding="utf-8")
     page.unlink()

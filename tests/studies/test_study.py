@@ -199,6 +199,7 @@ def test_quantities_of_claims_are_means_over_seeds():
     assert find("loss at step", "b", 1) == 4.0 and find("loss at step", "b", 2) is None
     assert find("accuracy", "b", "t") is None and find("steps to learn", "b") is None
     assert find("loss", "c") is None
+    assert find("loss over", "a", "a") == 1.0 and find("loss over", "a", "c") is None
     # A seed that was stopped is in no mean beside seeds that are done.
     results.append(run("a", 1, [[1, 3.5]], stopped=1, tests={}))
     find = report.lookup(types.SimpleNamespace(counted="rows", solved=0.05), results)
