@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from griffin_jax.benchmarks import decode, isolation, memory, report, run, stacks, tasks
+from griffin_jax.benchmarks import decode, isolation, machine, memory, report, run, stacks, tasks
 from griffin_jax.benchmarks.machine import Limits
 from griffin_jax.benchmarks.results import has_limits, line, without_shares
 from griffin_jax.benchmarks.stacks.griffin import GriffinStack
@@ -34,6 +34,12 @@ SHAPES = {
         "recurrence_width": 32,
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def small_limits(monkeypatch):
+    """The small copies and products of these configs count as limits, so that there are shares."""
+    monkeypatch.setattr(machine, "_sizes", lambda platform: (2**22, 256))
 
 
 def config_of(name, **changes):
