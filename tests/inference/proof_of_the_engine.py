@@ -2,7 +2,7 @@
 
 Requests come at random moments, of random lengths, settings and seeds, with beginnings in common;
 some are cancelled, slots and cached states are used again, and states are evicted all the while. Every
-other 100 requests are drawn with drafts, and itself alone never is.
+other 50 requests are drawn with drafts, and itself alone never is.
 
 The first argument is how many there are. The second is "float32" or "nf4", of the tests' tiny model, or
 a model as benchmarks name it, such as griffin-tiny:float32 or recurrentgemma-9b:nf4. The third is a file
@@ -30,7 +30,7 @@ from griffin_jax.inference.sampling import FIELDS, SamplingConfig
 from tests.inference.tiny_model import language_model
 
 BOUND = 1e-5  # of log-probabilities
-PART = 100
+PART = 50
 SETTINGS = (
     {},
     {"temperature": 1.0},
