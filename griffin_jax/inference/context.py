@@ -18,7 +18,7 @@ from griffin_jax.errors import CheckpointError
 from griffin_jax.fields import shown
 from griffin_jax.files import new_file
 from griffin_jax.models import State, init_state
-from griffin_jax.models.stack import AnyState, StackedState, stack_state, unstack_state
+from griffin_jax.models.stack import AnyState, stack_state, unstack_state
 from griffin_jax.paths import AnyPath
 from griffin_jax.sharding.trees import tree_path
 
@@ -53,8 +53,7 @@ def save_context(context: Context, path: AnyPath, fingerprint: str) -> None:
     Raises:
       OutputError: the file cannot be written.
     """
-    state = context.state
-    state = jax.device_get(unstack_state(state) if isinstance(state, StackedState) else state)
+    state = jax.device_get(unstack_state(context.state))
     tensors = {f"state/{name}": np.asarray(leaf) for name, leaf in _named(state)}
     tensors["tokens"] = np.array(context.tokens, np.int32)
     facts = {"format": _FORMAT, "version": VERSION, "read": context.read}

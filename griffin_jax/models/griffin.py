@@ -136,8 +136,7 @@ class Griffin(nn.Module):
         if self.has_variable("params", GROUPS):
             x, after = self._stacked(x, state, timeline)
         else:
-            before = state if isinstance(state, State) else unstack_state(state)
-            x, blocks = self._layers(self.blocks, x, before.blocks, timeline)
+            x, blocks = self._layers(self.blocks, x, unstack_state(state).blocks, timeline)
             after = State(position=timeline.end, blocks=blocks)
         return place(self, "final_norm", self.final_norm(x)), constrain_state(after)
 
@@ -163,7 +162,7 @@ class Griffin(nn.Module):
         if self.has_variable("params", GROUPS):
             x, _ = self.features(tokens, state, lengths=lengths)
             return x, lambda kept: self.features(tokens, state, lengths=kept)[1]
-        begin = state if isinstance(state, State) else unstack_state(state)
+        begin = unstack_state(state)
         positions = begin.position[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         timeline = Timeline(positions, lengths, start=begin.position, open=True)
         x = constrain(self.embedder.encode(tokens), "batch", "time", None)
@@ -212,7 +211,7 @@ class Griffin(nn.Module):
 
     def _stacked(self, x, state, timeline):
         """Does what `_layers` does in a loop over groups, from and to a state of either layout."""
-        before = stack_state(self.config, state) if isinstance(state, State) else state
+        before = stack_state(self.config, state)
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
 
         places, stacked = len(before.groups), len(self.blocks) - len(before.rest)

@@ -126,8 +126,10 @@ def unstack_params(config: GriffinConfig, params: dict[str, Any]) -> dict[str, A
     return layers | {name: tree for name, tree in params.items() if name != GROUPS}
 
 
-def stack_state(config: GriffinConfig, state: State) -> StackedState:
-    """Returns the state in the layout of stacked layers."""
+def stack_state(config: GriffinConfig, state: AnyState) -> StackedState:
+    """Returns the state in the layout of stacked layers; one that is in it as it is."""
+    if isinstance(state, StackedState):
+        return state
     places = len(config.block_pattern)
     stacked = num_groups(config) * places
     groups = tuple(
@@ -137,8 +139,10 @@ def stack_state(config: GriffinConfig, state: State) -> StackedState:
     return StackedState(position=state.position, groups=groups, rest=state.blocks[stacked:])
 
 
-def unstack_state(state: StackedState) -> State:
-    """Returns the inverse of `stack_state`."""
+def unstack_state(state: AnyState) -> State:
+    """Returns the inverse of `stack_state`; a state that is not stacked as it is."""
+    if isinstance(state, State):
+        return state
     count = jax.tree.leaves(state.groups)[0].shape[0] if state.groups else 0
     layers = [
         jax.tree.map(lambda x, g=g: x[g], stack) for g in range(count) for stack in state.groups
