@@ -20,12 +20,71 @@ from griffin_jax.sharding.layouts import constrain_state
 Memory = Any  # what a drafter knows of the rows of a pool: a pytree
 
 
+class History:
+    """What drafts by looking up would have spared of a text, had they been made; on the host.
+
+    Attributes:
+      tokens_per_call: How many tokens a call would have drawn of late.
+    """
+
+    _WEIGHT = 0.9  # of the calls before, in the average
+
+    def __init__(self, lookup: "Lookup", tokens: Sequence[int], count: int):
+        self.tokens_per_call = 1.0
+        self._lookup, self._count = lookup, count
+        self._text: list[int] = []
+        self._places: dict[tuple[int, ...], int] = {}
+        self._draft: list[int] = []  # that is left of the one that is being followed
+        self._of_this_call = 0
+        for token in tokens[-lookup.room :]:
+            self._remember(token)
+
+    def add(self, tokens: Sequence[int]) -> int:
+        """Takes what was drawn next; returns how many calls would have ended in it."""
+        calls = 0
+        for token in tokens:
+            self._of_this_call += 1
+            agrees = bool(self._draft) and self._draft.pop(0) == token
+            self._remember(token)
+            if not agrees:
+                share = self._WEIGHT * (self.tokens_per_call - self._of_this_call)
+                self.tokens_per_call = self._of_this_call + share
+                self._of_this_call = 0
+                self._draft = self._guess()
+                calls += 1
+            elif not self._draft:
+                # The last one of a draft is followed by one more of the same call.
+                self._draft = [-1]
+        return calls
+
+    def _remember(self, token):
+        """Adds a token, and says of the tokens before it that this one follows."""
+        text = self._text
+        for size in range(self._lookup.least, self._lookup.most + 1):
+            if len(text) >= size:
+                self._places[tuple(text[-size:])] = len(text)
+        text.append(token)
+
+    def _guess(self):
+        for size in range(self._lookup.most, self._lookup.least - 1, -1):
+            begin = self._places.get(tuple(self._text[-size:])) if len(self._text) >= size else None
+            if begin is not None:
+                between = len(self._text) - begin
+                return [self._text[begin + i % between] for i in range(self._count)]
+        return []
+
+
 class Drafter(Protocol):
     """Guesses how rows go on. A guess decides what is computed, never what is drawn.
 
     It is a hashable object and part of the compiled program. What it knows of the rows, its memory,
-    is an argument and a result of the methods that are traced: all but the first two.
+    is an argument and a result of the methods that are traced: all but the first three.
     """
+
+    def history(self, tokens: Sequence[int], count: int) -> History | None:
+        """Returns what tells of a text, `tokens` so far, how much drafts of `count` tokens would spare;
+        None where only calls can tell.
+        """
 
     def empty(self, params: Any, size: int) -> Memory:
         """Returns the memory of so many rows that belong to no text."""
@@ -77,6 +136,10 @@ class Lookup:
     least: int = 2
     most: int = 4
     room: int = 8192
+
+    def history(self, tokens: Sequence[int], count: int) -> History:
+        """See `Drafter`."""
+        return History(self, tokens, count)
 
     def empty(self, params: Any, size: int) -> Memory:
         """Returns texts, int32[B, room], whose token p lies in slot p % room; and lengths, int32[B]."""
@@ -149,6 +212,9 @@ class SmallModel:
 
     model: Griffin
     reads: int = 2048
+
+    def history(self, tokens: Sequence[int], count: int) -> None:
+        """See `Drafter`."""
 
     def empty(self, params: Any, size: int) -> Memory:
         """Returns the model's state before each row's last token."""

@@ -55,60 +55,6 @@ class Speculation:
             raise ValueError(f"least must be at most most={self.most}, got {self.least}")
 
 
-class History:
-    """What drafts by looking up would have spared of a text, had they been made.
-
-    Attributes:
-      tokens_per_call: How many tokens a call would have drawn of late.
-    """
-
-    _WEIGHT = 0.9  # of the calls before, in the average
-
-    def __init__(self, lookup: Lookup, tokens: Sequence[int], count: int):
-        self.tokens_per_call = 1.0
-        self._lookup, self._count = lookup, count
-        self._text: list[int] = []
-        self._places: dict[tuple[int, ...], int] = {}
-        self._draft: list[int] = []  # that is left of the one that is being followed
-        self._of_this_call = 0
-        for token in tokens[-lookup.room :]:
-            self._remember(token)
-
-    def add(self, tokens: Sequence[int]) -> int:
-        """Takes what was drawn next; returns how many calls would have ended in it."""
-        calls = 0
-        for token in tokens:
-            self._of_this_call += 1
-            agrees = bool(self._draft) and self._draft.pop(0) == token
-            self._remember(token)
-            if not agrees:
-                share = self._WEIGHT * (self.tokens_per_call - self._of_this_call)
-                self.tokens_per_call = self._of_this_call + share
-                self._of_this_call = 0
-                self._draft = self._guess()
-                calls += 1
-            elif not self._draft:
-                # The last one of a draft is followed by one more of the same call.
-                self._draft = [-1]
-        return calls
-
-    def _remember(self, token):
-        """Adds a token, and says of the tokens before it that this one follows."""
-        text = self._text
-        for size in range(self._lookup.least, self._lookup.most + 1):
-            if len(text) >= size:
-                self._places[tuple(text[-size:])] = len(text)
-        text.append(token)
-
-    def _guess(self):
-        for size in range(self._lookup.most, self._lookup.least - 1, -1):
-            begin = self._places.get(tuple(self._text[-size:])) if len(self._text) >= size else None
-            if begin is not None:
-                between = len(self._text) - begin
-                return [self._text[begin + i % between] for i in range(self._count)]
-        return []
-
-
 class Speculator:
     """Makes drafts for the rows of a pool where they pay.
 
@@ -135,13 +81,12 @@ class Speculator:
         self._always = config.always
         self.cost = _GUESSED_COST
         self._on = True
-        self._paid = float("inf")  # tokens of a call, where a model drafts
+        self._paid = float("inf")  # tokens of a call, where no history tells
         self._rest, self._rested = _FIRST_REST, 0
 
     def follow(self, mesh: Any, slot: int, request: Request) -> None:
         """Begins to follow the text of a request that has got a row."""
-        if isinstance(self.drafter, Lookup):
-            request.history = History(self.drafter, request.plan.tokens, self.count)
+        request.history = self.drafter.history(request.plan.tokens, self.count)
         if self.memory is not None:
             self._enter(mesh, slot, request)
 
@@ -149,10 +94,10 @@ class Speculator:
         """Returns whether the next burst of these rows should be one of drafts."""
         if self._always:
             return True
-        if isinstance(self.drafter, Lookup):
-            expected = float(np.mean([request.history.tokens_per_call for request in requests]))
-        else:
-            expected = self._paid
+        histories = [request.history for request in requests if request.history is not None]
+        expected = self._paid
+        if histories:
+            expected = float(np.mean([history.tokens_per_call for history in histories]))
         self._on = expected > self.cost * (1.0 if self._on else _MARGIN)
         return self._on
 
@@ -219,13 +164,13 @@ class Speculator:
 
     def learn(self, drawn: int, calls: int) -> None:
         """Takes how many tokens of a row were drawn in so many calls."""
-        if calls and not isinstance(self.drafter, Lookup):
+        if calls:
             before = drawn / calls if self._paid == float("inf") else self._paid
             self._paid = before + 0.2 * (drawn / calls - before)
 
     def rest(self, drawn: int) -> None:
         """Takes note of so many tokens that were drawn without a draft."""
-        if self._on or isinstance(self.drafter, Lookup):
+        if self._on:
             return
         self._rested += drawn
         if self._rested >= self._rest:

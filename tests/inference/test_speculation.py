@@ -8,7 +8,7 @@ import pytest
 
 from griffin_jax.inference import SamplingConfig, Speculation
 from griffin_jax.inference.drafting import Lookup
-from griffin_jax.inference.speculation import History, Speculator
+from griffin_jax.inference.speculation import Speculator
 from tests.inference.tiny_model import (
     CONFIG,
     EOS,
@@ -198,7 +198,7 @@ def test_lookup_agrees_with_its_definition_also_where_the_text_is_longer_than_it
 
 def test_the_host_knows_what_drafts_would_have_spared():
     lookup = Lookup(least=2, most=4, room=1024)
-    history = History(lookup, [1, 2, 3, 4, 5, 6, 7, 8], 3)
+    history = lookup.history([1, 2, 3, 4, 5, 6, 7, 8], 3)
     history.add(range(100, 160))
     assert history.tokens_per_call == pytest.approx(1)
     history.add([*range(100, 160)] * 2)

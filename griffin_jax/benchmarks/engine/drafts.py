@@ -16,7 +16,6 @@ from griffin_jax.benchmarks.subject import Subject
 from griffin_jax.inference import Speculation
 from griffin_jax.inference.decode import row_keys, step_keys
 from griffin_jax.inference.drafting import Lookup
-from griffin_jax.inference.speculation import History
 from griffin_jax.language_model import LanguageModel
 
 Row = dict[str, Any]
@@ -123,7 +122,7 @@ def of_real_texts(draft: int) -> Iterator[Row]:
     """
     tokenizer = griffin_jax.load("griffin-tiny").tokenizer
     for text, (before, written) in _texts().items():
-        history = History(Lookup(), tokenizer.encode(before), draft)
+        history = Lookup().history(tokenizer.encode(before), draft)
         tokens = tokenizer.encode(written, bos=False)
         calls = history.add(tokens)
         row = {"what": "real text", "text": text, "draft": draft, "new_tokens": len(tokens)}
