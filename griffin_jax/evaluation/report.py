@@ -16,8 +16,6 @@ from griffin_jax.quantization import QuantizationConfig
 
 KIND = "evaluation"
 
-_SCALE = 100.0
-
 
 def document(
     setting: Mapping[str, Any],

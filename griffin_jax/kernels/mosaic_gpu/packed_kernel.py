@@ -21,7 +21,6 @@ from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST, operand_typ
 from griffin_jax.kernels.mosaic_gpu.plan import PIECE, TILE, Plan
 from griffin_jax.quantization import codes
 
-_STEP = 16  # inputs of one instruction of the tensor cores
 _WORDS = 8192  # of the table of pairs, with a copy for each bank
 
 
