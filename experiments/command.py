@@ -77,9 +77,7 @@ _config: Config | None = None
 
 
 def define_config(command: str, default: str) -> Config:
-    """Returns the flag --config of a command, a file in configs/ unless the user names another
-    one.
-    """
+    """Defines the flag --config of a command: a file in configs/ unless the user names another."""
     global _config
     _config = Config(command, default)
     return _config

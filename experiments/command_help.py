@@ -25,7 +25,7 @@ def is_asked_for(arguments: Sequence[str]) -> bool:
 
 
 def page(command: ModuleType, config: "Config | None") -> str:
-    """Reads all of it.
+    """Returns the text of `--help`: what a command does, its flags and its fields.
 
     Args:
       command: The module that was started.

@@ -82,7 +82,7 @@ def _cast(dtype: np.dtype, sharding: jax.sharding.Sharding) -> Callable:
 
 @contextlib.contextmanager
 def mapped_from_disk(leaves: Iterable[tuple[str, Any]], folder: Path) -> Iterator[dict]:
-    """Returns the tree of some leaves, with arrays of the CPU that are mapped from files.
+    """Yields the tree of some leaves, with arrays of the CPU that are mapped from files.
 
     The files are in a folder of their own within `folder`, which goes when the block ends.
     """

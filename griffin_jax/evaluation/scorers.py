@@ -134,7 +134,7 @@ def _perspective_score(session, text: str) -> float | None:
 
 
 def vader() -> Scorer:
-    """Returns the sentiment: VADER's compound score."""
+    """Returns a scorer of sentiment: VADER's compound score."""
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:

@@ -137,5 +137,5 @@ def model_order(path: str) -> tuple[int, int, str]:
 
 
 def fan_in(scale: float = 1.0) -> Initializer:
-    """Returns normal weights [out, in] of variance scale / in."""
+    """Returns an initializer of normal weights [out, in], of variance scale / in."""
     return nn.initializers.variance_scaling(scale, "fan_in", "normal", in_axis=-1, out_axis=-2)

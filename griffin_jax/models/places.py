@@ -88,7 +88,7 @@ def _requests(module) -> Mapping[str, Request] | None:
 
 
 def flatten(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Returns what a tree of requests or records holds: the modules on the way and the name, and
+    """Yields what a tree of requests or records holds: the modules on the way and the name, and
     the entry.
     """
     for key, entry in tree.items():

@@ -19,7 +19,7 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come to this point; `what` names it in errors."""
+    """Waits until every process has come to this point; `what` names it in errors."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 

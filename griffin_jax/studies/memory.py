@@ -190,7 +190,7 @@ def measure(
 
 
 def _swaps(layers, lengths, edges) -> Iterator[tuple[tuple[int, ...], str, dict[int, np.ndarray]]]:
-    """Returns all layers, each group of all layers, each layer, and the longest memories of each
+    """Yields all layers, each group of all layers, each layer, and the longest memories of each
     layer.
     """
     every = {i: np.ones(len(lengths[i]), bool) for i in layers}

@@ -159,7 +159,7 @@ class Study:
         return OptimizerConfig(**check_values(OptimizerConfig, self.optimizer, "optimizer."))
 
     def groups(self) -> Iterator["Group"]:
-        """Returns the groups of runs that are trained together."""
+        """Yields the groups of runs that are trained together."""
         for variant, model in itertools.product(self.variants, self.models):
             runs = [
                 Run(self, model, variant, float(rate), seed)

@@ -113,7 +113,7 @@ class Windows:
 def training_batches(
     rows: Rows, batch_size: int, seed: int, places: Sequence[int] | None = None
 ) -> "grain.DatasetIterator":
-    """Yields batches [B, T] without end, shuffled anew in every epoch.
+    """Returns an endless iterator over batches [B, T], shuffled anew in every epoch.
 
     The iterator's `get_state` is a small JSON dict, and `set_state` goes on at exactly that batch,
     whatever the places were before. Batches are read ahead by threads.
@@ -146,7 +146,7 @@ def evaluation_batches(
     num_batches: int,
     places: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Returns fixed batches [B, T] of rows spread evenly over the first epoch.
+    """Yields fixed batches [B, T] of rows spread evenly over the first epoch.
 
     Where there are fewer rows than asked for, rows repeat with their mask at 0. With `places`, only
     those rows of each batch are read.

@@ -89,7 +89,7 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
 
     def show(self, **metrics: str) -> None:
-        """Returns what stands at the right of the progress bar."""
+        """Sets what stands at the right of the progress bar."""
         self._progress.set_postfix(metrics, refresh=False)
 
     def close(self) -> None:

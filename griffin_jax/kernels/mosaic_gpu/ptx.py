@@ -85,7 +85,7 @@ def places():
 
 
 def sums_of(acc):
-    """Returns (row half, column, the number) of what a thread has of an array [64, n] in their
+    """Yields (row half, column, the number) of what a thread has of an array [64, n] in their
     layout.
     """
     for index, register in enumerate(acc.registers.flat):
@@ -97,7 +97,7 @@ def sums_of(acc):
 
 
 def column_pairs(acc):
-    """Returns (row half, column, its number and that of the next column) of what a thread has."""
+    """Yields (row half, column, its number and that of the next column) of what a thread has."""
     found = list(sums_of(acc))
     for (half, column, even), (*_, odd) in zip(found[::2], found[1::2], strict=True):
         yield half, column, even, odd
