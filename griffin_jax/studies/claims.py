@@ -1,8 +1,9 @@
 """Statements of a paper, put to the test of what was found."""
 
 import dataclasses
+import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from griffin_jax import markdown
@@ -52,6 +53,13 @@ def check_claims(claims: Sequence[Mapping[str, Any]]) -> None:
                         "a condition is a quantity, one of < <= > >=, a number, and maybe another "
                         f"quantity; got {shown(condition)}"
                     )
+
+
+def quantities_of(claim: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """Yields the quantities of a claim's conditions."""
+    for quantity, _, _, *other in itertools.chain(claim["if"], claim.get("given", ())):
+        yield quantity
+        yield from other
 
 
 def _is_list(value):

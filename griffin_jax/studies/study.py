@@ -10,7 +10,7 @@ from typing import Any
 from griffin_jax.config import DTYPES, GriffinConfig
 from griffin_jax.fields import check_fields, check_value, check_values, field
 from griffin_jax.studies.associative_recall import AssociativeRecall
-from griffin_jax.studies.claims import check_claims
+from griffin_jax.studies.claims import check_claims, quantities_of
 from griffin_jax.studies.induction import InductionHeads
 from griffin_jax.studies.phonebook import Phonebook
 from griffin_jax.studies.selective_copying import SelectiveCopying
@@ -18,13 +18,27 @@ from griffin_jax.studies.task import Task
 from griffin_jax.studies.text import Text
 from griffin_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 
-# A row for each task that a study may name.
+# A row for each task that a study may name; a config file may add its own.
 TASKS: dict[str, type] = {
     "selective_copying": SelectiveCopying,
     "induction_heads": InductionHeads,
     "associative_recall": AssociativeRecall,
     "phonebook": Phonebook,
     "text": Text,
+}
+
+
+# What a claim's quantity may be, and what stands behind the model and its variant; `report.lookup` says
+# what each is.
+_QUANTITIES = {
+    "accuracy": "a test",
+    "loss": "",
+    "loss of": "a test",
+    "loss over": "a model",
+    "loss at step": "a step",
+    "loss at": "a position",
+    "steps to learn": "",
+    "exponent": "",
 }
 
 
@@ -98,7 +112,7 @@ class Study:
     title: str = field(filled=True)
     paper: str = ""
     shorter: str = ""
-    task: str = field(one_of=tuple(TASKS))
+    task: str = field(filled=True)
     knobs: dict[str, Any] = dataclasses.field(default_factory=dict)
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
     models: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -125,6 +139,8 @@ class Study:
 
     def __post_init__(self):
         check_fields(self)
+        # Asked here, since a user's file may add a row.
+        check_value("task", self.task, str, one_of=tuple(TASKS))
         if not self.models or not self.variants:
             raise ValueError("models and variants must name one or more")
         for i, rate in enumerate(self.learning_rates):
@@ -132,6 +148,9 @@ class Study:
         for i, seed in enumerate(self.seeds):
             check_value(f"seeds[{i}]", seed, int, at_least=0, below=2**31)
         check_claims(self.claims)
+        for i, claim in enumerate(self.claims):
+            for quantity in quantities_of(claim):
+                self._check_quantity(f"claims[{i}]: the quantity {tuple(quantity)}", *quantity)
         optimizer = self.optimizer_config()
         for run in self.runs():
             for test in self.tests:
@@ -145,6 +164,24 @@ class Study:
                     "must differ in letters or digits, learning rates in their first six digits, and "
                     "seeds must not come twice"
                 )
+
+    def _check_quantity(self, name, what, *of):
+        """Raises ValueError for what no run could tell, before any is trained."""
+        check_value(f"{name} begins with what it is, which", what, str, one_of=tuple(_QUANTITIES))
+        model, *rest = of or (None,)
+        check_value(f"{name} goes on with a model, which", model, str, one_of=tuple(self.models))
+        if what != "exponent" and set(self.variants) != {""}:
+            variant, *rest = rest or (None,)
+            known = tuple(self.variants)
+            check_value(f"{name} has a variant behind it, which", variant, str, one_of=known)
+        more = _QUANTITIES[what]
+        if len(rest) != bool(more):
+            raise ValueError(f"{name} must end with {more or 'nothing more'}, got {tuple(rest)}")
+        names = {"a model": self.models, "a test": map(changes_in_words, self.tests)}
+        if more in names:
+            check_value(f"{name} ends with {more}, which", *rest, str, one_of=tuple(names[more]))
+        elif more:
+            check_value(f"{name} ends with {more}, which", *rest, int, at_least=0)
 
     def optimizer_config(self) -> OptimizerConfig:
         """Returns the optimizer's settings but the learning rate, which is each run's own.

@@ -343,6 +343,10 @@ def test_every_study_is_whole_and_says_what_the_paper_says(name):
     assert len({run.folder for run in runs}) == len(runs)
 
 
+def claim(*quantity):
+    return {"claims": ({"says": "x", "if": ((quantity, "<", 1.0),)},)}
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -372,6 +376,20 @@ def test_every_study_is_whole_and_says_what_the_paper_says(name):
         ({"learning_rates": (1e-3, -1.0)}, r"learning_rates\[1\] must be a number above 0"),
         ({"tests": (3,)}, r"tests\[0\] must be a dict, got 3"),
         ({"claims": (3,)}, r"claims\[0\] must be a dict, got 3"),
+        (
+            claim("lozz", "Hawk"),
+            r"claims\[0\]: .* begins with what it is, which must be one of accu",
+        ),
+        (claim("loss", "Hark"), r"goes on with a model, which must be one of Griffin, got 'Hark'"),
+        (claim("loss"), "goes on with a model, which must be one of Griffin, got None"),
+        (claim("loss", "Griffin", "x"), r"must end with nothing more, got \('x',\)"),
+        (claim("accuracy", "Griffin"), r"must end with a test, got \(\)"),
+        (claim("accuracy", "Griffin", "lenght 5"), "ends with a test, which must be .*as trained"),
+        (claim("loss at step", "Griffin", "x"), "ends with a step, which must be a whole number"),
+        (
+            claim("loss", "Griffin") | {"variants": {"a": {}, "b": {}}},
+            "has a variant behind it, which must be one of a, b, got None",
+        ),
         ({"optimizer": {"foo": 1}}, "optimizer has no field 'foo'"),
         ({"optimizer": {"weight_decay": "x"}}, "optimizer.weight_decay must be a number"),
         ({"optimizer": {}}, "optimizer.warmup_steps 100 must be less than steps"),
