@@ -33,6 +33,7 @@ from griffin_jax.inference.row_states import put_row
 from griffin_jax.models import (
     Griffin,
     State,
+    decodes_once,
     is_stacked,
     prepare_decoding,
 )
@@ -212,6 +213,11 @@ class LanguageModel:
         """The parameters as an engine reads them; see `models.prepare_decoding`."""
         return prepare_decoding(self.params, self.dtype)
 
+    @functools.cached_property
+    def scoring_params(self) -> dict[str, Any]:
+        """The parameters as `score` reads them: an engine's, if these hold a small model's values."""
+        return self.decoding_params if decodes_once(self.params, self.dtype) else self.params
+
     def sample(
         self,
         prompts: str | Sequence[Prompt],
@@ -370,7 +376,7 @@ class LanguageModel:
                         f"continuation {i} adds no token of its own to its context; give a longer one"
                     )
             encoded.append(pair)
-        return inference.score(self.model, self.params, encoded, batch_size)
+        return inference.score(self.model, self.scoring_params, encoded, batch_size)
 
     def _tokenizer(self):
         if self.tokenizer is None:

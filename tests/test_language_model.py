@@ -9,6 +9,8 @@ import pytest
 
 import griffin_jax
 from griffin_jax.checkpoints import BUNDLED, CheckpointError, find_folder
+from griffin_jax.inference import score
+from griffin_jax.kernels import packed_matmul_cpu
 from griffin_jax.models import is_stacked, unstack_params
 from griffin_jax.quantization import QuantizationConfig, QuantizedTensor, dequantize
 from griffin_jax.tokenizer import load_tokenizer
@@ -126,6 +128,18 @@ def test_scores_of_texts_are_those_of_their_tokens():
     cut = [("", "abc"), ("one", " two"), (TEXTS[2].rstrip(), "  end")]
     tokens = [(TOKENIZER.encode(c), TOKENIZER.encode(x, bos=False)) for c, x in cut]
     found, expected = lm.score(pairs), lm.score(tokens)
+    np.testing.assert_allclose([p for p, _ in found], [p for p, _ in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_scores_read_the_values_of_a_small_models_weights(monkeypatch, small):
+    monkeypatch.setattr(packed_matmul_cpu, "MAX_DECODED_BYTES", 1 << 27 if small else 1)
+    config = dataclasses.replace(CONFIG, width=64, mlp_width=64, recurrence_width=64)
+    lm = griffin_jax.quantize(language_model(config), QuantizationConfig())
+    pairs = [([BOS, 70], [71, 72]), ([BOS], [80])]
+    found, expected = lm.score(pairs), score(lm.model, lm.params, pairs)
+    assert (lm.scoring_params is lm.decoding_params) == small
+    assert (lm.scoring_params is lm.params) != small
     np.testing.assert_allclose([p for p, _ in found], [p for p, _ in expected], rtol=1e-5)
 
 

@@ -195,7 +195,7 @@ class GriffinLM(TemplateLM):
 
             return score(
                 self.lm.model,
-                self.lm.params,
+                self.lm.scoring_params,
                 pairs,
                 self._batch_size,
                 fork=self._fork,

@@ -67,10 +67,15 @@ def add_copies_if_they_fit(params: Any, dtype: DTypeLike) -> Any:
       params: A tree of parameters.
       dtype: The dtype of activations.
     """
-    size = decoded_nbytes(params, dtype) if jax.default_backend() == "cpu" else 0
-    if 0 < size <= MAX_DECODED_BYTES and _fits(size, "decoded weights"):
+    if values_fit(params, dtype):
         return add_decoded(params, dtype)
     return add_transposed_if_it_fits(params)
+
+
+def values_fit(params: Any, dtype: DTypeLike) -> bool:
+    """Returns whether `add_copies_if_they_fit` adds values, which serve any number of rows."""
+    size = decoded_nbytes(params, dtype) if jax.default_backend() == "cpu" else 0
+    return 0 < size <= MAX_DECODED_BYTES and _fits(size, "decoded weights")
 
 
 def add_transposed_if_it_fits(params: Any) -> Any:

@@ -20,7 +20,7 @@ from griffin_jax.models.declarations import (
 )
 from griffin_jax.models.griffin import Griffin, init_params
 from griffin_jax.models.lora_weight import adapt
-from griffin_jax.models.prepare import prepare_decoding, prepare_params
+from griffin_jax.models.prepare import decodes_once, prepare_decoding, prepare_params
 from griffin_jax.models.rglru import RecurrentState
 from griffin_jax.models.stack import is_stacked, stack_params, unstack_params
 from griffin_jax.models.state import State, Timeline
@@ -36,6 +36,7 @@ __all__ = [
     "adapt",
     "adapted_layers",
     "declarations",
+    "decodes_once",
     "init_params",
     "init_state",
     "is_stacked",

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.packed_matmul import lay_out
-from griffin_jax.kernels.packed_matmul_cpu import add_copies_if_they_fit
+from griffin_jax.kernels.packed_matmul_cpu import add_copies_if_they_fit, values_fit
 from griffin_jax.models.declarations import put_on_mesh
 from griffin_jax.models.stack import is_stacked, stack_params, stacks_by_default
 
@@ -56,3 +56,12 @@ def prepare_decoding(params: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]
       dtype: The dtype of activations.
     """
     return add_copies_if_they_fit(params, dtype)
+
+
+def decodes_once(params: dict[str, Any], dtype: DTypeLike) -> bool:
+    """Returns whether what `prepare_decoding` adds serves whatever reads the parameters.
+
+    It does where it is the values of a small model's weights. Bytes in another order are for a few
+    rows, and a large model would hold them for nothing else.
+    """
+    return values_fit(params, dtype)

@@ -118,7 +118,7 @@ class Asked:
         return batch, scores
 
     async def _score(self, prompt):
-        model, params = self._service.lm.model, self._service.lm.params
+        model, params = self._service.lm.model, self._service.lm.scoring_params
         top = min(self.body.logprobs, self._service.lm.config.vocab_size)
         return await self._service.worker.run(score_prompt(model, params, prompt, top))
 
