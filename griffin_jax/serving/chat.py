@@ -5,7 +5,6 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,11 +29,9 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_ready()
     values = await read_json(request, service.settings)
-    body = await run_in_threadpool(protocol.parse, ChatCompletion, values, service.name)
-    context = await service.context(body.context, request)
-    asked = await run_in_threadpool(Asked, service, body, context)
+    asked = await service.check(ChatCompletion, values, Asked, request)
     service.record(request).begin(asked.plan, asked.texts if service.settings.log_text else None)
-    if body.stream:
+    if asked.body.stream:
         batch = await unless_gone(request, asked.start(pieces=True))
         service.record(request).batch = batch
         return event_stream(asked.events(batch))
@@ -160,7 +157,7 @@ class Asked:
         """Begins to write."""
         worker = self._service.worker
         with worker.places(self.plan.draws):
-            return await worker.begin(await run_in_threadpool(self.plan.wanted), pieces)
+            return await worker.begin(self.plan.wanted, pieces)
 
     async def whole(self, record: Any) -> dict[str, Any]:
         """Returns the answer at once."""

@@ -1,12 +1,12 @@
 """POST /v1/completions."""
 
+import functools
 import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,11 +30,9 @@ async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_ready()
     values = await read_json(request, service.settings)
-    body = await run_in_threadpool(protocol.parse, Completion, values, service.name)
-    context = await service.context(body.context, request)
-    asked = await run_in_threadpool(Asked, service, body, context)
+    asked = await service.check(Completion, values, Asked, request)
     service.record(request).begin(asked.plan, asked.texts if service.settings.log_text else None)
-    if body.stream:
+    if asked.body.stream:
         batch, scores = await unless_gone(request, asked.start(pieces=True))
         service.record(request).batch = batch
         return event_stream(asked.events(batch, scores))
@@ -47,7 +45,7 @@ class Asked:
     Attributes:
       body: Its fields.
       plan: What the engine is asked for.
-      texts: The prompts as texts.
+      texts: The prompts as texts, where an echo or the log shows them.
     """
 
     def __init__(self, service: Service, body: Completion, context: Context | None):
@@ -58,7 +56,7 @@ class Asked:
         """
         self.body = body
         self._service = service
-        self._tokenizer = tokenizer = service.lm.tokenizer
+        self._tokenizer = service.lm.tokenizer
         best_of = body.n if body.best_of is None else body.best_of
         if best_of < body.n:
             raise invalid(f"best_of is {best_of}, which is less than n, {body.n}", "best_of")
@@ -81,8 +79,10 @@ class Asked:
             context,
             service.compiler,
         )
+        wanted = given if body.echo or service.settings.log_text else []
         self.texts = [
-            prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in given
+            prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
+            for prompt in wanted
         ]
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -113,7 +113,7 @@ class Asked:
             if self._scores:
                 scores = [await self._score(prompt) for prompt in self.plan.prompts]
             contexts = None if scores is None else [score.context for score in scores]
-            wanted = await run_in_threadpool(self.plan.wanted, contexts)
+            wanted = functools.partial(self.plan.wanted, contexts)
             batch = await service.worker.begin(wanted, pieces)
         return batch, scores
 
@@ -136,9 +136,9 @@ class Asked:
                 ]
             for text, sample in own:
                 texts = TokenTexts(self._tokenizer)
-                echoed = self._echo(i, texts, scores)
+                echoed = self._echo(i, texts, scores) if self.body.echo else None
                 written = self._choice(len(choices), text, sample, texts)
-                choices.append(_joined(echoed, written) if self.body.echo else written)
+                choices.append(_joined(echoed, written) if echoed else written)
         return self._head | {"choices": choices, "usage": usage(self.plan, batch)}
 
     async def events(

@@ -110,7 +110,7 @@ async def _read(
         "deadline": service.settings.most_seconds,
     }
     with service.worker.places(1):
-        batch = record.batch = await service.worker.begin([wanted], pieces=False)
+        batch = record.batch = await service.worker.begin(lambda: [wanted], pieces=False)
     (sample,) = await batch.results()
     if sample.finish_reason == "deadline":
         raise invalid("the text was not read within the time that a request has here", "text")

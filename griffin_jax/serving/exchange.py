@@ -13,6 +13,7 @@ from griffin_jax.serving.errors import RequestError, failed
 
 T = TypeVar("T")
 _END = b"data: [DONE]\n\n"
+_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 class ClientLeft(Exception):
@@ -21,7 +22,7 @@ class ClientLeft(Exception):
 
 def json_bytes(value: Any) -> bytes:
     """Returns a value as JSON, in ASCII, which holds whatever a client has sent; and no NaN."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    return _JSON.encode(value).encode()
 
 
 def json_response(

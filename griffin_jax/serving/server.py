@@ -98,6 +98,7 @@ def make_server(
         make_app(service),
         log_config=None,
         access_log=False,
+        ws="none",  # nor is there a package for it to load
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,

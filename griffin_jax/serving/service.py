@@ -4,22 +4,28 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from griffin_jax.inference import Context, PrefixCache
 from griffin_jax.language_model import LanguageModel
+from griffin_jax.serving import protocol
 from griffin_jax.serving.context_store import ContextStore
 from griffin_jax.serving.errors import unavailable
 from griffin_jax.serving.grammar import Compiler
+from griffin_jax.serving.keys import Keys
 from griffin_jax.serving.metrics import Metrics
 from griffin_jax.serving.records import Record
 from griffin_jax.serving.settings import ServerSettings
 from griffin_jax.serving.worker import Worker
 
 log = logging.getLogger(__name__)
+
+Body = TypeVar("Body", bound=protocol.Generation)
+Asked = TypeVar("Asked")
 
 STARTING, READY, DRAINING, FAILED = "starting", "ready", "draining", "failed"
 _TELL_EVERY = 5.0  # seconds
@@ -33,7 +39,6 @@ class Service:
     Attributes:
       lm: The model.
       settings: The server's.
-      keys: The API keys that are known; none where everybody may ask.
       name: What clients call the model.
       created: When it was loaded, in seconds since 1970.
       compiled: Whether all programs are there that are compiled ahead.
@@ -55,7 +60,8 @@ class Service:
         """
         if lm.tokenizer is None:
             raise ValueError("the model has no tokenizer; a server needs one")
-        self.lm, self.settings, self.keys = lm, settings, keys
+        self.lm, self.settings = lm, settings
+        self._keys = Keys(keys, settings)
         self.name = name if settings.name is None else settings.name
         self.created = int(time.time())
         self.state = STARTING
@@ -77,6 +83,11 @@ class Service:
             self.metrics.count_tokens,
             self.metrics.count_end,
         )
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The API keys that are known now; none where everybody may ask."""
+        return self._keys.known()
 
     @property
     def fingerprint(self) -> str:
@@ -159,6 +170,34 @@ class Service:
           RequestError: there is none of this name.
         """
         return None if name is None else await self.contexts.get(owner_of(request), name)
+
+    async def check(
+        self,
+        fields: type[Body],
+        values: dict[str, Any],
+        asked: Callable[["Service", Body, Context | None], Asked],
+        request: Request,
+    ) -> Asked:
+        """Returns what a request asks for, checked in a thread of the pool, as it may take a while.
+
+        Args:
+          fields: The class of its body.
+          values: Its body.
+          asked: Takes this service, the body and the context that it names.
+          request: The request.
+
+        Raises:
+          RequestError: it asks for what cannot be.
+        """
+
+        def parse():
+            return protocol.parse(fields, values, self.name)
+
+        if values.get("context") is None:
+            return await run_in_threadpool(lambda: asked(self, parse(), None))
+        body = await run_in_threadpool(parse)
+        context = await self.context(body.context, request)
+        return await run_in_threadpool(asked, self, body, context)
 
     def record(self, request: Request) -> Record:
         """Returns what the log will say of a request."""

@@ -35,8 +35,8 @@ class ServerSettings:
       contexts: The folder of saved contexts; by default they end with the process.
       context_bytes: Space in that folder for the contexts of one API key.
       context_device_bytes: Device memory for contexts in use.
-      api_key_file: A file with one API key per line. The environment's GRIFFIN_API_KEY is one, too.
-        Without any key, everybody who reaches the port may send requests.
+      api_key_file: A file with one API key per line, which is read again when it changes. The
+        environment's GRIFFIN_API_KEY is one, too. Without any key, everybody who reaches the port may send requests.
       allow_origins: Sites whose pages may send requests (CORS), "*" for all.
       log_text: Whether logs contain prompts and answers.
       compile_sampling: Whether the programs that are compiled before the server is ready also draw

@@ -212,9 +212,11 @@ class Worker:
             with self._lock:
                 self._promised -= count
 
-    async def begin(self, wanted: Sequence[dict[str, Any]], pieces: bool) -> Batch:
-        """Does what `submit` does, for the event loop; where it is cancelled, so are the texts."""
-        submitting = asyncio.ensure_future(run_in_threadpool(self.submit, wanted, pieces))
+    async def begin(self, wanted: Callable[[], Sequence[dict[str, Any]]], pieces: bool) -> Batch:
+        """Does what `submit` does with what `wanted` returns, both in a thread of the pool; where it is
+        cancelled, so are the texts.
+        """
+        submitting = asyncio.ensure_future(run_in_threadpool(lambda: self.submit(wanted(), pieces)))
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:

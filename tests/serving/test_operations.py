@@ -14,6 +14,7 @@ import pytest
 from griffin_jax.inference.pool import Pool
 from griffin_jax.inference.reader import Reader
 from griffin_jax.serving.errors import RequestError
+from griffin_jax.serving.keys import Keys
 from griffin_jax.serving.records import _Lines
 from griffin_jax.serving.service import DRAINING, READY
 from griffin_jax.serving.settings import KEY_VARIABLE, ServerSettings, read_keys
@@ -68,6 +69,32 @@ def test_where_keys_come_from(tmp_path, monkeypatch):
         read_keys(ServerSettings(api_key_file=str(file)))
     with pytest.raises(OSError, match="nothing"):
         read_keys(ServerSettings(api_key_file=str(tmp_path / "nothing")))
+
+
+def test_a_file_of_keys_is_read_again_when_it_changes(tmp_path, monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    file = tmp_path / "keys"
+    file.write_text("one")
+    settings = ServerSettings(api_key_file=str(file))
+    keys = Keys(read_keys(settings), settings)
+    new = tmp_path / "new"
+    new.write_text("two\nthree")
+    new.replace(file)
+    assert keys.known() == {"one"}  # not looked at with every request
+    now[0] += 1
+    assert keys.known() == {"two", "three"}
+    # What is no file of keys takes none away, be it empty or gone, and is said once.
+    for change in (lambda: file.write_text(""), file.unlink):
+        change()
+        caplog.clear()
+        for _ in range(3):
+            now[0] += 1
+            assert keys.known() == {"two", "three"}
+        assert [record.message for record in caplog.records] == ["API keys not read again"]
+    file.write_text("four")
+    now[0] += 1
+    assert keys.known() == {"four"}
 
 
 def test_a_full_queue_says_when_to_come_again(client, server):
