@@ -74,6 +74,8 @@ def make_app(service: Service) -> Starlette:
         exception_handlers={HTTPException: _raise},
         lifespan=lifespan,
     )
+    # The address that a redirection would name is not the one that clients of a proxy know.
+    app.router.redirect_slashes = False
     app.state.service = service
     return app
 

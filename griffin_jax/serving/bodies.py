@@ -16,7 +16,7 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
     """Returns the object that a request's body holds; fields that are null are left out.
 
     Raises:
-      RequestError: the body is too large, too slow, no JSON, or no object.
+      RequestError: the body is too large, too slow, compressed, no JSON, or no object.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # A page of another site can send a browser here with any type but this one.
@@ -24,6 +24,11 @@ async def read_json(request: Request, settings: ServerSettings) -> dict[str, Any
         raise invalid(
             f"the body must be JSON with the header Content-Type: application/json, got {kind!r:.80}"
         )
+    if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+        message = (
+            f"the body's Content-Encoding, {coding!r:.80}, is not supported; leave it as it is"
+        )
+        raise RequestError(415, message, code="unsupported_encoding")
     body = b"".join([piece async for piece in pieces(request, settings, settings.most_body_bytes)])
     try:
         values = json.loads(

@@ -233,5 +233,8 @@ def _depth(value: Any) -> int:
 
 
 def _line(error: object) -> str:
-    """Returns what llguidance says, in one line of bounded length."""
-    return " ".join(str(error).split())[:300]
+    """Returns what llguidance says, in one line of bounded length, without its own state."""
+    said = str(error).partition("<state>")[0]
+    if "NoExtensionBias" in said:
+        return "no text obeys them"
+    return " ".join(said.split())[:300]

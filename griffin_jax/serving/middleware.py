@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from griffin_jax.fields import shown
 from griffin_jax.serving.context_store import owner_of_key
 from griffin_jax.serving.errors import INVALID, RequestError, failed, no_key
 from griffin_jax.serving.exchange import ClientLeft, error_response
@@ -63,7 +64,7 @@ class Around:
             if isinstance(error, ClientLeft) or (isinstance(error, OSError) and status is not None):
                 status = _LEFT  # nobody takes what is sent
                 return
-            refused = _as_refusal(error)
+            refused = _as_refusal(error, scope)
             record.error = refused.code or refused.kind
             self._service.metrics.count_error(record.error)
             if refused.status >= 500 and not isinstance(error, RequestError):
@@ -90,17 +91,18 @@ class Around:
         return sum(hmac.compare_digest(given, known.encode()) for known in keys) > 0
 
 
-def _as_refusal(error: Exception) -> RequestError:
+def _as_refusal(error: Exception, scope: Scope) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, HTTPException):
-        kinds = {404: "not_found", 405: "method_not_allowed"}
-        code = kinds.get(error.status_code)
+        path = shown(scope["path"])
+        allowed = (error.headers or {}).get("Allow", "others")
+        of_status = {
+            404: ("not_found", f"there is no {path}; /openapi.json lists what there is"),
+            405: ("method_not_allowed", f"{path} takes {allowed}, not {shown(scope['method'])}"),
+        }
+        code, message = of_status.get(error.status_code, (None, str(error.detail)))
         return RequestError(
-            error.status_code,
-            str(error.detail),
-            kind=INVALID,
-            code=code,
-            headers=error.headers,
+            error.status_code, message, kind=INVALID, code=code, headers=error.headers
         )
     return failed(f"the server failed: {type(error).__name__}")

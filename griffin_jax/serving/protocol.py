@@ -66,6 +66,7 @@ _WITHOUT_EFFECT = (
     "service_tier",
     "safety_identifier",
     "prompt_cache_key",
+    "prompt_cache_retention",
     "parallel_tool_calls",
 )
 # What would change the answer and cannot be done, with the values that ask for nothing.
@@ -80,7 +81,18 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "best_of": (1,),
     "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
 }
 
 

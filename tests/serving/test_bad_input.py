@@ -1,6 +1,7 @@
 """What clients send wrong: OpenAI's error object, and a status that is the client's."""
 
 import json
+import socket
 
 import pytest
 
@@ -11,6 +12,10 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type":
 # Path, the body's fields, and words of the message, of which the first is the field.
 WRONG = [
     (COMPLETIONS, {"prompt": 3}, "prompt must be text"),
+    (COMPLETIONS, {"skip_special_tokens": False}, "skip_special_tokens is not supported"),
+    (COMPLETIONS, {"grammar": "start: start"}, "the rules of the text: no text obeys them"),
+    (CHAT, {"messages": USER, "verbosity": "low"}, "verbosity is not supported"),
+    (CHAT, {"messages": USER, "best_of": 2}, "best_of is not supported"),
     (COMPLETIONS, {"prompt": []}, "prompt must be text"),
     (COMPLETIONS, {"prompt": [1, "a"]}, "prompt"),
     (COMPLETIONS, {"prompt": [[]]}, "is empty"),
@@ -138,9 +143,16 @@ def test_a_body_that_is_no_json(client, body, words):
 
 
 def test_other_faults_have_statuses_of_their_own(client):
-    assert refused(client.get("/v1/nothing"), 404)["code"] == "not_found"
+    for path in ("/v1/nothing", "/v1/completions/", "/metrics/"):  # none sends a client elsewhere
+        error = refused(client.post(path, json={"prompt": "a"}), 404)
+        assert error["code"] == "not_found" and f"there is no '{path}'" in error["message"]
     assert refused(client.get(COMPLETIONS), 405)["code"] == "method_not_allowed"
+    error = refused(client.options(COMPLETIONS), 405)
+    assert error["message"] == "'/v1/completions' takes POST, not 'OPTIONS'"
     assert refused(client.delete("/v1/models"), 405)["code"] == "method_not_allowed"
+    assert client.head("/v1/models").status_code == 200 and not client.head("/v1/models").content
+    packed = client.post(COMPLETIONS, content=b"a", headers=JSON | {"Content-Encoding": "gzip"})
+    assert "Content-Encoding, 'gzip', is not supported" in refused(packed, 415)["message"]
     other = client.post(COMPLETIONS, json={"model": "other", "prompt": "a"})
     assert refused(other, 404)["code"] == "model_not_found"
     form = client.post(COMPLETIONS, content=b"{}", headers={"Content-Type": "text/plain"})
@@ -176,3 +188,25 @@ def test_a_null_is_a_field_that_is_not_there(client):
 def test_what_changes_nothing_is_taken(client):
     body = {"prompt": "a", "max_tokens": 1, "user": "me", "metadata": {"a": "b"}, "store": False}
     assert client.post(COMPLETIONS, json=body).status_code == 200
+    # What other servers' clients send along, with the values that ask for nothing.
+    body = {"messages": USER, "max_tokens": 1, "tools": [], "best_of": 1, "length_penalty": 1.0}
+    body |= {"verbosity": "medium", "chat_template_kwargs": {}, "skip_special_tokens": True}
+    assert client.post(CHAT, json=body).status_code == 200
+
+
+def test_an_old_client_and_a_body_in_pieces_are_answered(server):
+    """HTTP/1.0, by which some proxies speak: the answer ends with the connection, a stream, too."""
+    body = json.dumps({"prompt": "a", "max_tokens": 3, "stream": True, "temperature": 0}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    head = b"POST /v1/completions HTTP/%s\r\nHost: a\r\nContent-Type: application/json\r\n"
+    old = head % b"1.0" + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    new = head % b"1.1" + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+    answers = []
+    for request in (old, new):
+        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as sent:
+            sent.settimeout(60)
+            sent.sendall(request)
+            answers.append(b"".join(iter(lambda: sent.recv(65536), b"")))
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 200") and b"data: [DONE]" in answer
+    assert b"transfer-encoding" not in answers[0].lower() and b"chunked" in answers[1].lower()
