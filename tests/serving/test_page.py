@@ -97,9 +97,16 @@ def test_a_conversation_streams_stops_forks_and_outlives_a_reload(browser):
     wait(browser, lambda: len(turns(browser)) == 4 and find(browser, "#send").is_enabled())
     forked = turns(browser)
 
+    # One's own message is there to be said otherwise, before it was sent.
+    browser.find_elements(By.CSS_SELECTOR, "article footer button")[2].click()
+    assert turns(browser) == first
+    assert find(browser, "#message").get_attribute("value") == "Something else."
+    find(browser, "#message").clear()
+    browser.find_elements(By.CSS_SELECTOR, "#conversations button")[2].click()
+
     browser.refresh()
     wait(browser, lambda: turns(browser) == forked)
-    browser.find_elements(By.CSS_SELECTOR, "#conversations button")[2].click()
+    browser.find_elements(By.CSS_SELECTOR, "#conversations button")[4].click()
     assert turns(browser)[:2] == first and turns(browser) != forked
 
 

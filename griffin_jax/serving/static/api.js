@@ -1,4 +1,4 @@
-// What the page asks of the server.
+// What the page asks of the server. Paths are relative to the page, which a proxy may have anywhere.
 
 export class Refused extends Error {}
 
@@ -20,7 +20,7 @@ async function check(response) {
 }
 
 export async function findModel(key) {
-  const response = await check(await fetch("/v1/models", { headers: headers(key) }));
+  const response = await check(await fetch("v1/models", { headers: headers(key) }));
   return (await response.json()).data[0];
 }
 

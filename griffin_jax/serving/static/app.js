@@ -64,11 +64,14 @@ function turnElement(conversation, turn, index) {
   const rate = turn.seconds ? `${turn.tokens} tokens, ${(turn.tokens / turn.seconds).toFixed(1)} a second` : "";
   footer.append(make("span", rate, { class: "small" }));
   const fork = make("button", "Fork here", { type: "button", class: "plain" });
-  fork.setAttribute("aria-label", `Fork after turn ${index + 1}`);
+  // A fork at one's own message is there to say it otherwise.
+  const own = turn.role === "user";
+  fork.setAttribute("aria-label", `Fork ${own ? "before" : "after"} turn ${index + 1}`);
   fork.onclick = () => {
-    conversations.fork(conversation, index);
+    conversations.fork(conversation, own ? index - 1 : index);
     show();
-    say("Forked: this conversation goes on by itself.");
+    if (own) at("message").value = turn.text;
+    say(`Forked: ${own ? "say it otherwise" : "this conversation goes on by itself"}.`);
     at("message").focus();
   };
   footer.append(fork);
@@ -119,11 +122,11 @@ function request(conversation) {
   const { body, system, key } = options();
   if (conversation.kind === "text") {
     const prompt = conversation.turns.map((turn) => turn.text).join("");
-    return { path: "/v1/completions", key, body: { ...body, prompt } };
+    return { path: "v1/completions", key, body: { ...body, prompt } };
   }
   const messages = conversation.turns.map((turn) => ({ role: turn.role, content: turn.text }));
   if (system) messages.unshift({ role: "system", content: system });
-  return { path: "/v1/chat/completions", key, body: { ...body, messages } };
+  return { path: "v1/chat/completions", key, body: { ...body, messages } };
 }
 
 async function answer(conversation) {
