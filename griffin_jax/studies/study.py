@@ -177,11 +177,14 @@ class Study:
         more = _QUANTITIES[what]
         if len(rest) != bool(more):
             raise ValueError(f"{name} must end with {more or 'nothing more'}, got {tuple(rest)}")
-        names = {"a model": self.models, "a test": map(changes_in_words, self.tests)}
-        if more in names:
-            check_value(f"{name} ends with {more}, which", *rest, str, one_of=tuple(names[more]))
-        elif more:
-            check_value(f"{name} ends with {more}, which", *rest, int, at_least=0)
+        if not more:
+            return
+        bounds: dict[str, Any] = {"at_least": 0}
+        if more in ("a model", "a test"):
+            known = self.models if more == "a model" else map(changes_in_words, self.tests)
+            bounds = {"one_of": tuple(known)}
+        kind = str if "one_of" in bounds else int
+        check_value(f"{name} ends with {more}, which", rest[0], kind, **bounds)
 
     def optimizer_config(self) -> OptimizerConfig:
         """Returns the optimizer's settings but the learning rate, which is each run's own.
