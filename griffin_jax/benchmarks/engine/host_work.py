@@ -1,12 +1,15 @@
 """What an engine does on the host while rows are full all the time: none is read, none ends."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from griffin_jax import checkpoints
 from griffin_jax.benchmarks.stacks.griffin import context_at
 from griffin_jax.inference.stats import EngineStats
 from griffin_jax.language_model import LanguageModel
+from griffin_jax.tokenizer import load_tokenizer
 
 Row = dict[str, Any]
 _PLACE, _DRAWN = 2048, 256  # where the rows stand, and what each draws
@@ -22,8 +25,12 @@ def full_rows(lm: LanguageModel, config: dict[str, Any], rows: int) -> Row:
     """Returns what so many rows get done, and what their host does for it.
 
     Seconds of the host are those of the clock, and of its thread's own work: where a device is a CPU,
-    it takes the cores from the host. What readers of the texts take, each once a burst, is apart.
+    it takes the cores from the host. What readers of the texts take, each once a burst, is apart. A
+    model without a tokenizer gets one, as what it would say does not matter.
     """
+    if lm.tokenizer is None:
+        tokenizer = load_tokenizer(checkpoints.find_folder(checkpoints.BUNDLED))
+        lm = dataclasses.replace(lm, tokenizer=tokenizer)
     with lm.engine(slots=rows, burst=config["burst"], seconds=None, fill_first=True) as engine:
         engine.compile_ahead((rows,), sampling=False)
         context = context_at(engine, _PLACE)
@@ -54,6 +61,7 @@ def full_rows(lm: LanguageModel, config: dict[str, Any], rows: int) -> Row:
             "step_seconds": seconds * rows / drawn,
             "steps_of_burst": steps / bursts,
             "host_seconds_per_token": watch.host_seconds / drawn,
+            "dispatch_seconds_per_token": watch.dispatch_seconds / drawn,
             "thread_seconds_per_token": took / drawn,
             "take_seconds_per_token": taking / drawn,
             **watch.shares(seconds),
@@ -74,6 +82,11 @@ class Watch:
         return self._stats.host_seconds - self._before[0]
 
     @property
+    def dispatch_seconds(self) -> float:
+        """Seconds of these in which programs were handed to the device."""
+        return self._stats.dispatch_seconds - self._before[1]
+
+    @property
     def turn_seconds(self) -> float:
         """Seconds that its turns took, those in which it waited for the device included."""
         return self.host_seconds + self._stats.wait_seconds - self._waited
@@ -85,9 +98,9 @@ class Watch:
         the device had nothing to do at most.
         """
         stats = self._stats
-        now = self.host_seconds, stats.dispatch_seconds, stats.idle_seconds
+        idle_seconds = stats.idle_seconds - self._before[2]
         host, dispatch, idle = (
             max(x - compiling, 0) / seconds
-            for x in (now[0], now[1] - self._before[1], now[2] - self._before[2])
+            for x in (self.host_seconds, self.dispatch_seconds, idle_seconds)
         )
         return {"host_share": host, "dispatch_share": dispatch, "idle_share": idle}

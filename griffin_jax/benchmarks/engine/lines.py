@@ -32,7 +32,8 @@ def _load(row):
 def _host_work(row):
     return (
         f"{row['rows']} rows that are full: {1e3 * row['step_seconds']:.2f} ms a step, {host(row)}; a "
-        f"token takes the host {1e6 * row['host_seconds_per_token']:.2f} us, its thread's own work is "
+        f"token takes the host {1e6 * row['host_seconds_per_token']:.2f} us (of it handing over "
+        f"{1e6 * row['dispatch_seconds_per_token']:.2f}), its thread's own work is "
         f"{1e6 * row['thread_seconds_per_token']:.2f} us, and who takes it "
         f"{1e6 * row['take_seconds_per_token']:.2f} us"
     )

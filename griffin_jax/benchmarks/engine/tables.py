@@ -55,7 +55,7 @@ def of_full(row: Row) -> float:
     return row["drawn_per_second"] / row["full_rows_per_second"]
 
 
-_HOST = ["host's share", "of it handing over", "device idle at most"]
+_HOST = ["host's share", "share of handing over", "device idle at most"]
 
 
 def _shares(row):
@@ -116,7 +116,8 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             "ms a step",
             "tokens/s",
             "us of the host a token",
-            "of its thread's own work",
+            "of it handing over",
+            "its thread's own work",
             "us to take one",
             *_HOST,
         ],
@@ -126,6 +127,7 @@ _TABLES: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
             f"{1e3 * row['step_seconds']:.2f}",
             f"{row['tokens_per_second']:,.0f}",
             f"{1e6 * row['host_seconds_per_token']:.2f}",
+            f"{1e6 * row['dispatch_seconds_per_token']:.2f}",
             f"{1e6 * row['thread_seconds_per_token']:.2f}",
             f"{1e6 * row['take_seconds_per_token']:.2f}",
             *_shares(row),
