@@ -1,6 +1,7 @@
 """What every command does around its own work."""
 
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -97,6 +98,8 @@ def run(main: Callable[[], None]) -> None:
 
         if sys.stdout is None:
             raise ValueError("standard output is closed; send it to a file, or to /dev/null")
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a text may hold what its encoding lacks
+            sys.stdout.reconfigure(errors="backslashreplace")
         choice.verbose = _VERBOSE.value
         enable_compilation_cache()
         if not logging.level_debug():

@@ -164,8 +164,10 @@ def write_samples(lm, config, prompts: list[str], output: Path | None) -> None:
     from griffin_jax.sharding import is_first
 
     seconds = time.monotonic() - begin
+    # Standard output may have an encoding that lacks a character; JSON can spell it in ASCII.
+    ascii = output is None and not sys.stdout.encoding.lower().startswith("utf")
     text = "".join(
-        json.dumps({"prompt": prompt, **dataclasses.asdict(sample)}, ensure_ascii=False) + "\n"
+        json.dumps({"prompt": prompt, **dataclasses.asdict(sample)}, ensure_ascii=ascii) + "\n"
         for prompt, sample in zip(prompts, samples, strict=True)
     )
     if not is_first():

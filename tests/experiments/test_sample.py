@@ -30,8 +30,9 @@ def model(tmp_path_factory):
     return folder / "model"
 
 
-def sample(model, *arguments, text=""):
+def sample(model, *arguments, text="", **variables):
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(model.parent / "cache")}
+    environment |= variables
     return subprocess.run(
         [
             *(sys.executable, "-m", "experiments.sample", f"--config.model={model}"),
@@ -59,6 +60,14 @@ def test_prompts_of_a_file_become_json_lines_and_programs_are_kept(model, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "prompts.jsonl"]
     assert "2 prompts" in done.stderr
     assert list((model.parent / "cache").iterdir())
+
+
+def test_an_output_whose_encoding_lacks_a_character_gets_all_texts(model, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"\\u00e9 \\ud83d\\ude42"\n', encoding="utf-8")
+    done = sample(model, f"--prompts={prompts}", PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prompt"] == "é 🙂"
 
 
 @pytest.mark.slow
