@@ -163,7 +163,11 @@ def _answer(study, _):
         if run.name not in study.models:
             continue
         shape, task = run.model(), run.task({})
-        params = read_params(folder / group.folder, shape)
+        try:
+            params = read_params(folder / group.folder, shape)
+        except FileNotFoundError as error:
+            first = f"carry out --config={study.study} first, with the same --run"
+            raise FileNotFoundError(f"{error}; {first}") from error
         models[run.name] = Griffin(shape), params
     if not isinstance(task, studies.Phonebook) or set(models) != set(study.models):
         raise ValueError(

@@ -75,6 +75,14 @@ def test_a_part_that_is_none_is_one_line(run, part):
         run(part=part)
 
 
+def test_models_that_were_not_trained_yet_are_named_with_their_study(run):
+    message = (
+        "the runs are not done; carry out --config=study_phonebook.py:tiny first, with the same"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        run("study_long_documents.py:tiny")
+
+
 @pytest.mark.slow
 def test_the_smallest_look_into_griffin_tiny_leaves_its_page(run):
     pytest.importorskip("matplotlib")
