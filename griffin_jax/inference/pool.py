@@ -56,7 +56,7 @@ class Burst:
     @property
     def is_there(self) -> bool:
         """Whether the device has drawn it."""
-        return self.drawn[0].is_ready()
+        return self.drawn[0].is_ready()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Pool:

@@ -76,7 +76,7 @@ class Reading:
     @property
     def is_there(self) -> bool:
         """Whether the device is done with it."""
-        return self.done is None or self.done.is_ready()
+        return self.done is None or self.done.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Reader:
