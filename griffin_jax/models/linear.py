@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import jax
 
 from griffin_jax.devices import MODEL, current_mesh, per_shard
+from griffin_jax.kernels import dense_matmul_mosaic_gpu
+from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.int8_matmul import int8_matmul
 from griffin_jax.kernels.packed_matmul import packed_matmul
@@ -47,7 +49,21 @@ def matmuls(
 def _dense(x, weights, splits):
     """Computes products with plain arrays, which the compiler partitions."""
     del splits
+    reasons = {"mosaic_gpu": few_rows_unsupported(x, weights), "reference": None}
+    if choose("dense_matmuls", reasons) == "mosaic_gpu":
+        return dense_matmul_mosaic_gpu.dense_matmuls(x, tuple(weights))
     return tuple(dense_matmul(x, weight) for weight in weights)
+
+
+def few_rows_unsupported(x: jax.Array, weights: Sequence[AnyWeight]) -> str | None:
+    """Returns None, or why the kernel of few rows does not serve x [B, 1, in] under these weights."""
+    if not all(isinstance(weight, jax.Array) for weight in weights):
+        return "weights that are no arrays"
+    if x.ndim != 3 or x.shape[1] != 1:
+        return f"it multiplies one token of each row, not {[*x.shape]}"
+    if current_mesh() is not None:
+        return "it runs on one device"
+    return dense_matmul_mosaic_gpu.unsupported_reason(x, weights)
 
 
 def _low_rank(x, weights, splits):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 
 from griffin_jax.devices import MODEL, current_mesh, model_shards, on_parts, part_of
+from griffin_jax.kernels import dense_matmul_mosaic_gpu as dense
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.quantization.tensor import is_packed
@@ -18,12 +19,25 @@ def unsupported_reason(params: dict, x: jax.Array) -> str | None:
     if reason := backend.missing():
         return reason
     weights = [params[name]["weight"] for name in _LAYERS]
+    if all(isinstance(weight, jax.Array) for weight in weights):
+        return _dense_unsupported(x, weights)
     if not all(map(is_packed, weights)):
         return "weights that are not in 4 bits"
     if weights[0].shape[0] % model_shards():
         return f"{weights[0].shape[0]} features do not divide over {model_shards()} devices"
     *gated, down = _parts(part_of(jax.eval_shape(_divisible, weights), _names(weights)))
     return mosaic.unsupported_reason(x, gated) or mosaic.gated_fits(*gated) or mosaic.fits([down])
+
+
+def _dense_unsupported(x, weights):
+    *gated, down = weights
+    if x.ndim != 3 or x.shape[1] != 1:
+        return f"it multiplies one token of each row by 16-bit weights, not {[*x.shape]}"
+    if current_mesh() is not None:
+        return "it multiplies by 16-bit weights on one device"
+    hidden = jax.ShapeDtypeStruct((*x.shape[:-1], down.shape[1]), x.dtype)
+    served = dense.unsupported_reason(x, gated) or dense.unsupported_reason(hidden, [down])
+    return served or dense.gated_fits(*gated)
 
 
 def packed_mlp(reference: Callable, params: dict, x: jax.Array, *, interpret=False) -> jax.Array:
@@ -71,6 +85,10 @@ def _run(params, x, interpret):
 def _on_one_device(x, weights, biases, *, interpret):
     gate, up, down = weights
     rows = x.reshape(-1, x.shape[-1])
+    if not is_packed(down):
+        h = dense.gated_matmul(rows, gate, up, biases, interpret)
+        [y] = dense.dense_matmuls(h, (down,), False, interpret)
+        return y.reshape(*x.shape[:-1], -1)
     h = mosaic.gated_matmul(rows, gate, up, biases, interpret, following=down)
     [y] = mosaic.multiply_operand(h, [down], x.dtype, interpret)
     return y[: len(rows)].reshape(*x.shape[:-1], -1)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.devices import MODEL, current_mesh, model_shards, on_parts, part_of
+from griffin_jax.kernels import dense_matmul_mosaic_gpu as dense
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.operand import operand
-from griffin_jax.models.linear import matmuls
+from griffin_jax.models.linear import few_rows_unsupported, matmuls
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization.tensor import QuantizedTensor, is_packed
 from griffin_jax.weight import format_of
@@ -183,6 +184,8 @@ def _packed(weights):
 
 def _branches(x, weights, following, interpret):
     """Returns products of x [B, 1, D] with both weights; no launch adds up parts of them."""
+    if not interpret and few_rows_unsupported(x, weights) is None:
+        return dense.dense_matmuls(x, tuple(weights), True)
     if interpret or not _packed(weights):
         return matmuls(x, weights, [None, None])
     products = mosaic.multiply_operand(

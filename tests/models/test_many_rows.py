@@ -14,7 +14,7 @@ from griffin_jax.checkpoints.random_weights import abstract_weights
 from griffin_jax.config import preset
 from griffin_jax.devices import AXES
 from griffin_jax.kernels import choice
-from griffin_jax.kernels.mosaic_gpu import backend, plan
+from griffin_jax.kernels.mosaic_gpu import backend, dense_plan, plan
 from griffin_jax.models import Griffin, init_state
 from griffin_jax.quantization import QuantizationConfig
 
@@ -29,6 +29,7 @@ SHAPE = {
     "vocab_size": 64,
 }
 CONFIG = preset("tiny").replace(**SHAPE)
+KERNEL_NAMES = "attention_rows|recurrent_step|packed_matmul|dense_matmul"
 TWO = AbstractMesh((1, 1, 2, 1), AXES, axis_types=(AxisType.Auto,) * 4)
 
 
@@ -53,14 +54,16 @@ def launched(monkeypatch, weights):
         state = jax.eval_shape(lambda: init_state(CONFIG, rows, jnp.bfloat16))
         tokens = single(rows, time, dtype=jnp.int32)
         traced = str(jax.make_jaxpr(call)(weights[1], tokens, state))
-        return set(re.findall(r"\bname=(attention_rows|recurrent_step|packed_matmul)", traced))
+        return set(re.findall(rf"\bname=({KERNEL_NAMES})", traced))
 
     return trace
 
 
-@pytest.mark.parametrize("rows", [2, 16, 64])
+@pytest.mark.parametrize("rows", [2, 16, 64, 128])
 def test_a_step_of_many_rows_goes_through_the_kernels(launched, weights, rows):
-    products = {"packed_matmul"} if weights[0] == "nf4" else set()
+    products = (
+        {"packed_matmul"} if weights[0] == "nf4" else {"dense_matmul"} if rows < 65 else set()
+    )
     assert launched(rows, 1) == {"attention_rows", "recurrent_step"} | products
 
 
@@ -90,12 +93,17 @@ TOKENS, RING = half(16, 24, 256), half(16, 2048, 256)
 BRANCHES = half(16, 4096), half(16, 4096), [half(4096), half(4096)]
 STATE = half(16, 3, 4096), single(16, 4096)
 TAPS = [half(4, 4096), half(4096)]
+DENSE = dense_plan.dense_plan(16, (12288, 12288), 4096, gated=True)
 WEIGHTS = [[single(12288, 2048, dtype=jnp.uint8)] * 2, [single(12288, 64)] * 2, [half(12288)] * 2]
 KERNELS = {
     "attention_kernel.attend_to_rings": ({"parts": 8}, [TOKENS, RING, RING, ROWS, ROWS, ROWS]),
     "recurrent_kernel.recurrent_step": (
         {"operand": True},
         [*BRANCHES, *STATE, TAPS, [GATE, GATE], half(4096), ROWS],
+    ),
+    "dense_kernel.multiply": (
+        {"plan": DENSE},
+        [half(16, 4096), [half(12288, 4096)] * 2, [half(12288)] * 2],
     ),
     "packed_kernel.multiply": (
         {"plan": GATED, "quant_type": "nf4", "fetched": (2, 1024)},

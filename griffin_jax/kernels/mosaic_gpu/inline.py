@@ -34,6 +34,27 @@ def prefetch(array, block, blocks, parts, size):
     call(functools.partial(_prefetch, blocks, parts, size))(array, block)
 
 
+def read_biases(biases, first):
+    """Returns what `add_biases` adds to 64 rows: 32 of the one's biases, 32 of the other's.
+
+    Both are read from number `first` on.
+    """
+    call = plgpu.inline_mgpu(
+        arg_types=(_REF(), _REF(), _NUMBER),
+        return_type=plgpu.ShapeDtypeStruct((TILE, 8), jnp.float32, layout=_WGMMA),
+    )
+    return call(_read_biases)(*biases, first)
+
+
+def add_biases(acc, biases):
+    """Returns acc [64, n] plus the result of `read_biases`."""
+    call = plgpu.inline_mgpu(
+        arg_types=(_WGMMA, _WGMMA),
+        return_type=plgpu.ShapeDtypeStruct(acc.shape, jnp.float32, layout=_WGMMA),
+    )
+    return call(_add_biases)(acc, biases)
+
+
 def consume(plan: Plan, x_layout, w_layout, acc, w, s, x, table, tile, part):
     """Returns acc [64, n] plus a tile of 64 x 256 weights times x [n, 256].
 
@@ -89,6 +110,35 @@ def _prefetch(blocks, parts, size, ctx, array, block):
         text += f"setp.lt.and.u32 q, e, {rows * parts}, q; mad.wide.u32 a, e, {pitch}, $0;\n"
         text += f"@q cp.async.bulk.prefetch.L2.global [a], {size};\n"
     ptx.asm(text + "}", "l,r", [ptx.address(array, 64), ptx.number(block)], 0)
+
+
+def _read_biases(ctx, gate, up, first):
+    del ctx
+    warp, row, _ = ptx.places()
+    place = ptx.add(ptx.number(first), ptx.times(arith.andi(warp, ptx.const(1)), 16), row)
+    element = ir.MemRefType(gate.type).element_type
+    text = "{ .reg .pred q; .reg .b64 a; setp.lt.u32 q, $3, 2; selp.b64 a, $1, $2, q;\n"
+    text += ptx.LOAD[str(element)].replace("$1", "a") + " }"
+    values = []
+    for half in range(2):
+        own = ptx.add(place, ptx.const(8 * half))
+        addresses = [ptx.element_address(bias, own) for bias in (gate, up)]
+        kind = ir.F32Type.get()
+        values.append(ptx.asm(text, "=f,l,l,r", [*addresses, warp], effects=True, kind=kind))
+    return _of_rows((TILE, 8), values)
+
+
+def _add_biases(ctx, acc, biases):
+    del ctx
+    values = {half: value for half, _, value in ptx.sums_of(biases)}
+    return acc + _of_rows(acc.shape, values)
+
+
+def _of_rows(shape, values):
+    """Returns an array whose rows are all of a number, which is `values[half]` in each half."""
+    zero = mgpu.c(0.0, ir.F32Type.get())
+    like = mgpu.FragmentedArray.splat(zero, shape, mgpu.WGMMA_LAYOUT)
+    return ptx.array_like(like, [values[half] for half, *_ in ptx.sums_of(like)])
 
 
 def _consume(plan, ctx, acc, w, s, x, table, tile, part):

@@ -101,3 +101,22 @@ def column_pairs(acc):
     found = list(sums_of(acc))
     for (half, column, even), (*_, odd) in zip(found[::2], found[1::2], strict=True):
         yield half, column, even, odd
+
+
+def array_like(acc, values):
+    """Returns an array whose numbers are these, in the order of `sums_of`."""
+    pairs = np.empty(len(values) // 2, object)
+    kind = ir.VectorType.get((2,), ir.F32Type.get())
+    for index in range(len(pairs)):
+        pairs[index] = vector.from_elements(kind, values[2 * index : 2 * index + 2])
+    return mgpu.FragmentedArray(
+        _registers=pairs.reshape(acc.registers.shape), _layout=acc.layout, _is_signed=None
+    )
+
+
+# A float32 $0 from memory at $1.
+LOAD = {
+    "f32": "ld.global.f32 $0, [$1];",
+    "f16": "{ .reg .b16 h; ld.global.b16 h, [$1]; cvt.f32.f16 $0, h; }",
+    "bf16": "{ .reg .b16 h, z; mov.b16 z, 0; ld.global.b16 h, [$1]; mov.b32 $0, {z, h}; }",
+}

@@ -8,11 +8,10 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import vector
+from jaxlib.mlir.dialects import arith
 
 from griffin_jax.kernels.mosaic_gpu import ptx
 from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST
@@ -22,10 +21,29 @@ _WGMMA = plgpu.Layout.WGMMA
 _NUMBER = plgpu.Layout.WG_SPLAT
 
 
-def store(acc, y, place, stride):
-    """Writes acc [64, n] to memory: column c to y from `place` + c * `stride` on."""
+def store(acc, y, place, stride, rows=64, columns=None):
+    """Writes acc [64, n] to memory: column c to y from `place` + c * `stride` on.
+
+    Of it are written the first `rows`, 32 or 64, and the first `columns`, all of them by default.
+    """
+    columns = acc.shape[1] if columns is None else columns
     call = plgpu.inline_mgpu(arg_types=(_WGMMA, _REF(), _NUMBER))
-    call(functools.partial(_store, stride))(acc, y, place)
+    call(functools.partial(_store, stride, rows, columns))(acc, y, place)
+
+
+def take_second_half(acc, sums, tile):
+    """Returns what acc [64, n] has 32 rows below, for its first 32 rows; the others are undefined.
+
+    Args:
+      acc: The numbers of a warpgroup.
+      sums: float32[tiles, 1024] in shared memory.
+      tile: Which part of `sums` is this warpgroup's.
+    """
+    call = plgpu.inline_mgpu(
+        arg_types=(_WGMMA, _REF(), _NUMBER),
+        return_type=plgpu.ShapeDtypeStruct(acc.shape, jnp.float32, layout=_WGMMA),
+    )
+    return call(_take_second_half)(acc, sums, tile)
 
 
 def store_rows(acc, y, place, rows):
@@ -81,7 +99,7 @@ def take(acc, sums, place):
     return call(_take)(acc, sums, place)
 
 
-def _store(stride, ctx, acc, y, place):
+def _store(stride, rows, columns, ctx, acc, y, place):
     del ctx
     element = ir.MemRefType(y.type).element_type
     width = mgpu.utils.bytewidth(element)
@@ -90,12 +108,21 @@ def _store(stride, ctx, acc, y, place):
     base = ptx.element_address(y, first)
     kind = {"f32": None, "bf16": "bf16", "f16": "f16"}[str(element)]
     for half, column, value in ptx.sums_of(acc):
+        # A thread has columns `column` + 2 four.
+        fours = min(4, -(-(columns - column) // 2))
+        if fours <= 0:
+            continue
         offset = (column * stride + 8 * half) * width
+        text, when = "{ .reg .pred q; .reg .b16 v;\n", ""
+        if rows < 64 or fours < 4:
+            when = "@q "
+            text += f"setp.lt.u32 q, $2, {rows // 16};\n"
+            text += f"setp.lt.and.u32 q, $3, {fours}, q;\n"
         if kind is None:
-            text = f"st.global.f32 [$0 + {offset}], $1;"
+            text += f"{when}st.global.f32 [$0 + {offset}], $1; }}"
         else:
-            text = f"{{ .reg .b16 v; cvt.rn.{kind}.f32 v, $1; st.global.b16 [$0 + {offset}], v; }}"
-        ptx.asm(text, "l,f", [base, value], 0)
+            text += f"cvt.rn.{kind}.f32 v, $1; {when}st.global.b16 [$0 + {offset}], v; }}"
+        ptx.asm(text, "l,f,r,r", [base, value, warp, four], 0)
 
 
 def _store_rows(columns, rows, ctx, acc, y, place):
@@ -134,7 +161,7 @@ def _store_gated(width, ctx, acc, y, place, row, *biases):
     kind = ir.F32Type.get()
     added: list[Any] = [mgpu.c(0.0, kind)] * 2
     for index, bias in enumerate(biases):
-        load = _LOAD[str(ir.MemRefType(bias.type).element_type)]
+        load = ptx.LOAD[str(ir.MemRefType(bias.type).element_type)]
         found = ptx.element_address(bias, place)
         added[index] = ptx.asm(load, "=f,l", [found], effects=True, kind=kind)
     numbers = {(half, column): value for half, column, value in ptx.sums_of(acc)}
@@ -153,11 +180,6 @@ add.u32 $0, $0, t;
 shr.u32 t, $3, 1;
 mad.lo.u32 $0, t, 64, $0;
 }"""
-_LOAD = {
-    "f32": "ld.global.f32 $0, [$1];",
-    "f16": "{ .reg .b16 h; ld.global.b16 h, [$1]; cvt.f32.f16 $0, h; }",
-    "bf16": "{ .reg .b16 h, z; mov.b16 z, 0; ld.global.b16 h, [$1]; mov.b32 $0, {z, h}; }",
-}
 # gelu(gate) * up / 16 in float16, of gate $1 and up $2 and what is added to them.
 _TURN = -2 * math.log2(math.e) * math.sqrt(2 / math.pi)
 _GATE = f"""{{
@@ -203,10 +225,26 @@ def _take(ctx, acc, sums, place):
     for index, value in enumerate(values):
         text = f"{{ .reg .f32 v; ld.shared.f32 v, [$2 + {512 * index}]; add.f32 $0, v, $1; }}"
         after.append(ptx.asm(text, "=f,f,r", [value, base], effects=True, kind=ir.F32Type.get()))
-    pairs = np.empty(len(after) // 2, object)
-    kind = ir.VectorType.get((2,), ir.F32Type.get())
-    for index in range(len(pairs)):
-        pairs[index] = vector.from_elements(kind, after[2 * index : 2 * index + 2])
-    return mgpu.FragmentedArray(
-        _registers=pairs.reshape(acc.registers.shape), _layout=acc.layout, _is_signed=None
-    )
+    return ptx.array_like(acc, after)
+
+
+def _take_second_half(ctx, acc, sums, tile):
+    del ctx
+    values = [value for *_, value in ptx.sums_of(acc)]
+    thread = ptx.asm("{ mov.u32 $0, %tid.x; and.b32 $0, $0, 127; }", "=r", [])
+    own = arith.andi(thread, ptx.const(63))
+    base = ptx.add(ptx.address(sums), ptx.times(ptx.number(tile), 4096), ptx.times(own, 4))
+    after = []
+    for begin in range(0, len(values), 16):
+        if begin:
+            mgpu.utils.warpgroup_barrier()
+        some = values[begin : begin + 16]
+        for index, value in enumerate(some):
+            text = "{ .reg .pred q; setp.ge.u32 q, $2, 64;"
+            text += f"@q st.shared.f32 [$0 + {256 * index}], $1; }}"
+            ptx.asm(text, "r,f,r", [base, value, thread], 0)
+        mgpu.utils.warpgroup_barrier()
+        for index in range(len(some)):
+            text = f"ld.shared.f32 $0, [$1 + {256 * index}];"
+            after.append(ptx.asm(text, "=f,r", [base], effects=True, kind=ir.F32Type.get()))
+    return ptx.array_like(acc, after)
