@@ -69,7 +69,7 @@ def test_a_step_of_many_rows_goes_through_the_kernels(launched, weights, rows):
 
 @pytest.mark.parametrize("rows", [1, 16])
 def test_so_does_each_of_two_devices_by_its_part(launched, weights, rows):
-    products = {"packed_matmul"} if weights[0] == "nf4" else set()
+    products = {"packed_matmul"} if weights[0] == "nf4" else {"dense_matmul"}
     with jax.sharding.use_abstract_mesh(TWO):
         assert launched(rows, 1) == {"attention_rows", "recurrent_step"} | products
 

@@ -40,7 +40,8 @@ def multiply(
       biases: [out] each where `plan.gated`, in the type of x; they may be left out.
       plan: The plan of these shapes.
       dtype: The dtype of the result where `plan.split` is 1.
-      interpret: Parameters of Pallas' interpreter, or False.
+      interpret: Parameters of Pallas' interpreter, or False. It reads nothing beyond the end of x,
+        where a GPU finds zeros.
 
     Returns:
       [n, out] for each weight, or float32[split, n, out], whose sum is meant. Where `plan.gated`,
@@ -199,5 +200,5 @@ def multiply(
             plgpu.Barrier(num_arrivals=(1 + plan.gated) * tiles + 1, num_barriers=stages),
             plgpu.Barrier(num_arrivals=tiles, num_barriers=stages),
         ],
-    )(x, *weights, *biases)
+    )(jnp.pad(x, ((0, n - total), (0, 0))) if interpret else x, *weights, *biases)
     return [y if plan.split > 1 else y[0] for y in products]
