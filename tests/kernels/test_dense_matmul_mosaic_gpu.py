@@ -106,7 +106,7 @@ def test_gradients_equal_the_definition():
 
 
 @pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")
-@pytest.mark.parametrize("rows", [1, 4, 16, 48, 64])
+@pytest.mark.parametrize("rows", [3, 16, 64])
 @pytest.mark.parametrize(("outs", "width", "gated"), SHAPES)
 def test_shapes_of_a_model(rows, outs, width, gated):
     x, weights, biases = operands(rows, outs, width)
