@@ -32,7 +32,7 @@ LONG = (
     *("models/test_residual_step.py", "models/test_causality.py", "models/test_lookahead.py"),
     *(
         "models/test_attention_rows.py",
-        "models/test_packed_mlp.py",
+        "models/test_gated_mlp.py",
         "models/test_recurrent_rows.py",
     ),
     *("models/test_gated_recurrences.py", "experiments/", "parity/", "kernels/", "goldens/"),

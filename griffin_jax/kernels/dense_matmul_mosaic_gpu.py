@@ -7,6 +7,7 @@ and so are a gate, what it gates and the gelu between them.
 import functools
 import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax.typing import DTypeLike
 from griffin_jax.kernels.mosaic_gpu import backend, dense_plan
 
 _DTYPES = jnp.bfloat16, jnp.float16
+_TILED_ROWS = 8  # of x in shared memory
 
 
 def unsupported_reason(x: jax.Array, weights: Sequence[jax.Array]) -> str | None:
@@ -35,7 +37,6 @@ def gated_fits(gate: jax.Array, up: jax.Array) -> str | None:
     return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def dense_matmuls(
     x: jax.Array,
     weights: tuple[jax.Array, ...],
@@ -50,6 +51,12 @@ def dense_matmuls(
       to_kernel: Whether the products go to another kernel, which does not add up parts of them.
       interpret: Parameters of Pallas' interpreter, or False.
     """
+    products: Any = _matmuls(x, weights, to_kernel, interpret)
+    return products
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmuls(x, weights, to_kernel, interpret):
     leading, width = x.shape[:-1], x.shape[-1]
     rows = x.reshape(-1, width)
     found = _multiply(rows, weights, (), x.dtype, interpret, to_kernel=to_kernel)
@@ -75,15 +82,19 @@ def gated_matmul(
 
 def _multiply(x, weights, biases, dtype: DTypeLike, interpret, **options):
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.dense_kernel")
+    rows, width = x.shape
+    if rows > _TILED_ROWS:  # of fewer a kernel reads the rest as zeros
+        x = jnp.pad(x, ((0, -rows % _TILED_ROWS), (0, 0)))
     features = tuple(weight.shape[0] for weight in weights)
-    plan = dense_plan.dense_plan(*x.shape[:1], features, x.shape[1], **options)
-    return kernel.multiply(
+    plan = dense_plan.dense_plan(len(x), features, width, **options)
+    found = kernel.multiply(
         x, list(weights), list(biases), plan=plan, dtype=jnp.dtype(dtype), interpret=interpret
     )
+    return [y[..., :rows, :] for y in found]
 
 
 def _forward(x, weights, to_kernel, interpret):
-    return dense_matmuls(x, weights, to_kernel, interpret), (x, weights)
+    return _matmuls(x, weights, to_kernel, interpret), (x, weights)
 
 
 def _backward(to_kernel, interpret, residuals, gradients):
@@ -91,11 +102,11 @@ def _backward(to_kernel, interpret, residuals, gradients):
     x, weights = residuals
     pairs = list(zip(gradients, weights, strict=True))
     options = {"preferred_element_type": jnp.float32}
-    dx = sum(jnp.einsum("...o,oi->...i", dy, weight, **options) for dy, weight in pairs)
+    dx: Any = sum(jnp.einsum("...o,oi->...i", dy, weight, **options) for dy, weight in pairs)
     dweights = tuple(
         jnp.einsum("...o,...i->oi", dy, x, **options).astype(weight.dtype) for dy, weight in pairs
     )
     return dx.astype(x.dtype), dweights
 
 
-dense_matmuls.defvjp(_forward, _backward)
+_matmuls.defvjp(_forward, _backward)

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.choice import choose
 from griffin_jax.layer_of import LayerOf
-from griffin_jax.models import packed_mlp, residual_step
+from griffin_jax.models import gated_mlp, residual_step
 from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.gated_recurrences import CGLRUBlock, GRUBlock, LRUBlock, MambaBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
@@ -77,8 +77,8 @@ class MLPBlock(nn.Module):
     """down(gelu(gate(x)) * up(x)).
 
     Attributes:
-      kernel: "mosaic_gpu" multiplies 4-bit weights on a Hopper GPU in two launches; "reference" is what
-        follows here; None for the fastest that serves.
+      kernel: "mosaic_gpu" multiplies in two launches on a Hopper GPU, see `gated_mlp`; "reference" is
+        what follows here; None for the fastest that serves.
     """
 
     width: int
@@ -94,14 +94,14 @@ class MLPBlock(nn.Module):
         if not (self.is_initializing() or asked(self)):
             params = self.variables["params"]
             x = x.astype(self.dtype)
-            reasons = {"mosaic_gpu": packed_mlp.unsupported_reason(params, x), "reference": None}
+            reasons = {"mosaic_gpu": gated_mlp.unsupported_reason(params, x), "reference": None}
             if choose("mlp_block", reasons, self.kernel) == "mosaic_gpu":
 
                 def reference(params, x):
                     layers = self.clone(parent=None, kernel="reference")
                     return layers.apply({"params": params}, x)
 
-                return packed_mlp.packed_mlp(reference, params, x)
+                return gated_mlp.gated_mlp(reference, params, x)
         linear = {
             "use_bias": self.use_bias,
             "dtype": self.dtype,

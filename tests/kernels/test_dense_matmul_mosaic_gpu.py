@@ -52,7 +52,7 @@ def close(y, wanted, bound):
     [
         (1, (64,), 128, DensePlan(8, 1, 1, 64, 2)),
         (4, (128, 64), 256, DensePlan(8, 1, 1, 64, 3)),
-        pytest.param(13, (128,), 512, DensePlan(16, 2, 2, 128, 2), marks=pytest.mark.slow),
+        pytest.param(24, (128,), 512, DensePlan(32, 2, 2, 128, 2), marks=pytest.mark.slow),
         pytest.param(64, (64,), 256, DensePlan(64, 1, 4, 64, 1), marks=pytest.mark.slow),
     ],
 )
@@ -106,7 +106,7 @@ def test_gradients_equal_the_definition():
 
 
 @pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")
-@pytest.mark.parametrize("rows", [3, 16, 64])
+@pytest.mark.parametrize("rows", [3, 12, 16, 64])
 @pytest.mark.parametrize(("outs", "width", "gated"), SHAPES)
 def test_shapes_of_a_model(rows, outs, width, gated):
     x, weights, biases = operands(rows, outs, width)
@@ -132,6 +132,21 @@ def test_plans_fit_the_chip(rows, outs, width, gated):
         staged = found.stages * dense_plan.stage_bytes(found.columns, found.tiles, found.span)
         assert staged + gated * dense_plan.swap_bytes(found.tiles) + 2048 <= 232448
         assert 2 <= found.stages <= width // (found.span * found.split)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12, 63])
+def test_any_number_of_rows_is_lowered_for_a_gpu(rows):
+    def both(x, weights, biases):
+        h = dense.gated_matmul(x, weights[0], weights[1], biases)
+        return dense.dense_matmuls(h, (weights[2],))
+
+    def half(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+    weights = [half(128, 256), half(128, 256), half(64, 128)]
+    traced = jax.jit(both).trace(half(rows, 256), weights, [half(128), half(128)])
+    assert [y.shape for y in traced.out_info] == [(rows, 64)]
+    assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_what_is_not_served_is_told(monkeypatch):

@@ -35,7 +35,7 @@ def multiply(
     """Computes the products of x with several weights, or what becomes of two of which one gates the other.
 
     Args:
-      x: [n, in] in bfloat16 or float16, n at most `plan.columns`.
+      x: [n, in] in bfloat16 or float16; n is at most 8, or a multiple of 8 up to `plan.columns`.
       weights: [out, in] each, in the type of x.
       biases: [out] each where `plan.gated`, in the type of x; they may be left out.
       plan: The plan of these shapes.

@@ -13,7 +13,7 @@ import pytest
 
 from griffin_jax.config import preset
 from griffin_jax.kernels.mosaic_gpu import backend
-from griffin_jax.models import attention_rows, packed_mlp, recurrent_rows
+from griffin_jax.models import attention_rows, gated_mlp, recurrent_rows
 from griffin_jax.models.attention import AttentionState, attend_and_write
 from griffin_jax.models.rglru import RecurrentBlock, RecurrentState
 from griffin_jax.models.state import Timeline
@@ -80,7 +80,7 @@ def test_features_of_a_gated_mlp_are_shared_out(mesh, monkeypatch, double_quant)
         gate, up, down = (weight.dequantize(jnp.float32) for weight in weights)
         return (jax.nn.gelu(x @ gate.T + biases[0]) * (x @ up.T + biases[1])) @ down.T
 
-    monkeypatch.setattr(packed_mlp, "_on_one_device", definition)
+    monkeypatch.setattr(gated_mlp, "_on_one_device", definition)
     options = {"double_quant": double_quant, "quant_type": "nf4"}
     params = {
         "gate_proj": layer(HIDDEN, WIDTH, 1, **options),
@@ -88,7 +88,7 @@ def test_features_of_a_gated_mlp_are_shared_out(mesh, monkeypatch, double_quant)
         "down_proj": layer(WIDTH, HIDDEN, 3, **options),
     }
     with jax.numpy_rank_promotion("allow"):
-        equal_on(mesh, functools.partial(packed_mlp.packed_mlp, None), params, normal(ROWS, 1, 64))
+        equal_on(mesh, functools.partial(gated_mlp.gated_mlp, None), params, normal(ROWS, 1, 64))
 
 
 @pytest.mark.parametrize("options", [{}, {"quant_type": "nf4"}], ids=["arrays", "nf4"])
@@ -130,6 +130,6 @@ def test_parts_that_the_launches_do_not_serve_are_told(monkeypatch):
     x = jnp.zeros((8, 1, 256), half)
     with jax.set_mesh(mesh_called("data 2, model 4")):
         assert attention_rows.unsupported_reason(q, k, state, timeline()) is None
-        assert packed_mlp.unsupported_reason(params, x) is None
+        assert gated_mlp.unsupported_reason(params, x) is None
     with jax.set_mesh(mesh_called("model 8")):  # 128 features a device
-        assert "gates of 128 of 128 outputs" in packed_mlp.unsupported_reason(params, x)
+        assert "gates of 128 of 128 outputs" in gated_mlp.unsupported_reason(params, x)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
-from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.kernels.mosaic_gpu import backend, dense_plan
+from griffin_jax.kernels.mosaic_gpu.dense_plan import DensePlan
 from griffin_jax.kernels.mosaic_gpu.plan import Plan
-from griffin_jax.models import packed_mlp
+from griffin_jax.models import gated_mlp
 from griffin_jax.models.blocks import MLPBlock
 from griffin_jax.quantization import dequantize, quantize
 from tests.kernels.mosaic import ON_HOPPER, compiled_for_h200, interpreter, no_races
@@ -42,9 +43,9 @@ def single(layer):
 
 def check(params, x, **options):
     """Against float32 with the weights decoded: the sum and the bias round once each."""
-    assert backend.missing() or packed_mlp.unsupported_reason(params, x) is None
+    assert backend.missing() or gated_mlp.unsupported_reason(params, x) is None
     with no_races():
-        y = packed_mlp.packed_mlp(plain, params, x, interpret=interpreter())
+        y = gated_mlp.gated_mlp(plain, params, x, interpret=interpreter())
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
     with jax.default_matmul_precision("highest"):
         layers = {name: single(layer) for name, layer in params.items()}
@@ -77,6 +78,38 @@ def test_however_rows_and_outputs_are_shared_out_it_is_the_same(monkeypatch):
     check(*operands(16))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "biased"), [(3, True), (8, False)])
+def test_so_do_they_of_weights_in_16_bits(rows, biased, monkeypatch):
+    params, x = operands(rows, biased=biased)
+    params = {
+        name: layer | {"weight": dequantize(layer["weight"], jnp.bfloat16)}
+        for name, layer in params.items()
+    }
+    share = DensePlan(8, 1, 1, 128, 2), DensePlan(8, 1, 1, 128, 2, gated=True)
+    monkeypatch.setattr(dense_plan, "dense_plan", lambda *_, gated=False, **__: share[gated])
+    with no_races():
+        y = gated_mlp.gated_mlp(plain, params, x, interpret=interpreter())
+    with jax.default_matmul_precision("highest"):
+        layers = {
+            name: {key: leaf.astype(jnp.float32) for key, leaf in layer.items()}
+            for name, layer in params.items()
+        }
+        wanted = np.asarray(plain(layers, x.astype(jnp.float32), biased=biased))
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert np.linalg.norm(np.asarray(y, np.float32) - wanted) < 5e-3 * np.linalg.norm(wanted)
+
+
+def test_weights_in_16_bits_are_served_for_few_rows(monkeypatch):
+    monkeypatch.setattr(backend, "missing", lambda: None)
+    weight = {"weight": jnp.zeros((WIDTH, WIDTH), jnp.bfloat16)}
+    params = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), weight)
+    assert gated_mlp.unsupported_reason(params, jnp.zeros((64, 1, WIDTH), jnp.bfloat16)) is None
+    for shape, reason in (((65, 1), "65 rows"), ((2, 8), "one token of each row")):
+        x = jnp.zeros((*shape, WIDTH), jnp.bfloat16)
+        assert reason in gated_mlp.unsupported_reason(params, x)
+
+
 @pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")
 @pytest.mark.parametrize("rows", [1, 16, 64, 256, 300])
 def test_shapes_that_blocks_share_out(rows):
@@ -87,7 +120,7 @@ def test_shapes_that_blocks_share_out(rows):
             {"params": params}, x
         )
 
-    y = packed_mlp.packed_mlp(definition, params, x)
+    y = gated_mlp.gated_mlp(definition, params, x)
     layers = {name: single(layer) for name, layer in params.items()}
     with jax.default_matmul_precision("highest"):
         wanted = np.asarray(definition(layers, x.astype(jnp.float32)))
@@ -100,20 +133,22 @@ def test_its_gradient_is_that_of_the_layers():
     def gradient(function):
         return jax.grad(lambda x: (function(params, x).astype(jnp.float32) ** 2).sum())(x)
 
-    found = gradient(functools.partial(packed_mlp.packed_mlp, plain))
+    found = gradient(functools.partial(gated_mlp.gated_mlp, plain))
     np.testing.assert_array_equal(*(np.asarray(g, np.float32) for g in (found, gradient(plain))))
 
 
 def test_what_is_not_served_is_told(monkeypatch):
     params, x = operands(2)
-    assert ON_HOPPER or "it needs a Hopper GPU" in packed_mlp.unsupported_reason(params, x)
+    assert ON_HOPPER or "it needs a Hopper GPU" in gated_mlp.unsupported_reason(params, x)
     monkeypatch.setattr(backend, "missing", lambda: None)
-    assert packed_mlp.unsupported_reason(params, x) is None
-    assert "not float32" in packed_mlp.unsupported_reason(params, x.astype(jnp.float32))
+    assert gated_mlp.unsupported_reason(params, x) is None
+    assert "not float32" in gated_mlp.unsupported_reason(params, x.astype(jnp.float32))
     some = params | {"up_proj": single(params["up_proj"])}
-    assert packed_mlp.unsupported_reason(some, x) == "weights that are not in 4 bits"
+    assert gated_mlp.unsupported_reason(some, x) == (
+        "weights that are neither all in 4 bits nor all arrays"
+    )
     odd, x = operands(2, expanded=320)
-    assert "gates of 320 of 320 outputs" in packed_mlp.unsupported_reason(odd, x)
+    assert "gates of 320 of 320 outputs" in gated_mlp.unsupported_reason(odd, x)
 
 
 @pytest.mark.skipif(ON_HOPPER, reason="this is a Hopper GPU")

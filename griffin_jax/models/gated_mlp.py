@@ -1,4 +1,7 @@
-"""A gated MLP whose weights are in 4 bits: what is between its products is part of the first."""
+"""A gated MLP in two products: what is between them is part of the first.
+
+Its weights are in 4 bits, or, for one token of few rows, in 16.
+"""
 
 import functools
 from collections.abc import Callable
@@ -15,14 +18,14 @@ _LAYERS = ("gate_proj", "up_proj", "down_proj")
 
 
 def unsupported_reason(params: dict, x: jax.Array) -> str | None:
-    """Returns why the kernel does not support these arguments of `packed_mlp`; None if it does."""
+    """Returns why the kernel does not support these arguments of `gated_mlp`; None if it does."""
     if reason := backend.missing():
         return reason
     weights = [params[name]["weight"] for name in _LAYERS]
     if all(isinstance(weight, jax.Array) for weight in weights):
         return _dense_unsupported(x, weights)
     if not all(map(is_packed, weights)):
-        return "weights that are not in 4 bits"
+        return "weights that are neither all in 4 bits nor all arrays"
     if weights[0].shape[0] % model_shards():
         return f"{weights[0].shape[0]} features do not divide over {model_shards()} devices"
     *gated, down = _parts(part_of(jax.eval_shape(_divisible, weights), _names(weights)))
@@ -40,7 +43,7 @@ def _dense_unsupported(x, weights):
     return served or dense.gated_fits(*gated)
 
 
-def packed_mlp(reference: Callable, params: dict, x: jax.Array, *, interpret=False) -> jax.Array:
+def gated_mlp(reference: Callable, params: dict, x: jax.Array, *, interpret=False) -> jax.Array:
     """Computes down(gelu(gate(x)) * up(x)) in two products, [..., D].
 
     Args:
