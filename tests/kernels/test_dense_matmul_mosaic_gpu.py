@@ -47,12 +47,13 @@ def close(y, wanted, bound):
     assert np.linalg.norm(np.asarray(y, np.float64) - wanted) < bound * np.linalg.norm(wanted)
 
 
+# One tile a block, so two warpgroups: with more than a machine has threads for the interpreter waits.
 @pytest.mark.parametrize(
     ("rows", "outs", "width", "plan"),
     [
         (1, (64,), 128, DensePlan(8, 1, 1, 64, 2)),
         (4, (128, 64), 256, DensePlan(8, 1, 1, 64, 3)),
-        pytest.param(24, (128,), 512, DensePlan(32, 2, 2, 128, 2), marks=pytest.mark.slow),
+        pytest.param(24, (128,), 512, DensePlan(32, 1, 2, 128, 2), marks=pytest.mark.slow),
         pytest.param(64, (64,), 256, DensePlan(64, 1, 4, 64, 1), marks=pytest.mark.slow),
     ],
 )
@@ -70,7 +71,7 @@ def test_however_a_product_is_shared_out_it_is_the_definition(rows, outs, width,
     ("rows", "features", "plan", "biased"),
     [
         (5, 64, DensePlan(8, 1, 1, 64, 2, gated=True), True),
-        pytest.param(8, 64, DensePlan(8, 2, 1, 128, 2, gated=True), False, marks=pytest.mark.slow),
+        pytest.param(8, 64, DensePlan(8, 1, 1, 128, 2, gated=True), False, marks=pytest.mark.slow),
     ],
 )
 def test_a_gate_is_taken_through_gelu_and_gates(rows, features, plan, biased):
