@@ -8,7 +8,7 @@ from griffin_jax.kernels.mosaic_gpu import backend, dense_kernel, dense_plan
 from griffin_jax.kernels.mosaic_gpu.dense_plan import DensePlan
 from tests.kernels.mosaic import ON_HOPPER, compiled_for_h200, interpreter, no_races
 
-# Of 9B: gate and up, down, both branches, the end of a mixing half, queries with keys and values.
+# The 9B's gate and up, down, both branches, the end of a mixing half, queries with keys and values.
 SHAPES = [
     ((12288, 12288), 4096, True),
     ((4096,), 12288, False),
