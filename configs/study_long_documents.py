@@ -1,11 +1,12 @@
-"""Long documents answered from chunks, by the models of the phonebook study.
+"""Long documents answered from chunks, by the models of the phonebook study or of the needle study.
 
     python -m experiments.study --config=configs/study_phonebook.py
     python -m experiments.study --config=configs/study_long_documents.py
 
 Hardware: any; some minutes on two CPU cores. Memory: a few GB. The first command trains the models and
 leaves them in --run; :tiny behind the second's file name takes those of study_phonebook.py:tiny, and
-seconds.
+seconds. :needle takes those of study_needle.py, needles in texts of fillers in place of phonebooks; and :needle_cpu
+and :needle_tiny those of study_needle.py:cpu and :tiny.
 Expected: reading in chunks beats one pass where a book is longer than what the state holds.
 """
 
@@ -13,9 +14,12 @@ from ml_collections import ConfigDict
 
 from configs.studies_base import check_size
 
+# The needle study's sizes, by what stands behind this file's name, and the tokens of a chunk.
+_NEEDLES = {"needle": ("", 253), "needle_cpu": (":cpu", 61), "needle_tiny": (":tiny", 16)}
+
 
 def get_config(size: str = "") -> ConfigDict:
-    check_size(size)
+    check_size(size, *_NEEDLES)
     config = ConfigDict()
     # The name of its files.
     config.name = "long_documents"
@@ -50,9 +54,21 @@ def get_config(size: str = "") -> ConfigDict:
             ),
         },
     )
+    if size in _NEEDLES:
+        # The claim is that of phonebooks.
+        config.name += f"_{size}"
+        config.title += ": a needle"
+        config.shorter = (
+            "the small models of the needle study, on texts of up to 16 times the length that they were "
+            "trained on. A chunk's end may cut a needle."
+        )
+        of, config.entries = _NEEDLES[size]
+        config.study = f"study_needle.py{of}"
     if size == "tiny":
         config.name += "_tiny"
         config.study += ":tiny"
+        config.entries = 3
+    if size.endswith("tiny"):
         config.models, config.claims = ("Griffin",), ()
-        config.entries, config.chunks, config.rows, config.batch_size = 3, (1, 2), 4, 4
+        config.chunks, config.rows, config.batch_size = (1, 2), 4, 4
     return config

@@ -169,9 +169,9 @@ def _answer(study, _):
             first = f"carry out --config={study.study} first, with the same --run"
             raise FileNotFoundError(f"{error}; {first}") from error
         models[run.name] = Griffin(shape), params
-    if not isinstance(task, studies.Phonebook) or set(models) != set(study.models):
+    if not isinstance(task, studies.LongText) or set(models) != set(study.models):
         raise ValueError(
-            f"config.study {study.study!r} must have the task phonebook and the models "
+            f"config.study {study.study!r} must have the task phonebook or needle and the models "
             f"{', '.join(study.models)}"
         )
     rows = list(studies.long_documents.measure(study, task, models, _tell))

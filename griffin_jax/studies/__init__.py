@@ -3,17 +3,20 @@
 from griffin_jax.studies import long_documents, memory, scans, step_time
 from griffin_jax.studies.long_documents import LongDocumentsStudy
 from griffin_jax.studies.memory import MemoryStudy
+from griffin_jax.studies.needle import Needle
 from griffin_jax.studies.phonebook import Phonebook
 from griffin_jax.studies.runs import carry_out
 from griffin_jax.studies.scans import ScansStudy
 from griffin_jax.studies.step_time import StepTimeStudy
 from griffin_jax.studies.study import TASKS, Study
-from griffin_jax.studies.task import Sequence, Task
+from griffin_jax.studies.task import LongText, Sequence, Task
 
 __all__ = [
     "TASKS",
     "LongDocumentsStudy",
+    "LongText",
     "MemoryStudy",
+    "Needle",
     "Phonebook",
     "ScansStudy",
     "Sequence",

@@ -3,7 +3,8 @@
 A recurrence keeps a state of constant size, so that one pass over a long text loses what it held at its
 beginning. Read in chunks, each of which the question is asked of in a fork, some chunk's state holds
 the answer; and a model that finds it there is more certain than one that does not (OPRM,
-arXiv:2505.07793). Here the long text is a phonebook of more entries than models were trained on.
+arXiv:2505.07793). Here the long text is of more entries than models were trained
+on: a phonebook, or fillers with a needle among them.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from griffin_jax.fields import check_fields, check_value, field
 from griffin_jax.models import Griffin, init_state
 from griffin_jax.studies.claims import check_claims
-from griffin_jax.studies.phonebook import Phonebook
+from griffin_jax.studies.task import LongText
 from griffin_jax.studies.together import TEST
 
 
@@ -30,12 +31,12 @@ class LongDocumentsStudy:
       title: What it is about.
       paper: What the paper did and says.
       shorter: What is run otherwise than in the paper, for captions.
-      study: The config whose models answer, of the task "phonebook".
+      study: The config whose models answer, of a task that is a `LongText`.
       models: Which of its models.
-      entries: Entries of a chunk.
-      chunks: Chunks that a book has, one number or more.
-      rows: Books of each size.
-      batch_size: Books in a call.
+      entries: Entries of a chunk: names of a phonebook, tokens around a needle.
+      chunks: Chunks that a text has, one number or more.
+      rows: Texts of each size.
+      batch_size: Texts in a call.
       claims: Statements to test; see `claims.check_claims`.
     """
 
@@ -57,33 +58,36 @@ class LongDocumentsStudy:
         check_claims(self.claims)
 
 
-def books(task: Phonebook, entries: int, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Draws phonebooks with a question each.
+def texts(task: LongText, entries: int, count: int, seed: int) -> dict[str, np.ndarray]:
+    """Draws long texts with a question each.
 
     Args:
-      task: The knobs of names and numbers.
-      entries: Names in a book.
-      count: How many books.
+      task: Its other knobs.
+      entries: Entries of a text.
+      count: How many texts.
       seed: Their seed.
 
     Returns:
-      `book` int32[count, entries, E], `question` int32[count, Q] and `answer` int32[count, number].
+      `text` int32[count, entries, E], `question` int32[count, Q] and `answer` int32[count, number].
     """
     task = task.with_entries(entries)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), TEST), count)
     drawn = jax.jit(jax.vmap(task.draw))(keys)
-    inputs = np.asarray(drawn.inputs)
-    book, question = np.split(inputs, [inputs.shape[1] - task.number - task.question], axis=1)
+    inputs, targets = np.asarray(drawn.inputs), np.asarray(drawn.targets)
+    # The answer is what counts last; its first token is the target of the question's last one.
+    asked = np.flatnonzero(drawn.answer[0])[-1] + 2 - task.number
+    text, question = inputs[:, :asked], inputs[:, asked - task.question : asked]
+    text = text[:, : -task.question][:, -entries * task.entry :]
     return {
-        "book": book[:, -entries * task.entry :].reshape(count, entries, task.entry),
-        "question": question[:, : task.question],
-        "answer": question[:, task.question :],
+        "text": text.reshape(count, entries, task.entry),
+        "question": question,
+        "answer": targets[:, asked - 1 : asked - 1 + task.number],
     }
 
 
 def measure(
     study: LongDocumentsStudy,
-    task: Phonebook,
+    task: LongText,
     models: dict[str, tuple[Griffin, Any]],
     told: Callable[[str], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:
@@ -96,7 +100,7 @@ def measure(
       told: Called of each row.
     """
     for chunks in study.chunks:
-        drawn = books(task, study.entries * chunks, study.rows, seed=0)
+        drawn = texts(task, study.entries * chunks, study.rows, seed=0)
         for name, (model, stacked) in models.items():
             for run in range(len(jax.tree.leaves(stacked)[0])):
                 params = jax.tree.map(lambda x, run=run: x[run], stacked)
@@ -109,7 +113,7 @@ def measure(
                     "model": name,
                     "run": run,
                     "chunks": chunks,
-                    "tokens": int(drawn["book"][0].size + drawn["question"].shape[1]),
+                    "tokens": int(drawn["text"][0].size + drawn["question"].shape[1]),
                     "one pass": float(np.all(whole[:, 0] == drawn["answer"], axis=-1).mean()),
                     "chunks read": float(np.all(chosen == drawn["answer"], axis=-1).mean()),
                     "best chunk": float(np.any(right, axis=1).mean()),
@@ -122,13 +126,13 @@ def _answers(study, model, params, drawn, chunks):
     """Returns greedy answers [rows, chunks, number] and the log-probabilities of what was chosen."""
     found, certain = [], []
     for begin in range(0, study.rows, study.batch_size):
-        book, question = (
-            drawn[name][begin : begin + study.batch_size] for name in ("book", "question")
+        text, question = (
+            drawn[name][begin : begin + study.batch_size] for name in ("text", "question")
         )
-        rows = len(book)
-        texts = book.reshape(rows * chunks, -1)
+        rows = len(text)
+        parts = text.reshape(rows * chunks, -1)
         asked = np.repeat(question, chunks, axis=0)
-        tokens, total = _answer(model, params, texts, asked, drawn["answer"].shape[1])
+        tokens, total = _answer(model, params, parts, asked, drawn["answer"].shape[1])
         found.append(np.asarray(tokens).reshape(rows, chunks, -1))
         certain.append(np.asarray(total).reshape(rows, chunks))
     return np.concatenate(found), np.concatenate(certain)

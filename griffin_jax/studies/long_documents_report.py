@@ -56,7 +56,7 @@ def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
             ]
             label = f"{model}, {way}"
             axis.plot(*zip(*points, strict=True), style, color=f"C{color}", label=label)
-    axis.set(xscale="log", xlabel="tokens of the book", ylabel="right answers", ylim=(-0.03, 1.03))
+    axis.set(xscale="log", xlabel="tokens of the text", ylabel="right answers", ylim=(-0.03, 1.03))
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
     path = folder / f"{name}.png"
@@ -75,10 +75,10 @@ def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
         f"Run here otherwise: {found['shorter']}",
         claims.table(found),
         markdown.table(head, cells),
-        "Shares of right numbers; in "
+        "Shares of right answers; in "
         "brackets, the range over seeds. The best chunk is chosen by who knows the answer: what "
         "certainty could reach at most.",
-        f"![Right answers over the length of the book]({path.name})",
+        f"![Right answers over the length of the text]({path.name})",
         f"On {found['device']}, by `{found['command']}`.",
     ]
     write_text(folder / f"{name}.md", "\n\n".join(filter(None, lines)) + "\n")

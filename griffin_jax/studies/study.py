@@ -12,6 +12,7 @@ from griffin_jax.fields import check_fields, check_value, check_values, field
 from griffin_jax.studies.associative_recall import AssociativeRecall
 from griffin_jax.studies.claims import check_claims, quantities_of
 from griffin_jax.studies.induction import InductionHeads
+from griffin_jax.studies.needle import Needle
 from griffin_jax.studies.phonebook import Phonebook
 from griffin_jax.studies.selective_copying import SelectiveCopying
 from griffin_jax.studies.task import Task
@@ -24,6 +25,7 @@ TASKS: dict[str, type] = {
     "induction_heads": InductionHeads,
     "associative_recall": AssociativeRecall,
     "phonebook": Phonebook,
+    "needle": Needle,
     "text": Text,
 }
 

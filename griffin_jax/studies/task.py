@@ -44,6 +44,25 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class LongText(Task, Protocol):
+    """A task whose rows are a text, a question about it, and the answer, of any length of the text.
+
+    Attributes:
+      entry: Tokens of a part of the text; chunks are cut between such parts.
+      question: Tokens of the question.
+      number: Tokens of the answer.
+    """
+
+    entry: int
+    question: int
+    number: int
+
+    def with_entries(self, count: int) -> "LongText":
+        """Returns the task of texts of so many parts."""
+        ...
+
+
 def arrays_of(task: Any, split: str) -> tuple[jax.Array, ...]:
     """Returns what `draw` is given behind its key for examples of "train" or "heldout"."""
     return task.arrays(split) if hasattr(task, "arrays") else ()

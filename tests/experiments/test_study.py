@@ -33,7 +33,7 @@ def run(monkeypatch, tmp_path):
 def test_the_list_has_every_study_by_its_title(run, capsys):
     run(listed=True)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12 and all(line.startswith("configs/study_") for line in lines)
+    assert len(lines) == 13 and all(line.startswith("configs/study_") for line in lines)
     assert "configs/study_induction_heads.py: Induction heads (figure 6b)" in lines
 
 
@@ -75,12 +75,22 @@ def test_a_part_that_is_none_is_one_line(run, part):
         run(part=part)
 
 
-def test_models_that_were_not_trained_yet_are_named_with_their_study(run):
+@pytest.mark.parametrize("size, trained", [("tiny", "phonebook"), ("needle_tiny", "needle")])
+def test_models_that_were_not_trained_yet_are_named_with_their_study(run, size, trained):
     message = (
-        "the runs are not done; carry out --config=study_phonebook.py:tiny first, with the same"
+        f"the runs are not done; carry out --config=study_{trained}.py:tiny first, with the same"
     )
     with pytest.raises(FileNotFoundError, match=message):
-        run("study_long_documents.py:tiny")
+        run(f"study_long_documents.py:{size}")
+
+
+@pytest.mark.slow
+def test_the_smallest_needle_is_trained_and_looked_for_in_chunks(run):
+    pytest.importorskip("matplotlib")
+    run("study_needle.py:tiny")
+    folder = run("study_long_documents.py:needle_tiny")
+    found = json.loads((folder / "long_documents_needle_tiny.json").read_text(encoding="utf-8"))
+    assert [(row["chunks"], row["tokens"]) for row in found["rows"]] == [(1, 18), (2, 34)]
 
 
 @pytest.mark.slow

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from griffin_jax.models import Griffin
-from griffin_jax.studies import LongDocumentsStudy, Phonebook, long_documents, long_documents_report
+from griffin_jax.studies import (
+    LongDocumentsStudy,
+    Needle,
+    Phonebook,
+    long_documents,
+    long_documents_report,
+)
 from tests.tiny import GRIFFIN, params_of
 
 TASK = Phonebook(length=100, letters=5, name=3, number=4)
@@ -25,8 +31,8 @@ def model():
 
 
 def test_a_book_holds_its_answer():
-    drawn = long_documents.books(TASK, entries=6, count=5, seed=0)
-    assert drawn["book"].shape == (5, 6, TASK.entry) and drawn["answer"].shape == (5, 4)
+    drawn = long_documents.texts(TASK, entries=6, count=5, seed=0)
+    assert drawn["text"].shape == (5, 6, TASK.entry) and drawn["answer"].shape == (5, 4)
     assert len({tuple(x) for x in drawn["answer"]}) == 5
     for book, question, answer in zip(*drawn.values(), strict=True):
         assert question[0] == 2 and len(question) == TASK.question
@@ -35,14 +41,24 @@ def test_a_book_holds_its_answer():
         np.testing.assert_array_equal(entry[TASK.name + 1 : -1], answer)
 
 
+def test_a_text_holds_its_needle_and_is_cut_anywhere():
+    task = Needle(length=9, number=2, others=1)
+    drawn = long_documents.texts(task, entries=21, count=5, seed=0)
+    assert drawn["text"].shape == (5, 21, 1) and drawn["answer"].shape == (5, 2)
+    for text, question, answer in zip(*drawn.values(), strict=True):
+        assert question[0] == 0 and len(question) == task.question
+        (place,) = np.flatnonzero(text[:, 0] == question[1])
+        np.testing.assert_array_equal(text[place + 1 : place + 3, 0], answer)
+
+
 @pytest.mark.slow
 def test_answers_are_greedy_ones_of_the_whole_text(model):
     griffin, stacked = model
     params = jax.tree.map(lambda x: x[0], stacked)
-    drawn = long_documents.books(TASK, entries=6, count=2, seed=0)
+    drawn = long_documents.texts(TASK, entries=6, count=2, seed=0)
     found, certain = long_documents._answers(STUDY, griffin, params, drawn, 2)
     assert found.shape == (2, 2, 4)
-    chunk = drawn["book"][1, 3:].ravel()
+    chunk = drawn["text"][1, 3:].ravel()
     text, total = np.concatenate([chunk, drawn["question"][1]]), 0.0
     for token in found[1, 1]:
         logits = griffin.apply({"params": params}, text[None])[0][0, -1]

@@ -14,6 +14,7 @@ SMALL = {
     "induction_heads": {"vocab_size": 8, "length": 12},
     "associative_recall": {"vocab_size": 33, "length": 24, "pairs": 6},
     "phonebook": {"length": 100, "letters": 5, "name": 3, "number": 4},
+    "needle": {"length": 30, "fillers": 4, "keys": 6, "values": 5, "number": 3, "others": 4},
 }
 
 
@@ -44,11 +45,21 @@ def solve_phonebook(inputs):
     return np.array([ord(digit) for digit in numbers[name]])
 
 
+def solve_needle(inputs):
+    """Looks up the key behind the mark, which stands in the text once, before a whole value."""
+    begin = np.flatnonzero(inputs == 0)[0]
+    (place,) = np.flatnonzero(inputs[:begin] == inputs[begin + 1])
+    assert ((inputs[:begin] > 0) & (inputs[:begin] <= 6)).sum() == 5  # keys
+    assert ((inputs[:begin] > 6) & (inputs[:begin] <= 11)).sum() == 15  # tokens of their values
+    return inputs[place + 1 : place + 4]
+
+
 SOLVERS = {
     "selective_copying": solve_selective_copying,
     "induction_heads": solve_induction_heads,
     "associative_recall": solve_associative_recall,
     "phonebook": solve_phonebook,
+    "needle": solve_needle,
 }
 
 
@@ -105,6 +116,25 @@ def test_distinct_numbers_are_different_and_all_come(size, count):
     assert set(found[:, 0]) == set(range(size))  # in any order
 
 
+@pytest.mark.parametrize("place, begin", [(0.0, 0), (1.0, 22), (0.5, 11)])
+def test_a_needle_stands_where_it_is_put(place, begin):
+    task = TASKS["needle"](**SMALL["needle"] | {"place": place, "others": 0})
+    for inputs in drawn(task, 5)["inputs"]:
+        np.testing.assert_array_equal(np.flatnonzero(inputs[:26] == inputs[27]), [begin])
+    # A needle of another key that stands there is not cut: this one comes behind it.
+    batch = drawn(dataclasses.replace(task, others=4), 20)
+    for inputs, targets, mask in zip(batch["inputs"], batch["targets"], batch["mask"], strict=True):
+        np.testing.assert_array_equal(targets[mask > 0], solve_needle(inputs))
+        at = np.flatnonzero(inputs[:26] == inputs[27])[0]
+        assert 0 <= at - round(place * 22) <= 3
+
+
+def test_needles_are_anywhere():
+    task = TASKS["needle"](**SMALL["needle"] | {"others": 0})
+    places = {int(np.argmax(x[:26] == x[27])) for x in drawn(task, 300)["inputs"]}
+    assert places == set(range(23))
+
+
 def test_the_examples_of_a_phonebook_count_where_they_are_to():
     task = TASKS["phonebook"](**SMALL["phonebook"], train_examples=True)
     mask = drawn(task, 1)["mask"][0]
@@ -129,6 +159,9 @@ def test_the_examples_of_a_phonebook_count_where_they_are_to():
         ("phonebook", {"length": 100, "fewest": 9}, "fewest 9 must be from 3 to the 8 entries"),
         ("phonebook", {"length": 30}, "length 30 is shorter than 3 entries"),
         ("phonebook", {"letters": 2, "name": 1}, "2 letters make 2 names of 1, for 70 entries"),
+        ("needle", {"length": 23, "others": 4, "number": 3}, "length 23 is .* give at least 24"),
+        ("needle", {"keys": 3, "others": 3}, "keys 3 are too few for a needle and 3 others"),
+        ("needle", {"place": 1.5}, "place must be"),
         ("induction_heads", {"length": 2}, "length must be"),
     ],
 )
