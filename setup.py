@@ -32,6 +32,7 @@ setup(
     package_dir=COMMANDS,
     include_package_data=True,
     package_data={
+        "griffin_jax.commands.configs": ["*.jsonl"],
         "griffin_jax": [
             "py.typed",
             "assets/**/*",

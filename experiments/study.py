@@ -10,6 +10,7 @@ the studies there are, and :tiny behind a config's name is one that takes second
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -25,9 +26,11 @@ from griffin_jax.files import write_json, write_text
 from griffin_jax.loading import load
 from griffin_jax.models import Griffin
 from griffin_jax.paths import make_folder, resolve
+from griffin_jax.progress import Bar
 from griffin_jax.studies import (
     claims,
     compared,
+    long_answers_report,
     long_documents_report,
     memory_report,
     report,
@@ -36,6 +39,7 @@ from griffin_jax.studies import (
 from griffin_jax.studies.together import read_params
 from griffin_jax.text_files import read_json
 from griffin_jax.training.corpus import read_documents
+from griffin_jax.training.stop_signal import StopSignal
 
 _CONFIG = command.define_config("study", "study_selective_copying.py")
 _RUN = flags.DEFINE_string("run", "runs/studies", "Folder of the runs.")
@@ -178,6 +182,25 @@ def _answer(study, _):
     return {"rows": rows, "seeds": list(trained.seeds)}
 
 
+def _answer_lines(study, name):
+    lines = studies.long_answers.read_lines(study.lines, study.limit)
+    lm = load(find_folder(study.model), dtype="float32")
+    folder = make_folder(resolve(_RUN.value, "--run") / name, "--run")
+    ends = math.inf if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
+    with StopSignal() as stop, Bar(total=len(lines), desc="lines", unit="line") as bar:
+
+        def over():
+            return stop.requested or time.monotonic() >= ends
+
+        answers = studies.long_answers.measure(study, lm, lines, folder, over)
+        rows = []
+        for row in answers:
+            rows.append(row)
+            bar.update()
+    _tell(f"{len(rows)} of {len(lines)} lines are answered")
+    return {"rows": rows, "total": len(lines)} if rows else None
+
+
 def _time_steps(study, _):
     if study.measured:
         found = read_json(Path(study.measured))
@@ -230,6 +253,12 @@ _KINDS = {
         _answer,
         long_documents_report.verdicts,
         _with_fields(long_documents_report.write),
+    ),
+    "long_answers": (
+        lambda fields: studies.LongAnswersStudy(**fields),
+        _answer_lines,
+        long_answers_report.verdicts,
+        _with_fields(long_answers_report.write),
     ),
     "step_time": (
         lambda fields: studies.StepTimeStudy(**fields),

@@ -3,7 +3,14 @@
 import dataclasses
 
 from griffin_jax.fields import field
-from griffin_jax.studies import LongDocumentsStudy, MemoryStudy, ScansStudy, StepTimeStudy, Study
+from griffin_jax.studies import (
+    LongAnswersStudy,
+    LongDocumentsStudy,
+    MemoryStudy,
+    ScansStudy,
+    StepTimeStudy,
+    Study,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,13 +20,15 @@ class Named:
     Attributes:
       name: What its files are called.
       kind: "trained" for models that are trained on a task, "memory" for a look into one,
-        "long_documents" for answers of models that a study has trained, "step_time" and "scans" for
-        what is timed.
+        "long_documents" for answers of models that a study has trained, "long_answers" for those of any
+        model to lines of JSON, "step_time" and "scans" for what is timed.
       title: What it is about.
     """
 
     name: str = field(filled=True)
-    kind: str = field(one_of=("trained", "memory", "long_documents", "step_time", "scans"))
+    kind: str = field(
+        one_of=("trained", "memory", "long_documents", "long_answers", "step_time", "scans")
+    )
     title: str = field(filled=True)
 
 
@@ -31,6 +40,11 @@ class Trained(Study, Named):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongDocuments(LongDocumentsStudy, Named):
     """A study of reading in chunks."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongAnswers(LongAnswersStudy, Named):
+    """A study of reading lines of JSON in chunks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +74,7 @@ KINDS = {
     "trained": Trained,
     "memory": Memory,
     "long_documents": LongDocuments,
+    "long_answers": LongAnswers,
     "step_time": StepTime,
     "scans": Scans,
 }

@@ -1,6 +1,7 @@
 """The papers' studies on a small scale: tasks, models of the registry, runs, tables and plots."""
 
-from griffin_jax.studies import long_documents, memory, scans, step_time
+from griffin_jax.studies import long_answers, long_documents, memory, scans, step_time
+from griffin_jax.studies.long_answers import LongAnswersStudy
 from griffin_jax.studies.long_documents import LongDocumentsStudy
 from griffin_jax.studies.memory import MemoryStudy
 from griffin_jax.studies.needle import Needle
@@ -13,6 +14,7 @@ from griffin_jax.studies.task import LongText, Sequence, Task
 
 __all__ = [
     "TASKS",
+    "LongAnswersStudy",
     "LongDocumentsStudy",
     "LongText",
     "MemoryStudy",
@@ -24,6 +26,7 @@ __all__ = [
     "Study",
     "Task",
     "carry_out",
+    "long_answers",
     "long_documents",
     "memory",
     "scans",

@@ -15,12 +15,23 @@ study = modules.of_command("study")
 def run(monkeypatch, tmp_path):
     """Runs the command with a config, and returns the folder that it has written into."""
 
-    def give(file="study_selective_copying.py:tiny", listed=False, page=False, part="1/1"):
+    def give(
+        file="study_selective_copying.py:tiny",
+        listed=False,
+        page=False,
+        part="1/1",
+        minutes=None,
+        given=None,
+    ):
         config = command.Config("study", "study_selective_copying.py")
         choice, _ = command.config_files.split_arguments([f"--config=configs/{file}"])
         config.load(choice)
-        flags = {"_RUN": tmp_path / "run", "_OUTPUT": tmp_path / "out", "_MINUTES": None}
-        flags = {name: value and str(value) for name, value in flags.items()}
+        config.value.update(given or {})
+        flags = {
+            "_RUN": tmp_path / "run",
+            "_OUTPUT": tmp_path / "out",
+        }
+        flags = {name: str(value) for name, value in flags.items()} | {"_MINUTES": minutes}
         for name, value in (flags | {"_LIST": listed, "_PAGE": page, "_PART": part}).items():
             monkeypatch.setattr(study, name, types.SimpleNamespace(value=value, name=name))
         monkeypatch.setattr(study, "_CONFIG", config)
@@ -33,7 +44,7 @@ def run(monkeypatch, tmp_path):
 def test_the_list_has_every_study_by_its_title(run, capsys):
     run(listed=True)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 13 and all(line.startswith("configs/study_") for line in lines)
+    assert len(lines) == 14 and all(line.startswith("configs/study_") for line in lines)
     assert "configs/study_induction_heads.py: Induction heads (figure 6b)" in lines
 
 
@@ -91,6 +102,26 @@ def test_the_smallest_needle_is_trained_and_looked_for_in_chunks(run):
     folder = run("study_long_documents.py:needle_tiny")
     found = json.loads((folder / "long_documents_needle_tiny.json").read_text(encoding="utf-8"))
     assert [(row["chunks"], row["tokens"]) for row in found["rows"]] == [(1, 18), (2, 34)]
+
+
+def test_lines_and_models_that_are_not_there_are_named(run, tmp_path):
+    for given, message in (
+        ({"lines": str(tmp_path / "none.jsonl")}, "none.jsonl: there is no such file"),
+        ({"model": str(tmp_path / "none")}, "no folder .*none: give a checkpoint's folder"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            run("study_long_answers.py:tiny", given=given)
+
+
+@pytest.mark.slow
+def test_the_smallest_lines_are_answered_and_kept(run):
+    pytest.importorskip("matplotlib")
+    folder = run("study_long_answers.py:tiny")
+    path = folder / "long_answers_tiny.json"
+    first = json.loads(path.read_text(encoding="utf-8"))
+    assert first["total"] == 1 and first["rows"][0]["sizes"][0]["chunks"] == 2
+    run("study_long_answers.py:tiny", minutes=0)
+    assert json.loads(path.read_text(encoding="utf-8"))["rows"] == first["rows"]
 
 
 @pytest.mark.slow
