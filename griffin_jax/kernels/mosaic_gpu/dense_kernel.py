@@ -15,9 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
-from griffin_jax.kernels.mosaic_gpu import inline, stores
+from griffin_jax.kernels.mosaic_gpu import inline, pieces, stores
 from griffin_jax.kernels.mosaic_gpu.dense_plan import SWAPPED, DensePlan
-from griffin_jax.kernels.mosaic_gpu.plan import TILE
+from griffin_jax.kernels.mosaic_gpu.sharing_out import TILE
 
 _HALF = TILE // 2
 
@@ -65,10 +65,7 @@ def multiply(
         block = lax.axis_index("rows")
         part = lax.axis_index("split")
 
-        def of_weight(run):
-            for index, begin in enumerate(begins[:-1]):
-                here = (block >= begin) & (block < begins[index + 1])
-                pl.when(here)(functools.partial(run, index, (block - int(begin)) * share))
+        of_weight = functools.partial(pieces.of_weight, block, begins, share)
 
         def parts_of(index, row):
             """Returns (weight, first row, rows, tile, place in it) of what a block has."""
@@ -95,19 +92,10 @@ def multiply(
                     rows = pl.ds(lax.axis_index("columns") * n, n)
                     plgpu.copy_gmem_to_smem(x_gmem.at[rows, inputs], x_smem.at[slot], barrier)
 
-                for i in range(min(stages, steps)):
-                    fetch(i, i)
-
-                def step(i, _):
-                    slot = lax.rem(i, stages)
-                    plgpu.barrier_wait(empty.at[slot])
-                    fetch(i, slot)
-
-                lax.fori_loop(stages, steps, step, None)
+                pieces.copy_ahead(fetch, steps, stages, empty)
 
             of_weight(produce)
-            for i in range(max(0, steps - stages), steps):  # every completion is waited for
-                plgpu.barrier_wait(empty.at[i % stages])
+            pieces.drain(steps, stages, empty)
 
         def gate(acc, tile):
             """Returns gelu(gate) * up in the first half of a tile, whose halves are the two."""

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from griffin_jax.kernels.mosaic_gpu import inline, stores
+from griffin_jax.kernels.mosaic_gpu import inline, pieces, stores
 from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST, operand_type, reorder
 from griffin_jax.kernels.mosaic_gpu.plan import PIECE, TILE, Plan
 from griffin_jax.quantization import codes
@@ -95,10 +95,7 @@ def multiply(
         column = lax.axis_index("columns") * n
         part = lax.axis_index("split")
 
-        def of_weight(run):
-            for index, begin in enumerate(begins[:-1]):
-                here = (block >= begin) & (block < begins[index + 1])
-                pl.when(here)(functools.partial(run, index, (block - int(begin)) * share))
+        of_weight = functools.partial(pieces.of_weight, block, begins, share)
 
         def rows_of(index, row):
             """Returns weights, their rows, and where in shared memory these go."""
@@ -153,23 +150,14 @@ def multiply(
                         x_gmem.at[pl.ds(column, n), inputs], x_smem.at[slot], barrier
                     )
 
-                for i in range(min(stages, steps)):
-                    fetch(i, i)
-
-                def step(i, _):
-                    slot = lax.rem(i, stages)
-                    plgpu.barrier_wait(empty.at[slot])
-                    fetch(i, slot)
-
-                lax.fori_loop(stages, steps, step, None)
+                pieces.copy_ahead(fetch, steps, stages, empty)
 
             of_weight(produce)
             for array in () if interpret else later_gmem:
                 own = (lax.axis_index("columns") * int(begins[-1]) + block) * plan.split + part
                 blocks = plan.split * int(begins[-1]) * (total // n)
                 inline.prefetch(array, own, blocks, *fetched)
-            for i in range(max(0, steps - stages), steps):  # every completion is waited for
-                plgpu.barrier_wait(empty.at[i % stages])
+            pieces.drain(steps, stages, empty)
 
         @pl.when(group < consumers)
         def _multiply():
