@@ -22,9 +22,8 @@ from griffin_jax.inference.row_states import fresh_row, lower_read
 from griffin_jax.models import Griffin
 
 _MOST_THREADS = 16
-_TOKENS = (
-    1  # that texts have room for under an unbounded window, where more is a program of its own
-)
+# Tokens that texts have room for under an unbounded window, where more is a program of its own.
+_TOKENS = 1
 
 Key = tuple[Any, ...]
 Program = Callable[[], jax.stages.Lowered]

@@ -18,6 +18,7 @@ from griffin_jax.inference.decode import (
     leave,
     take,
 )
+from griffin_jax.inference.dispatched import Burst
 from griffin_jax.inference.drawing import IN_PROMPT
 from griffin_jax.inference.grammar import words_of
 from griffin_jax.inference.pace import Pace
@@ -33,30 +34,6 @@ from griffin_jax.sharding import mesh_of_all
 # A pool gets smaller where its rows have so many bursts to go: each size is a program of its own.
 _BURSTS_WORTH_A_PROGRAM = 4
 _ALL = 0xFFFFFFFF  # of a packed mask
-
-
-@dataclasses.dataclass
-class Burst:
-    """What the device draws.
-
-    Attributes:
-      requests: That of each row; None where there is none.
-      steps: How many steps were asked for.
-      drawn: As `draw_burst` returns it.
-      begun: When it was dispatched.
-      drafted: As `draw_drafted` returns it; None for a burst without drafts.
-    """
-
-    requests: tuple[Request | None, ...]
-    steps: int
-    drawn: tuple[jax.Array, ...]
-    begun: float
-    drafted: jax.Array | np.ndarray | None = None
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the device has drawn it."""
-        return self.drawn[0].is_ready()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Pool:

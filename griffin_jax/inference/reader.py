@@ -1,11 +1,11 @@
 """Reading the prompts of requests, a few tokens a call, side by side."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
 
 from griffin_jax.inference import prefill
+from griffin_jax.inference.dispatched import Reading
 from griffin_jax.inference.prefix_cache import PrefixCache
 from griffin_jax.inference.request import Request
 from griffin_jax.inference.row_states import fresh_row, read_rows, rows_of_a_call
@@ -57,26 +57,6 @@ def _up_to(longest):
     """Returns the lengths of calls that are no longer, ascending; the shortest is one of them."""
     lengths = sorted(prefill.CHUNKS)
     return lengths if longest is None else [c for c in lengths if c <= max(longest, lengths[0])]
-
-
-@dataclasses.dataclass
-class Reading:
-    """A call that reads.
-
-    Attributes:
-      requests: Those whose prompts it reads.
-      done: A number that is there when it is done.
-      error: Why there was no call after all.
-    """
-
-    requests: tuple[Request, ...]
-    done: jax.Array | None = None
-    error: Exception | None = None
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the device is done with it."""
-        return self.done is None or self.done.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Reader:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 import jax
 
 from griffin_jax.inference.context import Context
-from griffin_jax.inference.pool import Burst, Pool
+from griffin_jax.inference.dispatched import Burst, Reading
+from griffin_jax.inference.pool import Pool
 from griffin_jax.inference.prefix_cache import PrefixCache
-from griffin_jax.inference.reader import Reader, Reading
+from griffin_jax.inference.reader import Reader
 from griffin_jax.inference.request import Request
 from griffin_jax.inference.stats import EngineStats
 
@@ -85,9 +86,8 @@ class Scheduler:
         self._context_of = context_of
         self._fill_first = fill_first
         self._coming: collections.deque[Burst | Reading] = collections.deque()
-        self._seen_at_work: float | None = (
-            None  # the device, last; None where nothing was to be done
-        )
+        # When the device was seen at work last; None where nothing was to be done.
+        self._seen_at_work: float | None = None
 
     def turn(self, begin: float, limit: int | None) -> bool:
         """Dispatches what is next, then receives what was dispatched before.

@@ -283,9 +283,9 @@ class Worker:
         try:
             next(job.steps)
         except StopIteration as end:
-            _settle(job.done, job.done.set_result, end.value)
+            _settle(job.done.set_result, end.value)
         except Exception as error:
-            _settle(job.done, job.done.set_exception, error)
+            _settle(job.done.set_exception, error)
         else:
             self._jobs.append(job)
 
@@ -323,7 +323,7 @@ class Worker:
                 self._on_end(text)
 
 
-def _settle(done, how, value):
+def _settle(how, value):
     with contextlib.suppress(concurrent.futures.InvalidStateError):  # nobody waits any more
         how(value)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from griffin_jax.files import new_file, write_json
 from griffin_jax.locks import Lock
 from griffin_jax.paths import AnyPath, make_folder, resolve
-from griffin_jax.text_files import TextFile
+from griffin_jax.text_files import TextFile, read_json
 from griffin_jax.training.encoding import encode_all
 
 _TOKEN_FILES = (".npy", ".bin")
@@ -103,7 +102,7 @@ def load_corpus(
         if not (target.exists() and facts.exists()):
             _tokenize(files, tokenizer, target)
     name = ", ".join(map(str, files))
-    num_bytes = json.loads(facts.read_text(encoding="utf-8"))["bytes"]
+    num_bytes = read_json(facts)["bytes"]
     return Corpus(name, np.load(target, mmap_mode="r"), tokenizer.bos_id, num_bytes)
 
 
