@@ -123,8 +123,8 @@ def test_what_is_seen_is_what_the_definitions_say():
     seen = {name: np.asarray(x, np.float64) for name, x in everything().items()}
     real = np.arange(TOKENS.shape[1]) < LENGTHS[:, None]
 
-    def near(actual, expected, bound=1e-6):
-        assert relative_error(actual[real], expected[real]) <= bound
+    def near(actual, expected):
+        assert relative_error(actual[real], expected[real]) <= 1e-6
 
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
@@ -149,25 +149,25 @@ def test_what_is_seen_is_what_the_definitions_say():
         near(at["resid_mid"], at["resid_pre"] + at["temporal_out"])
         near(at["channel_pre_norm"], norm(layer["channel_pre_norm"], at["resid_mid"]))
         mlp = layer["mlp_block"]
-        near(at["mlp.gate"], linear(mlp["gate_proj"], at["channel_pre_norm"]), 2e-6)
-        near(at["mlp.up"], linear(mlp["up_proj"], at["channel_pre_norm"]), 2e-6)
+        near(at["mlp.gate"], linear(mlp["gate_proj"], at["channel_pre_norm"]))
+        near(at["mlp.up"], linear(mlp["up_proj"], at["channel_pre_norm"]))
         near(at["mlp.hidden"], gelu(at["mlp.gate"]) * at["mlp.up"])
-        near(at["mlp.out"], linear(mlp["down_proj"], at["mlp.hidden"]), 2e-6)
+        near(at["mlp.out"], linear(mlp["down_proj"], at["mlp.hidden"]))
         near(at["resid_post"], at["resid_mid"] + at["mlp.out"])
         residual = at["resid_post"]
         final = norm(params["final_norm"], residual) @ params["embedder"]["embedding"].T
-        near(at["logits"], 30 * np.tanh(final / 30), 2e-6)
+        near(at["logits"], 30 * np.tanh(final / 30))
         if "rg_lru.state" in at:
             block, unit = layer["recurrent_block"], layer["recurrent_block"]["rg_lru"]
             x, width = linear(block["linear_x"], at["temporal_pre_norm"]), config.recurrence_width
             conv = np.zeros_like(x)
             for distance, tap in enumerate(block["conv_1d"]["weight"][::-1]):
                 conv[:, distance:] += x[:, : x.shape[1] - distance] * tap
-            near(at["conv_1d"], conv + block["conv_1d"]["bias"], 2e-6)
+            near(at["conv_1d"], conv + block["conv_1d"]["bias"])
             heads = at["conv_1d"].reshape(*x.shape[:2], config.num_heads, -1)
             for gate, place in (("a_gate", "recurrence_gate"), ("input_gate", "input_gate")):
                 y = np.einsum("btni,nio->btno", heads, unit[gate]["weight"]) + unit[gate]["bias"]
-                near(at[f"rg_lru.{place}"], sigmoid(y).reshape(*x.shape[:2], width), 2e-6)
+                near(at[f"rg_lru.{place}"], sigmoid(y).reshape(*x.shape[:2], width))
             log_a = -8 * np.log1p(np.exp(unit["a_param"])) * at["rg_lru.recurrence_gate"]
             near(at["rg_lru.log_decay"], log_a)
             begins = np.arange(x.shape[1])[None, :, None] == 0
@@ -181,18 +181,17 @@ def test_what_is_seen_is_what_the_definitions_say():
             near(
                 at["gated_output"],
                 gelu(linear(block["linear_y"], at["temporal_pre_norm"])) * h,
-                2e-6,
             )
-            near(at["temporal_out"], linear(block["linear_out"], at["gated_output"]), 2e-6)
+            near(at["temporal_out"], linear(block["linear_out"], at["gated_output"]))
         else:
             block = layer["attention_block"]
             v = at["temporal_pre_norm"] @ block["v_proj"]["weight"].T
-            near(at["attention.v"][:, :, 0], v, 2e-6)
+            near(at["attention.v"][:, :, 0], v)
             q, k = at["attention.q"], at["attention.k"][:, :, 0]
             # Rotated heads keep their lengths, and the first token's is not turned at all.
             plain = (at["temporal_pre_norm"] @ block["q_proj"]["weight"].T).reshape(q.shape)
-            near(np.square(q).sum(-1), np.square(plain).sum(-1), 2e-6)
-            assert relative_error(q[:, 0], plain[:, 0]) <= 2e-6
+            near(np.square(q).sum(-1), np.square(plain).sum(-1))
+            assert relative_error(q[:, 0], plain[:, 0]) <= 1e-6
             t = np.arange(q.shape[1])
             visible = (t <= t[:, None]) & (t >= t[:, None] - config.attention_window)
             scores = np.einsum("btnh,bsh->bnts", q, k) * config.head_size**-0.5
@@ -205,10 +204,9 @@ def test_what_is_seen_is_what_the_definitions_say():
             near(
                 at["attention.out"],
                 np.einsum("bnts,bsh->btnh", weights, at["attention.v"][:, :, 0]),
-                2e-6,
             )
             out = at["attention.out"].reshape(*q.shape[:2], -1)
-            near(at["temporal_out"], linear(block["o_proj"], out), 2e-6)
+            near(at["temporal_out"], linear(block["o_proj"], out))
     near(seen["final_norm"], norm(params["final_norm"], residual))
     np.testing.assert_array_equal(everything()["logits"], everything().logits)
 
