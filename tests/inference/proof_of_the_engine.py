@@ -8,7 +8,7 @@ The first argument is how many there are. The second is "float32" or "nf4", of t
 a model as benchmarks name it, such as griffin-tiny:float32 or recurrentgemma-9b:nf4. The third is a file
 that keeps what was found, from which another run goes on. It prints what differed, which must be nothing
 where one kernel serves all numbers of rows, and fails if anything did. Where another kernel, or a call of
-another length, rounds otherwise, it says by how much of a logit the other token was missed.
+another length, rounds otherwise, it says how far two logits had to be off for the other token to be drawn.
 """
 
 import collections
@@ -103,7 +103,7 @@ def differences(lm, found, gaps=None, alone=alone):
     Args:
       lm: The model.
       found: What `run` returns.
-      gaps: Is given the `margin` where the tokens of two texts part.
+      gaps: Is given the `margin` where the tokens of two texts part, and the request's options.
       alone: Runs a request by itself.
     """
     differ, largest = [], 0.0
@@ -118,7 +118,7 @@ def differences(lm, found, gaps=None, alone=alone):
             place = next((i for i, (one, other) in pairs if one != other), None)
             if gaps is not None and place is not None:
                 other = sample.tokens[place]
-                gaps.append(margin(lm, prompt, options, own.tokens, place, other))
+                gaps.append((margin(lm, prompt, options, own.tokens, place, other), options))
         elif length:
             gap = np.abs(np.subtract(sample.logprobs, own.logprobs[:length]))
             largest = max(largest, float(gap.max()))
@@ -126,9 +126,11 @@ def differences(lm, found, gaps=None, alone=alone):
 
 
 def margin(lm, prompt, options, tokens, place, other):
-    """What the logit of another token lacks to be drawn in place of that at a place of a text.
+    """By how much two logits have to be off for another token to be drawn at a place of a text.
 
-    It is 0 where the definition, which reads all in one call, draws the other one anyway.
+    The other token's logit is raised and that of the token drawn lowered, each by so much: the one
+    may lack a little, or the other may be just within what top-k, top-p or min-p leaves over. It is
+    0 where the definition, which reads all in one call, draws the other one anyway.
     """
     sampling = SamplingConfig(**{k: v for k, v in options.items() if k in FIELDS})
     text = [*prompt, *tokens[:place]]
@@ -144,6 +146,7 @@ def margin(lm, prompt, options, tokens, place, other):
     def draws_other(more):
         bias = bias_of(sampling, size)
         bias[other] += more
+        bias[tokens[place]] -= more
         token, _ = choose(logits, keys, settings, needs, counts=counts[None], bias=bias[None])
         return int(token[0]) == other
 
@@ -192,7 +195,8 @@ def main():
         largest = max(one["largest"] for one in parts.values())
         print(dict(totals), f"largest difference {largest:.1e}", flush=True)
     if gaps := [gap for one in parts.values() for gap in one["gaps"]]:
-        print(f"texts that part miss the other token by {max(gaps):.1e} at most")
+        most, options = max(gaps, key=lambda gap: gap[0])
+        print(f"texts part where logits off by {most:.1e} at most draw the other token: {options}")
     if totals["differ"] or largest > BOUND:
         sys.exit("requests differ from themselves alone")
 

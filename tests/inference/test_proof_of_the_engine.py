@@ -28,13 +28,20 @@ def test_requests_get_what_they_get_alone_whoever_comes_and_goes(
     assert stats.read_tokens + stats.cached_tokens <= stats.alone_tokens
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "frequency_penalty": 0.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 1.0, "frequency_penalty": 0.5},
+        {"temperature": 1.2, "min_p": 0.5, "top_k": 3},
+    ],
+)
 def test_a_margin_is_the_least_bias_that_changes_a_draw(settings):
     lm, prompt = proof.model("float32"), [7, 9, 11]
     options = {"max_new_tokens": 1, "seed": 3, **settings}
     first = lm.sample([prompt], **options).pop().tokens
     other = first[0] + 1
     missed = proof.margin(lm, prompt, options, first, 0, other)
-    for more, drawn in ((missed - 1e-4, first), (missed + 1e-4, [other])):
-        biased = lm.sample([prompt], **options, logit_bias={other: more}).pop()
-        assert biased.tokens == drawn
+    for more in (missed - 1e-4, missed + 1e-4):
+        biased = lm.sample([prompt], **options, logit_bias={other: more, first[0]: -more}).pop()
+        assert (biased.tokens == [other]) == (more > missed)
