@@ -1,7 +1,7 @@
 """Rows of text that are written together: the arrays of all of them, and the programs over them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import flax.struct
@@ -12,7 +12,14 @@ from jax import lax
 
 from griffin_jax.devices import constrain, replicate
 from griffin_jax.inference import prefill
-from griffin_jax.inference.drawing import Needs, Settings, choose, most_likely, settings_of
+from griffin_jax.inference.drawing import (
+    Needs,
+    Settings,
+    choose,
+    corrected,
+    most_likely,
+    settings_of,
+)
 from griffin_jax.inference.grammar import unpacked
 from griffin_jax.inference.row_states import per_row, with_row
 from griffin_jax.inference.sampling import SamplingMethod
@@ -189,7 +196,8 @@ def draw_burst(model, burst, needs, methods, params, rows, wanted, steps, masks=
             method="features",
         )
         logits = model.apply(variables, x, method="logits")[:, 0]
-        token, found = draw(logits, rows, needs, methods, masks)
+        exact = model.apply(variables, x[:, 0], method="logits_by_themselves")
+        token, found = draw(logits, rows, needs, methods, masks, exact)
         drawn = tuple(all.at[:, i].set(one) for all, one in zip(drawn, found, strict=True))
         counts = rows.counts
         if counts is not None:
@@ -221,6 +229,7 @@ def draw(
     needs: Needs,
     methods: Sequence[SamplingMethod] = (),
     masks: jax.Array | None = None,
+    exact: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Draws the next token of each row.
 
@@ -230,6 +239,7 @@ def draw(
       needs: What all rows together need.
       methods: The users' own ways, by number.
       masks: As for `draw_burst`.
+      exact: What `Griffin.logits_by_themselves` returns; it has no say in which tokens are drawn.
 
     Returns:
       The tokens int32[B], and what is reported of them: the tokens, -1 in rows that are not alive and
@@ -247,13 +257,13 @@ def draw(
         bias=rows.bias,
         allowed=_allowed(rows, masks, vocab_size) if needs.masks else None,
     )
+    tops = most_likely(logits, needs.top) if needs.top else ()
+    if exact is not None:
+        logprob, *tops = corrected(exact, logits, token, logprob, *tops)
     reported = token
     if methods:
         reported = jnp.where((token >= 0) & (token < vocab_size), token, vocab_size)
-    found = [jnp.where(rows.alive, reported, -1), logprob]
-    if needs.top:
-        found += most_likely(logits, needs.top)
-    return token, found
+    return token, [jnp.where(rows.alive, reported, -1), logprob, *tops]
 
 
 def _allowed(rows, masks, vocab_size):

@@ -1,7 +1,7 @@
 """How the next token of each row is drawn from its logits, on the device."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -185,6 +185,42 @@ def most_likely(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """
     values, tokens = jax.lax.top_k(logits, count)
     return tokens, values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def corrected(
+    exact: Callable[[jax.Array], jax.Array],
+    logits: jax.Array,
+    token: jax.Array,
+    logprob: jax.Array,
+    likely: jax.Array | None = None,
+    logprobs: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """Returns log-probabilities without most of what rounding has done to the logits.
+
+    A rounding of one logit counts in full in the log-probability of its own token, and as much as
+    the token is likely in those of all.
+
+    Args:
+      exact: Computes logits of tokens int32[B, K], float32[B, K], better than `logits` are.
+      logits: float32[B, V].
+      token: int32[B], what was drawn.
+      logprob: float32[B], its log-probability under `logits`.
+      likely: int32[B, K], what `most_likely` returns; None where that is not asked for.
+      logprobs: float32[B, K], the same.
+
+    Returns:
+      The log-probability of the token, and the most likely tokens with theirs, where asked for.
+    """
+    named = _argmax(logits)[:, None] if likely is None else likely
+    named = jnp.concatenate([token[:, None], named], axis=1)
+    rough = jnp.take_along_axis(logits, named, axis=1, mode="clip")
+    off = exact(named) - rough
+    probability = jnp.exp(logprob[:, None] + rough - rough[:, :1])
+    again = jnp.pad(named[:, 1:] == token[:, None], ((0, 0), (1, 0)))  # named as the drawn one
+    total = jnp.sum(jnp.where(again, 0, probability * off), axis=1, keepdims=True)
+    change = off - total
+    found = (logprob + change[:, 0],)
+    return found if likely is None else (*found, likely, logprobs + change[:, 1:])
 
 
 def _penalize(scores, settings, counts):

@@ -77,8 +77,9 @@ def draw_drafted(
         def check(module):
             real = jnp.where(rows.alive, lengths + 1, 0)
             x, advance = module.lookahead(read, rows.state, real)
+            exact = module.logits_by_themselves(x.reshape(-1, x.shape[-1]))
             after, found, kept = _accept(
-                module.logits(x), rows, drafts, lengths, needs, methods, masks
+                module.logits(x), rows, drafts, lengths, needs, methods, masks, exact
             )
             return after.replace(state=advance(kept)), found, kept
 
@@ -104,7 +105,7 @@ def draw_drafted(
     return laid_out(rows), memory, replicate(drawn), replicate(drafted)
 
 
-def _accept(logits, rows: Rows, drafts, lengths, needs, methods, masks):
+def _accept(logits, rows: Rows, drafts, lengths, needs, methods, masks, exact):
     """Draws after each of the tokens that were read, and keeps what agrees with the drafts.
 
     Args:
@@ -115,6 +116,7 @@ def _accept(logits, rows: Rows, drafts, lengths, needs, methods, masks):
       needs: See `draw_drafted`.
       methods: See `draw_drafted`.
       masks: See `draw_drafted`.
+      exact: As for `draw`, of B T rows.
 
     Returns:
       The rows after, but for their state; what is reported of each token, [B, T, ...] as `draw` does,
@@ -132,7 +134,7 @@ def _accept(logits, rows: Rows, drafts, lengths, needs, methods, masks):
     if masks is not None:
         masks = jnp.repeat(masks, time, axis=0)
     flat = constrain(logits.reshape(-1, vocab_size), "batch", "vocabulary")
-    token, found = draw(flat, each, needs, methods, masks)
+    token, found = draw(flat, each, needs, methods, masks, exact)
     token, *found = (x.reshape(batch, time, *x.shape[1:]) for x in (token, *found))
     ends = jnp.any(token[..., None] == rows.stop_ids[:, None], axis=-1)
     ends |= step + 1 >= rows.limit[:, None]

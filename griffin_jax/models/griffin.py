@@ -10,10 +10,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
-from griffin_jax.devices import constrain
+from griffin_jax.devices import constrain, model_shards
 from griffin_jax.models.blocks import ResidualBlock, check_blocks, init_state
-from griffin_jax.models.layers import Embedder, RMSNorm, head
-from griffin_jax.models.linear import matmul
+from griffin_jax.models.layers import Embedder, RMSNorm, embed, head, products
+from griffin_jax.models.linear import AnyWeight, matmul
 from griffin_jax.models.parameters import fan_in, parameter
 from griffin_jax.models.places import ASKED, RECORDED, apply_and_record, in_groups, place
 from griffin_jax.models.stack import (
@@ -243,10 +243,23 @@ class Griffin(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Maps [B, T, D] of `features` to logits float32[B, T, V]."""
-        logits = self.uncapped_logits(x)
-        cap = self.config.logits_soft_cap
-        logits = logits if cap is None else jnp.tanh(logits / cap) * cap
+        logits = _capped(self.uncapped_logits(x), self.config.logits_soft_cap)
         return place(self, "logits", logits)
+
+    def logits_by_themselves(self, x: jax.Array) -> Callable[[jax.Array], jax.Array] | None:
+        """Returns a function that computes logits after x [..., D] in sums of their own.
+
+        It is from tokens int32[..., K] to float32[..., K], which come out the same however many rows
+        there are; `logits` sums in an order that suits their number. None where that is not what
+        `logits` are most inexact by, as they are of activations in 16 bits, and where no device has
+        the whole weight as it is.
+        """
+        tied = self.config.tie_embeddings
+        weight = self.embedder.embedding if tied else self.lm_head.weight(x.shape[-1])
+        if x.dtype != jnp.float32 or is_weight(weight) or model_shards() > 1:
+            return None
+        cap = self.config.logits_soft_cap
+        return lambda tokens: _capped(products(x, embed(weight, tokens)), cap)
 
     def read_out(self, x: jax.Array) -> jax.Array:
         """Returns logits float32[B, T, V] of a residual stream [B, T, D], as if no layer followed."""
@@ -256,6 +269,10 @@ class Griffin(nn.Module):
         """Computes `logits` before the soft cap."""
         logits = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
         return constrain(logits, "batch", "time", "vocabulary")
+
+
+def _capped(logits, cap):
+    return logits if cap is None else jnp.tanh(logits / cap) * cap
 
 
 def _state_after(block, x, before, timeline):
@@ -272,20 +289,24 @@ class Head(nn.Module):
     vocab_size: int
     param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = parameter(
+        weight = self.weight(x.shape[-1])
+        if is_weight(weight):  # as transformers packs it where nothing skips it
+            return matmul(x, weight).astype(jnp.float32)
+        return head(x, weight)
+
+    @nn.compact
+    def weight(self, width: int) -> AnyWeight:
+        """Returns the weight for inputs of this width."""
+        return parameter(
             self,
             "weight",
             fan_in(),
-            (self.vocab_size, x.shape[-1]),
+            (self.vocab_size, width),
             self.param_dtype,
             axes=("vocabulary", "width"),
             kind="head",
         )
-        if is_weight(weight):  # as transformers packs it where nothing skips it
-            return matmul(x, weight).astype(jnp.float32)
-        return head(x, weight)
 
 
 def init_params(config: GriffinConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> dict:

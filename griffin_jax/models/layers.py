@@ -187,3 +187,18 @@ def _head_backward(residuals, dlogits):
 
 
 head.defvjp(_head_forward, _head_backward)
+
+
+def products(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """Returns the product of each x [..., D] with rows [..., K, D] of its own, [..., K].
+
+    Sums are taken by halves: in float32 that is the same order, and one of few roundings, whatever
+    the other dimensions are.
+    """
+    terms = x[..., None, :] * rows.astype(x.dtype)
+    while (width := terms.shape[-1]) > 1:
+        if width % 2:
+            terms = jnp.pad(terms, ((0, 0),) * (terms.ndim - 1) + ((0, 1),))
+        half = (width + 1) // 2
+        terms = terms[..., :half] + terms[..., half:]
+    return terms[..., 0]
