@@ -74,8 +74,8 @@ def get_config(size: str = "") -> ConfigDict:
     # Run layers in a loop over groups, as elsewhere.
     config.stack_layers = config_dict.placeholder(bool)
     bench_base.mesh(config)
-    # Steps of a dispatch.
-    config.burst = 16
+    # Steps of a dispatch at most.
+    config.burst = 32
     # What the engine is put to.
     config.workloads = (
         "offline",

@@ -37,7 +37,7 @@ from griffin_jax.inputs import check_type
 from griffin_jax.models import Griffin
 from griffin_jax.tokenizer import Tokenizer
 
-BURST = 16  # tokens of a dispatch at most
+BURST = 32  # steps of a dispatch at most
 STREAM_SECONDS = 0.1  # that a burst takes: what a reader takes for steady
 
 
@@ -88,9 +88,10 @@ class Engine:
           dtype: The dtype of activations, keys and values.
           slots: How many texts are read and written at once.
           waiting: How many more may wait for a slot; None for any number.
-          burst: Steps in one dispatch at most.
+          burst: Steps in one dispatch at most; half as many where somebody reads along, or a text
+            waits for a row.
           seconds: How long a burst is to take at most, the first of a text being one step; None for
-            bursts of `burst` steps, which is the faster way where nobody reads along.
+            bursts that do not look at the clock, which is the faster way where nobody reads along.
           fill_first: The faster way where all requests are there from the beginning: draw only once
             every slot is taken, or nothing waits; read half as many prompts ahead; and begin, among
             requests of one priority, with those that ask for most tokens, as the last ones to end

@@ -68,7 +68,9 @@ class Pool:
         self._mesh = mesh_of_all(params)
         self._burst = burst
         self._speculator = speculator
-        self._pace, self._draft_pace = Pace(burst, seconds), Pace(min(ROUNDS, burst), seconds)
+        self._short = -(-burst // 2)
+        self._pace = Pace(burst if seconds is None else self._short, seconds)
+        self._draft_pace = Pace(min(ROUNDS, burst), seconds)
         self._entered = False
         self._arrived = 0.0
         self._rows: Rows | None = None
@@ -156,11 +158,12 @@ class Pool:
         request.state = None
         self._entered = True
 
-    def draw(self, limit: int | None = None) -> Burst | None:
+    def draw(self, limit: int | None = None, others: bool = False) -> Burst | None:
         """Dispatches a burst of all rows in use; None where there are none.
 
         Args:
           limit: Steps at most.
+          others: Whether there are texts that have no row yet.
         """
         self._release_dispatched()
         active = self.active
@@ -173,8 +176,9 @@ class Pool:
         drafts = speculator is not None and speculator.begins(
             self._mesh, self.requests, self.guided
         )
-        left = max(r.plan.max_new_tokens - r.dispatched for r in active)
-        steps = 1 if self.guided else min(self._next_steps(drafts), left, limit or left)
+        left = [request.plan.max_new_tokens - request.dispatched for request in active]
+        steps = 1 if self.guided else min(self._next_steps(drafts, left, others), max(left))
+        steps = min(steps, limit or steps)
         ahead = steps
         if speculator is not None:
             # How much a burst of drafts has drawn is not known while it is under way.
@@ -305,12 +309,18 @@ class Pool:
         self._stats.count_drafts(len(drafts), int(drafts.sum()), drawn - len(drafts))
         self._speculator.learn(drawn, len(drafts))
 
-    def _next_steps(self, drafts):
+    def _next_steps(self, drafts, left, others):
         pace = self._draft_pace if drafts else self._pace
         # The first token of a text comes at once.
         steps = pace.first() if self._entered else pace.steps
         self._entered = False
-        return steps
+        if drafts:
+            return steps
+        # To hand a burst over costs the same whatever its length. It is short where a text waits for
+        # its end, or where the pool could be smaller soon.
+        staying = sum(count > self._short for count in left)
+        long = not others and self.programs.size_for(staying) == len(self.requests)
+        return steps if long else min(steps, self._short)
 
     def _learn(self, burst, since, now):
         """Learns from the time that a burst took."""
@@ -349,7 +359,7 @@ class Pool:
     def _shrink(self, active):
         size = self.programs.size_for(len(active))
         left = max(r.plan.max_new_tokens - r.dispatched for r in active)
-        if 2 * size <= len(self.requests) and left > _BURSTS_WORTH_A_PROGRAM * self._burst:
+        if 2 * size <= len(self.requests) and left > _BURSTS_WORTH_A_PROGRAM * self._short:
             self._resize(len(active))
 
     def _resize(self, rows):

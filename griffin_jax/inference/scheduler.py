@@ -195,7 +195,7 @@ class Scheduler:
     def _draw(self, limit):
         idle = self._is_idle()
         try:
-            burst = self.pool.draw(limit)
+            burst = self.pool.draw(limit, bool(self.waiting or self.reader.requests))
         except Exception as error:
             self._fail(self.pool.active, error, all_rows=True)
             return

@@ -135,8 +135,8 @@ def under_way(monkeypatch):
     dispatched, received = [], []
     draw, fetch = Pool.draw, Pool.fetch
 
-    def counted(self, limit):
-        burst = draw(self, limit)
+    def counted(self, *args):
+        burst = draw(self, *args)
         if burst is not None:
             dispatched.append(burst.steps)
         return burst
@@ -183,10 +183,10 @@ def test_throughput_ends_with_a_row_that_says_what_memory_does_not_suffice_for(
 ):
     draw = Pool.draw
 
-    def limited(self, limit):
+    def limited(self, *args):
         if len(self.requests) > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-        return draw(self, limit)
+        return draw(self, *args)
 
     monkeypatch.setattr(Pool, "draw", limited)
     config = config_of("bench_throughput", models=["small:nf4"], batch_sizes=[1, 4, 16])

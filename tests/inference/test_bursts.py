@@ -52,18 +52,50 @@ def test_the_device_is_a_burst_ahead_also_where_a_stop_string_may_end_the_text(l
     assert_same_samples([plain], [stopped])
 
 
-@pytest.mark.parametrize("milliseconds, longest", [(1, 16), (20, 5), (500, 1)])
-def test_a_streamed_burst_takes_about_a_tenth_of_a_second(lm, monkeypatch, milliseconds, longest):
-    (expected,) = lm.sample([PROMPTS[0]], max_new_tokens=60)
-    clock, steps = [0.0], []
-    fetch = jax.device_get
+@pytest.fixture
+def steps(monkeypatch):
+    """The steps of each burst that was dispatched."""
+    lengths = []
     draw = Pool.draw
 
-    def drawn(self, limit):
-        burst = draw(self, limit)
+    def drawn(self, *args):
+        burst = draw(self, *args)
         if burst is not None:
-            steps.append(burst.steps)
+            lengths.append(burst.steps)
         return burst
+
+    monkeypatch.setattr(Pool, "draw", drawn)
+    return lengths
+
+
+def test_bursts_are_long_where_nobody_waits_for_their_end(lm, steps):
+    with lm.engine(slots=2, seconds=None, burst=8) as engine:
+        first = [engine.submit(PROMPTS[0], count, stop_ids=()) for count in (40, 40)]
+        while not first[0].num_tokens:
+            engine.step()
+        assert steps == [4, 8]  # the second one was being read
+        steps.clear()
+        engine.submit(PROMPTS[1], 4, stop_ids=())  # which waits for a row
+        engine.step()
+        assert steps == [4]
+        engine.run()
+    steps.clear()
+    with lm.engine(slots=4, seconds=None, burst=8, fill_first=True) as engine:
+        for count in (3, 3, 3, 40):
+            engine.submit(PROMPTS[0], count, stop_ids=())
+        engine.run()
+    # One of four rows goes on after the first few steps, in a pool of its own.
+    assert steps[:2] == [4, 8]
+
+
+@pytest.mark.parametrize("milliseconds, longest", [(1, 16), (20, 5), (500, 1)])
+def test_a_streamed_burst_takes_about_a_tenth_of_a_second(
+    lm, monkeypatch, steps, milliseconds, longest
+):
+    (expected,) = lm.sample([PROMPTS[0]], max_new_tokens=60)
+    steps.clear()
+    clock = [0.0]
+    fetch = jax.device_get
 
     def fetched(arrays):
         clock[0] += steps[len(times)] * milliseconds / 1000
@@ -71,7 +103,6 @@ def test_a_streamed_burst_takes_about_a_tenth_of_a_second(lm, monkeypatch, milli
         return fetch(arrays)
 
     times = []
-    monkeypatch.setattr(Pool, "draw", drawn)
     monkeypatch.setattr(pool_module.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(pool_module.jax, "device_get", fetched)
     pieces = []
