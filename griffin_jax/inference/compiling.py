@@ -16,8 +16,10 @@ import numpy as np
 
 from griffin_jax.inference import prefill
 from griffin_jax.inference.decode import Rows, draw_burst, entry_of, insert_row, take
-from griffin_jax.inference.drawing import Needs, settings_of
+from griffin_jax.inference.drawing import EVERYTHING, Needs, settings_of
 from griffin_jax.inference.grammar import words_of
+from griffin_jax.inference.reader import Reader
+from griffin_jax.inference.row_programs import RowPrograms
 from griffin_jax.inference.row_states import fresh_row, lower_read
 from griffin_jax.models import Griffin
 
@@ -27,6 +29,55 @@ _TOKENS = 1
 
 Key = tuple[Any, ...]
 Program = Callable[[], jax.stages.Lowered]
+
+
+class Ahead:
+    """What an engine has compiled ahead, which it runs as long as that suffices."""
+
+    def __init__(self, model: Griffin, params: dict, burst: int, rows: RowPrograms, reader: Reader):
+        """Begins with nothing.
+
+        Args:
+          model: The engine's model.
+          params: Its parameters.
+          burst: Steps in one dispatch at most.
+          rows: Is told which programs there are for rows.
+          reader: Is told how long the calls are that have been compiled.
+        """
+        self._given, self._burst = (model, params), burst
+        self._rows, self._reader = rows, reader
+        self._compiled: set[Key] = set()
+
+    def compile(
+        self,
+        texts: Sequence[int] | None,
+        longest: int | None,
+        sampling: bool,
+        everything: bool,
+        wanted: Callable[[], bool],
+        threads: int | None,
+    ) -> None:
+        """Compiles what is not there yet; `wanted` as for `compile_all`, the rest as for
+        `Engine.compile_ahead`.
+        """
+        rows, reader = self._rows, self._reader
+        first = not self._compiled
+        rows.ahead = Needs(draws=True, filters=True) if sampling else Needs()
+        most = rows.sizes([rows.slots])
+        sizes = rows.sizes(range(1, rows.slots + 1) if texts is None else texts)
+        of_rows = functools.partial(programs_of_rows, *self._given, self._burst)
+        programs = dict(of_rows(rows.ahead, sizes, rows.compiled))
+        programs |= programs_of_calls(*self._given, reader.calls(max(sizes), longest))
+        if everything:
+            programs |= of_rows(EVERYTHING, most, ())
+        left = {key: one for key, one in programs.items() if key not in self._compiled}
+        compile_all(left, wanted, threads)
+        self._compiled |= left.keys()
+        rows.compiled = tuple(sorted({*rows.compiled, *sizes}))
+        if longest is None or first:
+            reader.longest = longest
+        elif reader.longest is not None:
+            reader.longest = max(reader.longest, longest)
 
 
 def programs_of_rows(

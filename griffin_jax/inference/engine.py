@@ -19,9 +19,8 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.fields import check_value
-from griffin_jax.inference import compiling
+from griffin_jax.inference.compiling import Ahead
 from griffin_jax.inference.context import Context
-from griffin_jax.inference.drawing import EVERYTHING, Needs
 from griffin_jax.inference.grammar import Grammar
 from griffin_jax.inference.plan import make_plan
 from griffin_jax.inference.pool import Pool
@@ -126,8 +125,7 @@ class Engine:
         self._scheduler = Scheduler(
             reader, pool, self.stats, self.changed, prefix_cache, self.context_of, fill_first
         )
-        self._burst = burst
-        self._compiled: set[compiling.Key] = set()  # ahead
+        self._ahead = Ahead(self.model, params, burst, pool.programs, reader)
         self._most_waiting = waiting
         self._turn = threading.RLock()
         self._driven = False
@@ -264,26 +262,7 @@ class Engine:
         texts = check_value("texts", texts, tuple[int, ...] | None, filled=True)
         longest = check_value("longest", longest, int | None, at_least=1)
         threads = check_value("threads", threads, int | None, at_least=1)
-        rows, reader = self._scheduler.pool.programs, self._scheduler.reader
-        first = not self._compiled
-        rows.ahead = Needs(draws=True, filters=True) if sampling else Needs()
-        most = rows.sizes([rows.slots])
-        sizes = rows.sizes(range(1, rows.slots + 1) if texts is None else texts)
-        given = self.model, self.params
-        programs = dict(
-            compiling.programs_of_rows(*given, self._burst, rows.ahead, sizes, rows.compiled)
-        )
-        programs |= compiling.programs_of_calls(*given, reader.calls(max(sizes), longest))
-        if everything:
-            programs |= compiling.programs_of_rows(*given, self._burst, EVERYTHING, most, ())
-        left = {key: one for key, one in programs.items() if key not in self._compiled}
-        compiling.compile_all(left, lambda: not self._closed, threads)
-        self._compiled |= left.keys()
-        rows.compiled = tuple(sorted({*rows.compiled, *sizes}))
-        if longest is None or first:
-            reader.longest = longest
-        elif reader.longest is not None:
-            reader.longest = max(reader.longest, longest)
+        self._ahead.compile(texts, longest, sampling, everything, lambda: not self._closed, threads)
 
     def step(self, limit: int | None = None) -> bool:
         """Takes one turn: dispatches what is next, then receives what was dispatched before.
