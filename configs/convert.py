@@ -1,7 +1,7 @@
 """From one format, dtype or packing to another.
 
-    python -m experiments.convert --checkpoint=FOLDER --output=FOLDER --config.format=huggingface
-    python -m experiments.convert --checkpoint=FOLDER --output=FOLDER --config.dequantize=true
+    python -m experiments.convert --config.model=FOLDER --output=FOLDER --config.format=huggingface
+    python -m experiments.convert --config.model=FOLDER --output=FOLDER --config.dequantize=true
 
 Hardware: any; no accelerator is needed. Memory: for "huggingface" the largest tensor in float32 a few
 times over, and room on disk for the result. For "orbax", which writes a whole tree at once, room on
@@ -14,6 +14,8 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    # "griffin-tiny", a folder of a model, or a name on the Hub.
+    config.model = "griffin-tiny"
     # "orbax", ours, which holds any config; or "huggingface", which transformers reads.
     config.format = "orbax"
     # float32, float16 or bfloat16, of everything outside of packed weights; None leaves all as is.

@@ -1,6 +1,6 @@
 """The model card's 18 quality rows, by lm-evaluation-harness.
 
-    python -m experiments.evaluate --config=configs/eval_quality.py --config.checkpoint=FOLDER
+    python -m experiments.evaluate --config=configs/eval_quality.py --config.model=FOLDER
     python -m experiments.tables --results=runs/evaluation
 
 Each row names its tasks, the first of which is compared with the card: the harness's own, and beside
@@ -222,7 +222,7 @@ def get_config() -> ConfigDict:
     config.average = row("Average", 56.1, "mean of the rows")
     # "griffin-tiny", a folder of a model, a name on the Hub; or random:recurrentgemma-9b and the
     # like, a shape with random weights, to measure speed with.
-    config.checkpoint = "griffin-tiny"
+    config.model = "griffin-tiny"
     # "nf4" or "fp4" packs linear weights on the way. A folder in 4 bits loads as it is without.
     config.quantization = config_dict.placeholder(str)
     # The dtype of activations; None is what a 4-bit folder says, and otherwise bfloat16 on accelerators and

@@ -1,6 +1,6 @@
 """The model card's 10 safety rows, by lm-evaluation-harness.
 
-    python -m experiments.evaluate --config=configs/eval_safety.py --config.checkpoint=FOLDER
+    python -m experiments.evaluate --config=configs/eval_safety.py --config.model=FOLDER
     python -m experiments.tables --results=runs/evaluation
 
 As configs/eval_quality.py, which explains the fields. How most of these rows were measured was never

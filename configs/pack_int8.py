@@ -1,6 +1,6 @@
 """8 bits, as bitsandbytes packs them for LLM.int8: 8 bits a linear weight and a scale a row.
 
-    python -m experiments.pack --checkpoint=FOLDER --output=FOLDER --config=configs/pack_int8.py
+    python -m experiments.pack --config.model=FOLDER --output=FOLDER --config=configs/pack_int8.py
 
 Hardware: any; no accelerator is needed. Memory: the largest tensor in float32 a few times over, below
 2 GB for a 2B model, and room on disk for the result. Expected: a relative error of about 0.008 in
@@ -14,6 +14,8 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    # "griffin-tiny", a folder of a model, or a name on the Hub.
+    config.model = "griffin-tiny"
     # "huggingface", which transformers reads too, or "orbax", ours.
     config.format = "huggingface"
     # Fields of griffin_jax.QuantizationConfig, which are those of transformers.

@@ -1,6 +1,6 @@
 """NF4, as bitsandbytes packs it: 4.5 bits a linear weight.
 
-    python -m experiments.pack --checkpoint=FOLDER --output=FOLDER
+    python -m experiments.pack --config.model=FOLDER --output=FOLDER
 
 Hardware: any; no accelerator is needed. Memory: the largest tensor in float32 a few times over, below
 2 GB for a 2B model, and room on disk for the result. Expected: a relative error of about 0.09 in
@@ -14,6 +14,8 @@ from ml_collections import ConfigDict, config_dict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    # "griffin-tiny", a folder of a model, or a name on the Hub.
+    config.model = "griffin-tiny"
     # "huggingface", which transformers reads too, or "orbax", ours.
     config.format = "huggingface"
     # Weights per scale. transformers makes 64 only, but reads 32, 64, ... 4096.

@@ -1,6 +1,6 @@
 """What each way of packing costs: bits per byte, and divergence from the model before packing.
 
-    python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE --output=FOLDER
+    python -m experiments.quantization_quality --config.model=FOLDER --text=FILE --output=FOLDER
 
 Hardware: any; a minute on two CPU cores. `--config=configs/quantization_quality.py:full` has every
 block size: about 20 minutes there for griffin-tiny and 200 KB of text. Memory: two models in the dtype
@@ -17,6 +17,8 @@ def get_config(size: str = "") -> ConfigDict:
     if size not in ("", "full"):
         raise ValueError(f"size {size!r}: there are '' (a quick look) and 'full'")
     config = ConfigDict()
+    # "griffin-tiny", a folder of a model, or a name on the Hub.
+    config.model = "griffin-tiny"
     # The dtype of activations and, after they are packed and unpacked, of weights.
     config.dtype = "float32"
     # How many bytes of each document are read, from its beginning; 0 for all.

@@ -1,6 +1,6 @@
 """Measures what forking the state saves on 5-shot MMLU.
 
-  python -m experiments.benchmark_forking --data_dir=DIR --checkpoint=FOLDER --output=FILE.json
+  python -m experiments.benchmark_forking --data_dir=DIR --model=FOLDER --output=FILE.json
 
 Asks the same questions three times: with the examples of a subject read once and the state after them
 forked for every question and choice; every choice by itself; and, with --hf, through the harness's
@@ -10,7 +10,7 @@ seconds and questions a second of each, and the largest difference between their
 Programs are compiled before the clock starts. The data are JSON lines,
 DIR/mmlu/SUBJECT/{dev,test}.jsonl.
 
-  --checkpoint=random:recurrentgemma-9b --quantization=nf4   a published shape with random weights
+  --model=random:recurrentgemma-9b --quantization=nf4   a published shape with random weights
 """
 
 import logging
@@ -24,7 +24,9 @@ from absl import flags
 
 from experiments import command, outputs
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "The model; or random:PRESET.")
+_MODEL = flags.DEFINE_string(
+    "model", "griffin-tiny", "Folder or name of the model; or random:PRESET."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", "benchmarks", "Folder of the questions.")
 _SUBJECTS = flags.DEFINE_integer("subjects", 57, "How many of MMLU's subjects.", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", 4, "Questions of each subject.", lower_bound=1)
@@ -61,7 +63,7 @@ def main() -> None:
     questions = len({id(request.doc) for request in requests})
     print(f"{questions} questions, {len(requests)} choices", file=sys.stderr)
     lm = GriffinLM(
-        _CHECKPOINT.value,
+        _MODEL.value,
         quantization=_QUANTIZATION.value,
         dtype=_DTYPE.value,
         stack_layers=_STACK_LAYERS.value,
@@ -198,7 +200,7 @@ def report(rows, answers, lm, counts) -> dict:
         precision = f"{lm.quantization.name.upper()} {precision}"
     layers = ", layers in a loop" if _STACK_LAYERS.value else ""
     setting = (
-        f"{counts['questions']} questions of MMLU, {SHOTS}-shot; {_CHECKPOINT.value} in "
+        f"{counts['questions']} questions of MMLU, {SHOTS}-shot; {_MODEL.value} in "
         f"{precision}{layers}, batches of up to {_BATCH_SIZE.value}, on {command.machine()}"
     )
     content = {

@@ -229,7 +229,7 @@ def _parse_flags(argv, module):
 
     def parse():
         nonlocal rest
-        choice, words = config_files.split_arguments(argv[1:])
+        choice, words = config_files.split_arguments(argv[1:], flags.FLAGS)
         if _config is None and (choice.file or choice.fields):
             raise ValueError("this command has no --config; --help lists its flags")
         if command_help.is_asked_for(words):
@@ -237,6 +237,8 @@ def _parse_flags(argv, module):
             sys.exit(0)
         try:
             rest = flags.FLAGS([argv[0], *words])
+        except flags.UnrecognizedFlagError as error:
+            raise ValueError(_of_unknown_flag(error)) from None
         except flags.Error as error:
             raise ValueError(str(error).strip()) from None
         if len(rest) > 1:
@@ -246,6 +248,14 @@ def _parse_flags(argv, module):
 
     _guard(parse)
     return rest
+
+
+def _of_unknown_flag(error):
+    """Returns what to say of a flag that there is not; fields of the config are often taken for flags."""
+    name = error.flagname
+    if _config is not None and name in [x for x, _, _ in command_help.fields(_config)]:
+        return f"--{name} is a field of the config: write --config.{name}"
+    return str(error).strip()
 
 
 def _within_memory(main):

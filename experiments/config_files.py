@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ CARD = (
     / "griffin-tiny/README.md"
 )
 _FLAG = re.compile(r"--?(no)?config(\.[A-Za-z_][\w.]*)?(=.*)?", re.DOTALL)
+# Every command calls the model that it reads `model`. Commands and recorded figures from before that
+# call it a checkpoint.
+_MODEL = re.compile(r"--?(config\.)?(?P<name>model|checkpoint)(?P<value>=.*)?", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,15 @@ class Choice:
     fields: tuple[tuple[str, str | None], ...]
 
 
-def split_arguments(argv: Sequence[str]) -> tuple[Choice, list[str]]:
+def split_arguments(argv: Sequence[str], flags: Container[str] = ()) -> tuple[Choice, list[str]]:
     """Returns what a command line says of the config, and all the rest of it.
+
+    The model has one name, --config.model, or --model where a command has no config. Each is taken for
+    the other, and so is --checkpoint, the model's name in earlier versions, which a line tells.
+
+    Args:
+      argv: The command line behind the command's name.
+      flags: Names of flags that the command has itself.
 
     Raises:
       ValueError: --config has no value, or a field is written in a wrong way.
@@ -49,7 +59,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[Choice, list[str]]:
     file, fields, rest = None, [], []
     arguments = list(argv)
     while arguments:
-        text = arguments.pop(0)
+        text = _with_one_name(arguments.pop(0), flags)
         match = _FLAG.fullmatch(text)
         if text == "--":
             rest += [text, *arguments]
@@ -83,6 +93,17 @@ def split_arguments(argv: Sequence[str]) -> tuple[Choice, list[str]]:
     return Choice(file, argument, tuple(fields)), rest
 
 
+def _with_one_name(word, flags):
+    match = _MODEL.fullmatch(word)
+    if match is None or (match["name"] in flags and not match[1]):
+        return word
+    name = "--model" if "model" in flags else "--config.model"
+    if match["name"] == "checkpoint":
+        written = word.partition("=")[0]
+        print(f"[{written} is called {name} now]", file=sys.stderr, flush=True)
+    return name + (match["value"] or "")
+
+
 def load(choice: Choice, default: str, schema_of: Any, commands: Mapping[str, Any]) -> dict:
     """Returns the checked values of a config.
 
@@ -99,6 +120,8 @@ def load(choice: Choice, default: str, schema_of: Any, commands: Mapping[str, An
     """
     path = CONFIGS / default if choice.file is None else find(choice.file)
     values = read(path, choice.argument)
+    if "checkpoint" in values:
+        raise ValueError(f"--config={path}: config.checkpoint is called config.model now")
     _check_owner(path, values, schema_of, commands)
     schema = schema_of(values)
     for name, text in choice.fields:
@@ -243,7 +266,14 @@ def _set(values, schema, name, text):
         if of_optional(kind)[0] is not bool:
             raise ValueError(f"--config.{name} takes a value: --config.{name}=VALUE")
         text = "true"
-    values[last] = parse_text(text, kind)
+    value = parse_text(text, kind)
+    inner = of_optional(kind)[0]
+    if dataclasses.is_dataclass(inner) and isinstance(value, str):
+        hint = f"--config.{name} has fields of its own, such as --config.{name}.{_names(inner)[0]}"
+        if name == "model" and "init_from" in _names(schema):  # a shape, not a folder
+            hint += "; the model to begin with is --config.init_from"
+        raise ValueError(hint)
+    values[last] = value
 
 
 def _kind(schema, name):

@@ -1,7 +1,7 @@
 """Converts a model between formats and dtypes, and from packed weights back to whole ones.
 
-  python -m experiments.convert --checkpoint=FOLDER --output=FOLDER --config.format=huggingface
-  python -m experiments.convert --checkpoint=FOLDER --output=FOLDER --config.dequantize=true
+  python -m experiments.convert --config.model=FOLDER --output=FOLDER --config.format=huggingface
+  python -m experiments.convert --config.model=FOLDER --output=FOLDER --config.dequantize=true
 
 Reads any folder that griffin_jax.load does (Hugging Face's, packed ones too, published DeepMind trees,
 our own) or a name on the Hub, and writes a new folder with the tokenizer in it. One tensor is in
@@ -18,7 +18,6 @@ from absl import flags
 from experiments import command, outputs
 
 _CONFIG = command.define_config("convert", "convert.py")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
 _OUTPUT = flags.DEFINE_string("output", "runs/converted", "Folder to make.")
 
 
@@ -30,7 +29,7 @@ def main() -> None:
     config, output = _CONFIG.value, outputs.new_folder(_OUTPUT)
     if config.dtype is not None:
         check_dtype(config.dtype)
-    folder = checkpoints.find_folder(_CHECKPOINT.value)
+    folder = checkpoints.find_folder(config.model)
     source = checkpoints.open_checkpoint(folder)
     checkpoints.save_leaves(
         output,

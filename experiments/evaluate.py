@@ -1,7 +1,7 @@
 """Evaluates a model on the rows of the model card.
 
-  python -m experiments.evaluate --config=configs/eval_quality.py --config.checkpoint=FOLDER
-  python -m experiments.evaluate --config=configs/eval_safety.py --config.checkpoint=FOLDER
+  python -m experiments.evaluate --config=configs/eval_quality.py --config.model=FOLDER
+  python -m experiments.evaluate --config=configs/eval_safety.py --config.model=FOLDER
   python -m experiments.evaluate --config.tasks=hellaswag,piqa --config.limit=100
 
 The config names rows, tasks and settings; configs/eval_quality.py, the default, explains each. Data
@@ -64,7 +64,7 @@ def main() -> None:
         generations_dir=str(folder / f"{name}-texts"),
         only_named=bool(config.tasks),
     )
-    model.check_tokenizer(config.checkpoint)
+    model.check_tokenizer(config.model)
     if processes.is_first():
         claim(make_folder(folder) / f"{name}.json")
     runs, reasons = run.prepare(rows, options)
@@ -73,9 +73,9 @@ def main() -> None:
     if not runs:
         raise ValueError("there is nothing left to run")
 
-    fingerprint = model.fingerprint(config.checkpoint)
+    fingerprint = model.fingerprint(config.model)
     lm = harness.GriffinLM(
-        config.checkpoint,
+        config.model,
         quantization=config.quantization,
         dtype=config.dtype,
         stack_layers=config.stack_layers,
@@ -149,7 +149,7 @@ def describe(config, lm, fingerprint: str) -> dict:
     quantization = lm.lm.quantization
     return {
         "suite": config.suite,
-        "checkpoint": config.checkpoint,
+        "checkpoint": config.model,
         "fingerprint": fingerprint,
         "quantization": None if quantization is None else quantization.to_dict(),
         "dtype": lm.lm.dtype.name,
@@ -182,7 +182,7 @@ def describe(config, lm, fingerprint: str) -> dict:
 
 def file_name(config) -> str:
     """Returns the name of the results: suite, model and precision, so that runs of several stand side by side."""
-    model = Path(config.checkpoint.replace(":", "-")).name
+    model = Path(config.model.replace(":", "-")).name
     return "-".join(filter(None, (config.suite, model, config.quantization, config.dtype)))
 
 

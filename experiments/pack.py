@@ -1,6 +1,6 @@
 """Packs a model's linear weights into 4 or 8 bits, in the bytes of bitsandbytes.
 
-  python -m experiments.pack --checkpoint=FOLDER --output=FOLDER --config=configs/pack_nf4.py
+  python -m experiments.pack --config.model=FOLDER --output=FOLDER --config=configs/pack_nf4.py
 
 Reads any folder that griffin_jax.load does, or a name on the Hub, and writes a new one with the
 tokenizer in it. One tensor is in memory at a time. Interrupted, it leaves nothing behind that could
@@ -22,7 +22,6 @@ from absl import flags
 from experiments import command, outputs
 
 _CONFIG = command.define_config("pack", "pack_nf4.py")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
 _OUTPUT = flags.DEFINE_string("output", "runs/packed", "Folder to make.")
 
 _KEPT = "not packed"
@@ -110,7 +109,7 @@ def main() -> None:
     before = host_peak_bytes()
     config, output = _CONFIG.value, outputs.new_folder(_OUTPUT)
     settings = QuantizationConfig(**config.quantization)
-    folder = checkpoints.find_folder(_CHECKPOINT.value)
+    folder = checkpoints.find_folder(config.model)
     source = checkpoints.open_checkpoint(folder)
     packer = Packer(source, settings, config.get("block_size", 64))
     checkpoints.save_leaves(

@@ -1,6 +1,6 @@
 """Measures what packing to 4 or 8 bits costs a trained model.
 
-  python -m experiments.quantization_quality --checkpoint=FOLDER --text=FILE --output=FOLDER
+  python -m experiments.quantization_quality --config.model=FOLDER --text=FILE --output=FOLDER
 
 Packs the model in every way that the config lists, and reads the text with each: bits per UTF-8 byte,
 with the state carried through each document, and the mean Kullback-Leibler divergence from the model
@@ -22,7 +22,6 @@ from absl import flags
 from experiments import command, config_files, outputs
 
 _CONFIG = command.define_config("quantization_quality", "quantization_quality.py")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "griffin-tiny", "Folder or name of the model.")
 _TEXT = flags.DEFINE_string("text", str(config_files.CARD), "File to read.")
 _OUTPUT = flags.DEFINE_string("output", "runs/quantization_quality", "Folder for the report.")
 
@@ -62,10 +61,10 @@ def main() -> None:
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise ValueError(f"--text={_TEXT.value} holds no text")
-    lm = griffin_jax.load(_CHECKPOINT.value, dtype=config.dtype)
+    lm = griffin_jax.load(config.model, dtype=config.dtype)
     if lm.tokenizer is None:
-        raise ValueError(f"{_CHECKPOINT.value} has no tokenizer; put its tokenizer.model there")
-    rows = measure(lm, stored_weights(_CHECKPOINT.value), texts, config)
+        raise ValueError(f"{config.model} has no tokenizer; put its tokenizer.model there")
+    rows = measure(lm, stored_weights(config.model), texts, config)
     write_report(folder, rows, texts)
 
 
@@ -202,10 +201,10 @@ def write_report(folder: Path, rows: list[Row], texts: list[str]) -> None:
     ]
     head = ["linear weights", "bits per weight", "bits per byte", "change", "KL, nats per token"]
     figures = table(head, cells, lined_up=True)
-    model, text = Path(_CHECKPOINT.value).name, Path(_TEXT.value).name
+    model, text = Path(_CONFIG.value.model).name, Path(_TEXT.value).name
     num_bytes = sum(len(text.encode()) for text in texts)
     setting = (
-        f"{model} over {num_bytes:,} bytes of {text} ({len(texts)} documents), activations in "
+        f"{model} over {num_bytes:,} bytes of {text} ({len(texts)} document{'s' * (len(texts) != 1)}), activations in "
         f"{_CONFIG.value.dtype}, on {command.machine()}."
     )
     recorded = provenance.record("quantization_quality", sys.argv[1:])

@@ -59,6 +59,7 @@ class Serve(ServerSettings):
 class Pack:
     """The config of `experiments.pack`."""
 
+    model: str = field("griffin-tiny", filled=True)
     format: str = field("huggingface", one_of=tuple(sorted(WRITTEN)))
     block_size: int = field(64, one_of=(32, 64, 128, 256, 512, 1024, 2048, 4096))
     quantization: QuantizationConfig = dataclasses.field(default_factory=QuantizationConfig)
@@ -68,6 +69,7 @@ class Pack:
 class Convert:
     """The config of `experiments.convert`."""
 
+    model: str = field("griffin-tiny", filled=True)
     format: str = field("huggingface", one_of=tuple(sorted(WRITTEN)))
     dtype: str | None = field(None, one_of=DTYPES)
     dequantize: bool = False
@@ -77,6 +79,7 @@ class Convert:
 class QuantizationQuality:
     """The config of `experiments.quantization_quality`."""
 
+    model: str = field("griffin-tiny", filled=True)
     dtype: str = field("float32", one_of=DTYPES)
     max_bytes: int = field(0, at_least=0)
     rows: int = field(8, at_least=1)
@@ -114,7 +117,7 @@ class Evaluate:
     suite: str = field("quality", filled=True)
     rows: tuple[Any, ...] = field((), filled=True)
     average: Any = None
-    checkpoint: str = field("griffin-tiny", filled=True)
+    model: str = field("griffin-tiny", filled=True)
     quantization: str | None = field(None, one_of=tuple(PACKINGS))
     dtype: str | None = field(None, one_of=DTYPES)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)

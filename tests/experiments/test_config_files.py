@@ -138,6 +138,7 @@ def test_flags_are_read_by_the_type_of_their_field():
         ("train", ["--config.dtype=float64"], "dtype must be"),
         ("train", ["--config.log_every=0"], "config.log_every must be"),
         ("train", ["--config.checkpoint_every=0"], "config.checkpoint_every must be"),
+        ("train", ["--model=x"], "own, such as --config.model.vocab_size; .* --config.init_from"),
         ("train", ["--config.data=pictures"], "config.data must be one of text, chat"),
         (
             "train",
@@ -269,3 +270,31 @@ def test_help_lists_every_field_on_one_screen(name):
     assert len(rows) < 40
     assert not [row for row in rows if not row[2]]
     assert all(len(line) <= 100 for line in command_help._columns(rows))
+
+
+@pytest.mark.parametrize(
+    "spelling", ["--config.model", "--model", "--checkpoint", "--config.checkpoint"]
+)
+@pytest.mark.parametrize("name", ["pack", "convert", "evaluate", "quantization_quality", "sample"])
+def test_a_model_has_one_name_and_its_old_ones_are_told(name, spelling, capsys):
+    for words in ([f"{spelling}=folder"], [spelling, "folder"]):
+        assert load(name, *words).model == "folder"
+        assert ("is called --config.model now" in capsys.readouterr().err) == (
+            "checkpoint" in spelling
+        )
+
+
+def test_a_command_without_a_config_takes_a_model_by_each_name():
+    for spelling in ("--config.model", "--model", "--checkpoint", "--config.checkpoint"):
+        choice, rest = config_files.split_arguments([f"{spelling}=folder"], flags={"model"})
+        assert (choice.fields, rest) == ((), ["--model=folder"])
+
+
+def test_a_file_that_calls_a_model_a_checkpoint_is_told_the_name(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import eval_quality\n\ndef get_config():\n"
+        "    config = eval_quality.get_config()\n    config.checkpoint = 'x'\n    return config\n"
+    )
+    with pytest.raises(ValueError, match=r"config\.checkpoint is called config\.model now"):
+        load("evaluate", f"--config={path}")

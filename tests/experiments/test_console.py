@@ -116,7 +116,7 @@ def installed(package, cwd, *arguments):
 def test_an_installed_command_explains_itself_without_a_checkout(package, tmp_path):
     done = installed(package, tmp_path, "quantization-quality", "--help")
     assert done.returncode == 0, done.stderr
-    assert "griffin-jax quantization_quality --checkpoint=FOLDER" in done.stdout
+    assert "griffin-jax quantization_quality --config.model=FOLDER" in done.stdout
     assert "--config=FILE, quantization_quality unless given" in done.stdout
     assert "python -m" not in done.stdout and "configs/" not in done.stdout
 

@@ -49,7 +49,7 @@ def evaluate(folder, *flags, config="eval_quality", output="out", data="data"):
     return call(
         "evaluate",
         f"--config=configs/{config}.py",
-        f"--config.checkpoint={folder / 'model'}",
+        f"--config.model={folder / 'model'}",
         f"--config.data_dir={folder / data}",
         f"--output={folder / output}",
         "--config.gen_toks_cap=4",
@@ -175,7 +175,7 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(folder):
         "--config.tasks=boolq", "--config.limit=0"
     )
     (folder / "bare").mkdir()
-    assert "has no tokenizer" in error(f"--config.checkpoint={folder / 'bare'}")
+    assert "has no tokenizer" in error(f"--config.model={folder / 'bare'}")
     assert not (folder / "out" / "quality-bare.json").exists()
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, name, checkpoint, output, *flags):
-    command = ["-m", f"experiments.{name}", f"--checkpoint={folder / checkpoint}"]
+    command = ["-m", f"experiments.{name}", f"--config.model={folder / checkpoint}"]
     return call(*command, f"--output={folder / output}", *flags)
 
 

@@ -33,7 +33,7 @@ def report(tmp_path_factory):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.quantization_quality"),
-            *(f"--checkpoint={folder / 'model'}", f"--text={folder / 'text.jsonl'}"),
+            *(f"--config.model={folder / 'model'}", f"--text={folder / 'text.jsonl'}"),
             *(f"--output={folder / 'report'}", "--config.chunk=16", "--config.rows=2"),
             *(
                 "--config.max_bytes=40",
