@@ -9,9 +9,13 @@ from typing import Any
 from griffin_jax import markdown
 from griffin_jax.fields import shown
 
-HOLDS, FAILS, MISSING = "holds", "does not hold", "not reached"
+HOLDS, FAILS, MISSING, UNFINISHED = "holds", "does not hold", "not reached", "not finished"
 # From what a quantity is called to its value; None where it was not reached.
 Lookup = Callable[..., float | None]
+# From what a quantity is called to whether the runs that it is of have ended.
+Ended = Callable[..., bool]
+# Quantities that are of something else, which their last part names.
+_OF_ANOTHER = ("loss at", "loss at step", "loss of", "loss over")
 _RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -21,7 +25,8 @@ class Verdict:
 
     Attributes:
       says: The statement.
-      verdict: "holds", "does not hold" or "not reached".
+      verdict: "holds", "does not hold", "not reached" where a model came to no such figure, or "not
+        finished" where runs that the figures are of have not ended.
       figures: The numbers that decided it.
     """
 
@@ -77,14 +82,25 @@ def _is_condition(value):
     )
 
 
-def judge(claims: Sequence[Mapping[str, Any]], lookup: Lookup) -> list[dict[str, str]]:
-    """Returns the verdict on each claim, the fields of a `Verdict`, ready for JSON."""
-    return [dataclasses.asdict(_judge(claim, lookup)) for claim in claims]
+def judge(
+    claims: Sequence[Mapping[str, Any]], lookup: Lookup, ended: Ended = lambda *quantity: True
+) -> list[dict[str, str]]:
+    """Returns the verdict on each claim, the fields of a `Verdict`, ready for JSON.
+
+    Args:
+      claims: The statements.
+      lookup: Gives a quantity's value.
+      ended: Says whether the runs that a quantity is of have ended. A claim of others is not judged:
+        seeds and sizes that are missing might decide it.
+    """
+    return [dataclasses.asdict(_judge(claim, lookup, ended)) for claim in claims]
 
 
-def _judge(claim, lookup):
+def _judge(claim, lookup, ended):
     met, figures = _met(claim["if"], lookup)
     given, why = _met(claim.get("given", ()), lookup)
+    if not all(ended(*quantity) for quantity in quantities_of(claim)):
+        return Verdict(claim["says"], UNFINISHED, "; ".join(dict.fromkeys(why + figures)))
     if not all(given):
         return Verdict(claim["says"], MISSING, "; ".join(dict.fromkeys(why + figures)))
     verdict = FAILS if False in met else MISSING if None in met else HOLDS
@@ -109,12 +125,21 @@ def _met(conditions, lookup):
 
 def _in_words(quantity, value):
     what, *of = quantity
+    equals = ""
+    if what in _OF_ANOTHER:
+        *of, last = of
+        what += f" {last:,}" if isinstance(last, int) else f" {last}"
+        equals = " ="
     name = ", ".join(str(x) for x in of if x != "")
     if value is None:
         return f"{name}: {what} not reached"
     if what == "accuracy":
         return f"{name}: {value:.1%}"
-    return f"{name}: {what} {value:,.0f}" if value >= 100 else f"{name}: {what} {value:.3f}"
+    return (
+        f"{name}: {what}{equals} {value:,.0f}"
+        if value >= 100
+        else f"{name}: {what}{equals} {value:.3f}"
+    )
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -136,7 +161,8 @@ def summary(studies: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "# Verdicts",
         "What the papers say, and what their studies found here on a small scale. Every page says what "
-        "was run shorter than in the paper, by which command, and on what.",
+        'was run shorter than in the paper, by which command, and on what. A statement is "not reached" where '
+        'no model came to such a figure, and "not finished" where runs that would decide it are missing.',
         markdown.table(head, rows, numbers=False),
         f"On {'; '.join(devices)}.",
     ]

@@ -1,5 +1,6 @@
 """A study's results as JSON, a page of Markdown and plots."""
 
+import collections
 import functools
 import itertools
 import re
@@ -128,6 +129,26 @@ def lookup(study: Any, results: Results) -> claims.Lookup:
         return value if value is not None and np.isfinite(value) else None
 
     return finite
+
+
+def ended(study: Any, results: Results) -> claims.Ended:
+    """Returns what says whether all runs of a quantity are done, for `claims.judge`.
+
+    "loss at step" is also of runs that were stopped later, so these count as done.
+    """
+    planned = collections.Counter((run.name, run.variant) for run in study.runs())
+    done = collections.Counter((run["model"], run["variant"]) for run in _done(results))
+    there = collections.Counter((run["model"], run["variant"]) for run in results)
+
+    def are_done(what, model, *rest):
+        of = {variant for name, variant in planned if name == model}
+        if what != "exponent":  # which is of all variants
+            of &= {rest[0] if rest and rest[0] in of else ""}
+        names = [model, rest[-1]] if what == "loss over" else [model]
+        known = there if what == "loss at step" else done
+        return all(known[x, variant] >= planned[x, variant] for x in names for variant in of)
+
+    return are_done
 
 
 def _steps(study, runs):
@@ -287,7 +308,8 @@ def laws(axis: Any, results: Results) -> None:
 
 def verdicts(study: Any, found: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the verdicts on a study's claims, by its "results"."""
-    return claims.judge(study.claims, lookup(study, found["results"]))
+    results = found["results"]
+    return claims.judge(study.claims, lookup(study, results), ended(study, results))
 
 
 def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list[Path]:

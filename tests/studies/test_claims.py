@@ -44,6 +44,27 @@ def test_nothing_is_reached_where_something_is_not_given():
         assert found["verdict"] == verdict
 
 
+def test_what_is_missing_might_decide_a_claim():
+    claim = {"says": "x", "if": [[("accuracy", "a"), ">", 1.0, ("accuracy", "b")]]}
+    for of, verdict in (("a", "not finished"), ("b", "not finished"), ("c", "holds")):
+        (found,) = claims.judge([claim], lookup, lambda what, model: model != of)  # noqa: B023
+        assert found["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    "quantity, value, words",
+    [
+        (("loss at", "a", "wide", 4096), 1.5, "a, wide: loss at 4,096 = 1.500"),
+        (("loss over", "a", "", "b"), 1.5, "a: loss over b = 1.500"),
+        (("loss at step", "a", 10), None, "a: loss at step 10 not reached"),
+    ],
+)
+def test_a_figure_names_what_it_is_of(quantity, value, words):
+    claim = {"says": "x", "if": [[quantity, "<", 1.0]]}
+    (found,) = claims.judge([claim], lambda *_: value)
+    assert found["figures"] == words
+
+
 @pytest.mark.parametrize(
     "claim, message",
     [

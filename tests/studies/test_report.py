@@ -90,3 +90,25 @@ def test_the_law_of_sizes_is_a_power_law():
     assert report.lookup(study, results[:2])("exponent", "a") is None
     results[2] |= {"stopped": 5}
     assert report.lookup(study, results)("exponent", "a") is None
+
+
+def test_a_quantity_is_of_runs_that_have_all_ended():
+    def run(model, variant, **more):
+        return {"model": model, "variant": variant} | more
+
+    planned = [
+        types.SimpleNamespace(name=name, variant=variant)
+        for name in "ab"
+        for variant in ("wide", "narrow")
+        for _ in range(2)  # seeds
+    ]
+    results = [run("a", "wide"), run("a", "wide"), run("a", "narrow"), run("b", "wide")]
+    results += [run("a", "narrow", stopped=5), run("b", "wide")]
+    are_done = report.ended(types.SimpleNamespace(runs=lambda: iter(planned)), results)
+    assert are_done("loss", "a", "wide") and are_done("loss over", "a", "wide", "b")
+    assert not are_done("accuracy", "a", "narrow", "a test")
+    assert not are_done("loss over", "b", "narrow", "a") and not are_done("loss", "b", "narrow")
+    assert not are_done("exponent", "a")
+    # A curve is there up to where its run was stopped.
+    assert are_done("loss at step", "a", "narrow", 5)
+    assert not are_done("loss at step", "b", "narrow", 5)
