@@ -94,6 +94,10 @@ def read_adapter(
       CheckpointError: a file is missing or damaged, a setting changes what is computed and is not
         supported, or the adapter does not fit the base.
     """
+    if not (folder / CONFIG_FILE).is_file():
+        own = folder / "adapter"  # where `experiments.train` puts it in a run's folder
+        hint = f"; {own} is one" if (own / CONFIG_FILE).is_file() else ""
+        raise CheckpointError(f"{folder} is no LoRA adapter: it has no {CONFIG_FILE}{hint}")
     values = read_json(folder / CONFIG_FILE)
     try:
         settings = read_settings(values, _RULES, CONFIG_FILE)

@@ -135,6 +135,8 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path):
         load_adapter(tmp_path / "adapter", abstract_params(CONFIG.replace(mlp_width=32)))
     with pytest.raises(CheckpointError, match=r"the base does not, tensor .*layers\.1"):
         load_adapter(tmp_path / "adapter", abstract_params(CONFIG.replace(num_layers=1)))
+    with pytest.raises(CheckpointError, match=r"is no LoRA adapter: .*; .*adapter is one"):
+        load_adapter(tmp_path, BASE)  # as a training run has it
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     (tmp_path / "adapter" / "adapter_config.json").write_text(
         json.dumps(settings | {"use_dora": True})
