@@ -16,6 +16,8 @@ from experiments import command_help, config_files, guard, processes
 if TYPE_CHECKING:
     import jax
 
+    from griffin_jax import LanguageModel
+
 _VERBOSE = flags.DEFINE_bool(
     "verbose", False, "Say on standard error which kernel serves which operation."
 )
@@ -198,6 +200,20 @@ def check_batch(lm, config, texts: list[str]) -> None:
     rows = min(config.batch_size, len(texts))
     if message := too_many_rows(lm.config, lm.params, lm.dtype, longest, limit, rows):
         raise ValueError(f"config.batch_size={config.batch_size}: {message}")
+
+
+def load_model(model: str, **options: Any) -> "LanguageModel":
+    """Returns `griffin_jax.load` of a model that is to read text, with these options.
+
+    Raises:
+      ValueError: it has no tokenizer; or as `griffin_jax.load`.
+    """
+    from griffin_jax import load
+
+    lm = load(model, **options)
+    if lm.tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer; put its tokenizer.model there")
+    return lm
 
 
 def mesh_of(sizes: Mapping[str, int]) -> "jax.sharding.Mesh | None":

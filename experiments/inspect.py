@@ -8,10 +8,11 @@ hold a token. A text comes as --prompt or as a file, --text. Any field of the co
 --config.model=FOLDER --config.token=5
 """
 
+import sys
+
 from absl import flags
 
 from experiments import command, outputs
-from griffin_jax.loading import load
 from griffin_jax.text_files import TextFile
 from griffin_jax.tracing import page
 
@@ -27,8 +28,11 @@ def main() -> None:
     folder = outputs.folder(_OUTPUT)
     if _PROMPT.value and _TEXT.value:
         raise ValueError("give the text as --prompt or as --text, not as both")
-    text = TextFile(_TEXT.value).text() if _TEXT.value else _PROMPT.value or _DEFAULT
-    lm = load(config.model, dtype=config.dtype)
+    text = TextFile(_TEXT.value).text() if _TEXT.value else _PROMPT.value
+    if not text:
+        text = _DEFAULT
+        print(f"[no --prompt; reading {text!r}]", file=sys.stderr)
+    lm = command.load_model(config.model, dtype=config.dtype)
     tokens = lm.tokenizer.encode(text)[: config.max_tokens]
     texts = [lm.tokenizer.decode([token]) for token in tokens]
     reading = page.read(lm, tokens, texts, config.token)

@@ -50,7 +50,6 @@ class Row:
 
 
 def main() -> None:
-    import griffin_jax
     from griffin_jax.plotting import pyplot
     from griffin_jax.training import corpus
 
@@ -61,9 +60,7 @@ def main() -> None:
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise ValueError(f"--text={_TEXT.value} holds no text")
-    lm = griffin_jax.load(config.model, dtype=config.dtype)
-    if lm.tokenizer is None:
-        raise ValueError(f"{config.model} has no tokenizer; put its tokenizer.model there")
+    lm = command.load_model(config.model, dtype=config.dtype)
     rows = measure(lm, stored_weights(config.model), texts, config)
     write_report(folder, rows, texts)
 

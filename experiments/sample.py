@@ -76,18 +76,13 @@ def main() -> None:
 
 def load_model(config):
     """Returns the config's model, with its tokenizer."""
-    import griffin_jax
-
-    lm = griffin_jax.load(
+    return command.load_model(
         config.model,
         adapter=config.adapter,
         dtype=config.dtype,
         allow_nan=config.allow_nan,
         mesh=command.mesh_of(config.mesh),
     )
-    if lm.tokenizer is None:
-        raise ValueError(f"{config.model} has no tokenizer; put its tokenizer.model there")
-    return lm
 
 
 def stream(lm, config, drawing, prompt: str) -> None:

@@ -20,10 +20,8 @@ from absl import flags
 from experiments import command, config_files, outputs, schemas
 from griffin_jax import provenance, studies
 from griffin_jax.benchmarks.machine import Limits, measure_limits
-from griffin_jax.checkpoints import find_folder
 from griffin_jax.fields import check_values
 from griffin_jax.files import write_json, write_text
-from griffin_jax.loading import load
 from griffin_jax.models import Griffin
 from griffin_jax.paths import make_folder, resolve
 from griffin_jax.progress import Bar
@@ -147,7 +145,7 @@ def _memory_study(fields):
 
 def _look(chosen, _):
     study, model, text = chosen
-    lm = load(find_folder(model), dtype="float32")
+    lm = command.load_model(model, dtype="float32")
     rows = studies.memory.rows_of(read_documents(text), lm.tokenizer, study)
     began = time.monotonic()
     found = studies.memory.measure(lm, rows, study, lambda effect: _tell(f"{effect}"))
@@ -184,7 +182,7 @@ def _answer(study, _):
 
 def _answer_lines(study, name):
     lines = studies.long_answers.read_lines(study.lines, study.limit)
-    lm = load(find_folder(study.model), dtype="float32")
+    lm = command.load_model(study.model, dtype="float32")
     folder = make_folder(resolve(_RUN.value, "--run") / name, "--run")
     ends = math.inf if _MINUTES.value is None else time.monotonic() + 60 * _MINUTES.value
     with StopSignal() as stop, Bar(total=len(lines), desc="lines", unit="line") as bar:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from griffin_jax.models import abstract_params
 from griffin_jax.paths import resolve
 from griffin_jax.plotting import pyplot
 from griffin_jax.sharding import MeshShape
+from griffin_jax.text_files import read_json
 
 CHIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # The work that more and more chips share: rows decoded at once, or sequences in a batch of tokens.
@@ -227,11 +227,14 @@ def measured_figures(folder: Path) -> list[Measured]:
 
     Args:
       folder: With JSON files of `experiments.benchmark`.
+
+    Raises:
+      TextFileError: a file of the folder is not JSON.
     """
     folder = resolve(folder, "folder")
     found = {"decode": [], "throughput": [], "training": []}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path, object)
         if not isinstance(results, dict) or results.get("kind") not in found:
             continue
         if results["machine"].get("platform", "gpu") != "gpu":

@@ -94,9 +94,10 @@ def plan_texts(
                 "context_length_exceeded",
             )
     if max_new_tokens > settings.most_new_tokens:
+        newer = getattr(body, "max_completion_tokens", None) is not None
+        name = "max_completion_tokens" if newer else "max_tokens"
         raise invalid(
-            f"max_tokens is {max_new_tokens}; {settings.most_new_tokens} are the most here",
-            "max_tokens",
+            f"{name} is {max_new_tokens}; {settings.most_new_tokens} are the most here", name
         )
     if len(prompts) * draws > settings.most_choices:
         raise invalid(

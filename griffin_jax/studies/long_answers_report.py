@@ -32,15 +32,16 @@ def means(found: Mapping[str, Any]) -> dict[int, dict[tuple[str, str], float]]:
 def verdicts(study: LongAnswersStudy, found: Mapping[str, Any]) -> list[dict[str, str]]:
     """Returns the verdicts on claims of one of `SCORES`, one of `WAYS` and maybe a size of chunks.
 
-    Without a size, it is the mean over all of them. Nothing is reached before all lines are answered.
+    Without a size, it is the mean over all of them. None is judged before all lines are answered.
     """
-    known = means(found) if len(found["rows"]) == found["total"] else {}
+    known = means(found)
+    whole = len(found["rows"]) == found["total"]
 
     def lookup(score, way, size=None):
         values = [x[way, score] for x_size, x in known.items() if size in (None, x_size)]
         return float(np.mean(values)) if values else None
 
-    return claims.judge(study.claims, lookup)
+    return claims.judge(study.claims, lookup, lambda *quantity: whole)
 
 
 def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,16 @@ command.run({name}.main)
     assert line.startswith("error: memory does not suffice (")
     assert not [hint for hint in hints if hint not in line]
     assert not [hint for hint in others if hint in line]
+
+
+def test_a_model_that_reads_no_text_is_told_before_any_is_given(monkeypatch):
+    import griffin_jax
+
+    for tokenizer in (None, "a tokenizer"):
+        lm = types.SimpleNamespace(tokenizer=tokenizer)
+        monkeypatch.setattr(griffin_jax, "load", lambda model, **options: lm)  # noqa: B023
+        if tokenizer is None:
+            with pytest.raises(ValueError, match="bare has no tokenizer; put its"):
+                command.load_model("bare", dtype="float32")
+        else:
+            assert command.load_model("bare") is lm

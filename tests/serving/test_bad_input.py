@@ -89,6 +89,7 @@ WRONG = [
     (CHAT, {"messages": USER, "tools": [{"type": "function"}]}, "tools is not supported"),
     (CHAT, {"messages": USER, "top_logprobs": 2}, "top_logprobs goes with logprobs"),
     (CHAT, {"messages": USER, "max_tokens": 2, "max_completion_tokens": 3}, "not both"),
+    (CHAT, {"messages": USER, "max_completion_tokens": 513}, "max_completion_tokens is 513; 512"),
     (CHAT, {"messages": USER, "prompt": "a"}, "unknown field"),
     ("/tokenize", {}, "give prompt or messages"),
     ("/tokenize", {"prompt": 1}, "prompt must be text"),

@@ -177,7 +177,7 @@ def test_the_page_has_every_size_and_the_verdict(tmp_path):
     verdicts = long_answers_report.verdicts(study, found)
     assert [x["verdict"] for x in verdicts] == ["holds", "holds"]
     verdicts = long_answers_report.verdicts(study, found | {"total": 2})
-    assert [x["verdict"] for x in verdicts] == ["not reached", "not reached"]
+    assert [x["verdict"] for x in verdicts] == ["not finished", "not finished"]
     found |= dataclasses.asdict(study) | {"device": "a CPU", "command": "x", "verdicts": verdicts}
     png, page = long_answers_report.write("some", found, tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG")
