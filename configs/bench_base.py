@@ -1,4 +1,4 @@
-"""What every benchmark's config has; not one to run."""
+"""The fields of every benchmark's config; it is no config by itself."""
 
 from ml_collections import ConfigDict, config_dict
 

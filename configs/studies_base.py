@@ -1,4 +1,4 @@
-"""What the studies' configs share: the models that the papers compare. It is no config by itself."""
+"""The parts that the studies' configs share: the models that the papers compare. It is no config by itself."""
 
 from pathlib import Path
 

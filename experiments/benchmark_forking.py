@@ -33,7 +33,9 @@ _LIMIT = flags.DEFINE_integer("limit", 4, "Questions of each subject.", lower_bo
 _QUANTIZATION = flags.DEFINE_enum(
     "quantization", None, ["nf4", "fp4", "int8"], "Pack linear weights."
 )
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "float16", "bfloat16"], "Of activations.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "float16", "bfloat16"], "The dtype of activations."
+)
 _STACK_LAYERS = flags.DEFINE_bool(
     "stack_layers", None, "Run the layers in a loop, which compiles faster; see griffin_jax.load."
 )

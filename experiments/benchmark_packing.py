@@ -18,7 +18,9 @@ from absl import flags
 from experiments import command
 
 _PRESETS = flags.DEFINE_list("presets", ["recurrentgemma-2b"], "Shapes, with commas.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "float16", "bfloat16"], "Of weights.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["float32", "float16", "bfloat16"], "The dtype of weights."
+)
 _TYPE = flags.DEFINE_enum("type", "nf4", ["nf4", "fp4"], "To pack into.")
 _DOUBLE = flags.DEFINE_bool("double", False, "Quantize scales, too.")
 _BLOCK = flags.DEFINE_integer("block", 64, "Weights per scale.", lower_bound=32)

@@ -31,7 +31,10 @@ _TEXT = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Write the JSON object here, too.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "float16", "bfloat16"], "Of activations; float32 on a CPU."
+    "dtype",
+    None,
+    ["float32", "float16", "bfloat16"],
+    "The dtype of activations; by default float32 on a CPU, else bfloat16.",
 )
 _CHUNK = flags.DEFINE_integer(
     "chunk", 1024, "Tokens per call; 256 where the cache slides.", lower_bound=1

@@ -1,4 +1,4 @@
-"""What every command does around its own work."""
+"""The frame of every command: its config, its flags, its errors and its model."""
 
 import importlib.metadata
 import io

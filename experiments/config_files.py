@@ -30,7 +30,7 @@ _MODEL = re.compile(r"--?(config\.)?(?P<name>model|checkpoint)(?P<value>=.*)?", 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a command line says of the config.
+    """The part of a command line that is about the config.
 
     Attributes:
       file: The config file; None for the command's default.

@@ -1,4 +1,4 @@
-"""What stands around a command from its first import on; nothing heavy is imported here.
+"""Ctrl-C and failing imports, from the first import of a command on; nothing heavy is imported here.
 
 `experiments/__init__.py` begins it where Python runs `-m experiments.NAME`, `griffin_jax.console` where
 the console script does: until the command itself has Ctrl-C in hand, Ctrl-C ends the process on the

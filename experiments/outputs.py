@@ -1,4 +1,4 @@
-"""What commands write: checked before any work is done, and named by the flag in what is said."""
+"""Outputs of commands, which are checked before any work is done; messages name the flag."""
 
 from collections.abc import Sequence
 from pathlib import Path

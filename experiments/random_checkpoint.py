@@ -19,8 +19,10 @@ _PRESET = flags.DEFINE_string("preset", "tiny", "Shape: recurrentgemma-2b, recur
 _LAYERS = flags.DEFINE_integer("layers", None, "The first so many only.", lower_bound=1)
 _VOCABULARY = flags.DEFINE_integer("vocabulary", None, "So many pieces.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "runs/random", "Folder to make.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "float16", "bfloat16"], "Of weights.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers.", lower_bound=0)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["float32", "float16", "bfloat16"], "The dtype of weights."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "The seed of the random numbers.", lower_bound=0)
 
 _PIECE = 2**24  # numbers drawn at a time
 

@@ -43,7 +43,7 @@ class Serve(ServerSettings):
         like, a shape with random weights, to measure speed with.
       adapter: A folder with a LoRA adapter for the model, as `train` or PEFT writes it.
       quantization: "nf4" or "fp4" packs linear weights on the way; a folder in 4 bits loads as it is.
-      dtype: That of activations; None is what a 4-bit folder says, and otherwise bfloat16 on accelerators
+      dtype: The dtype of activations; None is what a 4-bit folder says, and otherwise bfloat16 on accelerators
         and float32 on CPUs.
       mesh: How devices share the model (griffin_jax.sharding.MeshShape); -1 along one axis is the rest.
     """
@@ -161,7 +161,7 @@ class CompileTPU:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What every benchmark's config has."""
+    """The fields of every benchmark's config."""
 
     kind: str = field(
         one_of=(

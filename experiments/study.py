@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _words(page):
-    """What somebody wrote at the end of a page, behind the heading `_SEEN`; "" of no such thing."""
+    """Returns what somebody wrote at the end of a page, behind the heading `_SEEN`; "" for nothing."""
     if not page.exists():
         return ""
     _, heading, words = page.read_text(encoding="utf-8").partition(f"\n{_SEEN}\n")

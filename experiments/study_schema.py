@@ -15,7 +15,7 @@ from griffin_jax.studies import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Named:
-    """What every study has.
+    """The fields of every study.
 
     Attributes:
       name: What its files are called.

@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text: how often, with how many bytes."""
+"""The operations of a compiled program, read from its text, with their counts and bytes."""
 
 import dataclasses
 import functools

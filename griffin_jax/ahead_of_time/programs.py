@@ -38,7 +38,7 @@ WEIGHTS: dict[str, QuantizationConfig | None] = {"bf16": None} | PACKINGS
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is to be compiled.
+    """A program to be compiled.
 
     Attributes:
       model: Name of a preset.

@@ -13,7 +13,7 @@ from griffin_jax.training.flops import train_flops_per_token
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What one chip can do at best.
+    """The limits of one chip.
 
     Attributes:
       memory_bytes: The bytes of its main memory that a program may use.
@@ -72,7 +72,7 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What takes most of the time: "memory", "compute" or "links"."""
+        """The resource that takes most of the time: "memory", "compute" or "links"."""
         times = {
             "memory": self.memory_seconds,
             "compute": self.compute_seconds,

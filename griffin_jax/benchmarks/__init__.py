@@ -1,1 +1,1 @@
-"""What the models cost on the machine at hand: time, bytes, FLOPs and memory, peers beside them."""
+"""Costs of the models on this machine: time, bytes, FLOPs and memory, peers beside them."""

@@ -1,4 +1,4 @@
-"""What RecurrentGemma-9B's model card publishes about speed, to stand beside what is measured.
+"""Figures of speed in RecurrentGemma-9B's model card, to stand beside what is measured.
 
 https://huggingface.co/google/recurrentgemma-9b-it, sections on inference. Its throughput figure is a
 picture without numbers; the machine is not named.

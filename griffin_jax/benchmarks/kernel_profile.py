@@ -22,7 +22,7 @@ _LINES = ("Stream", "XLA Ops")
 
 @dataclasses.dataclass(frozen=True)
 class KernelTime:
-    """What one kernel took in all of its launches.
+    """The time of one kernel in all of its launches.
 
     Attributes:
       name: As the profiler has it.

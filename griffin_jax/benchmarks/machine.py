@@ -19,7 +19,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the device reaches in the two things that bound a model.
+    """The bandwidth and the matrix rates that a device reaches, which bound a model.
 
     Attributes:
       bytes_per_second: The bandwidth of a copy within the device's memory, bytes read and bytes written.

@@ -1,4 +1,4 @@
-"""How work scales over devices: a table and a plot of the rows of one kind that differ by their mesh."""
+"""Scaling over devices: a table and a plot of the rows of one kind that differ by their mesh."""
 
 import collections
 from collections.abc import Sequence

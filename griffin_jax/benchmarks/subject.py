@@ -1,4 +1,4 @@
-"""What is measured: which model, in which weights, computing in what, run by which stack."""
+"""The subject of a measurement: a model, its weights, the dtype that it computes in, and the stack that runs it."""
 
 import dataclasses
 import math
@@ -91,7 +91,7 @@ class Subject:
 
     @property
     def quantization(self) -> QuantizationConfig | None:
-        """How linear weights are packed; None where they are not."""
+        """Settings of packed linear weights; None where they are not packed."""
         return PACKINGS.get(self.weights)
 
     @property

@@ -1,4 +1,4 @@
-"""What can be measured, one job at a time, and the jobs that a config asks for."""
+"""The jobs that a config asks for, each of which measures one thing."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def leaves_device_alone(self) -> bool:
-        """Whether JAX only counts, and the accelerator's memory belongs to another framework."""
+        """True if JAX only counts, and the accelerator's memory belongs to another framework."""
         return self.model.endswith("@transformers")
 
     def to_json(self) -> str:

@@ -60,7 +60,7 @@ def measure(call: Callable[[], Any], *, warmup: int = 1, repeats: int = 5) -> Ti
 
 @dataclasses.dataclass
 class Compilation:
-    """What was compiled within `compilation()`.
+    """Counts of what was compiled within `compilation()`.
 
     Attributes:
       seconds: The time of compiling, or of reading programs from the persistent cache. Tracing is Python's

@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """How a step spends memory; see `griffin_jax.training.TrainConfig`.
+    """The memory settings of a step; see `griffin_jax.training.TrainConfig`.
 
     Attributes:
       remat: What the backward pass recomputes.

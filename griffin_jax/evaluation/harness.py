@@ -353,7 +353,7 @@ class GriffinLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness tells its caches of prompts apart by."""
+        """The name by which the harness tells its caches of prompts apart."""
         return f"griffin_jax-{self.checkpoint}".replace("/", "__")
 
 

@@ -1,4 +1,4 @@
-"""Which local file stands for which data set of the Hub, and the fields that the tasks read.
+"""The local files that stand for data sets of the Hub, and the fields that the tasks read.
 
 Layout of a data folder: `NAME/[CONFIG/]SPLIT.jsonl`, UTF-8, one object a line, with the fields of
 the data set that the harness's task of that name loads from the Hub. A file may be packed, as

@@ -1,4 +1,4 @@
-"""Which model is evaluated: a checkpoint or a shape with random weights, and its fingerprint."""
+"""The model that is evaluated: a checkpoint or a shape with random weights, and its fingerprint."""
 
 import hashlib
 from pathlib import Path

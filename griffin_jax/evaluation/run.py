@@ -32,7 +32,7 @@ _BOOTSTRAP = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How tasks are loaded and run; the fields are those of configs/eval_quality.py.
+    """Settings of loading and running tasks; the fields are those of configs/eval_quality.py.
 
     Attributes:
       limit: Questions of each task; None for all.
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def writes(self) -> bool:
-        """Whether the model writes its answers, rather than choosing among given ones."""
+        """True if the model writes its answers, rather than choosing among given ones."""
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.loaded["tasks"].values())
 
 
@@ -234,7 +234,7 @@ def _check_first_prompts(run):
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run gave.
+    """The results of a run.
 
     Attributes:
       results: The harness's results by task and group.

@@ -52,7 +52,7 @@ class CodeExecutionRefused(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use."""
+    """The limits of one program."""
 
     seconds: float = 10.0  # wall clock, starting of Python included
     cpu_seconds: int = 10

@@ -1,4 +1,4 @@
-"""What Linux offers a process without privileges to shut itself in, through ctypes.
+"""Means of Linux by which a process without privileges shuts itself in, through ctypes.
 
 Namespaces (unshare(2)), Landlock (landlock(7)) and seccomp filters (seccomp(2)). Every part is
 tried; `shut_in` returns the names of those that the kernel granted. Stand-alone: `sandbox_child.py`

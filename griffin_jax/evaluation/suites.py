@@ -1,4 +1,4 @@
-"""What a row of the model card is, and how it is measured. The rows stand in configs/eval_*.py."""
+"""Rows of the model card, and how each is measured. The rows themselves are in configs/eval_*.py."""
 
 import dataclasses
 import difflib

@@ -43,9 +43,9 @@ def completion_logprobs(
 
     Args:
       tokenizer: The model's.
-      texts: Those of this choice so far.
+      texts: The texts of this choice so far.
       tokens: Those that are new.
-      logprobs: That of each; None for a first one, which nothing comes before.
+      logprobs: The log-probability of each; None for a first one, which nothing comes before.
       tops: The most likely tokens in its place; None where none were asked for, as for a first one.
     """
     return {

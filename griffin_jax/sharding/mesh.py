@@ -13,7 +13,7 @@ from griffin_jax.fields import check_fields, field
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """How many devices lie along each axis of a mesh; one of them may be -1, "all that remain".
+    """The number of devices along each axis of a mesh; one of them may be -1, "all that remain".
 
     Attributes:
       data: Copies of the model, each with its rows of the batch.

@@ -1,4 +1,4 @@
-"""Which of several processes does what, and what of a mesh belongs to which."""
+"""The roles of several processes, and the part of a mesh that belongs to each."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""How many answers of a task models get right, at any length."""
+"""The share of a task's answers that models get right, at any length."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""How right a generated answer is: exact match and F1 over words, as SQuAD and LongBench count them."""
+"""Scores of generated answers: exact match and F1 over words, as SQuAD and LongBench count them."""
 
 import collections
 from collections.abc import Sequence

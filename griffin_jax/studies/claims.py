@@ -21,7 +21,7 @@ _RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": opera
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of a statement.
+    """The verdict on a statement.
 
     Attributes:
       says: The statement.

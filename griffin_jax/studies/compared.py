@@ -1,4 +1,4 @@
-"""What `experiments.compare_training` has measured, as results of a study."""
+"""Figures of `experiments.compare_training` as results of a study."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -186,7 +186,7 @@ def measure(
 
 
 def _settings(study, lm, line):
-    """What decides a line's answers, as JSON gives it back."""
+    """Returns the settings that decide a line's answers, as JSON gives them back."""
     names = ("template", "certainty", "unanswerable", "max_new_tokens", "chunks")
     fields = {name: getattr(study, name) for name in names}
     return {

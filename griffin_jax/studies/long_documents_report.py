@@ -1,4 +1,4 @@
-"""What was answered from chunks and in one pass, as a page and a plot."""
+"""Answers from chunks and in one pass, as a page and a plot."""
 
 from collections.abc import Mapping
 from pathlib import Path

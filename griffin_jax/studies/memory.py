@@ -1,4 +1,4 @@
-"""What the states of a model hold of a text, shown by putting another text's states in their place.
+"""The memory in the states of a model, shown by putting another text's states in their place.
 
 Rows are read up to a token; then some channels of some recurrent layers get the state that another row
 has there, and all rows are read on. How the loss of later tokens changes, and how far the model's
@@ -53,7 +53,7 @@ class MemoryStudy:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What a swap did.
+    """The effect of a swap.
 
     Attributes:
       layers: The layers in which states were swapped.

@@ -1,4 +1,4 @@
-"""What `memory.measure` found, as a page and plots."""
+"""Results of `memory.measure` as a page and plots."""
 
 import itertools
 from collections.abc import Mapping

@@ -67,7 +67,7 @@ class Phonebook:
 
     @property
     def entries(self) -> int:
-        """How many names are in the book."""
+        """The number of names in the book."""
         return (self.length - 1) // self.entry - _EXAMPLES
 
     @property

@@ -1,4 +1,4 @@
-"""Which scan is fastest over lengths and widths, forward and backward (figure 8)."""
+"""Timings of scans over lengths and widths, forward and backward (figure 8)."""
 
 import dataclasses
 import re
@@ -24,8 +24,8 @@ class ScansStudy:
       lengths: Tokens, T.
       widths: Channels, R.
       measured: A JSON file of `experiments.benchmark` whose rows are taken in place of timing any.
-      operations: Those of `benchmarks.kernel_cases.recurrence_cases`.
-      dtype: That of the RG-LRU's inputs; the linear recurrence is float32.
+      operations: Operations of `benchmarks.kernel_cases.recurrence_cases`.
+      dtype: The dtype of the RG-LRU's inputs; the linear recurrence is float32.
       seconds: How long a loop of calls takes at a twentieth of the device's limit.
       repeats: Times each figure is taken.
       claims: Statements to test; see `claims.check_claims` and `speed_report`.

@@ -1,4 +1,4 @@
-"""What was timed, as pages and plots: training steps over length, and scans."""
+"""Timings as pages and plots: training steps over length, and scans."""
 
 import itertools
 from collections.abc import Mapping

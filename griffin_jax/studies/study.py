@@ -1,4 +1,4 @@
-"""What a study is: models, a task, seeds and learning rates, and the runs that follow from them."""
+"""A study: models, a task, seeds and learning rates, and the runs that follow from them."""
 
 import collections
 import dataclasses
@@ -46,7 +46,7 @@ _QUANTITIES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What is otherwise in the runs of a variant than in the study.
+    """Changes to a study in the runs of a variant.
 
     Attributes:
       knobs: Fields of the task.
@@ -61,7 +61,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long a run is trained, and on what at a time; `Plan` says what the last two are.
+    """The length of a run and the examples of an update; `Plan` describes the last two fields.
 
     Attributes:
       steps: Updates.

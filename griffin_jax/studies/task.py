@@ -1,4 +1,4 @@
-"""What a task is: rows of tokens with exact answers, of a length and a difficulty that can be set."""
+"""Tasks: rows of tokens with exact answers, of a length and a difficulty that can be set."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 

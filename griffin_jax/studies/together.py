@@ -42,7 +42,7 @@ _MASKED = ("cudnn_rows_gpu", "cudnn_gpu")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the runs of a group have in common.
+    """The settings that the runs of a group have in common.
 
     Attributes:
       model: The model's shape.
@@ -76,7 +76,7 @@ class Plan:
 
 @dataclasses.dataclass
 class Trained:
-    """What a group has come to.
+    """The state of a group of runs.
 
     Attributes:
       params: The runs' parameters, stacked.

@@ -1,4 +1,4 @@
-"""What a linear recurrence remembers: its effective attention, its spectrum, and how far it reaches.
+"""The memory of a linear recurrence: its effective attention, its spectrum, and how far it reaches.
 
 A recurrence h_t = a_t h_{t-1} + x_t is attention without a softmax: h_t is the sum of x_s over s <= t,
 each weighed by the product of the decays behind it. Decays and inputs are those of a trace, at

@@ -26,7 +26,7 @@ _NAMED = 3  # of the nearest names, in an error
 
 @flax.struct.dataclass
 class Trace(Mapping):
-    """What a model computed; a mapping from the names that were asked for to what was there.
+    """The values that a model computed: a mapping from the names that were asked for.
 
     Attributes:
       logits: float32[B, T, V], as `LanguageModel.apply` returns them.

@@ -10,18 +10,16 @@ import numpy as np
 
 from griffin_jax.paths import AnyPath
 from griffin_jax.text_files import TextFile
+from griffin_jax.tokenizer import END_OF_TURN
 from griffin_jax.training.corpus import CorpusError
 from griffin_jax.training.data import Batch
+from griffin_jax.training.encoding import Encoder
 
-_END_OF_TURN = "<end_of_turn>"
 
-
-class ChatTokenizer(Protocol):
-    """What is asked of a tokenizer here."""
+class ChatTokenizer(Encoder, Protocol):
+    """A tokenizer that knows how a model writes conversations."""
 
     pad_id: int
-
-    def encode(self, text: str, bos: bool = True) -> list[int]: ...
 
     def format_chat(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
@@ -66,14 +64,14 @@ def tokenize_chat(
     for count, message in enumerate(messages, start=1):
         if message.get("role") in ("assistant", "model"):
             text = tokenizer.format_chat(messages[:count], add_generation_prompt=False)
-            if _END_OF_TURN not in text:
+            if END_OF_TURN not in text:
                 raise ValueError(
-                    f"the model's chat template writes no {_END_OF_TURN}, by which the turns that "
+                    f"the model's chat template writes no {END_OF_TURN}, by which the turns that "
                     "are learned are told; take a tokenizer with Gemma's turns"
                 )
             prompt = tokenizer.format_chat(messages[: count - 1], add_generation_prompt=True)
             add(len(prompt), model=False)
-            add(text.rindex(_END_OF_TURN) + len(_END_OF_TURN), model=True)
+            add(text.rindex(END_OF_TURN) + len(END_OF_TURN), model=True)
     return Conversation(tokens, learned, line)
 
 

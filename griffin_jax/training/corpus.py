@@ -15,7 +15,7 @@ from griffin_jax.files import new_file, write_json
 from griffin_jax.locks import Lock
 from griffin_jax.paths import AnyPath, make_folder, resolve
 from griffin_jax.text_files import TextFile, read_json
-from griffin_jax.training.encoding import encode_all
+from griffin_jax.training.encoding import DocumentEncoder, encode_all
 
 _TOKEN_FILES = (".npy", ".bin")
 
@@ -24,14 +24,11 @@ class CorpusError(ValueError):
     """A corpus file cannot be read; the message names it and says why."""
 
 
-class CorpusTokenizer(Protocol):
-    """What is asked of a tokenizer here; it must survive pickling."""
+class CorpusTokenizer(DocumentEncoder, Protocol):
+    """A tokenizer whose ids a corpus consists of."""
 
     vocab_size: int
     bos_id: int
-    eos_id: int
-
-    def encode(self, text: str, bos: bool = True) -> list[int]: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,11 +27,15 @@ _WORKER = Path(__file__).with_name("encoding_worker.py")
 
 
 class Encoder(Protocol):
-    """What is asked of a tokenizer here; to be used on several cores, it must survive pickling."""
-
-    eos_id: int
+    """A tokenizer, as far as texts are encoded with it."""
 
     def encode(self, text: str, bos: bool = True) -> list[int]: ...
+
+
+class DocumentEncoder(Encoder, Protocol):
+    """An encoder of documents, which EOS ends; to be used on several cores, it must survive pickling."""
+
+    eos_id: int
 
 
 def available_cores() -> int:
@@ -42,7 +46,7 @@ def available_cores() -> int:
 
 
 def encode_all(
-    documents: Iterable[str], tokenizer: Encoder, *, alone: int = _ALONE
+    documents: Iterable[str], tokenizer: DocumentEncoder, *, alone: int = _ALONE
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yields tokens, BOS ... EOS, and UTF-8 bytes of each document, in order.
 

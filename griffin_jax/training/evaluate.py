@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,7 @@ from griffin_jax.inference.head_blocks import map_positions
 from griffin_jax.inputs import check_tokens
 from griffin_jax.models import Griffin
 from griffin_jax.sharding import batch_shards, jit_on_mesh, mesh_of
-
-
-class Encoder(Protocol):
-    """What is asked of a tokenizer here."""
-
-    def encode(self, text: str, bos: bool = True) -> list[int]: ...
+from griffin_jax.training.encoding import Encoder
 
 
 def document_losses(
@@ -80,7 +75,7 @@ def document_divergences(
     Args:
       config: The shape of both models.
       reference: The parameters that `params` are compared with.
-      params: Those of the model in question, such as a packed one.
+      params: The parameters of the model in question, such as a packed one.
       documents: As for `document_losses`, and so are the rest.
       dtype: The dtype of activations.
       chunk: Tokens per call.

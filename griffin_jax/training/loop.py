@@ -38,7 +38,7 @@ class NonFiniteLossError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a run ends with.
+    """The result of a run.
 
     Attributes:
       params: The trained parameters, float32; of the adapter under `config.lora`. Their running

@@ -24,7 +24,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """What an adapter adds to.
+    """The size of an adapter and the layers that it adds to.
 
     Attributes:
       rank: Rows of a, columns of b.

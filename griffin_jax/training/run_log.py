@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, a progress bar, a plot."""
+"""Logs of a run: metrics.jsonl, TensorBoard, a progress bar, a plot."""
 
 import importlib.util
 import json

@@ -31,7 +31,7 @@ Assemble = Callable[[Params, Params], Params]
 
 @flax.struct.dataclass
 class TrainState:
-    """What training changes.
+    """The values that training changes.
 
     Attributes:
       step: int32[], updates made.

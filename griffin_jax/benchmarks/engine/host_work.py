@@ -1,4 +1,4 @@
-"""What an engine does on the host while rows are full all the time: none is read, none ends."""
+"""The work of an engine on the host while all rows are full: no prompt is read, no text ends."""
 
 import dataclasses
 import time
@@ -69,7 +69,7 @@ def full_rows(lm: LanguageModel, config: dict[str, Any], rows: int) -> Row:
 
 
 class Watch:
-    """What an engine's host does from now on."""
+    """Counts the work of an engine on the host from now on."""
 
     def __init__(self, stats: EngineStats):
         self._stats = stats

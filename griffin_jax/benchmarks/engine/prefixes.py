@@ -1,4 +1,4 @@
-"""What texts have in common: conversations, forks of one document, a context in a file."""
+"""Texts that share a beginning: conversations, forks of one document, a context in a file."""
 
 import tempfile
 import time

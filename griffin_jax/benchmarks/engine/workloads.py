@@ -1,4 +1,4 @@
-"""What an engine can be put to, by name."""
+"""Workloads of an engine, by name."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -16,7 +16,7 @@ _HINT = "pip install --no-deps -r .ci/requirements-recurrentgemma.txt"
 
 
 class _Vocabulary:
-    """What the sampler asks of a vocabulary."""
+    """The vocabulary that the sampler needs."""
 
     def bos_id(self):
         return 2
