@@ -99,7 +99,7 @@ def text(name: str, title: str) -> ConfigDict:
 def shrink(config: ConfigDict, knobs: dict, tests: tuple = ({},)) -> None:
     """Makes a study one of seconds, which shows that it runs and nothing else."""
     config.name += "_tiny"
-    config.shorter = "so small that seconds suffice; the figures mean nothing."
+    config.shorter = "models so small that seconds suffice, and figures that mean nothing."
     small = {"width": 16, "mlp_width": 24, "num_layers": 1, "num_heads": 2}
     config.base = dict(config.base) | small
     config.knobs, config.tests, config.claims = knobs, tests, ()

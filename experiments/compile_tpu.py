@@ -82,7 +82,7 @@ def _compile(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    """The result of one program, in words."""
+    """Prints the result of one program in words."""
     from griffin_jax.ahead_of_time.roofline import V5E
 
     limit, peak = V5E.memory_bytes, result["memory"]["peak"]

@@ -81,7 +81,7 @@ def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
     lines = [
         f"# {found['title']}",
         found["paper"],
-        f"Run here otherwise: {found['shorter']}" if found["shorter"] else "",
+        f"Differences here: {found['shorter']}" if found["shorter"] else "",
         claims.table(found),
         markdown.table(["tokens of a chunk", "chunks", "skipped", *ways], cells),
         f"Means of {len(rows)} of {found['total']} lines, whose contexts have {min(tokens):,} to "

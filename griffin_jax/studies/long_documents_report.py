@@ -72,7 +72,7 @@ def write(name: str, found: Mapping[str, Any], folder: Path) -> list[Path]:
     lines = [
         f"# {found['title']}",
         found["paper"],
-        f"Run here otherwise: {found['shorter']}",
+        f"Differences here: {found['shorter']}",
         claims.table(found),
         markdown.table(head, cells),
         "Shares of right answers; in "

@@ -365,7 +365,7 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
     lines = [
         f"# {study.title}",
         study.paper,
-        f"Run here otherwise: {study.shorter}" if study.shorter else "",
+        f"Differences here: {study.shorter}" if study.shorter else "",
         claims.table(found),
         table(results, study.solved, study.counted),
         "Losses are in nats per token; in brackets, the range over seeds."
@@ -373,8 +373,8 @@ def write(name: str, study: Any, found: Mapping[str, Any], folder: Path) -> list
         else f"Accuracies are of {_COUNTED[study.counted]}; in brackets, the range over seeds. "
         f"A task counts as learned below {study.solved:g} nats per answer.",
         *images,
-        f"{len(done)} of {total} runs are done, in {minutes:.0f} minutes of {found['device']}, which "
-        f"runs beside each other share, by `{command}`.",
+        f"{len(done)} of {total} runs are done, after {minutes:.0f} minutes on {found['device']}; runs "
+        f"in one program share that time. Command: `{command}`.",
     ]
     write_text(folder / f"{name}.md", "\n\n".join(filter(None, lines)) + "\n")
     return [*paths, folder / f"{name}.md"]

@@ -170,7 +170,7 @@ def _page(name, found, folder, table, plot):
     lines = [
         f"# {found['title']}",
         found["paper"],
-        f"Run here otherwise: {found['shorter']}" if found["shorter"] else "",
+        f"Differences here: {found['shorter']}" if found["shorter"] else "",
         claims.table(found),
         table,
         f"![{found['title']}]({plot.name})",
