@@ -45,7 +45,7 @@ _NEEDS_NETWORK = {
 
 
 class LocalDataError(ValueError):
-    """A task or a file of the data folder that can't serve: one line that says which and why."""
+    """A task or a file of the data folder that cannot serve: one line that says which and why."""
 
 
 class MissingDataError(LocalDataError):
@@ -76,17 +76,21 @@ def local_tasks(
 ) -> dict[str, Task | Group]:
     """Returns the tasks and groups by name, in the order asked for, over the files in `data_dir`.
 
-    limit: keep the first so many rows of every file of questions (all rows are checked, and
-      examples are drawn from whole files).
-    num_fewshot: the number of examples that will be asked for, if not the task's own, for all tasks
-      or by task; used only to check that there are enough.
-    metadata: options of our tasks, see `griffin_jax.evaluation.tasks`.
-    task_manager: where the names are looked up; by default the card's tasks, see
-      `card_task_manager`.
+    Args:
+      task_names: Names of tasks and groups, the harness's and ours.
+      data_dir: The folder of JSON lines.
+      limit: Keeps the first so many rows of every file of questions; None keeps all. All rows are
+        checked, and examples are drawn from whole files.
+      num_fewshot: The number of examples that will be asked for, if not the task's own, for all tasks
+        or by task; used only to check that there are enough.
+      metadata: Options of our tasks; see `griffin_jax.evaluation.tasks`.
+      task_manager: Where the names are looked up; by default among the card's tasks, see
+        `card_task_manager`.
 
-    Raises `LocalDataError` for an unknown task, a task that can't do without the network or a
-    missing file (these two as `MissingDataError`), a missing field (by file, line and field) or too
-    few rows to draw examples from.
+    Raises:
+      MissingDataError: (a LocalDataError) a task needs the network, or a file that is missing.
+      LocalDataError: a task is unknown, a row lacks a field (file, line and field are named), or
+        there are too few rows to draw examples from.
     """
     data_dir = resolve(data_dir, "data_dir")
     if not data_dir.is_dir():
@@ -113,7 +117,7 @@ def _check_name(name: str, manager: TaskManager) -> None:
     if name in _NEEDS_NETWORK:
         what, ours = _NEEDS_NETWORK[name]
         raise MissingDataError(
-            f"task {name!r} needs {what}, so it can't run from local files; {ours} can"
+            f"task {name!r} needs {what}, so it cannot run from local files; {ours} can"
         )
 
 

@@ -19,9 +19,13 @@ SPLITS = ("train", "validation", "test", "dev", "prompt")
 class Source:
     """A data set of the Hub in a data folder.
 
-    `folder`: below the data folder; {name} is the configuration. `evaluated`: the split that holds
-    the questions, which must be there. `pool`: the one that examples are drawn from. `only`: keep
-    the rows with these values. `optional`: a group of tasks does without it.
+    Attributes:
+      folder: The path below the data folder; {name} is the configuration.
+      evaluated: The split that holds the questions, which must be there.
+      fields: The fields of a row, with their types.
+      pool: The split that examples are drawn from.
+      only: Values by field; rows with others are left out.
+      optional: True if a group of tasks does without it.
     """
 
     folder: str

@@ -298,7 +298,7 @@ def plot(documents: Sequence[Mapping], path: Path) -> None:
         heights = [math.nan if value is None else value for value in values]
         axis.bar(places, heights, width, yerr=errors, label=label)
     axis.set_xticks(range(len(rows)), list(rows), rotation=45, ha="right")
-    axis.set_ylabel("per cent")
+    axis.set_ylabel("percent")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize="small")
     with new_file(path) as file:

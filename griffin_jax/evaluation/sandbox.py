@@ -52,18 +52,32 @@ class CodeExecutionRefused(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one program."""
+    """The limits of one program.
 
-    seconds: float = 10.0  # wall clock, starting of Python included
+    Attributes:
+      seconds: Wall clock, the start of Python included.
+      cpu_seconds: Processor time.
+      memory_bytes: Address space.
+      file_bytes: The size of each file, standard output included.
+      open_files: Files that are open at once.
+    """
+
+    seconds: float = 10.0
     cpu_seconds: int = 10
-    memory_bytes: int = 1 << 30  # address space
-    file_bytes: int = 1 << 20  # of each file, standard output included
+    memory_bytes: int = 1 << 30
+    file_bytes: int = 1 << 20
     open_files: int = 64
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`passed`: the program ran to its end. `reason`: one line. `output`: the end of what it said."""
+    """The end of a program.
+
+    Attributes:
+      passed: True if it ran to its last line.
+      reason: "passed", or why it did not, in one line.
+      output: The end of what it wrote to standard output and standard error.
+    """
 
     passed: bool
     reason: str
@@ -88,7 +102,13 @@ def run(
 ) -> Outcome:
     """Runs one Python program and says whether it ended well.
 
-    Raises `CodeExecutionRefused` if running code isn't allowed.
+    Args:
+      program: Its source.
+      limits: What it may use; `Limits()` by default.
+      allow_code_execution: Allows it, as the environment's GRIFFIN_ALLOW_CODE_EXECUTION=1 does.
+
+    Raises:
+      CodeExecutionRefused: neither allows it, or the platform has no sandbox.
     """
     check_allowed(allow_code_execution)
     return _run(program, limits or Limits())[0]
@@ -102,8 +122,18 @@ def run_all(
     workers: int | None = None,
     progress: bool = True,
 ) -> list[Outcome]:
-    """Calls `run` for many programs, `workers` (default: the machine's cores) at a time; returns the
-    outcomes in the programs' order."""
+    """Calls `run` for many programs and returns the outcomes in their order.
+
+    Args:
+      programs: Their sources.
+      limits: What each may use; `Limits()` by default.
+      allow_code_execution: As for `run`.
+      workers: Programs that run at once; by default as many as the machine has cores.
+      progress: Shows a bar.
+
+    Raises:
+      CodeExecutionRefused: as `run`.
+    """
     check_allowed(allow_code_execution)
     one = functools.partial(_run, limits=limits or Limits())
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -119,7 +149,7 @@ def guarantees() -> dict[str, str]:
     """
     outcome, applied = _run("pass", Limits())
     if not outcome.passed:
-        raise RuntimeError(f"the sandbox doesn't run here: {outcome.reason}")
+        raise RuntimeError(f"the sandbox does not run here: {outcome.reason}")
     hook = "Python audit hook only"
     seccomp = "seccomp" in applied
     return {

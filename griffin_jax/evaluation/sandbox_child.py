@@ -78,7 +78,7 @@ def _limit(limits, count_processes):
 
 
 def _linux_protections(scratch):
-    """Whatever the kernel grants, in the order in which one doesn't hinder the next."""
+    """Applies whatever the kernel grants, in the order in which one does not hinder the next."""
     path = Path(__file__).with_name("sandbox_linux.py")
     spec = importlib.util.spec_from_file_location("sandbox_linux", path)
     linux = importlib.util.module_from_spec(spec)

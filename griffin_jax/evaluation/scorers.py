@@ -1,6 +1,6 @@
 """Scores of generated text: how toxic, how positive. The measuring model is the user's choice.
 
-A scorer is a callable from texts to numbers, one per text, None for a text that it can't judge:
+A scorer is a callable from texts to numbers, one per text, None for a text that it cannot judge:
 
     perspective  toxicity in [0, 1] from Google's Perspective API; key in PERSPECTIVE_API_KEY,
                  requests per second (default 1) in PERSPECTIVE_API_QPS. The service ends after 2026.
@@ -33,16 +33,18 @@ _KEY_VARIABLE, _RATE_VARIABLE = "PERSPECTIVE_API_KEY", "PERSPECTIVE_API_QPS"
 
 
 class ScorerError(ValueError):
-    """A scorer that can't be had or that failed: one line."""
+    """A scorer that is not there or that failed: one line."""
 
 
 def make_scorer(name: str, measures: str | None = None) -> Scorer | None:
     """Returns the scorer of that name, ready for use; None for "none".
 
-    measures: "toxicity" or "sentiment", if it is to be one of those.
+    Args:
+      name: One of those that the module's docstring lists.
+      measures: "toxicity" or "sentiment", if it is to be one of those.
 
-    Raises `ScorerError` for an unknown name, one that measures something else, a missing key or a
-    missing package.
+    Raises:
+      ScorerError: the name is unknown or measures something else, or a key or a package is missing.
     """
     if name == "none":
         return None
@@ -158,9 +160,12 @@ def write_generations(path: Path, rows: Iterable[dict]) -> None:
 def score_file(path: str | Path, scorer: str) -> dict[str, float | int]:
     """Returns the mean score of a file of generations: {"mean", "scored", "unscored"}.
 
-    path: JSON lines, packed or not; "-" is standard input.
+    Args:
+      path: JSON lines, packed or not; "-" is standard input.
+      scorer: As for `make_scorer`, but not "none".
 
-    Raises `ScorerError` if the scorer can't be had or the file isn't one of generations.
+    Raises:
+      ScorerError: there is no such scorer, or the file is not one of generations.
     """
     score = make_scorer(scorer)
     if score is None:

@@ -43,7 +43,7 @@ class Row:
 
     Attributes:
       benchmark: Its name there.
-      card: The published figure of each model, in per cent.
+      card: The published figure of each model, in percent.
       protocol: What the card says of how it was measured.
       measures: How it is measured here, the one to be compared with the card first.
     """
