@@ -42,8 +42,8 @@ def read_rows(files: str, kind: str, seq_len: int, seed: int, tokenizer: Tokeniz
         rows = chat.ChatRows(conversations, seq_len, tokenizer.pad_id, files)
         print(
             f"{files}: {len(conversations):,} conversations in {len(rows):,} rows, "
-            f"{len(rows.shortened)} cut to {seq_len} tokens, {len(rows.left_out)} left out, whose "
-            "answers begin later"
+            f"{len(rows.shortened)} cut to {seq_len} tokens, {len(rows.left_out)} left out because "
+            "their answers begin later"
         )
         return rows
     corpus = training.load_corpus(files.split(","), tokenizer, _CACHE.value)
@@ -61,19 +61,20 @@ def export(
 ) -> None:
     """Writes what was trained into the run's folder, in place of what an earlier call wrote."""
     params = result.params
+    steps = f"{result.step:,} step{'s' * (result.step != 1)}"
     if config.lora:
         base_name = _CONFIG.value.init_from
         lora.save_adapter(
             run / "adapter", config.lora, params, base_name, config.model, replace=True
         )
-        print(f"{run / 'adapter'}: the adapter after {result.step} steps")
+        print(f"{run / 'adapter'}: the adapter after {steps}")
         if not _MERGE.value:
             return
         params = lora.merge(config.lora, params, base)
     checkpoints.save_checkpoint(
         run / "model", config.model, params, tokenizer=tokenizer, replace=True
     )
-    print(f"{run / 'model'}: the model after {result.step} steps")
+    print(f"{run / 'model'}: the model after {steps}")
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_that_the_clock_stops_exports_its_model_and_goes_on(trained):
     folder, stopped, done = trained
-    assert "the model after 1 steps" in stopped.stdout
+    assert "the model after 1 step\n" in stopped.stdout
     assert "stopped at step 1 of 3; the same command goes on" in stopped.stdout
     assert "the model after 3 steps" in done.stdout and "stopped" not in done.stdout
     assert {p.name for p in (folder / "run").glob("model*")} == {"model"}
