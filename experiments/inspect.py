@@ -29,6 +29,8 @@ def main() -> None:
     if _PROMPT.value and _TEXT.value:
         raise ValueError("give the text as --prompt or as --text, not as both")
     text = TextFile(_TEXT.value).text() if _TEXT.value else _PROMPT.value
+    if _TEXT.value and not text.strip():
+        raise ValueError(f"--text={_TEXT.value} holds no text")
     if not text:
         text = _DEFAULT
         print(f"[no --prompt; reading {text!r}]", file=sys.stderr)
