@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -135,8 +135,14 @@ def _fitted(begin: str, text: str, width: int) -> str:
 
 
 def _default(value: Any) -> str:
+    """Returns "=" and a default, or of a long one its size or the part that says most."""
     if value is None or value == "":
         return ""
     text = repr(value) if not isinstance(value, str) else value
     text = " ".join(text.split())
-    return f"={text}" if len(text) <= 24 else f"={text[:20]} ..."
+    if len(text) <= 24:
+        return f"={text}"
+    if isinstance(value, Sequence | Mapping) and not isinstance(value, str):
+        return f"={len(value)} {'entry' if len(value) == 1 else 'entries'}"
+    # Of a path the end tells which it is.
+    return f"=... {text[-20:]}" if "/" in text else f"={text[:20]} ..."

@@ -284,6 +284,21 @@ def test_a_model_has_one_name_and_its_old_ones_are_told(name, spelling, capsys):
         )
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, ""),
+        (0.5, "=0.5"),
+        (("one of two", "and the other of them"), "=2 entries"),
+        ({"one": "a value that is longer than most"}, "=1 entry"),
+        ("/a/folder/somewhere/deep/down/README.md", "=... /deep/down/README.md"),
+        ("a sentence of more words than fit", "=a sentence of more w ..."),
+    ],
+)
+def test_help_shows_what_says_most_of_a_default(value, shown):
+    assert command_help._default(value) == shown
+
+
 def test_a_command_without_a_config_takes_a_model_by_each_name():
     for spelling in ("--config.model", "--model", "--checkpoint", "--config.checkpoint"):
         choice, rest = config_files.split_arguments([f"{spelling}=folder"], flags={"model"})
