@@ -144,5 +144,5 @@ def _default(value: Any) -> str:
         return f"={text}"
     if isinstance(value, Sequence | Mapping) and not isinstance(value, str):
         return f"={len(value)} {'entry' if len(value) == 1 else 'entries'}"
-    # Of a path the end tells which it is.
+    # The end of a path tells which it is.
     return f"=... {text[-20:]}" if "/" in text else f"={text[:20]} ..."
