@@ -1,5 +1,6 @@
 """The frame of every command: its config, its flags, its errors and its model."""
 
+import difflib
 import importlib.metadata
 import io
 import os
@@ -254,7 +255,7 @@ def _parse_flags(argv, module):
         try:
             rest = flags.FLAGS([argv[0], *words])
         except flags.UnrecognizedFlagError as error:
-            raise ValueError(_of_unknown_flag(error)) from None
+            raise ValueError(_of_unknown_flag(error, module)) from None
         except flags.Error as error:
             raise ValueError(str(error).strip()) from None
         if len(rest) > 1:
@@ -266,12 +267,17 @@ def _parse_flags(argv, module):
     return rest
 
 
-def _of_unknown_flag(error):
+def _of_unknown_flag(error, module):
     """Returns what to say of a flag that there is not; fields of the config are often taken for flags."""
     name = error.flagname
-    if _config is not None and name in [x for x, _, _ in command_help.fields(_config)]:
+    fields = [] if _config is None else [x for x, _, _ in command_help.fields(_config)]
+    if name in fields:
         return f"--{name} is a field of the config: write --config.{name}"
-    return str(error).strip()
+    known = {x.name: f"--{x.name}" for x in flags.FLAGS.get_key_flags_for_module(module)}
+    known |= {field: f"--config.{field}" for field in fields}
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {known[near[0]]}?" if near else "--help lists what there is"
+    return f"Unknown command line flag {name!r}; {hint}"
 
 
 def _within_memory(main):

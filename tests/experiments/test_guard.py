@@ -101,8 +101,9 @@ def test_a_fault_of_our_own_keeps_its_traceback():
     [
         (["--help"], 0, "--config.NAME=VALUE"),
         (["-h"], 0, "temperature=0.8"),
-        (["--nosuch"], 1, "error: Unknown command line flag 'nosuch'"),
-        (["--temperature=0"], 1, "error: --temperature is a field of the config: write --config."),
+        (["--nosuch"], 1, "error: Unknown command line flag 'nosuch'; --help lists what there is"),
+        (["--promt=x"], 1, "error: Unknown command line flag 'promt'; did you mean --prompt?"),
+        (["--top_p"], 1, "error: --top_p is a field of the config: write --config.top_p"),
         (["word"], 1, "error: 'word' is no flag"),
         (["--config=configs/train_tiny.py"], 1, "is a config of experiments.train"),
         (["--num_processes=x"], 1, "error: "),
