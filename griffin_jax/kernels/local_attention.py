@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.devices import model_shards, per_shard, platform, time_shards
+from griffin_jax.kernels import local_attention_mosaic_gpu as mosaic
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.query_tiles import attend_in_tiles, tile_size
 from griffin_jax.kernels.time_shards import preceding
@@ -45,7 +46,7 @@ def local_attention(
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
       fresh: Nothing was read before: `start` is 0, and the ring is not looked at.
-      kernel: "cudnn_rows_gpu", "cudnn_gpu", "tiles_tpu", "written_cpu" or "reference"; by default the
+      kernel: "cudnn_rows_gpu", "mosaic_gpu", "cudnn_gpu", "tiles_tpu", "written_cpu" or "reference"; by default the
         fastest that serves platform and shape.
 
     Returns:
@@ -97,6 +98,7 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
     rows = cudnn if fresh else "it takes calls that begin every row anew"
     reasons = {
         "cudnn_rows_gpu": rows,
+        "mosaic_gpu": mosaic.unsupported_reason(q, cached_k),
         "cudnn_gpu": cudnn,
         "tiles_tpu": _tiles_unsupported(q, reach),
         "written_cpu": _written_unsupported(q, cached_k, fresh),
@@ -116,15 +118,23 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
 
         return attend_whole_rows(q, k, v, positions, reach=reach, attend=attend)
 
-    batch, time, heads, size = q.shape
-    if fresh and time <= cached_k.shape[1]:
+    if fresh and q.shape[1] <= cached_k.shape[1]:
         cached_k, cached_v = cached_k[:, :0], cached_v[:, :0]
-    slots = cached_k.shape[1]
     limit = positions if reach is None else jnp.minimum(positions, reach)
+    if kernel == "mosaic_gpu":
+        plain = functools.partial(_blockwise, kernel="reference" if cudnn else "cudnn_gpu", reach=reach)
+        return mosaic.attend_to_band(plain, q, k, v, cached_k, cached_v, start, limit)
     if kernel == "tiles_tpu":
         return _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach)
     if kernel == "written_cpu":
         return _over_written_slots(q, k, v, cached_k, cached_v, start, limit)
+    return _blockwise(q, k, v, cached_k, cached_v, start, limit, reach=reach, kernel=kernel)
+
+
+def _blockwise(q, k, v, cached_k, cached_v, start, limit, *, reach, kernel):
+    """Computes the attention of few pairs beside those that are seen, by a kernel of any masks."""
+    batch, time, heads, size = q.shape
+    slots = cached_k.shape[1]
     if reach is None or slots == 0 or time <= slots:
         return _over_all_pairs(q, k, v, cached_k, cached_v, start, limit, kernel)
 
