@@ -122,7 +122,9 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
         cached_k, cached_v = cached_k[:, :0], cached_v[:, :0]
     limit = positions if reach is None else jnp.minimum(positions, reach)
     if kernel == "mosaic_gpu":
-        plain = functools.partial(_blockwise, kernel="reference" if cudnn else "cudnn_gpu", reach=reach)
+        plain = functools.partial(
+            _blockwise, kernel="reference" if cudnn else "cudnn_gpu", reach=reach
+        )
         return mosaic.attend_to_band(plain, q, k, v, cached_k, cached_v, start, limit)
     if kernel == "tiles_tpu":
         return _in_tiles(q, k, v, cached_k, cached_v, start, limit, reach)

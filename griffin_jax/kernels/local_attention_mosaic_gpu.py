@@ -30,7 +30,9 @@ def unsupported_reason(q: jax.Array, cached_k: jax.Array) -> str | None:
     if time < _FEWEST_TOKENS or size not in _SIZES:
         return f"{time} tokens of head size {size} (needs {_FEWEST_TOKENS}; 64, 128 or 256)"
     if kv_heads != 1 or slots % _PIECE:
-        return f"a ring of {slots} slots, {kv_heads} heads of keys (needs a multiple of {_PIECE}; 1)"
+        return (
+            f"a ring of {slots} slots, {kv_heads} heads of keys (needs a multiple of {_PIECE}; 1)"
+        )
     return None
 
 

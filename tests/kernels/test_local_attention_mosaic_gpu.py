@@ -70,7 +70,6 @@ def test_one_launch_equals_the_definition(time, heads, slots, starts, reach, doc
 
 
 @pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")
-@pytest.mark.parametrize("size", [64, 128, 256])
 @pytest.mark.parametrize(
     ("time", "heads", "slots", "starts", "reach", "documents"),
     [
@@ -84,6 +83,7 @@ def test_one_launch_equals_the_definition(time, heads, slots, starts, reach, doc
         (71, 1, 64, [0, 3, 64, 131], 40, [7]),
     ],
 )
+@pytest.mark.parametrize("size", [256, 128, 64])
 def test_heads_of_published_models(time, heads, slots, starts, reach, documents, size):
     dtype = jnp.float16 if size == 128 else jnp.bfloat16
     arguments = draw(time, heads, slots, starts, size, dtype)
@@ -165,7 +165,8 @@ case(2, 256)
 case(1, 256)
 case(2, 128)
 """)
-    assert [kernel["registers"] for kernel in kernels] == [168, 240, 168]
+    # That of a launch; warpgroups that multiply take 240 then.
+    assert [kernel["registers"] for kernel in kernels] == [168, 255, 168]
     # Of registers that a warp has one of, for addresses, some are kept in memory; no sums are.
     assert max(kernel["spills"] for kernel in kernels) <= 128
     assert not any(kernel["serialized"] for kernel in kernels)

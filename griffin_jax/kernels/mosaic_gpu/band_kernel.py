@@ -34,7 +34,9 @@ def groups_of(rows: int) -> int:
     return GROUPS if rows > GROUPS * ROWS * _BLOCKS // 2 else 1
 
 
-@functools.partial(jax.jit, static_argnames=("heads", "groups", "stages", "turns", "overlap", "interpret"))
+@functools.partial(
+    jax.jit, static_argnames=("heads", "groups", "stages", "turns", "overlap", "interpret")
+)
 def attend_to_band(
     q, k, v, cached_k, cached_v, start, low, *,
     heads, groups=GROUPS, stages=_MAX_STAGES, turns=True, overlap=True, interpret=False,
@@ -81,6 +83,7 @@ def attend_to_band(
     ):  # fmt: skip
         row, group = lax.axis_index("row"), lax.axis_index("group")
         block = tiles - 1 - lax.axis_index("tile")  # the last ones have most to do
+
         def pieces():
             """Returns what is read, newest first: how many pieces, how many of them of the call, the
             last of those, and the ring's newest slot.
@@ -101,7 +104,7 @@ def attend_to_band(
 
         @pl.when(group == groups)
         def _copy():
-            if not interpret:
+            if groups > 1:
                 plgpu.set_max_registers(24, action="decrease")
             steps, own, last, newest = pieces()
 
@@ -141,7 +144,7 @@ def attend_to_band(
 
         @pl.when(group < groups)
         def _attend():
-            if not interpret:
+            if groups > 1:
                 plgpu.set_max_registers(240, action="increase")
             steps, own, last, newest = pieces()
             first = (block * groups + group) * ROWS
