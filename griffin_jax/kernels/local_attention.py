@@ -46,8 +46,8 @@ def local_attention(
       positions: int32[B, T], each token's position in its document.
       reach: How many tokens back a query sees; None for all. With T > S > 0, at most S.
       fresh: Nothing was read before: `start` is 0, and the ring is not looked at.
-      kernel: "cudnn_rows_gpu", "mosaic_gpu", "cudnn_gpu", "tiles_tpu", "written_cpu" or "reference"; by default the
-        fastest that serves platform and shape.
+      kernel: "cudnn_rows_gpu", "band_gpu", "cudnn_gpu", "tiles_tpu", "written_cpu" or "reference"; by
+        default the fastest that serves platform and shape.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; scores and softmax are float32. The cost is that of T * S
@@ -98,7 +98,7 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
     rows = cudnn if fresh else "it takes calls that begin every row anew"
     reasons = {
         "cudnn_rows_gpu": rows,
-        "mosaic_gpu": mosaic.unsupported_reason(q, cached_k),
+        "band_gpu": mosaic.unsupported_reason(q, cached_k),
         "cudnn_gpu": cudnn,
         "tiles_tpu": _tiles_unsupported(q, reach),
         "written_cpu": _written_unsupported(q, cached_k, fresh),
@@ -121,7 +121,7 @@ def _on_one_device(q, k, v, cached_k, cached_v, start, positions, *, reach, fres
     if fresh and q.shape[1] <= cached_k.shape[1]:
         cached_k, cached_v = cached_k[:, :0], cached_v[:, :0]
     limit = positions if reach is None else jnp.minimum(positions, reach)
-    if kernel == "mosaic_gpu":
+    if kernel == "band_gpu":
         plain = functools.partial(
             _blockwise, kernel="reference" if cudnn else "cudnn_gpu", reach=reach
         )

@@ -76,7 +76,8 @@ def _launch(plain, q, k, v, cached_k, cached_v, start, limit, interpret):
     multiple = math.lcm(_PIECE, _PIECE * groups // math.gcd(_PIECE * groups, heads))
     padding = -time % multiple
     place = jnp.arange(time, dtype=jnp.int32)
-    low = jnp.maximum(place[None] - limit, -jnp.minimum(start, slots)[:, None])
+    # Every query sees something, a token that does not count itself at least.
+    low = jnp.clip(place[None] - limit, -jnp.minimum(start, slots)[:, None], place[None])
     if padding:
         q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
         low = jnp.pad(low, ((0, 0), (0, padding)), constant_values=time)

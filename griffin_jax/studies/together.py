@@ -36,8 +36,9 @@ TRAIN, HELDOUT, TEST = range(3)
 # processors would work at it. It is the sum of the gradients of parts of a batch, all at once, which
 # have as many tokens at least.
 _PART = 2048
-# JAX cannot map cuDNN's attention where it has a mask, as documents that begin within a row need.
-_MASKED = ("cudnn_rows_gpu", "cudnn_gpu")
+# JAX cannot map cuDNN's attention where it has a mask, as documents that begin within a row need, nor
+# what has its gradient.
+_MASKED = ("cudnn_rows_gpu", "band_gpu", "cudnn_gpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

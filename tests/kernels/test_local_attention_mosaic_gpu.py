@@ -99,7 +99,7 @@ def test_it_serves_calls_that_read_behind_others():
         attend = functools.partial(local_attention, reach=2047, kernel=kernel)
         return np.asarray(jax.jit(attend)(*arguments, start, positions), np.float32)
 
-    np.testing.assert_array_equal(run(None), run("mosaic_gpu"))
+    np.testing.assert_array_equal(run(None), run("band_gpu"))
     wanted = run("cudnn_gpu")
     assert np.linalg.norm(run(None) - wanted) < 4e-3 * np.linalg.norm(wanted)
 
