@@ -2,8 +2,8 @@
 
 The heads of a token share its keys, so a block of threads has the heads of a few tokens in a row:
 rows of queries that reach about as far back as one does. A warpgroup copies keys and values to shared
-memory, newest first, others multiply them, 64 rows each, by turns: while one of them works out
-shares, the tensor cores are another's.
+memory, newest first, others multiply them, 64 rows each. While the tensor cores mix the values of a
+piece, its warpgroup works out the shares of the next one.
 """
 
 import functools
@@ -34,13 +34,10 @@ def groups_of(rows: int) -> int:
     return GROUPS if rows > GROUPS * ROWS * _BLOCKS // 2 else 1
 
 
-@functools.partial(
-    jax.jit, static_argnames=("heads", "groups", "stages", "turns", "overlap", "interpret")
-)
+@functools.partial(jax.jit, static_argnames=("heads", "groups", "interpret"))
 def attend_to_band(
-    q, k, v, cached_k, cached_v, start, low, *,
-    heads, groups=GROUPS, stages=_MAX_STAGES, turns=True, overlap=True, interpret=False,
-) -> jax.Array:  # fmt: skip
+    q, k, v, cached_k, cached_v, start, low, *, heads, groups=GROUPS, interpret=False
+) -> jax.Array:
     """Computes softmax attention to what a row of queries sees.
 
     Positions count from the call's first token, so those of the ring are below 0.
@@ -57,8 +54,6 @@ def attend_to_band(
         at least. The newest one is its own token's.
       heads: N.
       groups: The number of warpgroups that multiply, each 64 rows.
-      stages: How many pieces are copied ahead, at most.
-      turns: Whether warpgroups take turns at the tensor cores.
       interpret: Parameters of Pallas' interpreter, or False.
 
     Returns:
@@ -70,16 +65,15 @@ def attend_to_band(
     tile = ROWS * groups
     tiles = total // tile
     room = _SHARED_BYTES - 2048 - tile * size * dtype.itemsize
-    stages = min(stages, room // (2 * KEYS * size * dtype.itemsize))
+    stages = min(_MAX_STAGES, room // (2 * KEYS * size * dtype.itemsize))
     to_powers = math.log2(math.e) / math.sqrt(size)
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     of_rows = low.reshape(batch, total // ROWS, ROWS)
     bounds = jnp.stack([of_rows.min(axis=2), of_rows.max(axis=2)], axis=2)
-    take_turns = turns and groups == 2 and not interpret
 
     def body(
         q_gmem, k_gmem, v_gmem, ring_k_gmem, ring_v_gmem, start_gmem, low_gmem, bounds_gmem, out_gmem,
-        q_smem, k_smem, v_smem, q_full, k_full, v_full, k_empty, v_empty, turn,
+        q_smem, k_smem, v_smem, q_full, k_full, v_full, k_empty, v_empty,
     ):  # fmt: skip
         row, group = lax.axis_index("row"), lax.axis_index("group")
         block = tiles - 1 - lax.axis_index("tile")  # the last ones have most to do
@@ -180,7 +174,9 @@ def attend_to_band(
                 return lax.cond(whole, lambda scores: scores, hide, scores)
 
             def weigh(i, scores, largest, total):
-                """Returns by what earlier shares shrink, the shares of a piece, and the row's measures."""
+                """Returns by what earlier shares shrink, the shares of a piece, the row's largest score
+                and the sum of its shares.
+                """
                 scores = masked(i, scores)
                 before, largest = largest, jnp.maximum(largest, scores.max(axis=1) * to_powers)
                 shares = jnp.exp2(
@@ -189,6 +185,11 @@ def attend_to_band(
                 kept = jnp.exp2(before - largest)
                 total = total * kept + shares.sum(axis=1)
                 return kept, shares.astype(dtype), largest, total
+
+            def free(empty, stage):
+                if interpret:  # the tensor cores' reads need no fence before the next copy
+                    plgpu.commit_smem()
+                plgpu.barrier_arrive(empty.at[stage])
 
             def scores_of(key):
                 return jnp.dot(queries[...], k_smem[key].T, preferred_element_type=jnp.float32)
@@ -213,10 +214,11 @@ def attend_to_band(
                 return mix(plgpu.ACC.init(out))
 
             def plainly(i, key, value, out, shares, largest, total):
-                """Computes `overlapping` in the interpreter, which has no tensor cores that go on from sums."""
+                """Computes `overlapping` in the interpreter, which runs no tensor cores that go on from
+                sums.
+                """
                 scores = scores_of(key)
-                plgpu.commit_smem()  # the tensor cores' reads need no fence before a copy
-                plgpu.barrier_arrive(k_empty.at[key])
+                free(k_empty, key)
                 kept, *rest = weigh(i + 1, scores, largest, total)
                 plgpu.barrier_wait(v_full.at[value])
                 return mixed(out, shares, value), kept, *rest
@@ -230,10 +232,8 @@ def attend_to_band(
                         plgpu.wgmma(scores, queries, k_smem.at[key].transpose((1, 0)))
                         plgpu.barrier_wait(v_full.at[value])
                         plgpu.wgmma(sums, shares, v_smem.at[value])
-                        if take_turns:
-                            plgpu.barrier_arrive(turn.at[1 - group])
-                        found = plgpu.wgmma_accumulator_load(scores, wait_n=overlap)
-                        plgpu.barrier_arrive(k_empty.at[key])
+                        found = plgpu.wgmma_accumulator_load(scores, wait_n=1)
+                        free(k_empty, key)
                         results = weigh(i + 1, found, largest, total)
                         for ref, result in zip(others, results, strict=True):
                             ref[...] = result
@@ -246,12 +246,9 @@ def attend_to_band(
             def step(i, carry):
                 key, value = lax.rem(i + 1, stages), lax.rem(i, stages)
                 plgpu.barrier_wait(k_full.at[key])
-                if take_turns:
-                    plgpu.barrier_wait(turn.at[group])
                 run = plainly if interpret else overlapping
                 out, kept, *rest = run(i, key, value, *carry)
-                plgpu.commit_smem() if interpret else None
-                plgpu.barrier_arrive(v_empty.at[value])
+                free(v_empty, value)
                 out *= lax.broadcast_in_dim(kept, out.shape, (0,))
                 return out, *rest
 
@@ -259,24 +256,18 @@ def attend_to_band(
                 array = jnp.full(shape, number, jnp.float32)
                 return array if interpret else plgpu.layout_cast(array, layout)
 
-            if take_turns:  # the first turn is the first warpgroup's
-                pl.when(group == 1)(lambda: plgpu.barrier_arrive(turn.at[0]))
             plgpu.barrier_wait(q_full.at[group])
             plgpu.barrier_wait(k_full.at[0])
             scores = first_scores()
-            plgpu.commit_smem() if interpret else None
-            plgpu.barrier_arrive(k_empty.at[0])
+            free(k_empty, 0)
             measures = filled((ROWS,), _MASKED * to_powers, _ROW), filled((ROWS,), 0, _ROW)
             _, *rest = weigh(0, scores, *measures)
             carry = filled((ROWS, size), 0, _WGMMA), *rest
             out, shares, _, total = lax.fori_loop(0, steps - 1, step, carry)
-            if take_turns:  # every completion is waited for
-                pl.when(group == 0)(lambda: plgpu.barrier_wait(turn.at[0]))
             value = lax.rem(steps - 1, stages)
             plgpu.barrier_wait(v_full.at[value])
             out = last_values(out, shares, value)
-            plgpu.commit_smem() if interpret else None
-            plgpu.barrier_arrive(v_empty.at[value])
+            free(v_empty, value)
             out *= lax.broadcast_in_dim(1 / total, out.shape, (0,))
             queries[...] = out.astype(dtype)
             plgpu.commit_smem()
@@ -306,6 +297,5 @@ def attend_to_band(
             plgpu.Barrier(num_barriers=stages),
             plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
             plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
-            plgpu.Barrier(num_barriers=2),
         ],
     )(q, k, v, cached_k, cached_v, start, low, bounds)
