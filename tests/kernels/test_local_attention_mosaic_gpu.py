@@ -167,6 +167,6 @@ case(2, 128)
 """)
     # That of a launch; warpgroups that multiply take 240 then.
     assert [kernel["registers"] for kernel in kernels] == [168, 255, 168]
-    # Of registers that a warp has one of, for addresses, some are kept in memory; no sums are.
-    assert max(kernel["spills"] for kernel in kernels) <= 128
+    # Addresses, of which a warp has one each, are kept in memory in part; sums alone are 512 bytes.
+    assert max(kernel["spills"] for kernel in kernels) < 256
     assert not any(kernel["serialized"] for kernel in kernels)
