@@ -8,7 +8,6 @@ request gets alone, whoever comes and goes beside it.
 """
 
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from griffin_jax.inference.sampling import SamplingConfig, SamplingMethod, sampl
 from griffin_jax.inference.scheduler import Scheduler
 from griffin_jax.inference.speculation import Speculation, speculator_of
 from griffin_jax.inference.stats import EngineStats, Load
+from griffin_jax.inference.turns import Turns
 from griffin_jax.inputs import check_type
 from griffin_jax.models import Griffin
 from griffin_jax.tokenizer import Tokenizer
@@ -120,16 +120,15 @@ class Engine:
         pool = Pool(self.model, params, self.stats, slots, burst, seconds, speculator)
         pool.keeps_states = prefix_cache is not None and not prefix_cache.exact
         if prefix_cache is not None:
-            prefix_cache.bind(params)
+            prefix_cache.bind(params, self)
         reader = Reader(self.model, params, self.stats, prefix_cache, fill_first)
         self._scheduler = Scheduler(
             reader, pool, self.stats, self.changed, prefix_cache, self.context_of, fill_first
         )
         self._ahead = Ahead(self.model, params, burst, pool.programs, reader)
         self._most_waiting = waiting
-        self._turn = threading.RLock()
-        self._driven = False
-        self._closed = False
+        self._prefix_cache = prefix_cache
+        self._turns = Turns(self._scheduler, self.stats, self.changed)
 
     def __enter__(self) -> "Engine":
         return self
@@ -208,7 +207,7 @@ class Engine:
         request = Request(self, plan, self.tokenizer, state, read)
         request.ask_grammar(self.model.config.vocab_size)
         with self.changed:
-            if self._closed:
+            if self._turns.closed:
                 raise EngineClosed("the engine is closed; make another one")
             waiting = self._scheduler.waiting
             if self._most_waiting is not None and len(waiting) >= max(self._most_waiting, 1):
@@ -262,7 +261,9 @@ class Engine:
         texts = check_value("texts", texts, tuple[int, ...] | None, filled=True)
         longest = check_value("longest", longest, int | None, at_least=1)
         threads = check_value("threads", threads, int | None, at_least=1)
-        self._ahead.compile(texts, longest, sampling, everything, lambda: not self._closed, threads)
+        self._ahead.compile(
+            texts, longest, sampling, everything, lambda: not self._turns.closed, threads
+        )
 
     def step(self, limit: int | None = None) -> bool:
         """Takes one turn: dispatches what is next, then receives what was dispatched before.
@@ -275,16 +276,7 @@ class Engine:
         Returns:
           Whether anything is left to do.
         """
-        with self._turn:
-            begin, waited = time.monotonic(), self.stats.wait_seconds
-            try:
-                busy = self._scheduler.turn(begin, limit)
-            except Exception as error:  # of the engine itself
-                self._scheduler.end_all(error)
-                raise
-            took = time.monotonic() - begin - (self.stats.wait_seconds - waited)
-            self.stats.host_seconds += took
-            return busy
+        return self._turns.take(limit)
 
     def run(self) -> None:
         """Takes turns until every request has ended."""
@@ -301,39 +293,28 @@ class Engine:
         for request in left:
             request.check_engine(self)
         while left:
-            self._wait_until(lambda: any(request.ended for request in left))  # noqa: B023
+            self._turns.wait_until(lambda: any(request.ended for request in left))  # noqa: B023
             ended = [request for request in left if request.ended]
             left = [request for request in left if not request.ended]
             yield from ended
 
     def drive(self) -> None:
         """Takes turns until the engine is closed; for a thread of its own."""
-        with self.changed:
-            self._driven = True
-        try:
-            while True:
-                busy = self.step()
-                with self.changed:
-                    if self._closed:
-                        return
-                    if not busy and not self._scheduler.waiting:
-                        self.changed.wait()
-        finally:
-            with self.changed:
-                self._driven = False
-                self.changed.notify_all()
+        self._turns.drive()
 
     def settle(self) -> None:
         """Receives all that has been dispatched, and dispatches nothing."""
-        with self._turn:
+        with self._turns.between():
             self._scheduler.settle()
 
     def close(self) -> None:
         """Ends all requests, which keep what they have, and lets go of the rows."""
         with self.changed:
-            self._closed = True
-        with self._turn:
+            self._turns.closed = True
+        with self._turns.between():
             self._scheduler.end_all()
+        if self._prefix_cache is not None:
+            self._prefix_cache.release(self)
 
     @property
     def last_error(self) -> Exception | None:
@@ -354,17 +335,9 @@ class Engine:
     def wait_for(self, request: Request, tokens: int | None) -> None:
         """Waits until a request has ended or, unless None, has more than so many tokens."""
 
-        self._wait_until(
+        self._turns.wait_until(
             lambda: request.ended or (tokens is not None and request.num_tokens > tokens)
         )
-
-    def _wait_until(self, is_there):
-        while not is_there():
-            with self.changed:
-                if self._driven:
-                    self.changed.wait_for(lambda: is_there() or not self._driven)
-                    continue
-            self.step()
 
     def watch(self, request: Request) -> None:
         """See `request.Owner`; `changed` is held."""
@@ -380,7 +353,7 @@ class Engine:
         if not request.stopped_by_string:
             return Context(request.state, tokens, min(before + request.num_drawn, len(tokens)))
         # After a stop string was seen the state had read on: read again up to the cut.
-        with self._turn:
+        with self._turns.between():
             state = read_text(self.model, self.params, request.after_prompt, tokens, before)
         return Context(state, tokens, len(tokens))
 

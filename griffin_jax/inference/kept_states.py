@@ -102,7 +102,10 @@ class Folder:
         """
         self._folder = paths.make_folder(folder, "folder")
         names = sorted(path.name for path in self._folder.iterdir())
-        foreign = [name for name in names if not name.endswith(_SUFFIX)]
+        ours = {
+            name for name in names if name.endswith(_SUFFIX) and not (self._folder / name).is_dir()
+        }
+        foreign = [name for name in names if name not in ours]
         if foreign:
             raise ValueError(
                 f"folder={folder} holds {foreign[0]}, which is no file of a prefix cache; give an "
@@ -148,8 +151,11 @@ class Folder:
 
     def remove(self, kept: KeptState) -> None:
         """Removes the file of a state."""
-        kept.file.unlink(missing_ok=True)
-        kept.file = None
+        file, kept.file = kept.file, None
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            self._tell("remove", error)
 
     def _tell(self, what, error):
         if not self._told:
@@ -183,7 +189,12 @@ class Tiers:
             if oldest.nbytes > max(self.host.most, self.disk.most):
                 self._gone(oldest)
                 continue
-            oldest.state = jax.device_get(oldest.state)
+            try:
+                oldest.state = jax.device_get(oldest.state)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                logging.warning("the prefix cache cannot bring a state to the host: %s", error)
+                self._gone(oldest)
+                continue
             self.host.add(oldest)
         while (oldest := self.host.pop_excess()) is not None:
             if oldest.nbytes > self.disk.most or not self._folder.write(oldest):

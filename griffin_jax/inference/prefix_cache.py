@@ -124,6 +124,7 @@ class PrefixCache:
         self._without_state: collections.OrderedDict[Node, None] = collections.OrderedDict()
         self._lock = threading.RLock()
         self._leaves: list[weakref.ref] | None = None  # of the parameters, which it does not hold
+        self._engines: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @property
     def device_bytes(self) -> int:
@@ -146,8 +147,12 @@ class PrefixCache:
             return position % self.every == 0
         return position % self.far == 0
 
-    def bind(self, params: Any) -> None:
+    def bind(self, params: Any, engine: Any) -> None:
         """Says whose states these are.
+
+        Args:
+          params: The parameters of a model.
+          engine: What keeps states of it here until `release`, or as long as it lives.
 
         Raises:
           ValueError: the cache holds those of other parameters.
@@ -158,17 +163,26 @@ class PrefixCache:
             before = leaves if self._leaves is None else [known() for known in self._leaves]
             if list(map(id, before)) != list(map(id, leaves)):
                 raise ValueError(
-                    "the prefix cache belongs to another model; make one for each, or clear() it"
+                    "the prefix cache belongs to another model; make one for each, or close this "
+                    "one's engines and clear() it"
                 )
             self._leaves = list(map(weakref.ref, leaves))
+            self._engines.add(engine)
+
+    def release(self, engine: Any) -> None:
+        """Takes note that an engine keeps no more states here."""
+        with self._lock:
+            self._engines.discard(engine)
 
     def clear(self) -> None:
-        """Forgets all states, and whose they were."""
+        """Forgets all states, and whose they were unless an engine goes on to keep some."""
         with self._lock:
             self._tiers.clear()
             self._nodes.clear()
             self._without_state.clear()
-            self._root, self._leaves = Node((), 0), None
+            self._root = Node((), 0)
+            if not self._engines:
+                self._leaves = None
 
     def find(self, tokens: Tokens, most: int, read: int = 0) -> tuple[int, AnyState] | None:
         """Returns the longest kept beginning of a text, and the state after it.

@@ -13,6 +13,8 @@ from griffin_jax.fields import check_fields, check_value, field, shown
 # Logits divided by less than this, or by more than that, are no longer what float32 holds: they
 # overflow, or all become equal. Between logits that differ at all, a draw at COLDEST is greedy.
 COLDEST, HOTTEST = 1e-6, 1e6
+# Logits with it are finite in float32: no token has as little chance as one that is not allowed.
+MOST_BIAS = 1e30
 
 
 @runtime_checkable
@@ -103,7 +105,7 @@ def _pairs(logit_bias):
         )
     biases = {
         check_value("a token of logit_bias", token, int): check_value(
-            f"logit_bias[{token}]", x, float
+            f"logit_bias[{token}]", x, float, at_least=-MOST_BIAS, at_most=MOST_BIAS
         )
         for token, x in biases.items()
     }
@@ -151,11 +153,13 @@ def check_method(method: SamplingMethod, vocab_size: int) -> None:
         raise ValueError(
             f"sampling method {name} has no hash; make it a frozen dataclass of hashable fields"
         ) from None
-    logits = jax.ShapeDtypeStruct((vocab_size,), jnp.float32)
-    token = jax.eval_shape(method.draw, logits, jax.eval_shape(lambda: jax.random.key(0)))
-    shape, dtype = getattr(token, "shape", None), getattr(token, "dtype", None)
-    if shape != () or not np.issubdtype(dtype, np.integer):
+    # Mapped over rows, as programs have it; one that cannot be mapped would fail for all rows.
+    logits = jax.ShapeDtypeStruct((1, vocab_size), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    token = jax.eval_shape(jax.vmap(method.draw), logits, keys)
+    shape, dtype = getattr(token, "shape", ())[1:], getattr(token, "dtype", None)
+    if dtype is None or shape or not np.issubdtype(dtype, np.integer):
         raise ValueError(
             f"sampling method {name} must draw one token, an integer scalar, but draw returns "
-            f"{type(token).__name__ if shape is None else f'{dtype}{list(shape)}'}"
+            f"{type(token).__name__ if dtype is None else f'{dtype}{list(shape)}'}"
         )

@@ -1,7 +1,6 @@
 """What an engine does next: which requests are admitted, read and drawn, and how they end."""
 
 import collections
-import contextlib
 import heapq
 import threading
 import time
@@ -63,6 +62,8 @@ class Scheduler:
       reader: Reads the prompts.
       pool: Has the rows.
       last_error: The last one that the device raised; None if it has raised none.
+      waits: Whether a turn waits for the device, or was interrupted while it did: then the next turn
+        goes on from there.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Scheduler:
         self.reader = reader
         self.pool = pool
         self.last_error: Exception | None = None
+        self.waits = False
         self._stats = stats
         self._changed = changed
         self._cache = cache
@@ -99,6 +101,7 @@ class Scheduler:
         Returns:
           Whether anything is left to do.
         """
+        self.waits = False
         self._end_overdue(begin)
         older = len(self._coming)
         self._admit()
@@ -221,33 +224,46 @@ class Scheduler:
         """Receives so many of what was dispatched first, as far as errors have left them."""
         for _ in range(count):
             if self._coming:
-                self._receive(self._coming.popleft(), begin)
+                self._receive(begin)
         return count
 
-    def _receive(self, arriving, begin):
+    def _receive(self, begin):
+        arriving = self._coming[0]  # and stays there until it is
+        drawn = error = None
+        self.waits = True
         try:
-            with self._seeing(arriving):
-                if isinstance(arriving, Reading):
-                    self._await(arriving)
-                    return
-                drawn = self.pool.fetch(arriving, begin)
-            with self._changed:
-                for request in self.pool.give(arriving, drawn):
-                    self._count(request)
-                    self._keep_turn_end(request)
-                self._changed.notify_all()
+            drawn = self._await(arriving, begin)
+        except Exception as raised:
+            error = raised
+        self.waits = False
+        self._coming.popleft()
+        try:
+            if error is not None:
+                raise error
+            if drawn is not None:
+                self._give(arriving, drawn)
         except Exception as error:
             self._fail(arriving.requests, error, all_rows=isinstance(arriving, Burst))
 
-    @contextlib.contextmanager
-    def _seeing(self, arriving):
-        """Takes note that the device was at work on what was waited for inside."""
-        was_there = arriving.is_there
-        yield
-        if not was_there:
-            self._seen_at_work = time.monotonic()
+    def _give(self, burst, drawn):
+        with self._changed:
+            for request in self.pool.give(burst, drawn):
+                self._count(request)
+                self._keep_turn_end(request)
+            self._changed.notify_all()
 
-    def _await(self, reading):
+    def _await(self, arriving, begin):
+        """Waits until the device is done; returns what it has drawn, None for a call that reads."""
+        was_there, drawn = arriving.is_there, None
+        if isinstance(arriving, Reading):
+            self._await_reading(arriving)
+        else:
+            drawn = self.pool.fetch(arriving, begin)
+        if not was_there:  # it was at work until now
+            self._seen_at_work = time.monotonic()
+        return drawn
+
+    def _await_reading(self, reading):
         if reading.error is not None:
             raise reading.error
         waiting = time.monotonic()

@@ -1,12 +1,15 @@
 """The folder of the prefix cache: states that leave the memory come back, or cost nothing else."""
 
+import errno
 import logging
+import pathlib
 
 import jax
 import pytest
 
 from griffin_jax.inference import PrefixCache
 from griffin_jax.inference.row_states import fresh_row, nbytes
+from griffin_jax.models import State
 from griffin_jax.paths import OutputError
 from tests.inference.test_device_errors import failing
 from tests.inference.test_prefix_cache import EVERY, draw, run
@@ -88,6 +91,42 @@ def test_a_folder_that_cannot_be_written_any_more_costs_states_alone(
     assert sum("cannot write" in r.message for r in caplog.records) == 1
 
 
+def test_files_that_cannot_be_removed_any_more_cost_no_text(lm, cache, monkeypatch, caplog):
+    def read_only(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    cache._tiers.disk.most = cache.folder_bytes  # so that files make room for others
+    monkeypatch.setattr(pathlib.Path, "unlink", read_only)
+    texts = [draw(2 * EVERY + 1, 50 + i) for i in range(3)]
+    with caplog.at_level(logging.WARNING):
+        found, _ = run(lm, texts, cache)
+    alone, _ = run(lm, texts, None)
+    assert [r.result().tokens for r in found] == [r.result().tokens for r in alone]
+    assert sum("cannot remove" in r.message for r in caplog.records) == 1
+
+
+def test_a_state_that_the_device_does_not_give_back_costs_itself_alone(
+    lm, cache, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        get, cache_asks = jax.device_get, []
+
+        def breaks(tree):
+            if isinstance(tree, State) and not cache_asks:
+                cache_asks.append(tree)
+                raise jax.errors.JaxRuntimeError("INTERNAL: lost")
+            return get(tree)
+
+        patch.setattr(jax, "device_get", breaks)
+        found, _ = run(lm, [draw(2 * EVERY + 1, 50)], cache)
+    alone, _ = run(lm, [draw(2 * EVERY + 1, 50)], None)
+    assert [r.result().tokens for r in found] == [r.result().tokens for r in alone]
+    assert cache_asks and cache.stats.evicted == 1
+    assert any("a state to the host: INTERNAL" in r.message for r in caplog.records)
+    again, _ = run(lm, TEXTS, cache)
+    assert [r.result().tokens for r in again] == [r.result().tokens for r in cache.first]
+
+
 def test_a_state_that_the_device_has_no_room_for_costs_itself_alone(
     lm, cache, tmp_path, monkeypatch, caplog
 ):
@@ -114,6 +153,10 @@ def test_what_an_earlier_cache_has_left_is_removed_and_foreign_files_are_refused
         PrefixCache(folder=tmp_path, folder_bytes=100)
     assert "\n" not in str(caught.value)
     assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "notes.txt").unlink()
+    (tmp_path / "8.prefix-state").mkdir()
+    with pytest.raises(ValueError, match=r"holds 8\.prefix-state, which is no file"):
+        PrefixCache(folder=tmp_path, folder_bytes=100)
 
 
 def test_a_folder_that_is_none_is_named(tmp_path):

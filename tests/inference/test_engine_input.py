@@ -1,5 +1,9 @@
 """Wrong input is met where it enters."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,7 +42,8 @@ def lm():
         ),
         ([5], {"deadline": 0}, "deadline must be a number above 0"),
         ([5], {"logit_bias": {261: 1.0}}, "logit_bias names token 261; ids are 0 to 260"),
-        ([5], {"logit_bias": {5: float("nan")}}, r"logit_bias\[5\] must be a number, got nan"),
+        ([5], {"logit_bias": {5: float("nan")}}, r"logit_bias\[5\] must be a number of .* got nan"),
+        ([5], {"logit_bias": {5: -1e39}}, r"must be a number of at least -1e\+30.*, got -1e\+39"),
         (
             [5],
             {"logit_bias": [1, 2]},
@@ -65,6 +70,22 @@ def test_wrong_input_is_named_in_one_line_and_disturbs_nobody(lm, prompt, option
     with pytest.raises(ValueError, match=message) as caught:
         engine.submit(prompt, **options)
     assert "\n" not in str(caught.value)
+    assert engine.stats.submitted == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OfTheHost:
+    """A way of drawing that cannot be mapped over rows."""
+
+    def draw(self, logits, key):
+        token = jax.ShapeDtypeStruct((), jnp.int32)
+        return jax.pure_callback(lambda logits: np.int32(7), token, logits)
+
+
+def test_a_method_that_cannot_be_mapped_over_rows_is_refused_before_it_meets_them(lm):
+    engine = lm.engine(slots=2)
+    with pytest.raises(NotImplementedError, match="vmap"):
+        engine.submit([5], sampling=OfTheHost())
     assert engine.stats.submitted == 0
 
 

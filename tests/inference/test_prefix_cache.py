@@ -219,6 +219,10 @@ def test_a_cache_belongs_to_one_model(lm, changed):
     other = LanguageModel(CONFIG, jax.tree.unflatten(structure, leaves))
     with pytest.raises(ValueError, match="the prefix cache belongs to another model"):
         other.engine(prefix_cache=cache)
+    with lm.engine(prefix_cache=cache):
+        cache.clear()
+        with pytest.raises(ValueError, match="close this one's engines and clear"):
+            other.engine(prefix_cache=cache)  # the first one goes on to keep states
     cache.clear()
     other.engine(prefix_cache=cache)
 
