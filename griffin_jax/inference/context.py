@@ -156,7 +156,7 @@ def _read(file: Path):
         raise CheckpointError(
             f"{file} is no context: LanguageModel.save_context writes them"
         ) from None
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is no context, or damaged: {error}") from None
     # Copies, so that the file may go.
     return facts, {name: np.array(read_tensor(info)) for name, info in read_header(file).items()}

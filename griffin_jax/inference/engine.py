@@ -346,7 +346,12 @@ class Engine:
     def context_of(self, request: Request) -> Context:
         """See `Request.context`."""
         if not request.ended or request.state is None:
-            why = "has not ended" if not request.ended else "was submitted without keep_context"
+            if not request.ended:
+                why = "has not ended"
+            elif not request.plan.keeps_context:
+                why = "was submitted without keep_context"
+            else:  # cancelled, overdue, failed or closed
+                why = "ended before its prompt had been read, or with its engine"
             raise ValueError(f"request {request.number} {why}: there is no context of it")
         before, sample = len(request.plan.tokens) - 1, request.sample()
         tokens = (*request.plan.tokens, *sample.tokens)

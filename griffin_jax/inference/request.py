@@ -244,7 +244,8 @@ class Request:
         """Returns prompt and text, to go on from; stop tokens and stop strings are not part of it.
 
         Raises:
-          ValueError: the request has not ended, or was not submitted with `keep_context`.
+          ValueError: the request has not ended, was not submitted with `keep_context`, or ended before
+            its prompt had been read, or with its engine.
         """
         return self._engine.context_of(self)
 

@@ -135,6 +135,7 @@ def test_what_is_no_context_of_these_weights_is_refused_in_one_line(lm, saved, t
         (lambda t, f: f.update(read="3"), "says that 3 of its"),
         (lambda t, f: f.update(read='"x"'), "says that 'x' of its"),
         (lambda t, f: f.update(read="null"), "says that None of its"),
+        (lambda t, f: f.update(read="[" * 10**5), "is no context, or damaged"),
         (lambda t, f: f.update(format='"another"'), "no context: its format is 'another'"),
         (lambda t, f: t.update(tokens=t["tokens"][None]), "tokens are no list of whole numbers"),
         (lambda t, f: t.update(toknes=t.pop("tokens")), "tokens are no list of whole numbers"),

@@ -182,3 +182,12 @@ def test_an_engine_that_is_full_or_closed_says_so(lm):
     assert other.result().finish_reason == "cancelled"
     with pytest.raises(ValueError, match="request 1 was submitted without keep_context"):
         other.context()
+
+
+def test_a_request_that_has_not_been_read_leaves_no_context_and_says_so(lm):
+    with lm.engine(slots=1) as engine:
+        request = engine.submit(PROMPTS[0], 3, keep_context=True)
+        request.cancel()
+        engine.run()
+        with pytest.raises(ValueError, match="request 0 ended before its prompt had been read"):
+            request.context()
