@@ -356,7 +356,9 @@ class Engine:
         before, sample = len(request.plan.tokens) - 1, request.sample()
         tokens = (*request.plan.tokens, *sample.tokens)
         if not request.stopped_by_string:
-            return Context(request.state, tokens, min(before + request.num_drawn, len(tokens)))
+            # One that was cancelled while it waited has read what its own context had.
+            read = request.read + request.num_drawn
+            return Context(request.state, tokens, min(read, len(tokens)))
         # After a stop string was seen the state had read on: read again up to the cut.
         with self._turns.between():
             state = read_text(self.model, self.params, request.after_prompt, tokens, before)

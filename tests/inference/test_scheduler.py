@@ -12,6 +12,7 @@ from griffin_jax.inference.engine import BURST
 from tests.inference.comparisons import (
     PROMPTS,
     WARM,
+    assert_reads_on_like_its_text,
     assert_same_samples,
     samples,
 )
@@ -182,6 +183,17 @@ def test_an_engine_that_is_full_or_closed_says_so(lm):
     assert other.result().finish_reason == "cancelled"
     with pytest.raises(ValueError, match="request 1 was submitted without keep_context"):
         other.context()
+
+
+def test_a_request_that_is_cancelled_while_it_waits_leaves_what_its_context_had_read(lm):
+    before = lm.read(PROMPTS[2])
+    with lm.engine(slots=1) as engine:
+        request = engine.submit(PROMPTS[1], 3, context=before, keep_context=True)
+        request.cancel()
+        engine.run()
+        context = request.context()
+    assert context.tokens == (*before.tokens, *PROMPTS[1])
+    assert_reads_on_like_its_text(context)
 
 
 def test_a_request_that_has_not_been_read_leaves_no_context_and_says_so(lm):
