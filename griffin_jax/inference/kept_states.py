@@ -31,6 +31,7 @@ class KeptState:
       file: The file that holds them; None while they are in memory.
       checksum: The CRC-32 of what the file holds.
       structure: The tree that the arrays make.
+      dtypes: Those of the arrays, in order; NumPy's reader of safetensors does not know all of them.
     """
 
     def __init__(self, state: AnyState):
@@ -40,6 +41,7 @@ class KeptState:
         self.file: Path | None = None
         self.checksum = 0
         self.structure = jax.tree.structure(state)
+        self.dtypes = [x.dtype for x in jax.tree.leaves(state)]
 
 
 class Tier:
@@ -141,11 +143,14 @@ class Folder:
             file.unlink()
             if zlib.crc32(data) != kept.checksum:
                 raise ValueError(f"{file} is not what was written")
-            arrays = safetensors.numpy.load(data)
+            arrays = dict(safetensors.deserialize(data))
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             self._tell("read", error)
             return False
-        leaves = [arrays[str(i)] for i in range(len(arrays))]
+        leaves = [
+            np.frombuffer(arrays[str(i)]["data"], dtype).reshape(arrays[str(i)]["shape"])
+            for i, dtype in enumerate(kept.dtypes)
+        ]
         kept.state = jax.tree.unflatten(kept.structure, leaves)
         return True
 

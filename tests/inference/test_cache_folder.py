@@ -5,9 +5,12 @@ import logging
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from griffin_jax.inference import PrefixCache
+from griffin_jax.inference.kept_states import Folder, KeptState
 from griffin_jax.inference.row_states import fresh_row, nbytes
 from griffin_jax.models import State
 from griffin_jax.paths import OutputError
@@ -50,6 +53,16 @@ def test_states_come_back_from_files_as_they_were_and_leave_none_behind(lm, cach
     files(cache, tmp_path)
     cache.clear()
     assert not list((tmp_path / "states").iterdir()) and cache.folder_bytes == 0
+
+
+def test_states_in_bfloat16_come_back_from_files_too(tmp_path):
+    array = jnp.asarray([[1.5, -2.25]], jnp.bfloat16)
+    kept = KeptState({"conv": array, "position": jnp.asarray([7], jnp.int32)})
+    folder = Folder(tmp_path / "states")
+    assert folder.write(kept) and kept.state is None
+    assert folder.read(kept)
+    assert kept.state["conv"].dtype == jnp.bfloat16 and kept.state["position"].tolist() == [7]
+    np.testing.assert_array_equal(kept.state["conv"], array)
 
 
 def test_files_stay_within_their_bytes(lm, cache, tmp_path):
