@@ -20,7 +20,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_SIZE = 5_000_000_000
 
-_DTYPES = {
+DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -35,7 +35,7 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
 # The header stands before the tensors but is known after them, so room is kept for it.
 _HEADER_ROOM = 2**18
@@ -218,11 +218,11 @@ def _span(name: str, entry: Any) -> tuple[int, int, np.dtype]:
     for key, sizes in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(sizes, list) or not all(type(x) is int and 0 <= x < 2**63 for x in sizes):
             raise ValueError(f"tensor {name}: {key} {sizes!r:.80} are no sizes")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
         raise ValueError(f"tensor {name} has dtype {entry['dtype']}, which is not supported")
     if len(offsets) != 2:
         raise ValueError(f"tensor {name}: data_offsets {offsets!r:.80} are not two")
-    (begin, end), dtype = offsets, _DTYPES[entry["dtype"]]
+    (begin, end), dtype = offsets, DTYPES[entry["dtype"]]
     needed = math.prod(shape) * dtype.itemsize
     if needed != end - begin:
         raise ValueError(

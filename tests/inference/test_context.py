@@ -155,6 +155,20 @@ def test_facts_and_tokens_that_contradict_the_state_are_refused(
     assert "\n" not in str(caught.value) and "changed" in str(caught.value)
 
 
+def test_a_context_whose_file_is_replaced_meanwhile_is_one_of_both(lm, tmp_path, monkeypatch):
+    file, deserialize = tmp_path / "context", safetensors.deserialize
+    lm.save_context(lm.read([5, 6, 7]), file)
+
+    def replaced(data):
+        lm.save_context(lm.read([8, 9]), file)
+        return deserialize(data)
+
+    monkeypatch.setattr(safetensors, "deserialize", replaced)
+    assert lm.load_context(file).tokens == (5, 6, 7)
+    monkeypatch.undo()
+    assert lm.load_context(file).tokens == (8, 9)
+
+
 def test_a_file_appears_complete_or_not_at_all(lm, saved, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):
