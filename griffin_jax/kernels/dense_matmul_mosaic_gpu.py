@@ -58,10 +58,23 @@ def dense_matmuls(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmuls(x, weights, to_kernel, interpret):
     leading, width = x.shape[:-1], x.shape[-1]
-    rows = x.reshape(-1, width)
-    found = _multiply(rows, weights, (), x.dtype, interpret, to_kernel=to_kernel)
-    sums = (y.sum(axis=0) if y.ndim == 3 else y for y in found)
+    found = product_parts(x.reshape(-1, width), weights, interpret, to_kernel=to_kernel)
+    sums = (y.sum(axis=0) if len(y) > 1 else y[0] for y in found)
     return tuple(y.astype(x.dtype).reshape(*leading, -1) for y in sums)
+
+
+def product_parts(
+    x: jax.Array, weights: Sequence[jax.Array], interpret: bool = False, **options: bool
+) -> list[jax.Array]:
+    """Does what `dense_matmuls` does for x [n, in], but leaves parts to be added up.
+
+    `options` are those of `dense_plan`. It has no gradient.
+
+    Returns:
+      float32[parts, n, out] for each weight, or one part in the type of x.
+    """
+    found = _multiply(x, weights, (), x.dtype, interpret, **options)
+    return [y if y.ndim == 3 else y[None] for y in found]
 
 
 def gated_matmul(

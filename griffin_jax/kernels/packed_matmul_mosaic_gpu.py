@@ -69,6 +69,24 @@ def multiply_operand(
 
     `following` is the weight of the next product, `options` are those of `plan`.
     """
+    found = product_parts(x, weights, dtype, interpret, following, **options)
+    sums = (y.sum(axis=0) if len(y) > 1 else y[0] for y in found)
+    return tuple(y.astype(dtype) for y in sums)
+
+
+def product_parts(
+    x: jax.Array,
+    weights: Sequence[QuantizedTensor],
+    dtype: DTypeLike,
+    interpret: bool = False,
+    following: QuantizedTensor | None = None,
+    **options: bool,
+) -> list[jax.Array]:
+    """Does what `multiply_operand` does, but leaves parts to be added up.
+
+    Returns:
+      float32[parts, n, out] for each weight, or one part in `dtype`.
+    """
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.packed_kernel")
     scales = [_scales(weight) for weight in weights]
     products = kernel.multiply(
@@ -81,8 +99,7 @@ def multiply_operand(
         interpret=interpret,
         **_fetched(x, following),
     )
-    sums = (y.sum(axis=0) if y.ndim == 3 else y for y in products)
-    return tuple(y.astype(dtype) for y in sums)
+    return [y if y.ndim == 3 else y[None] for y in products]
 
 
 def gated_fits(gate: QuantizedTensor, up: QuantizedTensor) -> str | None:
@@ -100,14 +117,13 @@ def gated_matmul(
     interpret: bool = False,
     following: QuantizedTensor | None = None,
 ) -> jax.Array:
-    """Computes gelu(gate x + bias) * (up x + bias) of x [n, in], an operand float16[padded n, out].
+    """Computes gelu(gate x + bias) * (up x + bias), an operand, of an operand float16[n, in].
 
     `biases` are those of both or none, `following` is the weight of the next product. It has no
     gradient.
     """
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.packed_kernel")
     weights = gate, up
-    x = operand(x)
     scales = [_scales(weight) for weight in weights]
     [h] = kernel.multiply(
         x,

@@ -1,4 +1,4 @@
-"""Angles of rotary position embeddings (arXiv:2104.09864)."""
+"""Rotary position embeddings (arXiv:2104.09864)."""
 
 import jax
 import jax.numpy as jnp
@@ -19,3 +19,19 @@ def rotary_angles(positions: jax.Array, base: float, size: int) -> jax.Array:
     per_token, per_stride = (x.astype(np.float32)[None, None] for x in (per_token, per_stride))
     rest, strides = rest.astype(jnp.float32), strides.astype(jnp.float32)
     return rest * per_token + strides * per_stride
+
+
+def rotate(x: jax.Array, positions: jax.Array, base: float, fraction: float) -> jax.Array:
+    """Applies rotary position embedding to the leading `fraction` of each head.
+
+    Args:
+      x: [B, T, N, H].
+      positions: int32[B, T].
+      base: The longest wavelength over 2 pi.
+      fraction: Share of H that is rotated, in pairs (i, i + half) of its two halves.
+    """
+    size = int(x.shape[-1] * fraction)
+    angle = rotary_angles(positions, base, size)[:, :, None]
+    sin, cos = jnp.sin(angle).astype(x.dtype), jnp.cos(angle).astype(x.dtype)
+    first, second, rest = jnp.split(x, [size // 2, size], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)

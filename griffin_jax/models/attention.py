@@ -13,7 +13,7 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import SEQUENCE, current_mesh, per_shard, platform, time_shards
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.local_attention import attended, attention_scores, local_attention
-from griffin_jax.kernels.rotary import rotary_angles
+from griffin_jax.kernels.rotary import rotate
 from griffin_jax.kernels.time_shards import begin_of_shard
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models import attention_rows
@@ -45,22 +45,6 @@ class AttentionState(BlockState):
         # A ring with room for everything has never wrapped: position p stands in slot p.
         room = [(0, 0)] * (self.keys.ndim - 3) + [(0, slots - self.slots()), (0, 0), (0, 0)]
         return jax.tree.map(lambda ring: jnp.pad(ring, room), self)
-
-
-def rotate(x: jax.Array, positions: jax.Array, base: float, fraction: float) -> jax.Array:
-    """Applies rotary position embedding (arXiv:2104.09864) of the leading `fraction` of each head.
-
-    Args:
-      x: [B, T, N, H].
-      positions: int32[B, T].
-      base: The longest wavelength over 2 pi.
-      fraction: Share of H that is rotated, in pairs (i, i + half) of its two halves.
-    """
-    size = int(x.shape[-1] * fraction)
-    angle = rotary_angles(positions, base, size)[:, :, None]
-    sin, cos = jnp.sin(angle).astype(x.dtype), jnp.cos(angle).astype(x.dtype)
-    first, second, rest = jnp.split(x, [size // 2, size], axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
 def write_ring(
@@ -161,6 +145,7 @@ class AttentionBlock(TemporalMixing):
     """Attention from each token to itself and the tokens within reach before it in its document."""
 
     step = ATTENTION_STEP
+    rows = attention_rows.ATTENTION_ROWS
 
     @nn.compact
     def __call__(

@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,10 @@ import jax.numpy as jnp
 
 from griffin_jax.devices import current_mesh, on_parts, part_of
 from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.kernels.mosaic_gpu.operand import operand as operand_of
+from griffin_jax.kernels.rotary import rotate
 from griffin_jax.layer_of import LayerOf
+from griffin_jax.models.residual_rows import RowsStep
 from griffin_jax.models.state import Timeline
 
 _KEYS = 64  # of a piece of a ring
@@ -134,3 +137,56 @@ def _added_up(mixed, scores, totals) -> Any:
     shares = [jnp.exp2(scores[:, part] - largest) for part in parts]
     total = sum(shares[part] * totals[:, part] for part in parts)
     return sum((shares[part] / total)[..., None] * mixed[:, part] for part in parts)
+
+
+def _between_unsupported(config, params, x, state, timeline):
+    del params
+
+    def heads(count):
+        return jax.ShapeDtypeStruct((*x.shape[:2], count, config.head_size), x.dtype)
+
+    q, k = heads(config.num_heads), heads(config.num_kv_heads)
+    return unsupported_reason(q, k, state, timeline)
+
+
+def _between(
+    config: Any,
+    params: dict,
+    products: Sequence[jax.Array],
+    state: Any,
+    timeline: Timeline,
+    *,
+    operand: bool,
+    interpret=False,
+) -> tuple[jax.Array, Any]:
+    """Computes what stands between the products of an attention block; see `RowsStep`."""
+
+    def heads(y, name):
+        bias = params[name].get("bias")
+        y = y if bias is None else y + jax.lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)
+        return y.reshape(len(y), 1, -1, config.head_size)
+
+    def rotated(x):
+        return rotate(x, timeline.positions, config.rope_base, config.rope_fraction)
+
+    q, k, v = map(heads, products, ATTENTION_ROWS.first)
+    mixed, state = _on_one_device(
+        rotated(q),
+        rotated(k),
+        v,
+        state,
+        timeline,
+        reach=config.attention_reach,
+        interpret=interpret,
+    )
+    mixed = mixed.reshape(len(mixed), -1)
+    return operand_of(mixed) if operand else mixed, state
+
+
+ATTENTION_ROWS = RowsStep(
+    first=("q_proj", "k_proj", "v_proj"),
+    last="o_proj",
+    to_kernel=False,
+    unsupported_reason=_between_unsupported,
+    between=_between,
+)

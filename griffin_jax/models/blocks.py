@@ -1,5 +1,7 @@
 """The gated MLP and the residual block around it and the temporal mixing."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,12 +10,13 @@ from jax.typing import DTypeLike
 from griffin_jax.config import GriffinConfig
 from griffin_jax.kernels.choice import choose
 from griffin_jax.layer_of import LayerOf
-from griffin_jax.models import gated_mlp, residual_step
+from griffin_jax.models import gated_mlp, residual_rows, residual_step
 from griffin_jax.models.attention import AttentionBlock
 from griffin_jax.models.gated_recurrences import CGLRUBlock, GRUBlock, LRUBlock, MambaBlock
 from griffin_jax.models.layers import Linear, RMSNorm, gated_gelu, project
 from griffin_jax.models.mixing import TemporalMixing
 from griffin_jax.models.places import asked, asked_within, place
+from griffin_jax.models.residual_rows import ResidualStream, added_up
 from griffin_jax.models.rglru import RecurrentBlock
 from griffin_jax.models.state import BlockState, State, Timeline
 
@@ -139,8 +142,10 @@ class ResidualBlock(nn.Module):
     """x + temporal mixing(norm(x)), then x + MLP(norm(x)).
 
     Attributes:
-      kernel: "step_gpu" takes one token of one row in few launches; "reference" is what follows here;
-        None for the fastest that serves.
+      adds_up: Whether to return the residual stream as an array; otherwise it may come with what a
+        later block adds up.
+      kernel: "step_gpu" takes one token of one row in few launches, "mosaic_gpu" one of many rows, see
+        `residual_rows`; "reference" is what follows here; None for the fastest that serves.
     """
 
     config: GriffinConfig
@@ -148,25 +153,45 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    adds_up: bool = True
     kernel: str | None = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, state: BlockState | LayerOf, timeline: Timeline
-    ) -> tuple[jax.Array, BlockState | LayerOf]:
+        self, x: jax.Array | ResidualStream, state: BlockState | LayerOf, timeline: Timeline
+    ) -> tuple[Any, BlockState | LayerOf]:
         config = self.config
         drops = self.dropout and self.has_rng("dropout")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block, name = block_of(self.kind), f"{self.kind}_block"
         if not (self.is_initializing() or drops or asked_within(self)):
             params = self.variables["params"]
-            arguments = config, block.step, name
-            reasons = {"step_gpu": residual_step.unsupported_reason(*arguments, params, x, state)}
-            if choose("residual_block", reasons | {"reference": None}, self.kernel) == "step_gpu":
-                reference = self.clone(parent=None, kernel="reference").apply
+            whole = residual_rows.shape_of(x)
+            reasons = {
+                "step_gpu": residual_step.unsupported_reason(
+                    config, block.step, name, params, whole, state
+                ),
+                "mosaic_gpu": residual_rows.unsupported_reason(
+                    config, block.rows, name, params, whole, state, timeline
+                ),
+                "reference": None,
+            }
+            chosen = choose("residual_block", reasons, self.kernel)
+            layers = self.clone(parent=None, adds_up=True, kernel="reference").apply
+            if chosen == "step_gpu":
                 return residual_step.residual_step(
-                    *arguments, reference, params, x, state, timeline
+                    config, block.step, name, layers, params, added_up(x), state, timeline
                 )
+            if chosen == "mosaic_gpu":
+
+                def reference(params, *arguments):
+                    return layers({"params": params}, *arguments)
+
+                x, state = residual_rows.residual_rows(
+                    config, block.rows, name, reference, params, x, state, timeline
+                )
+                return (added_up(x) if self.adds_up else x), state
+        x = added_up(x)
         mixing = block(config, name=name, **types)
         mlp = MLPBlock(
             config.width,

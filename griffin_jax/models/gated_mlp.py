@@ -4,14 +4,17 @@ Its weights are in 4 bits, or, for one token of few rows, in 16.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from griffin_jax.devices import MODEL, current_mesh, model_shards, on_parts, part_of
 from griffin_jax.kernels import dense_matmul_mosaic_gpu as dense
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.kernels.mosaic_gpu.operand import operand
 from griffin_jax.quantization.tensor import is_packed
 
 _LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -65,9 +68,8 @@ def gated_mlp(reference: Callable, params: dict, x: jax.Array, *, interpret=Fals
 
 
 def _run(params, x, interpret):
-    gate, up, down = (params[name] for name in _LAYERS)
-    biases = [layer["bias"] for layer in (gate, up) if layer.get("bias") is not None]
-    weights = [layer["weight"] for layer in (gate, up, down)]
+    weights, biases = weights_and_biases(params)
+    down = params["down_proj"]
     run = functools.partial(_on_one_device, interpret=interpret)
     if current_mesh() is None:
         y = run(x, weights, biases)
@@ -85,16 +87,49 @@ def _run(params, x, interpret):
     return y + jax.lax.broadcast_to_rank(down["bias"].astype(y.dtype), y.ndim)
 
 
+def weights_and_biases(params: dict) -> tuple[list, list[jax.Array]]:
+    """Returns the weights of gate, up and down, and the biases of gate and up, if they have some."""
+    layers = [params[name] for name in _LAYERS]
+    biases = [layer["bias"] for layer in layers[:2] if layer.get("bias") is not None]
+    return [layer["weight"] for layer in layers], biases
+
+
 def _on_one_device(x, weights, biases, *, interpret):
-    gate, up, down = weights
     rows = x.reshape(-1, x.shape[-1])
+    read = operand(rows) if is_packed(weights[0]) else rows
+    parts = product_parts(read, weights, biases, x.dtype, interpret=interpret)
+    y = parts.sum(axis=0) if len(parts) > 1 else parts[0]
+    return y[: len(rows)].astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def product_parts(
+    x: jax.Array,
+    weights: Sequence[Any],
+    biases: Sequence[jax.Array],
+    dtype: DTypeLike,
+    *,
+    interpret=False,
+) -> jax.Array:
+    """Computes down(gelu(gate(x)) * up(x)) without down's bias on one device.
+
+    Args:
+      x: [n, D], or an operand of products with 4-bit weights where these are in 4 bits.
+      weights: Those of gate, up and down.
+      biases: Those of gate and up, or none.
+      dtype: The dtype of activations.
+      interpret: Parameters of Pallas' interpreter, or False.
+
+    Returns:
+      float32[parts, m, D], which are to be added up, or one part in `dtype`; m is at least n.
+    """
+    gate, up, down = weights
     if not is_packed(down):
-        h = dense.gated_matmul(rows, gate, up, biases, interpret)
-        [y] = dense.dense_matmuls(h, (down,), False, interpret)
-        return y.reshape(*x.shape[:-1], -1)
-    h = mosaic.gated_matmul(rows, gate, up, biases, interpret, following=down)
-    [y] = mosaic.multiply_operand(h, [down], x.dtype, interpret)
-    return y[: len(rows)].reshape(*x.shape[:-1], -1)
+        h = dense.gated_matmul(x, gate, up, biases, interpret)
+        [parts] = dense.product_parts(h, [down], interpret)
+    else:
+        h = mosaic.gated_matmul(x, gate, up, biases, interpret, following=down)
+        [parts] = mosaic.product_parts(h, [down], dtype, interpret)
+    return parts
 
 
 def _names(weights):

@@ -16,6 +16,7 @@ from griffin_jax.models.layers import Embedder, RMSNorm, embed, head, products
 from griffin_jax.models.linear import AnyWeight, matmul
 from griffin_jax.models.parameters import fan_in, parameter
 from griffin_jax.models.places import ASKED, RECORDED, apply_and_record, in_groups, place
+from griffin_jax.models.residual_rows import added_up
 from griffin_jax.models.stack import (
     GROUPS,
     AnyState,
@@ -202,12 +203,12 @@ class Griffin(nn.Module):
         after = []
         for block, before in zip(blocks, states, strict=True):
             if once:
-                alike = block.clone(parent=None, name=None)
+                alike = block.clone(parent=None, name=None, adds_up=False)
                 x, new = run(alike, block.variables["params"], x, before, timeline)
             else:
                 x, new = block(x, before, timeline)
             after.append(new)
-        return x, tuple(after)
+        return added_up(x), tuple(after)
 
     def _stacked(self, x, state, timeline):
         """Does what `_layers` does in a loop over groups, from and to a state of either layout."""

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from griffin_jax.config import GriffinConfig
 from griffin_jax.layer_of import LayerOf
+from griffin_jax.models.residual_rows import RowsStep
 from griffin_jax.models.residual_step import FusedStep
 from griffin_jax.models.state import BlockState, Timeline
 
@@ -25,6 +26,7 @@ class TemporalMixing(nn.Module):
       dtype: The dtype of activations.
       param_dtype: The dtype of parameters that `init` makes.
       step: How to run a residual block around it in few launches for one token; None for no way.
+      rows: The same for one token of many rows.
     """
 
     config: GriffinConfig
@@ -32,6 +34,7 @@ class TemporalMixing(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     step: ClassVar[FusedStep | None] = None
+    rows: ClassVar[RowsStep | None] = None
 
     def __call__(
         self, x: jax.Array, state: BlockState | LayerOf, timeline: Timeline

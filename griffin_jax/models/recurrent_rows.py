@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,12 @@ from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.operand import operand
 from griffin_jax.models.linear import few_rows_unsupported, matmuls
+from griffin_jax.models.residual_rows import RowsStep
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization.tensor import QuantizedTensor, is_packed
 from griffin_jax.weight import format_of
 
+BRANCHES = "linear_x", "linear_y"
 _FEWEST = 2
 _CHANNELS = 64  # of a block of threads
 _LARGEST_HEAD = 256  # what shared memory holds
@@ -118,36 +120,64 @@ def _run(params, x, state, timeline, interpret):
 
 def _on_one_device(params, x, state, timeline, *, interpret):
     """Returns the product with the last weight, without its bias, and the state after."""
+    out = params["linear_out"]["weight"]
+    # A product with 4-bit weights reads what the kernel writes.
+    packed = _packed([out])
+    following = out if packed else None
+    branches = [params[name]["weight"] for name in BRANCHES]
+    products = [y[:, 0] for y in _branches(x, branches, following, interpret)]
+    z, state = between(params, products, state, timeline, operand=packed, interpret=interpret)
+    if packed:
+        [h] = mosaic.multiply_operand(z, [out], x.dtype, interpret)
+        h = h[: len(x), None]
+    else:
+        [h] = matmuls(z[:, None], [out], [None])
+    return h, state
+
+
+def between(
+    params: dict,
+    products: Sequence[jax.Array],
+    state: Any,
+    timeline: Timeline,
+    *,
+    operand: bool,
+    interpret=False,
+) -> tuple[jax.Array, Any]:
+    """Computes what stands between the products of a block on one device, and the state after.
+
+    Args:
+      params: The block's parameters.
+      products: [B, R], of the weights of `BRANCHES` without their biases.
+      state: A `RecurrentState` of B rows.
+      timeline: The timeline of one token.
+      operand: Whether a product with 4-bit weights reads the result.
+      interpret: Parameters of Pallas' interpreter, or False.
+
+    Returns:
+      What the last product reads, [B, R] or an operand, and the state after.
+    """
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.recurrent_kernel")
 
     def pair(layer):
         return layer["weight"], layer["bias"]
 
-    branches = params["linear_x"], params["linear_y"]
-    unit, out = params["rg_lru"], params["linear_out"]
-    # A product with 4-bit weights reads what the kernel writes.
-    packed = _packed([out["weight"]])
-    following = out["weight"] if packed else None
-    u, y = _branches(x, [layer["weight"] for layer in branches], following, interpret)
+    u, y = products
+    unit = params["rg_lru"]
     z, hidden, conv = kernel.recurrent_step(
-        u[:, 0],
-        y[:, 0],
-        [_bias(layer, u) for layer in branches],
+        u,
+        y,
+        [_bias(params[name], u) for name in BRANCHES],
         state.conv,
         state.hidden,
         pair(params["conv_1d"]),
         [pair(unit["input_gate"]), pair(unit["a_gate"])],
         unit["a_param"],
         jnp.where(timeline.lengths > 0, timeline.positions[:, 0], -1),
-        operand=packed,
+        operand=operand,
         interpret=interpret,
     )
-    if packed:
-        [h] = mosaic.multiply_operand(z, [out["weight"]], x.dtype, interpret)
-        h = h[: len(x), None]
-    else:
-        [h] = matmuls(z[:, None], [out["weight"]], [None])
-    return h, state.replace(hidden=hidden, conv=conv)
+    return z, state.replace(hidden=hidden, conv=conv)
 
 
 def _names(params, state):
@@ -198,3 +228,12 @@ def _bias(layer, y):
     """Returns a layer's bias, zeros where it has none, in the type of what it is added to."""
     bias = layer.get("bias")
     return jnp.zeros(y.shape[-1], y.dtype) if bias is None else bias.astype(y.dtype)
+
+
+RECURRENT_ROWS = RowsStep(
+    first=BRANCHES,
+    last="linear_out",
+    to_kernel=True,
+    unsupported_reason=lambda config, *arguments: unsupported_reason(*arguments),
+    between=lambda config, *arguments, **options: between(*arguments, **options),
+)

@@ -224,6 +224,7 @@ class RecurrentBlock(TemporalMixing):
 
     recurrence: ClassVar[tuple[str, type[Recurrence]]] = ("rg_lru", RGLRU)
     step = RECURRENT_STEP
+    rows = recurrent_rows.RECURRENT_ROWS
     kernel: str | None = None
 
     @nn.compact

@@ -15,6 +15,7 @@ from jaxlib.mlir.dialects import arith
 
 from griffin_jax.kernels.mosaic_gpu import ptx
 from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST
+from griffin_jax.kernels.mosaic_gpu.plan import PIECE
 
 _REF = plgpu.RefType
 _WGMMA = plgpu.Layout.WGMMA
@@ -85,6 +86,16 @@ def store_gated(acc, y, place, width, biases, row):
     call(functools.partial(_store_gated, width))(acc, y, place, row, *biases)
 
 
+def store_pieces(z, y, place, layout):
+    """Writes z float16[pieces, 256] to an operand, see `operand`, from `place` on.
+
+    A thread has numbers 2 t and 2 t + 1, t its place in its warp, of each of the four parts of a
+    piece: `layout` gives it these. They are 16 bytes of an operand. Each piece is of as many warps.
+    """
+    call = plgpu.inline_mgpu(arg_types=(layout, _REF(), _NUMBER))
+    call(functools.partial(_store_pieces, z.shape[0]))(z, y, place)
+
+
 def give(acc, sums, place):
     """Writes a warpgroup's acc to shared memory, for `take`: each thread what it has."""
     plgpu.inline_mgpu(arg_types=(_WGMMA, _REF(), _NUMBER))(_give)(acc, sums, place)
@@ -150,6 +161,17 @@ def _store_operand(width, rows, ctx, z, y, place):
         text = f"{{ .reg .pred q; .reg .b32 v; setp.lt.u32 q, $1, {max(rows - 8 * half, 0)};\n"
         text += f"cvt.rn.f16x2.f32 v, $3, $2; @q st.global.b32 [$0 + {2 * own}], v; }}"
         ptx.asm(text, "l,r,f,f", [base, row, even, odd], 0)
+
+
+def _store_pieces(count, ctx, z, y, place):
+    del ctx
+    warp, *_ = ptx.places()
+    lane = ptx.asm("{ mov.u32 $0, %tid.x; and.b32 $0, $0, 31; }", "=r", [])
+    piece = arith.shrui(warp, ptx.const(2 - int(math.log2(count))))
+    first = ptx.add(ptx.number(place), ptx.times(piece, PIECE), ptx.times(lane, 8))
+    pairs = [mgpu.utils.bitcast(pair, ptx.i32()) for pair in z.registers.flat]
+    text = "st.global.v4.b32 [$0], {$1, $2, $3, $4};"
+    ptx.asm(text, "l,r,r,r,r", [ptx.element_address(y, first), *pairs], 0)
 
 
 def _store_gated(width, ctx, acc, y, place, row, *biases):
