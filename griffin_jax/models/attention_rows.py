@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from griffin_jax.devices import current_mesh, on_parts, part_of
 from griffin_jax.kernels.mosaic_gpu import backend
-from griffin_jax.kernels.mosaic_gpu.operand import operand as operand_of
 from griffin_jax.kernels.rotary import rotate
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models.residual_rows import RowsStep
@@ -18,6 +17,7 @@ from griffin_jax.models.state import Timeline
 
 _KEYS = 64  # of a piece of a ring
 _SIZES = 128, 256  # of heads, as shared memory and registers go
+_SUMMED = 256  # of heads whose parts are added up in a launch of its own
 
 
 def unsupported_reason(q: jax.Array, k: jax.Array, state: Any, timeline: Timeline) -> str | None:
@@ -106,6 +106,31 @@ def _run(q, k, v, state, timeline, reach, interpret):
 
 
 def _on_one_device(q, k, v, state, timeline, *, reach, interpret):
+    """Returns what `attention_rows` does, of what is one device's."""
+    mixed, sums, state = _in_parts(q, k, v, state, timeline, reach, interpret)
+    heads, size = q.shape[2:]
+    if _summed(heads, size):
+        mixed = _summed_in_a_launch(mixed, sums, heads, q.dtype, False, interpret)
+        return mixed.reshape(q.shape), state
+    mixed = _added_up(mixed[:, :, :heads], *(sums[:, :, i, :heads] for i in range(2)))
+    return mixed[:, None].astype(q.dtype), state
+
+
+def _summed(heads, size):
+    """Returns whether a kernel adds up the parts of so many heads of that size."""
+    return size == _SUMMED and heads % 2 == 0
+
+
+def _summed_in_a_launch(mixed, sums, heads, dtype, operand, interpret):
+    """Returns [B, N H], or an operand; see `attention_sum_kernel.add_up`."""
+    kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.attention_sum_kernel")
+    return kernel.add_up(
+        mixed, sums, heads=heads, dtype=jnp.dtype(dtype), operand=operand, interpret=interpret
+    )
+
+
+def _in_parts(q, k, v, state, timeline, reach, interpret):
+    """Returns what heads mix in each part of the rings, see `attend_to_rings`, and the state after."""
     kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.attention_kernel")
     batch, _, heads, size = q.shape
     slots = state.slots()
@@ -121,10 +146,9 @@ def _on_one_device(q, k, v, state, timeline, *, reach, interpret):
         parts=kernel.parts_of(batch, slots),
         interpret=interpret,
     )
-    mixed = _added_up(mixed[:, :, :heads], *(sums[:, :, i, :heads] for i in range(2)))
     ring = state.keys.shape
     state = state.replace(keys=keys.reshape(ring), values=values.reshape(ring))
-    return mixed[:, None].astype(q.dtype), state
+    return mixed, sums, state
 
 
 def _added_up(mixed, scores, totals) -> Any:
@@ -145,6 +169,8 @@ def _between_unsupported(config, params, x, state, timeline):
     def heads(count):
         return jax.ShapeDtypeStruct((*x.shape[:2], count, config.head_size), x.dtype)
 
+    if not _summed(config.num_heads, config.head_size):
+        return f"{config.num_heads} heads of {config.head_size} (needs an even number of {_SUMMED})"
     q, k = heads(config.num_heads), heads(config.num_kv_heads)
     return unsupported_reason(q, k, state, timeline)
 
@@ -170,17 +196,11 @@ def _between(
         return rotate(x, timeline.positions, config.rope_base, config.rope_fraction)
 
     q, k, v = map(heads, products, ATTENTION_ROWS.first)
-    mixed, state = _on_one_device(
-        rotated(q),
-        rotated(k),
-        v,
-        state,
-        timeline,
-        reach=config.attention_reach,
-        interpret=interpret,
+    mixed, sums, state = _in_parts(
+        rotated(q), rotated(k), v, state, timeline, config.attention_reach, interpret
     )
-    mixed = mixed.reshape(len(mixed), -1)
-    return operand_of(mixed) if operand else mixed, state
+    z = _summed_in_a_launch(mixed, sums, config.num_heads, q.dtype, operand, interpret)
+    return z, state
 
 
 ATTENTION_ROWS = RowsStep(

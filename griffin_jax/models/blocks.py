@@ -171,9 +171,7 @@ class ResidualBlock(nn.Module):
                 "step_gpu": residual_step.unsupported_reason(
                     config, block.step, name, params, whole, state
                 ),
-                "mosaic_gpu": residual_rows.unsupported_reason(
-                    config, block.rows, name, params, whole, state, timeline
-                ),
+                "mosaic_gpu": residual_rows.unsupported_reason(whole, state, timeline),
                 "reference": None,
             }
             chosen = choose("residual_block", reasons, self.kernel)
@@ -187,20 +185,21 @@ class ResidualBlock(nn.Module):
                 def reference(params, *arguments):
                     return layers({"params": params}, *arguments)
 
+                def mixing(params, *arguments):
+                    alone = block(config, parent=None, **types)
+                    return alone.apply({"params": params}, *arguments)
+
+                def mlp(params, x):
+                    return self.mlp(parent=None).apply({"params": params}, x)
+
                 x, state = residual_rows.residual_rows(
-                    config, block.rows, name, reference, params, x, state, timeline
+                    *(config, block.rows, name, reference, (mixing, mlp)),
+                    *(params, x, state, timeline),
                 )
                 return (added_up(x) if self.adds_up else x), state
         x = added_up(x)
         mixing = block(config, name=name, **types)
-        mlp = MLPBlock(
-            config.width,
-            config.mlp_width,
-            use_bias=config.projection_bias,
-            out_init_scale=2.0 / config.num_layers,
-            name="mlp_block",
-            **types,
-        )
+        mlp = self.mlp(name="mlp_block")
         norm = {"eps": config.norm_eps, "param_dtype": self.param_dtype}
 
         def drop(x):
@@ -214,3 +213,16 @@ class ResidualBlock(nn.Module):
         x = place(self, "resid_mid", x + drop(place(self, "temporal_out", mixed)))
         x = x + drop(mlp(normed("channel_pre_norm", x)))
         return place(self, "resid_post", x), state
+
+    def mlp(self, **options: Any) -> MLPBlock:
+        """Returns the block's MLP; `options` are its name or its parent."""
+        config = self.config
+        return MLPBlock(
+            config.width,
+            config.mlp_width,
+            use_bias=config.projection_bias,
+            out_init_scale=2.0 / config.num_layers,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            **options,
+        )

@@ -18,9 +18,12 @@ from griffin_jax.devices import current_mesh
 from griffin_jax.kernels import dense_matmul_mosaic_gpu as dense
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.layer_of import LayerOf
 from griffin_jax.models import gated_mlp
+from griffin_jax.models.state import Timeline
 from griffin_jax.quantization.tensor import is_packed
 
+_FEWEST = 2
 _WIDTHS = 512  # of which the residual stream's width is a multiple
 
 
@@ -62,7 +65,8 @@ def shape_of(x: jax.Array | ResidualStream) -> jax.ShapeDtypeStruct:
 
 @dataclasses.dataclass(frozen=True)
 class RowsStep:
-    """What a kind of temporal mixing brings for its residual block to take these launches.
+    """What a kind of temporal mixing brings for its first products to read what the norm's launch
+    writes, and for the next norm's launch to add up its last one.
 
     Attributes:
       first: The names of the linear layers that read the norm, children of its own.
@@ -83,56 +87,38 @@ class RowsStep:
     between: Callable[..., tuple[jax.Array, Any]]
 
 
-def unsupported_reason(
-    config: GriffinConfig,
-    step: RowsStep | None,
-    name: str,
-    params: dict,
-    x: jax.ShapeDtypeStruct,
-    state: Any,
-    timeline: Any,
-) -> str | None:
+def unsupported_reason(x: jax.ShapeDtypeStruct, state: Any, timeline: Timeline) -> str | None:
     """Says why the kernels do not serve these arguments of `residual_rows`; None if they do."""
     if reason := backend.missing():
         return reason
-    if step is None:
-        return "its kind of temporal mixing has no step of rows"
-    if x.shape[1] != 1:
-        return f"{x.shape[1]} tokens are more than one"
+    rows, time, width = x.shape
+    if time != 1:
+        return f"{time} tokens are more than one"
+    if rows < _FEWEST:
+        return "one row, for which another kernel is made"
+    if timeline.open:
+        return "which tokens count is not known yet"
+    if isinstance(state, LayerOf):
+        return "stacked layers"
     if x.dtype != jnp.bfloat16:
         return f"it computes in bfloat16, not {x.dtype}"
     if current_mesh() is not None:
         return "it runs on one device"
-    if config.width % _WIDTHS:
-        return f"a width of {config.width} (needs a multiple of {_WIDTHS})"
-    mixing = params[name]
-    last = mixing[step.last]["weight"]
-    hidden = jax.ShapeDtypeStruct((*x.shape[:-1], last.shape[1]), x.dtype)
-    return (
-        _unread(x, [mixing[layer]["weight"] for layer in step.first])
-        or _unread(hidden, [last])
-        or step.unsupported_reason(config, mixing, x, state, timeline)
-        or gated_mlp.unsupported_reason(params["mlp_block"], x)
-    )
-
-
-def _unread(x, weights):
-    if all(map(is_packed, weights)):
-        return mosaic.unsupported_reason(x, weights)
-    if all(isinstance(weight, jax.Array) for weight in weights):
-        return dense.unsupported_reason(x, weights)
-    return "weights that are neither all in 4 bits nor all arrays"
+    if width % _WIDTHS:
+        return f"a width of {width} (needs a multiple of {_WIDTHS})"
+    return None
 
 
 def residual_rows(
     config: GriffinConfig,
-    step: RowsStep,
+    step: RowsStep | None,
     name: str,
     reference: Callable,
+    halves: tuple[Callable, Callable],
     params: dict,
     x: jax.Array | ResidualStream,
     state: Any,
-    timeline: Any,
+    timeline: Timeline,
     *,
     interpret=False,
 ) -> tuple[ResidualStream, Any]:
@@ -140,10 +126,12 @@ def residual_rows(
 
     Args:
       config: The model's shape.
-      step: The way of the block's temporal mixing.
+      step: The way of the block's temporal mixing, if it has one.
       name: What the temporal mixing's parameters are called in the block's.
-      reference: The same without these kernels, whose gradient is taken, a function of the next four
-        that returns an array.
+      reference: The same without these kernels, whose gradient is taken, a function of `params`, `x`,
+        `state` and `timeline` that returns an array.
+      halves: The temporal mixing, (params, x, state, timeline) -> (y, state), and the MLP, (params, x)
+        -> y, which are called where their products do not read what the norms' launches write.
       params: The block's parameters.
       x: [B, 1, D], the residual stream, added up or not.
       state: The block's state.
@@ -156,7 +144,10 @@ def residual_rows(
 
     @jax.custom_vjp
     def run(params, x, state, timeline):
-        return _run(config, step, name, params, x, state, timeline, interpret)
+        stream = x if isinstance(x, ResidualStream) else ResidualStream(x)
+        block = _Block(config, step, halves, interpret)
+        stream, state = block.mix(params, params[name], stream, state, timeline)
+        return block.multiply(params, params["mlp_block"], stream), state
 
     def backward(gradient, gradients):
         # What goes on depends on the stream's sum alone, whose gradient that of the first term is.
@@ -167,61 +158,84 @@ def residual_rows(
     return run(params, x, state, timeline)
 
 
-def _run(config, step, name, params, x, state, timeline, interpret):
-    mixing, mlp = params[name], params["mlp_block"]
-    stream = x if isinstance(x, ResidualStream) else ResidualStream(x)
-    dtype = stream.x.dtype
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    config: GriffinConfig
+    step: RowsStep | None
+    halves: tuple[Callable, Callable]
+    interpret: Any
 
-    def normed(stream, norm, operand):
-        return _normed(stream, params[norm]["scale"], config.norm_eps, operand, interpret)
+    def mix(self, params, mixing, stream, state, timeline):
+        """Returns the stream after the temporal mixing, not added up, and the state after."""
+        like = shape_of(stream)
+        step, dtype = self.step, like.dtype
+        if step is None or self._mixing_apart(mixing, like, state, timeline):
+            stream, x = self._norm(stream, params["temporal_pre_norm"], False)
+            y, state = self.halves[0](mixing, x[:, None], state, timeline)
+            return ResidualStream(stream.x, y[None, :, 0]), state
+        weights, last = [mixing[layer]["weight"] for layer in step.first], mixing[step.last]
+        packed = is_packed(last["weight"])
+        stream, read = self._norm(stream, params["temporal_pre_norm"], is_packed(weights[0]))
+        if is_packed(weights[0]):
+            following = last["weight"] if packed else None
+            products: Sequence[jax.Array] = mosaic.multiply_operand(
+                read, weights, dtype, self.interpret, following, to_kernel=step.to_kernel
+            )
+        else:
+            products = dense.dense_matmuls(read, tuple(weights), step.to_kernel, self.interpret)
+        products = [y[: like.shape[0]] for y in products]
+        options = {"operand": packed, "interpret": self.interpret}
+        z, state = step.between(self.config, mixing, products, state, timeline, **options)
+        if packed:
+            [parts] = mosaic.product_parts(z, [last["weight"]], dtype, self.interpret)
+        else:
+            [parts] = dense.product_parts(z, [last["weight"]], self.interpret)
+        return ResidualStream(stream.x, parts, last.get("bias")), state
 
-    weights = [mixing[layer]["weight"] for layer in step.first]
-    last = mixing[step.last]
-    packed = is_packed(last["weight"])
-    stream, read = normed(stream, "temporal_pre_norm", is_packed(weights[0]))
-    following = last["weight"] if packed else None
-    products = _products(read, weights, dtype, following, step.to_kernel, interpret)
-    products = [y[: len(stream.x)] for y in products]
-    z, state = step.between(
-        config, mixing, products, state, timeline, operand=packed, interpret=interpret
-    )
-    if packed:
-        [parts] = mosaic.product_parts(z, [last["weight"]], dtype, interpret)
-    else:
-        [parts] = dense.product_parts(z, [last["weight"]], interpret)
-    stream = ResidualStream(stream.x, parts, last.get("bias"))
-
-    weights, biases = gated_mlp.weights_and_biases(mlp)
-    stream, read = normed(stream, "channel_pre_norm", is_packed(weights[0]))
-    parts = gated_mlp.product_parts(read, weights, biases, dtype, interpret=interpret)
-    return ResidualStream(stream.x, parts, mlp["down_proj"].get("bias")), state
-
-
-def _normed(stream, scale, eps, operand, interpret):
-    """Returns the stream added up, and its norm [B, D] or an operand."""
-    kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.norm_kernel")
-    x, read = kernel.add_and_norm(
-        stream.x[:, 0],
-        stream.parts,
-        stream.bias,
-        scale,
-        eps=eps,
-        operand=operand,
-        interpret=interpret,
-    )
-    return ResidualStream(x[:, None]), read
-
-
-def _products(
-    x: jax.Array,
-    weights: Sequence[Any],
-    dtype: Any,
-    following: Any,
-    to_kernel: bool,
-    interpret: Any,
-) -> Sequence[jax.Array]:
-    if is_packed(weights[0]):
-        return mosaic.multiply_operand(
-            x, weights, dtype, interpret, following, to_kernel=to_kernel
+    def multiply(self, params, mlp, stream):
+        """Returns the stream after the MLP, not added up."""
+        like = shape_of(stream)
+        if not self.interpret and gated_mlp.unsupported_reason(mlp, like):
+            stream, x = self._norm(stream, params["channel_pre_norm"], False)
+            return ResidualStream(stream.x, self.halves[1](mlp, x[:, None])[None, :, 0])
+        weights, biases = gated_mlp.weights_and_biases(mlp)
+        stream, read = self._norm(stream, params["channel_pre_norm"], is_packed(weights[0]))
+        parts = gated_mlp.product_parts(
+            read, weights, biases, like.dtype, interpret=self.interpret
         )
-    return dense.dense_matmuls(x, tuple(weights), to_kernel, interpret)
+        return ResidualStream(stream.x, parts, mlp["down_proj"].get("bias"))
+
+    def _mixing_apart(self, mixing, x, state, timeline):
+        """Returns why the temporal mixing is called as it is; None where its products are."""
+        if self.interpret:
+            return None
+        last = mixing[self.step.last]["weight"]
+        hidden = jax.ShapeDtypeStruct((*x.shape[:-1], last.shape[1]), x.dtype)
+        return (
+            _unread(x, [mixing[layer]["weight"] for layer in self.step.first])
+            or _unread(hidden, [last])
+            or self.step.unsupported_reason(self.config, mixing, x, state, timeline)
+        )
+
+    def _norm(self, stream, norm, operand):
+        """Returns the stream added up, and its norm [B, D] or an operand."""
+        kernel = importlib.import_module("griffin_jax.kernels.mosaic_gpu.norm_kernel")
+        x, read = kernel.add_and_norm(
+            stream.x[:, 0],
+            stream.parts,
+            stream.bias,
+            norm["scale"],
+            eps=self.config.norm_eps,
+            operand=operand,
+            interpret=self.interpret,
+        )
+        return ResidualStream(x[:, None]), read
+
+
+def _unread(x, weights):
+    """Returns None, or why no kernel's products of x with these weights read a norm's launch."""
+    if all(map(is_packed, weights)):
+        return mosaic.unsupported_reason(x, weights)
+    if all(isinstance(weight, jax.Array) for weight in weights):
+        return dense.unsupported_reason(x, weights)
+    return "weights that are neither all in 4 bits nor all arrays"

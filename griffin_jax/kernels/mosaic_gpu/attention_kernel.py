@@ -58,8 +58,9 @@ def attend_to_rings(
       interpret: Parameters of Pallas' interpreter, or False.
 
     Returns:
-      For each part float32[B, parts, N, H], values times 2^(score - largest); float32[B, parts, 2, N],
-      the largest score of the part in powers of two, and the sum of 2^(score - largest); keys; values.
+      For each part float32[B, parts, N, H], values times 2^(score - largest); float32[B, parts, 2, 64], of
+      which N count, the largest score of the part in powers of two, and the sum of 2^(score - largest);
+      keys; values.
       The new token is of the first part. A part without any key that is seen has a largest score of
       about `MASKED`.
     """
@@ -229,4 +230,4 @@ def attend_to_rings(
             approx_math=True,
         ),
     )
-    return out, sums[..., :heads], keys, values
+    return out, sums, keys, values

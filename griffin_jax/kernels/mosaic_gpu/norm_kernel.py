@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu.fragmented_array import Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from griffin_jax.kernels.mosaic_gpu import launch, stores
@@ -19,13 +18,12 @@ from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST, operand_typ
 from griffin_jax.kernels.mosaic_gpu.plan import PIECE
 
 WIDTHS = 2 * PIECE  # of which a row's is a multiple
-_WARPS = 4  # of a warpgroup
 _MOST_GROUPS = 8
 
 
 def _shares(pieces: int) -> tuple[int, int, int]:
     """Returns pieces of a warpgroup at a time, how often it takes so many, and warpgroups."""
-    unit = math.gcd(pieces, _WARPS)
+    unit = math.gcd(pieces, stores.WARPS)
     shares = pieces // unit
     groups = max(count for count in range(1, _MOST_GROUPS + 1) if shares % count == 0)
     return unit, shares // groups, groups
@@ -64,7 +62,7 @@ def add_and_norm(
     count = len(added) and parts.shape[0]
     biases = [] if bias is None else [bias]
     unit, turns, groups = _shares(width // PIECE)
-    layout = _layout(unit)
+    layout = stores.layout_of_pieces(unit)
 
     def body(*refs):
         (x_gmem, scale_gmem), refs = refs[:2], refs[2:]
@@ -108,7 +106,7 @@ def add_and_norm(
             if interpret:
                 z_gmem[row, own] = reorder(z)
             else:
-                stores.store_pieces(z, z_gmem, row * width + own.start * PIECE, layout)
+                stores.store_pieces(z, z_gmem, row * width + own.start * PIECE)
 
     def in_pieces(array):
         return array.reshape(*array.shape[:-1], width // PIECE, PIECE)
@@ -138,11 +136,3 @@ def add_and_norm(
     )(*map(in_pieces, [x, scale, *added, *biases]))
     [after] = after or [x]
     return after.reshape(x.shape), z.reshape(-1, width)
-
-
-def _layout(unit):
-    """Returns how an array of as many pieces is shared out: a warp has a piece, or some of a few
-    have the same, and a thread two numbers of each of its four parts.
-    """
-    warps = (-4,) if unit == _WARPS else (-4, plgpu.Replicated(_WARPS // unit))
-    return plgpu.Layout.TILED(Tiling(((unit, PIECE), (64,), (2,))), warps, (-2,), -1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu.fragmented_array import Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith
@@ -17,6 +18,7 @@ from griffin_jax.kernels.mosaic_gpu import ptx
 from griffin_jax.kernels.mosaic_gpu.operand import DIVISOR, LARGEST
 from griffin_jax.kernels.mosaic_gpu.plan import PIECE
 
+WARPS = 4  # of a warpgroup
 _REF = plgpu.RefType
 _WGMMA = plgpu.Layout.WGMMA
 _NUMBER = plgpu.Layout.WG_SPLAT
@@ -86,14 +88,23 @@ def store_gated(acc, y, place, width, biases, row):
     call(functools.partial(_store_gated, width))(acc, y, place, row, *biases)
 
 
-def store_pieces(z, y, place, layout):
-    """Writes z float16[pieces, 256] to an operand, see `operand`, from `place` on.
+def layout_of_pieces(count):
+    """Returns a layout of [count, 256], two or four pieces of a row, for `store_pieces`.
 
-    A thread has numbers 2 t and 2 t + 1, t its place in its warp, of each of the four parts of a
-    piece: `layout` gives it these. They are 16 bytes of an operand. Each piece is of as many warps.
+    A warp has a piece, or two have the same one; a thread has two numbers that lie side by side in
+    each of its four parts, t its place in its warp those from 2 t on.
     """
-    call = plgpu.inline_mgpu(arg_types=(layout, _REF(), _NUMBER))
-    call(functools.partial(_store_pieces, z.shape[0]))(z, y, place)
+    warps = (-4,) if count == WARPS else (-4, plgpu.Replicated(WARPS // count))
+    return plgpu.Layout.TILED(Tiling(((count, PIECE), (64,), (2,))), warps, (-2,), -1)
+
+
+def store_pieces(z, y, place):
+    """Writes z float16[count, 256] of `layout_of_pieces` to an operand, see `operand`, from `place`
+    on: what a thread has is 16 bytes.
+    """
+    count = z.shape[0]
+    call = plgpu.inline_mgpu(arg_types=(layout_of_pieces(count), _REF(), _NUMBER))
+    call(functools.partial(_store_pieces, count))(z, y, place)
 
 
 def give(acc, sums, place):
@@ -167,7 +178,7 @@ def _store_pieces(count, ctx, z, y, place):
     del ctx
     warp, *_ = ptx.places()
     lane = ptx.asm("{ mov.u32 $0, %tid.x; and.b32 $0, $0, 31; }", "=r", [])
-    piece = arith.shrui(warp, ptx.const(2 - int(math.log2(count))))
+    piece = arith.shrui(warp, ptx.const((WARPS // count).bit_length() - 1))
     first = ptx.add(ptx.number(place), ptx.times(piece, PIECE), ptx.times(lane, 8))
     pairs = [mgpu.utils.bitcast(pair, ptx.i32()) for pair in z.registers.flat]
     text = "st.global.v4.b32 [$0], {$1, $2, $3, $4};"
