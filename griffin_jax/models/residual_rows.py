@@ -17,6 +17,7 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import current_mesh
 from griffin_jax.kernels import dense_matmul_mosaic_gpu as dense
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
+from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models import gated_mlp
@@ -77,7 +78,7 @@ class RowsStep:
       between: (config, params, products, state, timeline, operand=, interpret=) -> what the last layer
         reads, and the state after. `products` are those of the first layers, [B, out] each without
         their biases; with `operand` products with 4-bit weights read the result, see
-        `kernels.mosaic_gpu.operand`.
+        `kernels.mosaic_gpu.operand`. `to_kernel` they may come side by side in one array.
     """
 
     first: tuple[str, ...]
@@ -149,12 +150,15 @@ def residual_rows(
         stream, state = block.mix(params, params[name], stream, state, timeline)
         return block.multiply(params, params["mlp_block"], stream), state
 
-    def backward(gradient, gradients):
+    def forward(*arguments):
+        return run(*arguments), arguments
+
+    def backward(arguments, gradients):
         # What goes on depends on the stream's sum alone, whose gradient that of the first term is.
         stream, after = gradients
-        return gradient((stream.x, after))
+        return jax.vjp(reference, *arguments)[1]((stream.x, after))
 
-    run.defvjp(lambda *arguments: jax.vjp(reference, *arguments), backward)
+    run.defvjp(forward, backward)
     return run(params, x, state, timeline)
 
 
@@ -181,41 +185,51 @@ class _Block:
             products: Sequence[jax.Array] = mosaic.multiply_operand(
                 read, weights, dtype, self.interpret, following, to_kernel=step.to_kernel
             )
+        elif step.to_kernel and not self._served(read, weights):
+            # In one product, as the compiler would have it, but without cutting that in pieces.
+            products = [dense_matmul(read, jnp.concatenate(weights))]
         else:
-            products = dense.dense_matmuls(read, tuple(weights), step.to_kernel, self.interpret)
+            products = self._dense(read, weights, to_kernel=step.to_kernel)
+            products = [y.sum(axis=0).astype(dtype) if len(y) > 1 else y[0] for y in products]
         products = [y[: like.shape[0]] for y in products]
         options = {"operand": packed, "interpret": self.interpret}
         z, state = step.between(self.config, mixing, products, state, timeline, **options)
         if packed:
             [parts] = mosaic.product_parts(z, [last["weight"]], dtype, self.interpret)
         else:
-            [parts] = dense.product_parts(z, [last["weight"]], self.interpret)
+            [parts] = self._dense(z, [last["weight"]])
         return ResidualStream(stream.x, parts, last.get("bias")), state
 
     def multiply(self, params, mlp, stream):
         """Returns the stream after the MLP, not added up."""
         like = shape_of(stream)
-        if not self.interpret and gated_mlp.unsupported_reason(mlp, like):
+        if not self.interpret and gated_mlp.parts_unsupported(mlp, like):
             stream, x = self._norm(stream, params["channel_pre_norm"], False)
             return ResidualStream(stream.x, self.halves[1](mlp, x[:, None])[None, :, 0])
         weights, biases = gated_mlp.weights_and_biases(mlp)
         stream, read = self._norm(stream, params["channel_pre_norm"], is_packed(weights[0]))
-        parts = gated_mlp.product_parts(
-            read, weights, biases, like.dtype, interpret=self.interpret
-        )
+        parts = gated_mlp.product_parts(read, weights, biases, like.dtype, interpret=self.interpret)
         return ResidualStream(stream.x, parts, mlp["down_proj"].get("bias"))
 
     def _mixing_apart(self, mixing, x, state, timeline):
         """Returns why the temporal mixing is called as it is; None where its products are."""
         if self.interpret:
             return None
-        last = mixing[self.step.last]["weight"]
-        hidden = jax.ShapeDtypeStruct((*x.shape[:-1], last.shape[1]), x.dtype)
         return (
             _unread(x, [mixing[layer]["weight"] for layer in self.step.first])
-            or _unread(hidden, [last])
+            or _unread(x, [mixing[self.step.last]["weight"]])
             or self.step.unsupported_reason(self.config, mixing, x, state, timeline)
         )
+
+    def _served(self, x, weights):
+        """Returns whether a kernel computes products of x [B, in] with these arrays."""
+        return self.interpret or not dense.unsupported_reason(x, weights)
+
+    def _dense(self, x, weights, **options):
+        """Returns products of x [B, in] in parts; where no kernel serves, by the compiler."""
+        if self._served(x, weights):
+            return dense.product_parts(x, weights, self.interpret, **options)
+        return [dense_matmul(x, weight)[None] for weight in weights]
 
     def _norm(self, stream, norm, operand):
         """Returns the stream added up, and its norm [B, D] or an operand."""
@@ -233,9 +247,9 @@ class _Block:
 
 
 def _unread(x, weights):
-    """Returns None, or why no kernel's products of x with these weights read a norm's launch."""
+    """Returns None, or why products in the type of x with these weights are left to their layers."""
     if all(map(is_packed, weights)):
         return mosaic.unsupported_reason(x, weights)
     if all(isinstance(weight, jax.Array) for weight in weights):
-        return dense.unsupported_reason(x, weights)
+        return None
     return "weights that are neither all in 4 bits nor all arrays"

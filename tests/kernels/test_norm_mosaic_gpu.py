@@ -38,9 +38,7 @@ def definition(x, parts, bias, scale):
 def check(arrays, read):
     """The sum may be a rounding off where float32 is added in another order, and so may the norm."""
     with no_races():
-        total, z = norm_kernel.add_and_norm(
-            *arrays, eps=EPS, operand=read, interpret=interpreter()
-        )
+        total, z = norm_kernel.add_and_norm(*arrays, eps=EPS, operand=read, interpret=interpreter())
     wanted, norm = definition(*arrays)
     x = arrays[0]
     assert (total.shape, total.dtype) == (x.shape, x.dtype)
