@@ -19,17 +19,19 @@ from griffin_jax.models import Griffin, init_state
 from griffin_jax.quantization import QuantizationConfig
 
 SHAPE = {
-    "width": 256,
+    "width": 512,
     "mlp_width": 512,
     "num_heads": 2,
     "recurrence_width": 256,
-    "head_size": 128,
+    "head_size": 256,
     "attention_window": 64,
     "num_layers": 3,
     "vocab_size": 64,
 }
 CONFIG = preset("tiny").replace(**SHAPE)
-KERNEL_NAMES = "attention_rows|recurrent_step|packed_matmul|dense_matmul"
+KERNEL_NAMES = "attention_rows|attention_sum|recurrent_step|packed_matmul|dense_matmul|add_and_norm"
+STEPS = {"attention_rows", "recurrent_step"}
+SUMS = {"attention_sum", "add_and_norm"}
 TWO = AbstractMesh((1, 1, 2, 1), AXES, axis_types=(AxisType.Auto,) * 4)
 
 
@@ -64,14 +66,14 @@ def test_a_step_of_many_rows_goes_through_the_kernels(launched, weights, rows):
     products = (
         {"packed_matmul"} if weights[0] == "nf4" else {"dense_matmul"} if rows < 65 else set()
     )
-    assert launched(rows, 1) == {"attention_rows", "recurrent_step"} | products
+    assert launched(rows, 1) == STEPS | SUMS | products
 
 
 @pytest.mark.parametrize("rows", [1, 16])
 def test_so_does_each_of_two_devices_by_its_part(launched, weights, rows):
     products = {"packed_matmul"} if weights[0] == "nf4" else {"dense_matmul"}
     with jax.sharding.use_abstract_mesh(TWO):
-        assert launched(rows, 1) == {"attention_rows", "recurrent_step"} | products
+        assert launched(rows, 1) == STEPS | products
 
 
 def test_a_prompt_has_their_products_alone(launched, weights):
@@ -100,6 +102,14 @@ KERNELS = {
     "recurrent_kernel.recurrent_step": (
         {"operand": True},
         [*BRANCHES, *STATE, TAPS, [GATE, GATE], half(4096), ROWS],
+    ),
+    "norm_kernel.add_and_norm": (
+        {"eps": 1e-6, "operand": True},
+        [half(16, 4096), single(2, 16, 4096), half(4096), half(4096)],
+    ),
+    "attention_sum_kernel.add_up": (
+        {"heads": 16, "dtype": jnp.dtype("bfloat16"), "operand": True},
+        [single(16, 8, 16, 256), single(16, 8, 2, 64)],
     ),
     "dense_kernel.multiply": (
         {"plan": DENSE},
