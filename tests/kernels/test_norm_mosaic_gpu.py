@@ -1,6 +1,5 @@
 """The launch that adds up a product's parts and norms the residual stream, and that of attention's parts."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

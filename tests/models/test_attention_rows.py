@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from griffin_jax.config import preset
 from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.kernels.mosaic_gpu.operand import operand as operand_of
+from griffin_jax.kernels.rotary import rotate
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models import attention_rows
 from griffin_jax.models.attention import AttentionState, attend_and_write
@@ -63,6 +66,37 @@ def check(arguments, reach):
 )
 def test_one_launch_equals_the_definition(heads, slots, reach, starts):
     check(operands(heads, slots, starts), reach)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operand", [False, True])
+def test_between_its_products_a_block_is_the_layers(operand):
+    """Biases, rotation, attention and the order that the next product reads."""
+    heads, size = 2, 256
+    config = preset("tiny").replace(num_heads=heads, head_size=size, attention_window=64)
+    q, k, v, state, timeline = operands(heads, 64, [70, 5], size)
+    products = [x.reshape(len(x), -1) for x in (q, k, v)]
+    bias = jnp.linspace(-1, 1, heads * size, dtype=jnp.bfloat16)
+    params = {"q_proj": {"bias": bias}, "k_proj": {"bias": bias[:size]}, "v_proj": {}}
+    with no_races():
+        z, after = attention_rows.ATTENTION_ROWS.between(
+            *(config, params, products, state, timeline), operand=operand, interpret=interpreter()
+        )
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    wide[0] += bias.astype(jnp.float32).reshape(1, 1, heads, size)
+    wide[1] += bias[:size].astype(jnp.float32).reshape(1, 1, 1, size)
+    wide[:2] = [rotate(x, timeline.positions, config.rope_base, 0.5) for x in wide[:2]]
+    rings = jax.tree.map(lambda ring: ring.astype(jnp.float32), state)
+    with jax.default_matmul_precision("highest"):
+        wanted, rings = attend_and_write(config.attention_reach, *wide, rings, timeline)
+    wanted = wanted.reshape(2, -1)
+    wanted = operand_of(wanted) if operand else wanted
+    assert (z.shape, z.dtype) == (wanted.shape, wanted.dtype if operand else jnp.bfloat16)
+    z, wanted = (np.asarray(x[:2], np.float64) for x in (z, wanted))
+    assert np.linalg.norm(z - wanted) < 6e-3 * np.linalg.norm(wanted)
+    for ring, exact in zip(*map(jax.tree.leaves, (after, rings)), strict=True):
+        ring, exact = (np.asarray(x, np.float64) for x in (ring, exact))
+        assert np.linalg.norm(ring - exact) < 4e-3 * np.linalg.norm(exact)
 
 
 @pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")
