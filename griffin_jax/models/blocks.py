@@ -174,6 +174,8 @@ class ResidualBlock(nn.Module):
                 "mosaic_gpu": residual_rows.unsupported_reason(whole, state, timeline),
                 "reference": None,
             }
+            if not residual_rows.fewer_launches_first(params):
+                reasons = {name: reasons[name] for name in ("mosaic_gpu", "step_gpu", "reference")}
             chosen = choose("residual_block", reasons, self.kernel)
             layers = self.clone(parent=None, adds_up=True, kernel="reference").apply
             if chosen == "step_gpu":

@@ -20,7 +20,6 @@ from griffin_jax.quantization.tensor import QuantizedTensor, is_packed
 from griffin_jax.weight import format_of
 
 BRANCHES = "linear_x", "linear_y"
-_FEWEST = 2
 _CHANNELS = 64  # of a block of threads
 _LARGEST_HEAD = 256  # what shared memory holds
 _TAPS = 4
@@ -40,8 +39,6 @@ def unsupported_reason(params: dict, x: jax.Array, state: Any, timeline: Timelin
     batch, time, _ = part_of(x, _ROWS).shape
     if time != 1:
         return f"{time} tokens are more than one"
-    if batch < _FEWEST and current_mesh() is None:
-        return "one row, for which another kernel is made"
     if batch > 64 and batch % 64:
         return f"{batch} rows are no multiple of 64"
     if 8 < batch < 64 and batch & (batch - 1):

@@ -24,7 +24,6 @@ from griffin_jax.models import gated_mlp
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization.tensor import is_packed
 
-_FEWEST = 2
 _WIDTHS = 512  # of which the residual stream's width is a multiple
 
 
@@ -92,11 +91,9 @@ def unsupported_reason(x: jax.ShapeDtypeStruct, state: Any, timeline: Timeline) 
     """Says why the kernels do not serve these arguments of `residual_rows`; None if they do."""
     if reason := backend.missing():
         return reason
-    rows, time, width = x.shape
+    _, time, width = x.shape
     if time != 1:
         return f"{time} tokens are more than one"
-    if rows < _FEWEST:
-        return "one row, for which another kernel is made"
     if timeline.open:
         return "which tokens count is not known yet"
     if isinstance(state, LayerOf):
@@ -108,6 +105,13 @@ def unsupported_reason(x: jax.ShapeDtypeStruct, state: Any, timeline: Timeline) 
     if width % _WIDTHS:
         return f"a width of {width} (needs a multiple of {_WIDTHS})"
     return None
+
+
+def fewer_launches_first(params: dict) -> bool:
+    """Returns whether one row goes through the fewest launches: those look 4-bit weights up faster
+    than tensor cores are fed, and read others no faster.
+    """
+    return any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed)))
 
 
 def residual_rows(
@@ -181,7 +185,8 @@ class _Block:
         packed = is_packed(last["weight"])
         stream, read = self._norm(stream, params["temporal_pre_norm"], is_packed(weights[0]))
         if is_packed(weights[0]):
-            following = last["weight"] if packed else None
+            # Between keys and values that are read, the second-level cache would keep nothing.
+            following = last["weight"] if packed and step.to_kernel else None
             products: Sequence[jax.Array] = mosaic.multiply_operand(
                 read, weights, dtype, self.interpret, following, to_kernel=step.to_kernel
             )

@@ -41,17 +41,18 @@ def check(arrays, read):
     wanted, norm = definition(*arrays)
     x = arrays[0]
     assert (total.shape, total.dtype) == (x.shape, x.dtype)
-    close(total, wanted, 2**-8)
+    close(total, wanted, 2**-8, 1e-5)  # terms of up to 20 may cancel one another
     # Of the stream as it was rounded here, so that what is left is the norm's own.
     norm = rms_norm(total.astype(jnp.float32), arrays[-1], EPS)
     wanted = operand(norm) if read else norm.astype(x.dtype)
     assert (z.shape, z.dtype) == (wanted.shape, wanted.dtype)
-    close(z[: len(x)], wanted[: len(x)], 2**-10 if read else 2**-8)
+    # Where float16 has few bits left, one of them.
+    close(z[: len(x)], wanted[: len(x)], *((2**-10, 2**-24) if read else (2**-8, 1e-30)))
 
 
-def close(found, wanted, rounding):
+def close(found, wanted, rounding, below):
     found, wanted = (np.asarray(x, np.float64) for x in (found, wanted))
-    assert (np.abs(found - wanted) <= rounding * np.abs(wanted) + 1e-30).all()
+    assert (np.abs(found - wanted) <= rounding * np.abs(wanted) + below).all()
     assert (found != wanted).mean() < 1e-2
 
 

@@ -200,7 +200,6 @@ def test_what_it_does_not_serve_it_says(monkeypatch):
         return residual_rows.unsupported_reason(x, state, Timeline(row, row, row, **options))
 
     assert reason() is None
-    assert "one row" in reason(rows=1)
     assert "3 tokens" in reason(time=3)
     assert "not float32" in reason(dtype=jnp.float32)
     assert "multiple of 512" in reason(width=768)
