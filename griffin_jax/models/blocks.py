@@ -171,34 +171,18 @@ class ResidualBlock(nn.Module):
                 "step_gpu": residual_step.unsupported_reason(
                     config, block.step, name, params, whole, state
                 ),
-                "mosaic_gpu": residual_rows.unsupported_reason(whole, state, timeline),
+                "mosaic_gpu": residual_rows.unsupported_reason(params, whole, state, timeline),
                 "reference": None,
             }
-            if not residual_rows.fewer_launches_first(params):
-                reasons = {name: reasons[name] for name in ("mosaic_gpu", "step_gpu", "reference")}
             chosen = choose("residual_block", reasons, self.kernel)
-            layers = self.clone(parent=None, adds_up=True, kernel="reference").apply
             if chosen == "step_gpu":
+                reference = self.clone(parent=None, adds_up=True, kernel="reference").apply
                 return residual_step.residual_step(
-                    config, block.step, name, layers, params, added_up(x), state, timeline
+                    config, block.step, name, reference, params, added_up(x), state, timeline
                 )
             if chosen == "mosaic_gpu":
-
-                def reference(params, *arguments):
-                    return layers({"params": params}, *arguments)
-
-                def mixing(params, *arguments):
-                    alone = block(config, parent=None, **types)
-                    return alone.apply({"params": params}, *arguments)
-
-                def mlp(params, x):
-                    return self.mlp(parent=None).apply({"params": params}, x)
-
-                x, state = residual_rows.residual_rows(
-                    *(config, block.rows, name, reference, (mixing, mlp)),
-                    *(params, x, state, timeline),
-                )
-                return (added_up(x) if self.adds_up else x), state
+                x, after = self._by_rows(block, name, params, x, state, timeline)
+                return (added_up(x) if self.adds_up else x), after
         x = added_up(x)
         mixing = block(config, name=name, **types)
         mlp = self.mlp(name="mlp_block")
@@ -215,6 +199,20 @@ class ResidualBlock(nn.Module):
         x = place(self, "resid_mid", x + drop(place(self, "temporal_out", mixed)))
         x = x + drop(mlp(normed("channel_pre_norm", x)))
         return place(self, "resid_post", x), state
+
+    def _by_rows(self, block, name, params, *arguments):
+        """Returns what `residual_rows` makes of x, state and timeline."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        layers = self.clone(parent=None, adds_up=True, kernel="reference")
+        mixing, mlp = block(self.config, parent=None, **types), self.mlp(parent=None)
+
+        def called(module):
+            return lambda params, *arguments: module.apply({"params": params}, *arguments)
+
+        return residual_rows.residual_rows(
+            *(self.config, block.rows, name, called(layers), (called(mixing), called(mlp))),
+            *(params, *arguments),
+        )
 
     def mlp(self, **options: Any) -> MLPBlock:
         """Returns the block's MLP; `options` are its name or its parent."""

@@ -13,10 +13,8 @@ from jax.typing import DTypeLike
 from griffin_jax.devices import MODEL, current_mesh, model_shards, on_parts, part_of
 from griffin_jax.kernels import dense_matmul_mosaic_gpu as dense
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
-from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.operand import operand
-from griffin_jax.models.layers import gated_gelu
 from griffin_jax.quantization.tensor import is_packed
 
 _LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -46,13 +44,6 @@ def _dense_unsupported(x, weights):
     hidden = jax.ShapeDtypeStruct((*x.shape[:-1], down.shape[1]), x.dtype)
     served = dense.unsupported_reason(x, gated) or dense.unsupported_reason(hidden, [down])
     return served or dense.gated_fits(*gated)
-
-
-def parts_unsupported(params: dict, x: jax.Array) -> str | None:
-    """Returns why `product_parts` does not support these weights; None if it does."""
-    if all(isinstance(params[name]["weight"], jax.Array) for name in _LAYERS):
-        return None  # where no kernel serves, the compiler does
-    return unsupported_reason(params, x)
 
 
 def gated_mlp(reference: Callable, params: dict, x: jax.Array, *, interpret=False) -> jax.Array:
@@ -135,14 +126,9 @@ def product_parts(
     if is_packed(down):
         h = mosaic.gated_matmul(x, gate, up, biases, interpret, following=down)
         [parts] = mosaic.product_parts(h, [down], dtype, interpret)
-    elif interpret or not _dense_unsupported(x[:, None], weights):
+    else:
         h = dense.gated_matmul(x, gate, up, biases, interpret)
         [parts] = dense.product_parts(h, [down], interpret)
-    else:
-        inner = [dense_matmul(x, weight) for weight in (gate, up)]
-        for index, bias in enumerate(biases):
-            inner[index] += jax.lax.broadcast_to_rank(bias.astype(dtype), 2)
-        parts = dense_matmul(gated_gelu(*inner), down)[None]
     return parts
 
 

@@ -145,8 +145,7 @@ def between(
 
     Args:
       params: The block's parameters.
-      products: [B, R], of the weights of `BRANCHES` without their biases, or both side by side in one
-        array [B, 2 R].
+      products: [B, R], of the weights of `BRANCHES` without their biases.
       state: A `RecurrentState` of B rows.
       timeline: The timeline of one token.
       operand: Whether a product with 4-bit weights reads the result.
@@ -160,7 +159,7 @@ def between(
     def pair(layer):
         return layer["weight"], layer["bias"]
 
-    u, y = products if len(products) > 1 else (products[0], None)
+    u, y = products
     unit = params["rg_lru"]
     z, hidden, conv = kernel.recurrent_step(
         u,

@@ -17,13 +17,13 @@ from griffin_jax.config import GriffinConfig
 from griffin_jax.devices import current_mesh
 from griffin_jax.kernels import dense_matmul_mosaic_gpu as dense
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
-from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.layer_of import LayerOf
 from griffin_jax.models import gated_mlp
 from griffin_jax.models.state import Timeline
 from griffin_jax.quantization.tensor import is_packed
 
+_MOST_ROWS = 64  # of weights whose products are the compiler's beyond
 _WIDTHS = 512  # of which the residual stream's width is a multiple
 
 
@@ -77,7 +77,7 @@ class RowsStep:
       between: (config, params, products, state, timeline, operand=, interpret=) -> what the last layer
         reads, and the state after. `products` are those of the first layers, [B, out] each without
         their biases; with `operand` products with 4-bit weights read the result, see
-        `kernels.mosaic_gpu.operand`. `to_kernel` they may come side by side in one array.
+        `kernels.mosaic_gpu.operand`.
     """
 
     first: tuple[str, ...]
@@ -87,13 +87,18 @@ class RowsStep:
     between: Callable[..., tuple[jax.Array, Any]]
 
 
-def unsupported_reason(x: jax.ShapeDtypeStruct, state: Any, timeline: Timeline) -> str | None:
+def unsupported_reason(
+    params: dict, x: jax.ShapeDtypeStruct, state: Any, timeline: Timeline
+) -> str | None:
     """Says why the kernels do not serve these arguments of `residual_rows`; None if they do."""
     if reason := backend.missing():
         return reason
-    _, time, width = x.shape
+    rows, time, width = x.shape
     if time != 1:
         return f"{time} tokens are more than one"
+    packed = any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed)))
+    if rows > _MOST_ROWS and not packed:
+        return f"{rows} rows of weights that are not in 4 bits (needs at most {_MOST_ROWS})"
     if timeline.open:
         return "which tokens count is not known yet"
     if isinstance(state, LayerOf):
@@ -105,13 +110,6 @@ def unsupported_reason(x: jax.ShapeDtypeStruct, state: Any, timeline: Timeline) 
     if width % _WIDTHS:
         return f"a width of {width} (needs a multiple of {_WIDTHS})"
     return None
-
-
-def fewer_launches_first(params: dict) -> bool:
-    """Returns whether one row goes through the fewest launches: those look 4-bit weights up faster
-    than tensor cores are fed, and read others no faster.
-    """
-    return any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed)))
 
 
 def residual_rows(
@@ -190,25 +188,21 @@ class _Block:
             products: Sequence[jax.Array] = mosaic.multiply_operand(
                 read, weights, dtype, self.interpret, following, to_kernel=step.to_kernel
             )
-        elif step.to_kernel and not self._served(read, weights):
-            # In one product, as the compiler would have it, but without cutting that in pieces.
-            products = [dense_matmul(read, jnp.concatenate(weights))]
         else:
-            products = self._dense(read, weights, to_kernel=step.to_kernel)
-            products = [y.sum(axis=0).astype(dtype) if len(y) > 1 else y[0] for y in products]
+            products = dense.dense_matmuls(read, tuple(weights), step.to_kernel, self.interpret)
         products = [y[: like.shape[0]] for y in products]
         options = {"operand": packed, "interpret": self.interpret}
         z, state = step.between(self.config, mixing, products, state, timeline, **options)
         if packed:
             [parts] = mosaic.product_parts(z, [last["weight"]], dtype, self.interpret)
         else:
-            [parts] = self._dense(z, [last["weight"]])
+            [parts] = dense.product_parts(z, [last["weight"]], self.interpret)
         return ResidualStream(stream.x, parts, last.get("bias")), state
 
     def multiply(self, params, mlp, stream):
         """Returns the stream after the MLP, not added up."""
         like = shape_of(stream)
-        if not self.interpret and gated_mlp.parts_unsupported(mlp, like):
+        if not self.interpret and gated_mlp.unsupported_reason(mlp, like):
             stream, x = self._norm(stream, params["channel_pre_norm"], False)
             return ResidualStream(stream.x, self.halves[1](mlp, x[:, None])[None, :, 0])
         weights, biases = gated_mlp.weights_and_biases(mlp)
@@ -220,21 +214,13 @@ class _Block:
         """Returns why the temporal mixing is called as it is; None where its products are."""
         if self.interpret:
             return None
+        last = mixing[self.step.last]["weight"]
+        hidden = jax.ShapeDtypeStruct((*x.shape[:-1], last.shape[1]), x.dtype)
         return (
             _unread(x, [mixing[layer]["weight"] for layer in self.step.first])
-            or _unread(x, [mixing[self.step.last]["weight"]])
+            or _unread(hidden, [last])
             or self.step.unsupported_reason(self.config, mixing, x, state, timeline)
         )
-
-    def _served(self, x, weights):
-        """Returns whether a kernel computes products of x [B, in] with these arrays."""
-        return self.interpret or not dense.unsupported_reason(x, weights)
-
-    def _dense(self, x, weights, **options):
-        """Returns products of x [B, in] in parts; where no kernel serves, by the compiler."""
-        if self._served(x, weights):
-            return dense.product_parts(x, weights, self.interpret, **options)
-        return [dense_matmul(x, weight)[None] for weight in weights]
 
     def _norm(self, stream, norm, operand):
         """Returns the stream added up, and its norm [B, D] or an operand."""
@@ -252,9 +238,9 @@ class _Block:
 
 
 def _unread(x, weights):
-    """Returns None, or why products in the type of x with these weights are left to their layers."""
+    """Returns None, or why products of x with these weights are left to their layers."""
     if all(map(is_packed, weights)):
         return mosaic.unsupported_reason(x, weights)
     if all(isinstance(weight, jax.Array) for weight in weights):
-        return None
+        return dense.unsupported_reason(x, weights)
     return "weights that are neither all in 4 bits nor all arrays"

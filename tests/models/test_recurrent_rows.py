@@ -96,23 +96,6 @@ def test_a_packed_weight_behind_it_reads_what_it_writes():
 
 
 @pytest.mark.slow
-def test_products_of_the_branches_may_lie_side_by_side():
-    params, _, state, timeline = operands(16)
-    random = np.random.default_rng(0)
-    both = jnp.asarray(random.standard_normal((16, 2 * HEADS * 64)), HALF)
-    results = []
-    for products in (jnp.split(both, 2, axis=1), [both]):
-        with no_races():
-            results.append(
-                recurrent_rows.between(
-                    params, products, state, timeline, operand=False, interpret=interpreter()
-                )
-            )
-    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in (one, other)))
-
-
-@pytest.mark.slow
 def test_its_gradient_is_that_of_the_layers(monkeypatch):
     arguments = operands(8)
     definition = functools.partial(plain, 64)

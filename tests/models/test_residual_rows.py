@@ -194,12 +194,15 @@ def test_gradients_are_those_of_the_layers(parts, monkeypatch):
 def test_what_it_does_not_serve_it_says(monkeypatch):
     monkeypatch.setattr(backend, "missing", lambda: None)
 
-    def reason(rows=4, time=1, width=512, dtype=HALF, state=None, **options):
+    def reason(rows=4, time=1, width=512, dtype=HALF, state=None, packed=False, **options):
         x = jax.ShapeDtypeStruct((rows, time, width), dtype)
         row = jnp.zeros(rows, jnp.int32)
-        return residual_rows.unsupported_reason(x, state, Timeline(row, row, row, **options))
+        timeline = Timeline(row, row, row, **options)
+        return residual_rows.unsupported_reason(parameters(packed), x, state, timeline)
 
     assert reason() is None
+    assert "65 rows" in reason(rows=65)
+    assert reason(rows=65, packed=True) is None
     assert "3 tokens" in reason(time=3)
     assert "not float32" in reason(dtype=jnp.float32)
     assert "multiple of 512" in reason(width=768)

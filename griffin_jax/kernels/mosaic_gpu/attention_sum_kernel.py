@@ -64,7 +64,8 @@ def add_up(
         largest = functools.reduce(jnp.maximum, scores)
         shares = [jnp.exp2(score - largest) for score in scores]
         total = sum(share * each for share, each in zip(shares, totals, strict=True))
-        z = sum(across(share / total) * value for share, value in zip(shares, values, strict=True))
+        weighted = (across(s / total) * value for s, value in zip(shares, values, strict=True))
+        z = functools.reduce(jnp.add, weighted)
         if not operand:
             z_gmem[row, own] = z.astype(dtype)
             return

@@ -31,7 +31,7 @@ def recurrent_step(
 
     Args:
       u: [B, R] in bfloat16, what is convolved; B is at most 8, 16, 32 or a multiple of 64.
-      y: [B, R], of the other branch; None where it lies behind u, which is [B, 2 R] then.
+      y: [B, R], of the other branch.
       biases: What is added to u and to y before, [R] each.
       conv: [B, C - 1, R], the inputs before, newest last.
       hidden: float32[B, R].
@@ -47,9 +47,7 @@ def recurrent_step(
       z [B, R], hidden float32[B, R] and conv [B, C - 1, R]. The state is written in place, but for
       conv of more rows than a block has.
     """
-    batch, width = hidden.shape
-    behind = 0 if y is not None else width
-    y = u if y is None else y
+    batch, width = u.shape
     count = taps[0].shape[0]
     heads, size, _ = gates[0][0].shape
     rows = max(min(batch, ROWS), 8)  # more than there are read as zeros and are not written
@@ -105,8 +103,7 @@ def recurrent_step(
                 inputs = pl.ds(head * size + j * CHANNELS, CHANNELS)
                 outputs = pl.ds(chunk * CHANNELS, CHANNELS)
                 copy(source.at[inputs, outputs], w_smem.at[gate, j], second)
-        theirs = pl.ds(behind + channel, CHANNELS)
-        copy(y_gmem.at[some, theirs], y_smem.at[pl.ds(0, rows)], second)
+        copy(y_gmem.at[some, own], y_smem.at[pl.ds(0, rows)], second)
         copy(hidden_gmem.at[some, own], hidden_smem.at[pl.ds(0, rows)], second)
         for index, source in enumerate((bx_gmem, ba_gmem, y_bias_gmem, a_gmem)):
             copy(source.at[own], own_smem.at[index], second)
@@ -208,8 +205,7 @@ def recurrent_step(
         gates[1][0].reshape(width, size), gates[1][1].reshape(-1),
         a_param, positions,
     ]  # fmt: skip
-    like = jax.ShapeDtypeStruct((batch, width), u.dtype)
-    results = [operand_type(batch, width) if operand else like]
+    results = [operand_type(batch, width) if operand else jax.ShapeDtypeStruct(y.shape, y.dtype)]
     updated = [hidden]
     axes = {"grid": (heads, chunks, -(-batch // ROWS)), "grid_names": ("head", "chunk", "rows")}
     barriers = []
