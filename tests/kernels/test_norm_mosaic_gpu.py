@@ -168,7 +168,7 @@ for rows, width, parts, kind, biased, read in (
     (64, 4096, 4, single, False, False),
     (256, 4096, 1, half, True, True),
 ):
-    added = [kind(parts, rows, width)] * bool(parts) + [half(width)] * biased
+    added = ([kind(parts, rows, width)] if parts else []) + [half(width)] * biased
     build(functools.partial(norm, read, parts, biased), half(rows, width), half(width), *added)
 
 add_up = functools.partial(attention_sum_kernel.add_up, dtype=jnp.dtype("bfloat16"), operand=True)
