@@ -317,9 +317,10 @@ class Pool:
         if drafts:
             return steps
         # To hand a burst over costs the same whatever its length. It is short where a text waits for
-        # its end, or where the pool could be smaller soon.
+        # its end, where the pool could be smaller soon, or where drafts could begin to pay after it.
         staying = sum(count > self._short for count in left)
-        long = not others and self.programs.size_for(staying) == len(self.requests)
+        needed = self.programs.size_for(staying) == len(self.requests)
+        long = needed and not others and self._speculator is None
         return steps if long else min(steps, self._short)
 
     def _learn(self, burst, since, now):
