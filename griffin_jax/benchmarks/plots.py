@@ -8,7 +8,7 @@ import numpy as np
 
 from griffin_jax.benchmarks import card, counting
 from griffin_jax.benchmarks.engine import plots as engine_plots
-from griffin_jax.benchmarks.results import name
+from griffin_jax.benchmarks.results import by_batch_size, name
 from griffin_jax.config import preset
 from griffin_jax.files import new_file
 from griffin_jax.paths import resolve
@@ -136,9 +136,10 @@ def _roofline_points(results):
 
 
 def _by_name(results, what) -> Iterator[tuple[str, list]]:
+    """Yields each model with its rows, in the order of their batch sizes."""
     rows = [r for r in results["rows"] if r["what"] == what and r.get("status", "ok") == "ok"]
     for subject in dict.fromkeys(map(name, rows)):
-        yield subject, [row for row in rows if name(row) == subject]
+        yield subject, by_batch_size(row for row in rows if name(row) == subject)
 
 
 # Plots of what is reached of the device's limits, which not every run measures.

@@ -1,6 +1,6 @@
 """All figures of one run, on disk and in one line each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ def name(row: Row) -> str:
     """Returns the model, weights and stack of a row."""
     dtype = "" if row.get("dtype") == row.get("weights") else f":{row.get('dtype')}"
     return f"{row.get('model')}:{row.get('weights')}{dtype}@{row.get('stack')}{on_mesh(row)}"
+
+
+def by_batch_size(rows: Iterable[Row]) -> list[Row]:
+    """Returns rows of fewer texts at once first; several files may hold those of one model."""
+    return sorted(rows, key=lambda row: row.get("batch_size", 1))
 
 
 def on_mesh(row: Row) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from griffin_jax.benchmarks import card
 from griffin_jax.benchmarks.engine import tables
-from griffin_jax.benchmarks.results import name, variant
+from griffin_jax.benchmarks.results import by_batch_size, name, variant
 from griffin_jax.markdown import table
 
 Row = dict[str, Any]
@@ -198,6 +198,8 @@ def _seconds(row):
 
 def _throughput(results):
     rows = [row for row in results["rows"] if row["what"] == "throughput" and "batch_size" in row]
+    models = list(dict.fromkeys(map(name, rows)))
+    rows = sorted(by_batch_size(rows), key=lambda row: models.index(name(row)))
     lines = []
     for row in rows:
         if not is_ok(row):

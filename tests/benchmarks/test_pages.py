@@ -18,6 +18,17 @@ def test_results_of_one_machine_are_one_table_and_of_several_machines_are_severa
     assert first["all_limits"] == [{"bytes_per_second": 5.0}, {"bytes_per_second": 7.0}]
 
 
+def test_rows_of_a_model_are_in_the_order_of_their_batch_sizes_whichever_run_they_are_of(tmp_path):
+    folder = Path(__file__).parents[2] / "docs/benchmarks"
+    files = ("throughput_h200_rows.json", "throughput_h200.json")
+    runs = [json.loads((folder / name).read_text("utf-8")) for name in files]
+    page, *_ = report.write(list(zip("ab", runs, strict=True)), tmp_path)
+    lines = [line.split(" | ") for line in page.read_text("utf-8").splitlines() if "2,048" in line]
+    sizes = {"1", "4", "16", "64", "256", "1024"}
+    assert {line[1] for line in lines[:6]} == {line[1] for line in lines[6:12]} == sizes
+    assert [int(line[1]) for line in lines[:6]] == sorted(int(line[1]) for line in lines[:6])
+
+
 def test_nothing_is_a_share_of_a_copy_within_a_cache(tmp_path):
     folder = Path(__file__).parents[2] / "docs/benchmarks"
     small = json.loads((folder / "throughput_h200_transformers_1024.json").read_text("utf-8"))

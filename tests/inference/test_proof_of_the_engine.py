@@ -1,5 +1,6 @@
 """A few hundred of the requests of the kept proof."""
 
+import numpy as np
 import pytest
 
 from tests.inference import proof_of_the_engine as proof
@@ -45,3 +46,17 @@ def test_a_margin_is_the_least_bias_that_changes_a_draw(settings):
     for more in (missed - 1e-4, missed + 1e-4):
         biased = lm.sample([prompt], **options, logit_bias={other: more, first[0]: -more}).pop()
         assert (biased.tokens == [other]) == (more > missed)
+
+
+def test_a_token_that_is_just_within_a_filter_is_little_off_to_be_shut_out():
+    lm, prompt = proof.model("float32"), [7, 9, 11]
+    logits, _ = lm.apply([prompt], last_only=True)
+    ranked = np.argsort(-np.asarray(logits[0]))
+    for seed in range(100):
+        options = {"max_new_tokens": 1, "seed": seed, "temperature": 5.0, "top_k": 3}
+        (own,) = lm.sample([prompt], **options).pop().tokens
+        if own == ranked[2]:
+            break
+    (other,) = lm.sample([prompt], **options, logit_bias={own: -50.0}).pop().tokens
+    gap = float(logits[0, ranked[2]] - logits[0, ranked[3]])
+    assert 0 < proof.margin(lm, prompt, options, [own], 0, other) <= gap + 1e-4
