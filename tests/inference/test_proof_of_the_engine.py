@@ -29,14 +29,7 @@ def test_requests_get_what_they_get_alone_whoever_comes_and_goes(
     assert stats.read_tokens + stats.cached_tokens <= stats.alone_tokens
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"temperature": 1.0, "frequency_penalty": 0.5},
-        {"temperature": 1.2, "min_p": 0.5, "top_k": 3},
-    ],
-)
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "frequency_penalty": 0.5}])
 def test_a_margin_is_the_least_bias_that_changes_a_draw(settings):
     lm, prompt = proof.model("float32"), [7, 9, 11]
     options = {"max_new_tokens": 1, "seed": 3, **settings}

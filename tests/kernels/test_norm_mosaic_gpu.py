@@ -42,7 +42,7 @@ def check(arrays, read):
     x = arrays[0]
     assert (total.shape, total.dtype) == (x.shape, x.dtype)
     close(total, wanted, 2**-7, 1e-5)  # terms of up to 20 may cancel one another
-    # Of the stream as it was rounded here, so that what is left is the norm's own.
+    # Norms the stream as it was rounded here, so that what is left is the norm's own error.
     norm = rms_norm(total.astype(jnp.float32), arrays[-1], EPS)
     wanted = operand(norm) if read else norm.astype(x.dtype)
     assert (z.shape, z.dtype) == (wanted.shape, wanted.dtype)

@@ -166,6 +166,7 @@ def test_a_stream_is_the_sum_of_what_counts():
     assert residual_rows.shape_of(x).shape == x.x.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [0, 2])
 def test_gradients_are_those_of_the_layers(parts, monkeypatch):
     kind, params = "recurrent", parameters(False)["blocks_0"]
