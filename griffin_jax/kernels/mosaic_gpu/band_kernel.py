@@ -8,6 +8,7 @@ piece, its warpgroup works out the shares of the next one.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -266,7 +267,7 @@ def attend_to_band(
             out, shares, _, total = lax.fori_loop(0, steps - 1, step, carry)
             value = lax.rem(steps - 1, stages)
             plgpu.barrier_wait(v_full.at[value])
-            out = last_values(out, shares, value)
+            out: Any = last_values(out, shares, value)  # an array, whatever a reference's type says
             free(v_empty, value)
             out *= lax.broadcast_in_dim(1 / total, out.shape, (0,))
             queries[...] = out.astype(dtype)
