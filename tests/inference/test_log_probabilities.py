@@ -64,7 +64,13 @@ def test_what_is_wrong_with_named_logits_is_corrected_in_all_log_probabilities(t
         assert np.abs(found[2] - expected[row[:, None], found[1]]).max() < 5e-6
 
 
-@pytest.mark.parametrize("speculate", [None, Speculation(tokens=2, least=1, always=True)])
+@pytest.mark.parametrize(
+    "speculate",
+    [
+        None,
+        pytest.param(Speculation(tokens=2, least=1, always=True), marks=pytest.mark.slow),
+    ],
+)
 def test_an_engine_corrects_what_it_reports(lm, monkeypatch, speculate):
     def drawn():
         with lm.engine(slots=2, seconds=None, speculate=speculate) as engine:

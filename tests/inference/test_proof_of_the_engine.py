@@ -41,6 +41,7 @@ def test_a_margin_is_the_least_bias_that_changes_a_draw(settings):
         assert (biased.tokens == [other]) == (more > missed)
 
 
+@pytest.mark.slow
 def test_a_token_that_is_just_within_a_filter_is_little_off_to_be_shut_out():
     lm, prompt = proof.model("float32"), [7, 9, 11]
     logits, _ = lm.apply([prompt], last_only=True)

@@ -132,6 +132,7 @@ def test_an_answer_is_the_first_line_with_text(lm):
     assert lm.tokenizer.decode(tokens[: len(logprobs)]).endswith(".\n")
 
 
+@pytest.mark.slow
 def test_chunks_are_answered_as_their_prompts_alone(lm, lines, tmp_path):
     (line,) = long_answers.read_lines(lines(GIVEN))
     (row,) = long_answers.measure(STUDY, lm, [line], tmp_path / "run")
