@@ -87,8 +87,8 @@ class Engine:
           dtype: The dtype of activations, keys and values.
           slots: How many texts are read and written at once.
           waiting: How many more may wait for a slot; None for any number.
-          burst: Steps in one dispatch at most; half as many where somebody reads along, or a text
-            waits for a row.
+          burst: Steps in one dispatch at most; half as many where somebody reads along, a text
+            waits for a row, or drafts may be made.
           seconds: How long a burst is to take at most, the first of a text being one step; None for
             bursts that do not look at the clock, which is the faster way where nobody reads along.
           fill_first: The faster way where all requests are there from the beginning: draw only once

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from griffin_jax.kernels.mosaic_gpu import backend, dense_plan
+from griffin_jax.kernels.mosaic_gpu.sharing_out import added_up
 
 _DTYPES = jnp.bfloat16, jnp.float16
 _TILED_ROWS = 8  # of x in shared memory
@@ -59,8 +60,7 @@ def dense_matmuls(
 def _matmuls(x, weights, to_kernel, interpret):
     leading, width = x.shape[:-1], x.shape[-1]
     found = product_parts(x.reshape(-1, width), weights, interpret, to_kernel=to_kernel)
-    sums = (y.sum(axis=0) if len(y) > 1 else y[0] for y in found)
-    return tuple(y.astype(x.dtype).reshape(*leading, -1) for y in sums)
+    return tuple(added_up(parts).astype(x.dtype).reshape(*leading, -1) for parts in found)
 
 
 def product_parts(

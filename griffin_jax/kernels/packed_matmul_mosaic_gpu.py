@@ -17,6 +17,7 @@ from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.operand import operand
 from griffin_jax.kernels.mosaic_gpu.plan import PIECE, TILE, plan
 from griffin_jax.kernels.mosaic_gpu.plan import unsupported_reason as unsupported_plan
+from griffin_jax.kernels.mosaic_gpu.sharing_out import added_up
 from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scales
 
 _BYTES_AHEAD = 9_000_000
@@ -70,8 +71,7 @@ def multiply_operand(
     `following` is the weight of the next product, `options` are those of `plan`.
     """
     found = product_parts(x, weights, dtype, interpret, following, **options)
-    sums = (y.sum(axis=0) if len(y) > 1 else y[0] for y in found)
-    return tuple(y.astype(dtype) for y in sums)
+    return tuple(added_up(parts).astype(dtype) for parts in found)
 
 
 def product_parts(

@@ -15,6 +15,7 @@ from griffin_jax.kernels import dense_matmul_mosaic_gpu as dense
 from griffin_jax.kernels import packed_matmul_mosaic_gpu as mosaic
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.operand import operand
+from griffin_jax.kernels.mosaic_gpu.sharing_out import added_up
 from griffin_jax.quantization.tensor import is_packed
 
 _LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -98,8 +99,7 @@ def _on_one_device(x, weights, biases, *, interpret):
     rows = x.reshape(-1, x.shape[-1])
     read = operand(rows) if is_packed(weights[0]) else rows
     parts = product_parts(read, weights, biases, x.dtype, interpret=interpret)
-    y = parts.sum(axis=0) if len(parts) > 1 else parts[0]
-    return y[: len(rows)].astype(x.dtype).reshape(*x.shape[:-1], -1)
+    return added_up(parts)[: len(rows)].astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def product_parts(

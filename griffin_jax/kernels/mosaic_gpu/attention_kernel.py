@@ -224,10 +224,5 @@ def attend_to_rings(
         thread_name="group",
         name="attention_rows",
         interpret=interpret,
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,
-        ),
     )
     return out, sums, keys, values

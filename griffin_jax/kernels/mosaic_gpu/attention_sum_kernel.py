@@ -84,10 +84,6 @@ def add_up(
         grid_names=("row", "heads"),
         interpret=interpret,
         kernel_name="attention_sum",
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,
-        ),
+        compiler_params=launch.LANES,
     )(mixed, sums)
     return z.reshape(-1, heads * PIECE)

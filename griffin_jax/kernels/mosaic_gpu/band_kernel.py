@@ -284,11 +284,7 @@ def attend_to_band(
         thread_name="group",
         interpret=interpret,
         kernel_name=f"attention_band_{size}",
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,
-        ),
+        compiler_params=launch.LANES,
         scratch_types=[
             plgpu.SMEM((groups, ROWS, size), dtype, transforms=transforms),
             plgpu.SMEM((stages, KEYS, size), dtype, transforms=transforms),

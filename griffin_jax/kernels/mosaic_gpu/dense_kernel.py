@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
-from griffin_jax.kernels.mosaic_gpu import inline, pieces, stores
+from griffin_jax.kernels.mosaic_gpu import inline, launch, pieces, stores
 from griffin_jax.kernels.mosaic_gpu.dense_plan import SWAPPED, DensePlan
 from griffin_jax.kernels.mosaic_gpu.sharing_out import TILE
 
@@ -176,11 +176,7 @@ def multiply(
         thread_name="group",
         interpret=interpret,
         kernel_name=f"dense_matmul_{n}",
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,
-        ),
+        compiler_params=launch.LANES,
         scratch_types=[
             plgpu.SMEM((stages, tiles, TILE, span), x.dtype, transforms=tiled),
             plgpu.SMEM((stages, n, span), x.dtype, transforms=tiled),

@@ -1,4 +1,6 @@
-"""Launches of Mosaic GPU kernels that write into arrays which they are given, and loads in them."""
+"""What kernels through Mosaic GPU share: parameters, loads, and launches that write into arrays which they
+are given.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,6 +13,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 _INDEX = inspect.signature(plgpu.load).parameters.get("idx")
 # JAX 0.10 wants an index of all there is, later versions want none.
 _ALL = () if _INDEX is None or _INDEX.default is not _INDEX.empty else (...,)
+# A kernel that says itself what each lane of a warp holds, and when its warpgroups wait for one another.
+LANES = plgpu.CompilerParams(
+    lowering_semantics=plgpu.LoweringSemantics.Lane,
+    unsafe_no_auto_barriers=True,
+    approx_math=True,
+)
 
 
 def load(ref: Any, layout: Any, interpret: Any = False) -> Any:
@@ -27,7 +35,6 @@ def launch_in_place(
     *,
     name: str,
     interpret: Any = False,
-    compiler_params: plgpu.CompilerParams,
     **mesh: Any,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Runs a kernel that changes some of its arrays where they lie.
@@ -43,7 +50,6 @@ def launch_in_place(
       scratch_types: The kernel's barriers and shared memory.
       name: The kernel's name.
       interpret: Parameters of Pallas' interpreter, or False.
-      compiler_params: The compiler's.
       **mesh: Arguments of `plgpu.Mesh`: the grid and the warpgroups of a block.
 
     Returns:
@@ -61,7 +67,7 @@ def launch_in_place(
         scoped,
         out_type=list(out_type),
         mesh=plgpu.Mesh(kernel_name=name, **mesh),
-        compiler_params=compiler_params,
+        compiler_params=LANES,
         interpret=interpret,
         name=name,
     )(*inputs, *refs)

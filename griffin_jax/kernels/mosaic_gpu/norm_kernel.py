@@ -124,11 +124,7 @@ def add_and_norm(
         thread_name="group",
         interpret=interpret,
         kernel_name="add_and_norm",
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,
-        ),
+        compiler_params=launch.LANES,
         scratch_types=[
             plgpu.SMEM((groups * unit,), jnp.float32),
             plgpu.Barrier(num_arrivals=groups),

@@ -243,11 +243,6 @@ def recurrent_step(
         ],
         name="recurrent_step",
         interpret=interpret,
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane,
-            unsafe_no_auto_barriers=True,
-            approx_math=True,
-        ),
         **axes,
     )
     z, hidden, flat = results[0], updated[0], (updated if cluster else results)[1]

@@ -5,6 +5,8 @@ The figures are an H200's.
 
 from collections.abc import Callable, Sequence
 
+import jax
+
 TILE = 64  # rows of a weight, of one warpgroup's tensor cores
 FEWEST_COLUMNS = 8  # rows of x that the tensor cores take
 SHARED_BYTES = 232448  # of a block
@@ -17,6 +19,11 @@ _MULTIPROCESSORS = 132
 _WAVE = 2000.0  # nanoseconds of a block beside its inputs'
 _SUM_BYTES = 3000.0  # of sums that blocks add up apart, by the whole GPU
 _LAUNCH = 2300.0  # nanoseconds that adding up takes where nothing else would be launched there
+
+
+def added_up(parts: jax.Array) -> jax.Array:
+    """Returns the sum [n, out] of parts [parts, n, out], each of some of the inputs."""
+    return parts.sum(axis=0) if len(parts) > 1 else parts[0]
 
 
 def power_of_two(rows: int) -> int:
