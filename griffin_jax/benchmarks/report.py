@@ -69,7 +69,7 @@ def joined(documents: Sequence[Results]) -> list[Results]:
     runs: dict[str, Results] = {}
     empty: Results = {"rows": [], "limits": None, "all_limits": [], "all_recorded": []}
     for results in documents:
-        machine = json.dumps(results["machine"], sort_keys=True)
+        machine = json.dumps(_machine_itself(results["machine"]), sort_keys=True)
         run = runs.setdefault(machine, results | empty)
         limits = [results["limits"]] if has_limits(results) else []
         rows = results["rows"] if limits else [without_shares(row) for row in results["rows"]]
@@ -78,6 +78,11 @@ def joined(documents: Sequence[Results]) -> list[Results]:
         run["limits"] = run["all_limits"][0] if run["all_limits"] else None
         run["all_recorded"] = [*run["all_recorded"], results.get("recorded")]
     return list(runs.values())
+
+
+def _machine_itself(machine):
+    """Returns what is known of a machine but for what the environment allows a process of it."""
+    return {name: value for name, value in machine.items() if name != "device_bytes"}
 
 
 def _add_static_batches(run: Results, others: Sequence[Results]) -> None:
