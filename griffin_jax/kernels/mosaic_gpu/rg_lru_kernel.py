@@ -225,3 +225,228 @@ def forward(x, gate_x, gate_a, slope, hidden, shift, *, variant="two", pad=0):
         thread_name="group",
     )
     return h.reshape(x.shape), lax.bitcast_convert_type(states[:, -1], jnp.float32)
+
+
+_MIN_SQUARE = 0.25e-6
+
+
+def _backward_text(groups, steps):
+    f = ptx.literal
+    threads = 32 * groups
+    row = 2 * CHANNELS
+    text = (
+        "{\n.reg .b32 thread, lane, warp, rev, place, own, ends, t, u, w, k0, k1, k2, k3, e0, e1;\n"
+        ".reg .b32 px, pi, pa, pd, ph, pe, o0, o1;\n"
+        ".reg .b64 wide;\n.reg .pred p, q0, first;\n"
+        ".reg .f32 x, i, r, l, a, z, q, v, m, g, b, hb0, hb1, n, slope0, slope1, sh;\n"
+        ".reg .f32 r0, r1, da0, ha0, da1, ha1, s0, s1, sum0, sum1;\n"
+        "mov.u32 thread, %tid.x; and.b32 lane, thread, 31; shr.u32 warp, thread, 5;\n"
+        f"sub.u32 rev, {groups - 1}, warp;\n"
+        f"mad.lo.u32 place, rev, {steps * row}, 0; mad.lo.u32 place, lane, 4, place;\n"
+        "add.u32 px, place, $0; add.u32 pi, place, $1; add.u32 pa, place, $2; add.u32 pd, place, $3;\n"
+        "add.u32 ph, place, $4; add.u32 pe, place, $5;\n"
+        "mad.lo.u32 own, lane, 8, $8; ld.shared.v2.f32 {slope0, slope1}, [own];\n"
+        f"mad.lo.u32 own, rev, {4 * steps}, $6; mad.lo.u32 ends, lane, 16, $7;\n"
+        f"mov.f32 da0, {f(1.0)}; mov.f32 da1, da0; mov.f32 ha0, {f(0.0)}; mov.f32 ha1, ha0;\n"
+    )
+
+    def widen(name, word, channel):
+        how = "shl.b32 t, {}, 16;" if channel == 0 else "and.b32 t, {}, 0xffff0000;"
+        return how.format(word) + f" mov.b32 {name}, t;\n"
+
+    def sigmoid(name):
+        return (
+            f"mul.f32 {name}, {name}, {f(-1 / _LN2)}; ex2.approx.ftz.f32 {name}, {name};\n"
+            f"add.f32 {name}, {name}, {f(1.0)}; rcp.approx.ftz.f32 {name}, {name};\n"
+        )
+
+    def decay(channel):
+        return (
+            f"fma.rn.f32 l, slope{channel}, r{channel}, sh; min.NaN.f32 l, l, {f(0.0)};\n"
+            "ex2.approx.ftz.f32 a, l;\n"
+        )
+
+    text += f"ld.shared.b32 k2, [pa + {(steps - 1) * row}]; ld.shared.b32 k3, [pd + {(steps - 1) * row}];\n"
+    for step in reversed(range(steps)):
+        at = step * row
+        text += "mov.b32 k0, k2; mov.b32 k1, k3;\n"
+        if step:
+            text += f"ld.shared.b32 k2, [pa + {at - row}]; ld.shared.b32 k3, [pd + {at - row}];\n"
+        text += f"ld.shared.f32 sh, [own + {4 * step}];\n"
+        for c in range(2):
+            text += widen(f"r{c}", "k0", c) + sigmoid(f"r{c}") + decay(c) + widen("g", "k1", c)
+            text += f"add.f32 g, g, ha{c}; mul.f32 ha{c}, a, g; mul.f32 da{c}, da{c}, a;\n"
+        text += f"st.shared.f32 [pa + {at}], r0; st.shared.f32 [pe + {at}], r1;\n"
+    text += (
+        "mad.lo.u32 t, warp, 512, ends; st.shared.v4.f32 [t], {da0, ha0, da1, ha1};\n"
+        f"bar.sync 0, {threads};\n"
+        f"mov.f32 da0, {f(1.0)}; mov.f32 da1, da0; mov.f32 ha0, {f(0.0)}; mov.f32 ha1, ha0;\n"
+        f"setp.eq.u32 q0, warp, 0; @q0 mov.b32 u, {groups}; @!q0 mov.b32 u, warp;\n"
+    )
+    for group in range(groups):
+        text += (
+            f"setp.lt.u32 p, {group}, u;\n"
+            f"@p ld.shared.v4.f32 {{x, i, r, l}}, [ends + {512 * group}];\n"
+            "@p fma.rn.f32 ha0, x, ha0, i; @p fma.rn.f32 ha1, r, ha1, l;\n"
+            "@p mul.f32 da0, da0, x; @p mul.f32 da1, da1, r;\n"
+        )
+    text += (
+        "@!q0 bra OTHERS;\n"
+        "mad.wide.u32 wide, lane, 8, $9;\n"
+        "AGAIN:\n"
+        "ld.relaxed.gpu.global.v2.b32 {e0, e1}, [wide];\n"
+        f"setp.eq.u32 p, e0, {EMPTY}; @!p setp.eq.u32 p, e1, {EMPTY};\n"
+        "@p bra AGAIN;\n"
+        "mov.b32 s0, e0; mov.b32 s1, e1;\n"
+        "fma.rn.f32 da0, da0, s0, ha0; fma.rn.f32 da1, da1, s1, ha1;\n"
+        "mov.b32 e0, da0; mov.b32 e1, da1;\n"
+        "setp.nan.f32 p, da0, da0; @p mov.b32 e0, 0x7fc00000;\n"
+        "setp.nan.f32 p, da1, da1; @p mov.b32 e1, 0x7fc00000;\n"
+        "mad.wide.u32 wide, lane, 8, $10; st.relaxed.gpu.global.v2.b32 [wide], {e0, e1};\n"
+        f"mad.lo.u32 t, lane, 8, $7; st.shared.v2.f32 [t + {512 * groups}], {{s0, s1}};\n"
+        f"mov.f32 da0, {f(1.0)}; mov.f32 da1, da0; mov.f32 ha0, {f(0.0)}; mov.f32 ha1, ha0;\n"
+        "OTHERS:\n"
+        f"bar.sync 0, {threads};\n"
+        f"mad.lo.u32 t, lane, 8, $7; ld.shared.v2.f32 {{s0, s1}}, [t + {512 * groups}];\n"
+        "fma.rn.f32 s0, da0, s0, ha0; fma.rn.f32 s1, da1, s1, ha1;\n"
+        f"mov.f32 sum0, {f(0.0)}; mov.f32 sum1, sum0;\n"
+    )
+    for step in reversed(range(steps)):
+        at = step * row
+        text += (
+            f"ld.shared.b32 k0, [px + {at}]; ld.shared.b32 k1, [pi + {at}];\n"
+            f"ld.shared.b32 k2, [pd + {at}]; ld.shared.b32 k3, [ph + {at}];\n"
+            f"ld.shared.f32 r0, [pa + {at}]; ld.shared.f32 r1, [pe + {at}];\n"
+            f"ld.shared.f32 sh, [own + {4 * step}];\n"
+        )
+        text += widen("hb0", "k3", 0) + widen("hb1", "k3", 1)
+        if step == 0:
+            text += (
+                "add.u32 t, rev, $12; setp.eq.u32 first, t, 0; mad.wide.u32 wide, lane, 8, $11;\n"
+                "@first ld.global.v2.f32 {hb0, hb1}, [wide];\n"
+            )
+        for c in range(2):
+            text += widen("x", "k0", c) + widen("i", "k1", c) + widen("g", "k2", c)
+            text += sigmoid("i") + decay(c)
+            text += f"add.f32 g, g, s{c}; mul.f32 s{c}, a, g;\n"
+            text += f"mul.f32 z, l, l; fma.rn.f32 q, z, {f(-(_LN2**5) / 60)}, {f(-(_LN2**3) / 3)};\n"
+            text += f"fma.rn.f32 q, z, q, {f(-2 * _LN2)}; mul.f32 v, a, l; mul.f32 q, q, v;\n"
+            text += f"neg.f32 v, a; fma.rn.f32 v, v, a, {f(1.0)}; setp.gt.f32 p, l, {f(-0.375)};\n"
+            text += "selp.f32 q, q, v, p; sqrt.approx.ftz.f32 m, q;\n"
+            text += f"max.NaN.f32 q, q, {f(_MIN_SQUARE)}; rsqrt.approx.ftz.f32 q, q;\n"
+            text += "mul.f32 m, m, g; mul.f32 v, i, x;\n"  # gm and i x
+            text += f"mul.f32 z, v, a; neg.f32 z, z; fma.rn.f32 z, z, q, hb{c}; mul.f32 z, z, s{c};\n"
+            text += f"mul.f32 z, z, {f(_LN2)}; setp.gt.f32 p, sh, {f(0.0)}; selp.f32 z, {f(0.0)}, z, p;\n"
+            text += f"mul.f32 z, z, r{c}; add.f32 sum{c}, sum{c}, z;\n"  # dlog r
+            text += f"sub.f32 n, {f(1.0)}, r{c}; mul.f32 n, n, slope{c}; mul.f32 r{c}, z, n;\n"
+            text += f"sub.f32 n, {f(1.0)}, i; mul.f32 v, v, n;\n"
+            if c == 0:
+                text += "mul.f32 b, m, i; mul.f32 hb0, m, v;\n"
+            else:
+                text += "mul.f32 x, m, i; mul.f32 v, m, v;\n"
+        text += (
+            f"cvt.rn.bf16x2.f32 w, x, b; st.shared.b32 [px + {at}], w;\n"
+            f"cvt.rn.bf16x2.f32 w, v, hb0; st.shared.b32 [pi + {at}], w;\n"
+            f"cvt.rn.bf16x2.f32 w, r1, r0; st.shared.b32 [pa + {at}], w;\n"
+        )
+    text += (
+        "mad.lo.u32 t, warp, 512, ends; st.shared.v2.f32 [t], {sum0, sum1};\n"
+        f"bar.sync 0, {threads};\n"
+        "@!q0 bra DONE;\n"
+    )
+    for group in range(1, groups):
+        text += f"ld.shared.v2.f32 {{x, i}}, [ends + {512 * group}]; add.f32 sum0, sum0, x; add.f32 sum1, sum1, i;\n"
+    return text + "mad.wide.u32 wide, lane, 8, $13; st.global.v2.f32 [wide], {sum0, sum1};\nDONE:\n}"
+
+
+def _run_backward(groups, steps, ctx, x, gate_x, gate_a, dh, h, extra, shift, ends, slope, states,
+                  hidden, sums, before, after, initial, chunk, total):  # fmt: skip
+    del ctx
+    shared = x, gate_x, gate_a, dh, h, extra, shift, ends, slope
+    arguments = [ptx.address(ref) for ref in shared]
+    arguments += [ptx.element_address(states, ptx.number(place)) for place in (before, after)]
+    arguments += [ptx.element_address(hidden, ptx.number(initial)), ptx.number(chunk)]
+    arguments += [ptx.element_address(sums, ptx.number(total))]
+    kinds = "r," * 9 + "l,l,l,r,l"
+    ptx.asm(_backward_text(groups, steps), kinds, arguments, 0)
+
+
+def backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, *, groups=16, steps=8):
+    batch, time, width = x.shape
+    chunk_steps = groups * steps
+    count, tiles = time // chunk_steps, width // CHANNELS
+    share = batch // len(slope)
+    warpgroups = groups // 4
+    empty = jnp.full((batch, count, width), EMPTY, jnp.int32)
+    bits = lax.bitcast_convert_type(dlast, jnp.int32)
+    bits = jnp.where(dlast == dlast, bits, 0x7FC00000)
+    states = jnp.concatenate([bits[:, None], empty], axis=1)
+
+    def body(
+        x_gmem, gate_x_gmem, gate_a_gmem, dh_gmem, h_gmem, slope_gmem, shift_gmem, hidden_gmem,
+        states_gmem, dx_gmem, dgate_x_gmem, dgate_a_gmem, dslope_gmem,
+        x_smem, gate_x_smem, gate_a_smem, dh_smem, h_smem, extra, slope_smem, shift_smem, ends, full,
+    ):  # fmt: skip
+        program, group = lax.axis_index("program"), lax.axis_index("group")
+        tile = lax.rem(program, tiles)
+        both = lax.div(program, tiles)
+        row, turn = lax.rem(both, batch), lax.div(both, batch)
+        chunk = count - 1 - turn
+        channels = pl.ds(tile * CHANNELS, CHANNELS)
+        begin = row * time + chunk * chunk_steps
+
+        @pl.when(group == 0)
+        def _():
+            own = pl.ds(begin, chunk_steps)
+            copy = plgpu.copy_gmem_to_smem
+            copy(gate_a_gmem.at[own, channels], gate_a_smem, full)
+            copy(dh_gmem.at[own, channels], dh_smem, full)
+            copy(x_gmem.at[own, channels], x_smem, full)
+            copy(gate_x_gmem.at[own, channels], gate_x_smem, full)
+            copy(h_gmem.at[pl.ds(begin - 1, chunk_steps), channels], h_smem, full)
+            copy(slope_gmem.at[lax.div(row, share), channels], slope_smem, full)
+            copy(shift_gmem.at[own], shift_smem, full)
+
+        plgpu.barrier_wait(full)
+        before = (row * (count + 1) + turn) * width + tile * CHANNELS
+        call = plgpu.inline_mgpu(arg_types=(*[_REF()] * 12, *[_NUMBER] * 5))
+        call(functools.partial(_run_backward, groups, steps))(
+            x_smem, gate_x_smem, gate_a_smem, dh_smem, h_smem, extra, shift_smem, ends, slope_smem,
+            states_gmem, hidden_gmem, dslope_gmem, before, before + width,
+            row * width + tile * CHANNELS, chunk, (row * count + chunk) * width + tile * CHANNELS,
+        )  # fmt: skip
+        plgpu.commit_smem()
+        part = chunk_steps // warpgroups
+        own = pl.ds((warpgroups - 1 - group) * part, part)
+        place = pl.ds(begin + (warpgroups - 1 - group) * part, part)
+        for source, target in (
+            (x_smem, dx_gmem), (gate_x_smem, dgate_x_gmem), (gate_a_smem, dgate_a_gmem)
+        ):  # fmt: skip
+            plgpu.copy_smem_to_gmem(source.at[own], target.at[place, channels])
+        plgpu.wait_smem_to_gmem(0)
+
+    tile_type = plgpu.SMEM((chunk_steps, CHANNELS), x.dtype)
+    scratch = [
+        *[tile_type] * 6,
+        plgpu.SMEM((CHANNELS,), jnp.float32),
+        plgpu.SMEM((chunk_steps,), jnp.float32),
+        plgpu.SMEM((groups * 128 + CHANNELS,), jnp.float32),
+        plgpu.Barrier(num_arrivals=7),
+    ]
+    flat = [v.reshape(batch * time, width) for v in (x, gate_x, gate_a, dh, h)]
+    like = jax.ShapeDtypeStruct((batch * time, width), x.dtype)
+    (dx, dgate_x, dgate_a, dslope), [states] = launch.launch_in_place(
+        body,
+        [*flat, slope, shift.reshape(-1), hidden],
+        [states],
+        [like, like, like, jax.ShapeDtypeStruct((batch, count, width), jnp.float32)],
+        scratch,
+        name="rg_lru_backward",
+        grid=(count * batch * tiles,),
+        grid_names=("program",),
+        num_threads=warpgroups,
+        thread_name="group",
+    )
+    dslope = dslope.reshape(len(slope), -1, width).sum(axis=1)
+    dhidden = lax.bitcast_convert_type(states[:, -1], jnp.float32)
+    return *(v.reshape(x.shape) for v in (dx, dgate_x, dgate_a)), dslope, dhidden
