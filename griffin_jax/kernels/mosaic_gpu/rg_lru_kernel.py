@@ -55,6 +55,11 @@ def _gates(number, step, channel, one):
 BATCH = 1
 
 
+def padded(shift, steps):
+    """Returns shift [B, T] with padding behind, to whole chunks."""
+    return jnp.pad(shift, ((0, 0), (0, -shift.shape[1] % steps)), constant_values=1e30)
+
+
 def words(begin, count=BATCH):
     text = ""
     for step in range(begin, begin + count):
@@ -159,7 +164,7 @@ def forward(x, gate_x, gate_a, slope, hidden, shift, *, variant="two", pad=0):
     """Computes h and the last state; see `rg_lru_pallas_gpu`. T is a multiple of 128, R of 64."""
     batch, time, width = x.shape
     chunk_steps = GROUPS * STEPS
-    count, tiles = time // chunk_steps, width // CHANNELS
+    count, tiles = -(-time // chunk_steps), width // CHANNELS
     share = batch // len(slope)
     empty = jnp.full((batch, count, width), EMPTY, jnp.int32)
     bits = lax.bitcast_convert_type(hidden, jnp.int32)
@@ -175,16 +180,16 @@ def forward(x, gate_x, gate_a, slope, hidden, shift, *, variant="two", pad=0):
         turn = lax.div(program, tiles)
         row, chunk = lax.rem(turn, batch), lax.div(turn, batch)
         channels = pl.ds(tile * CHANNELS, CHANNELS)
-        begin = row * time + chunk * chunk_steps
+        begin = chunk * chunk_steps
 
         @pl.when(group == 0)
         def _():
             own = pl.ds(begin, chunk_steps)
-            plgpu.copy_gmem_to_smem(gate_a_gmem.at[own, channels], gate_a_smem, full)
-            plgpu.copy_gmem_to_smem(gate_x_gmem.at[own, channels], gate_x_smem, full)
-            plgpu.copy_gmem_to_smem(x_gmem.at[own, channels], x_smem, full)
+            plgpu.copy_gmem_to_smem(gate_a_gmem.at[row, own, channels], gate_a_smem, full)
+            plgpu.copy_gmem_to_smem(gate_x_gmem.at[row, own, channels], gate_x_smem, full)
+            plgpu.copy_gmem_to_smem(x_gmem.at[row, own, channels], x_smem, full)
             plgpu.copy_gmem_to_smem(slope_gmem.at[lax.div(row, share), channels], slope_smem, full)
-            plgpu.copy_gmem_to_smem(shift_gmem.at[own], shift_smem, full)
+            plgpu.copy_gmem_to_smem(shift_gmem.at[row, own], shift_smem, full)
 
         plgpu.barrier_wait(full)
         before = (row * (count + 1) + chunk) * width + tile * CHANNELS
@@ -196,7 +201,7 @@ def forward(x, gate_x, gate_a, slope, hidden, shift, *, variant="two", pad=0):
         plgpu.commit_smem()
         half = chunk_steps // 2
         own = pl.ds(group * half, half)
-        plgpu.copy_smem_to_gmem(x_smem.at[own], h_gmem.at[pl.ds(begin + group * half, half), channels])
+        plgpu.copy_smem_to_gmem(x_smem.at[own], h_gmem.at[row, pl.ds(begin + group * half, half), channels])
         plgpu.wait_smem_to_gmem(0)
 
     tile_type = plgpu.SMEM((chunk_steps, CHANNELS), x.dtype)
@@ -211,12 +216,11 @@ def forward(x, gate_x, gate_a, slope, hidden, shift, *, variant="two", pad=0):
     scratch.append(plgpu.SMEM((chunk_steps if spread else 8, CHANNELS), x.dtype))
     if pad:
         scratch.append(plgpu.SMEM((pad,), jnp.int8))
-    flat = [v.reshape(batch * time, width) for v in (x, gate_x, gate_a)]
     [h], [states] = launch.launch_in_place(
         body,
-        [*flat, slope, shift.reshape(-1)],
+        [x, gate_x, gate_a, slope, padded(shift, chunk_steps)],
         [states],
-        [jax.ShapeDtypeStruct((batch * time, width), x.dtype)],
+        [jax.ShapeDtypeStruct(x.shape, x.dtype)],
         scratch,
         name="rg_lru",
         grid=(count * batch * tiles,),
@@ -224,7 +228,7 @@ def forward(x, gate_x, gate_a, slope, hidden, shift, *, variant="two", pad=0):
         num_threads=2,
         thread_name="group",
     )
-    return h.reshape(x.shape), lax.bitcast_convert_type(states[:, -1], jnp.float32)
+    return h, lax.bitcast_convert_type(states[:, -1], jnp.float32)
 
 
 _MIN_SQUARE = 0.25e-6
@@ -374,7 +378,7 @@ def _run_backward(groups, steps, ctx, x, gate_x, gate_a, dh, h, extra, shift, en
 def backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, *, groups=16, steps=8):
     batch, time, width = x.shape
     chunk_steps = groups * steps
-    count, tiles = time // chunk_steps, width // CHANNELS
+    count, tiles = -(-time // chunk_steps), width // CHANNELS
     share = batch // len(slope)
     warpgroups = groups // 4
     empty = jnp.full((batch, count, width), EMPTY, jnp.int32)
@@ -393,19 +397,19 @@ def backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, *, groups=16
         row, turn = lax.rem(both, batch), lax.div(both, batch)
         chunk = count - 1 - turn
         channels = pl.ds(tile * CHANNELS, CHANNELS)
-        begin = row * time + chunk * chunk_steps
+        begin = chunk * chunk_steps
 
         @pl.when(group == 0)
         def _():
             own = pl.ds(begin, chunk_steps)
             copy = plgpu.copy_gmem_to_smem
-            copy(gate_a_gmem.at[own, channels], gate_a_smem, full)
-            copy(dh_gmem.at[own, channels], dh_smem, full)
-            copy(x_gmem.at[own, channels], x_smem, full)
-            copy(gate_x_gmem.at[own, channels], gate_x_smem, full)
-            copy(h_gmem.at[pl.ds(begin - 1, chunk_steps), channels], h_smem, full)
+            copy(gate_a_gmem.at[row, own, channels], gate_a_smem, full)
+            copy(dh_gmem.at[row, own, channels], dh_smem, full)
+            copy(x_gmem.at[row, own, channels], x_smem, full)
+            copy(gate_x_gmem.at[row, own, channels], gate_x_smem, full)
+            copy(h_gmem.at[row, pl.ds(begin - 1, chunk_steps), channels], h_smem, full)
             copy(slope_gmem.at[lax.div(row, share), channels], slope_smem, full)
-            copy(shift_gmem.at[own], shift_smem, full)
+            copy(shift_gmem.at[row, own], shift_smem, full)
 
         plgpu.barrier_wait(full)
         before = (row * (count + 1) + turn) * width + tile * CHANNELS
@@ -422,7 +426,7 @@ def backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, *, groups=16
         for source, target in (
             (x_smem, dx_gmem), (gate_x_smem, dgate_x_gmem), (gate_a_smem, dgate_a_gmem)
         ):  # fmt: skip
-            plgpu.copy_smem_to_gmem(source.at[own], target.at[place, channels])
+            plgpu.copy_smem_to_gmem(source.at[own], target.at[row, place, channels])
         plgpu.wait_smem_to_gmem(0)
 
     tile_type = plgpu.SMEM((chunk_steps, CHANNELS), x.dtype)
@@ -433,11 +437,10 @@ def backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, *, groups=16
         plgpu.SMEM((groups * 128 + CHANNELS,), jnp.float32),
         plgpu.Barrier(num_arrivals=7),
     ]
-    flat = [v.reshape(batch * time, width) for v in (x, gate_x, gate_a, dh, h)]
-    like = jax.ShapeDtypeStruct((batch * time, width), x.dtype)
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     (dx, dgate_x, dgate_a, dslope), [states] = launch.launch_in_place(
         body,
-        [*flat, slope, shift.reshape(-1), hidden],
+        [x, gate_x, gate_a, dh, h, slope, padded(shift, chunk_steps), hidden],
         [states],
         [like, like, like, jax.ShapeDtypeStruct((batch, count, width), jnp.float32)],
         scratch,
@@ -449,4 +452,4 @@ def backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast, *, groups=16
     )
     dslope = dslope.reshape(len(slope), -1, width).sum(axis=1)
     dhidden = lax.bitcast_convert_type(states[:, -1], jnp.float32)
-    return *(v.reshape(x.shape) for v in (dx, dgate_x, dgate_a)), dslope, dhidden
+    return dx, dgate_x, dgate_a, dslope, dhidden
