@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from griffin_jax.devices import per_shard, time_shards
-from griffin_jax.kernels import rg_lru_pallas_gpu, rg_lru_pallas_tpu
+from griffin_jax.kernels import rg_lru_mosaic_gpu, rg_lru_pallas_gpu, rg_lru_pallas_tpu
 from griffin_jax.kernels.choice import choose
 from griffin_jax.kernels.linear_recurrence import recur
 from griffin_jax.kernels.places import At, unseen
@@ -43,8 +43,8 @@ def rg_lru(
       hidden: float32[B, R], the state before the first token.
       positions: int32[B, T], each token's position in its document.
       lengths: int32[B], how many tokens of a row are real. Padding leaves the state as it is.
-      kernel: "pallas_gpu", "pallas_tpu" or "reference"; by default the fastest that serves platform
-        and shape.
+      kernel: "mosaic_gpu", "pallas_gpu", "pallas_tpu" or "reference"; by default the fastest that
+        serves platform, dtype and shape.
 
     Returns:
       h [B, T, R] in the dtype of x, and the state after each row's last real token, float32[B, R].
@@ -68,6 +68,10 @@ def rg_lru(
 def _on_one_device(*arguments, kernel):
     shape = arguments[0].shape
     kernels = {
+        "mosaic_gpu": (
+            rg_lru_mosaic_gpu.rg_lru,
+            rg_lru_mosaic_gpu.unsupported_reason(*arguments[:3]),
+        ),
         "pallas_gpu": (rg_lru_pallas_gpu.rg_lru, rg_lru_pallas_gpu.unsupported_reason(shape)),
         "pallas_tpu": (rg_lru_pallas_tpu.rg_lru, rg_lru_pallas_tpu.unsupported_reason(shape)),
         "reference": (rg_lru_reference, None),

@@ -22,7 +22,7 @@ from griffin_jax.kernels.time_chunks_gpu import Chunks, mapped_as_rows
 
 _GROUPS = 8  # of a chunk of time, one for each warp
 _STEPS = 16  # of a group, which is what registers hold, forward
-_BACKWARD_STEPS = 8  # and backward
+BACKWARD_STEPS = 8  # and backward
 _C = 8.0
 _MIN_SQUARE = 0.25e-6  # clips the square root's derivative at 1,000
 _LN2 = math.log(2)
@@ -31,7 +31,21 @@ _RESET, _PADDING = -200.0, 1e30
 
 def unsupported_reason(shape: tuple[int, ...]) -> str | None:
     """Returns why inputs of this shape [B, T, R] are not supported; None if they are."""
-    return time_chunks_gpu.unsupported_reason(shape, _BACKWARD_STEPS)
+    return time_chunks_gpu.unsupported_reason(shape, BACKWARD_STEPS)
+
+
+def slope_and_shift(a_param, positions, lengths):
+    """Returns float32[1, R] and [B, T]: log2(a) is slope * sigmoid(gate_a) + shift, at most 0.
+
+    Args:
+      a_param: [R].
+      positions: int32[B, T].
+      lengths: int32[B].
+    """
+    real = jnp.arange(positions.shape[1])[None] < lengths[:, None]
+    shift = jnp.where(real, jnp.where(positions == 0, _RESET, 0.0), _PADDING)
+    slope = -_C / _LN2 * jax.nn.softplus(a_param.astype(jnp.float32))
+    return slope[None], shift
 
 
 def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=False):
@@ -48,13 +62,11 @@ def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=
       interpret: Run on any device, slowly, for tests.
     """
     time = x.shape[1]
-    real = jnp.arange(time)[None] < lengths[:, None]
-    shift = jnp.where(real, jnp.where(positions == 0, _RESET, 0.0), _PADDING)
-    slope = -_C / _LN2 * jax.nn.softplus(a_param.astype(jnp.float32))
+    slope, shift = slope_and_shift(a_param, positions, lengths)
     padding = ((0, 0), (0, -time % (_GROUPS * _STEPS)), (0, 0))
     shift = jnp.pad(shift, padding[:2], constant_values=_PADDING)
     x, gate_x, gate_a = (jnp.pad(v, padding) for v in (x, gate_x, gate_a))
-    found: Any = _recurrence(x, gate_x, gate_a, slope[None], hidden, shift, interpret)
+    found: Any = _recurrence(x, gate_x, gate_a, slope, hidden, shift, interpret)
     h, last = found
     return h[:, :time], last
 
@@ -176,7 +188,7 @@ def _backward(interpret):
     @jax.jit
     def call(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast):
         options = {"channel_rows": len(slope), "backward": True, "interpret": interpret}
-        chunks = Chunks(x.shape, _GROUPS, _BACKWARD_STEPS, **options)
+        chunks = Chunks(x.shape, _GROUPS, BACKWARD_STEPS, **options)
         inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a, dh)]
         inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
         inputs += [(chunks.times, h), (chunks.state, hidden)]

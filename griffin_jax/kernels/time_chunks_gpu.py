@@ -36,8 +36,11 @@ _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt
 
 def unsupported_reason(shape: tuple[int, int, int], steps: int) -> str | None:
     """Returns why chunks of at least `steps` steps do not support inputs [B, T, R]; None if they do."""
-    if reason := triton.missing():
-        return reason
+    return triton.missing() or unsupported_shape(shape, steps)
+
+
+def unsupported_shape(shape: tuple[int, int, int], steps: int) -> str | None:
+    """Returns why the shape alone is a reason."""
     batch, time, width = shape
     if width % CHANNELS:
         return f"recurrence width {width} is not a multiple of {CHANNELS}"

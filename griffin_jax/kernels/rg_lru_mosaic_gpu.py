@@ -1,0 +1,57 @@
+"""The RG-LRU on Hopper GPUs, one launch forward and one backward, through Pallas' Mosaic backend."""
+
+import jax
+import jax.numpy as jnp
+
+from griffin_jax.kernels import rg_lru_pallas_gpu, time_chunks_gpu
+from griffin_jax.kernels.mosaic_gpu import backend
+from griffin_jax.kernels.mosaic_gpu.rg_lru_ptx import CHANNELS
+from griffin_jax.kernels.time_chunks_gpu import mapped_as_rows
+
+
+def unsupported_reason(*inputs: jax.Array) -> str | None:
+    """Returns None, or why the kernel does not serve x and the gates before their sigmoids [B, T, R]."""
+    if reason := backend.missing():
+        return reason
+    if any(v.dtype != jnp.bfloat16 for v in inputs):
+        return f"it takes bfloat16, not {', '.join(str(v.dtype) for v in inputs)}"
+    if inputs[0].shape[-1] % CHANNELS:
+        return f"recurrence width {inputs[0].shape[-1]} is not a multiple of {CHANNELS}"
+    return time_chunks_gpu.unsupported_shape(inputs[0].shape, rg_lru_pallas_gpu.BACKWARD_STEPS)
+
+
+def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths):
+    """Computes `griffin_jax.kernels.rg_lru.rg_lru_reference` of inputs in bfloat16."""
+    slope, shift = rg_lru_pallas_gpu.slope_and_shift(a_param, positions, lengths)
+    return _recurrence(x, gate_x, gate_a, slope, hidden, shift)
+
+
+@jax.custom_vjp
+def _recurrence(*arguments):
+    return _forward(*arguments)
+
+
+def _forward_rule(*arguments):
+    h, last = _forward(*arguments)
+    return (h, last), (*arguments, h)
+
+
+def _backward_rule(residuals, gradients):
+    return *_backward(*residuals, *gradients), None
+
+
+_recurrence.defvjp(_forward_rule, _backward_rule)
+
+
+@mapped_as_rows
+def _forward(*arguments):
+    from griffin_jax.kernels.mosaic_gpu import rg_lru_kernel  # which not every JAX has
+
+    return rg_lru_kernel.forward(*arguments)
+
+
+@mapped_as_rows
+def _backward(*arguments):
+    from griffin_jax.kernels.mosaic_gpu import rg_lru_kernel
+
+    return rg_lru_kernel.backward(*arguments)
