@@ -137,9 +137,8 @@ def test_a_forced_kernel_that_cannot_serve_raises(monkeypatch):
     arguments, positions, lengths = draw(8, jnp.float32)
     with pytest.raises(ValueError, match="needs a GPU, and this is a CPU"):
         rg_lru(*arguments, positions, lengths, kernel="pallas_gpu")
-    with pytest.raises(
-        ValueError, match="no kernel 'fast'; there are pallas_gpu, pallas_tpu, reference"
-    ):
+    names = "mosaic_gpu, pallas_gpu, pallas_tpu, reference"
+    with pytest.raises(ValueError, match=f"no kernel 'fast'; there are {names}"):
         rg_lru(*arguments, positions, lengths, kernel="fast")
 
 

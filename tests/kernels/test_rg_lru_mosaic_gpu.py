@@ -1,5 +1,7 @@
 """The RG-LRU in one pass forward and one backward on Hopper equals its definition."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from tests.kernels.lowering import for_gpu
 from tests.kernels.mosaic import ON_HOPPER, compiled_for_h200
 
 NAMES = ["h", "last", "dx", "dgate_x", "dgate_a", "da_param", "dhidden"]
+KERNEL: Any = rg_lru_mosaic_gpu.rg_lru  # called with arguments of any number
 STEPS, CHANNELS = 128, rg_lru_ptx.CHANNELS
 _STATES, _HIDDEN, _SUMS = 0, 192, 256  # words of memory
 
@@ -94,7 +97,7 @@ def test_the_threads_of_a_chunk_work_out_the_definition(groups, number):
     *inputs, a_param, hidden = arguments
     slope, shift = slope_and_shift(a_param, positions, lengths)
     [h], last, _ = chunk(rg_lru_ptx.forward, inputs, groups, slope, shift, hidden)
-    # Of the first chunk, what stands before it is the state that was given.
+    # What stands before the first chunk is the state that was given.
     before = jnp.concatenate([hidden[:, None] if number else 99 + 0 * inputs[0][:, :1],
                               jnp.asarray(h, jnp.bfloat16)[None, :-1]], axis=1)  # fmt: skip
     gradients, dhidden, dslope = chunk(
@@ -130,13 +133,13 @@ def test_one_launch_each_equals_the_definition(shape):
         jax.random.normal(keys[1], arguments[-1].shape),
     )
     wanted = definition(arguments, positions, lengths, weights)
-    got = with_gradients(rg_lru_mosaic_gpu.rg_lru, arguments, positions, lengths, weights)
+    got = with_gradients(KERNEL, arguments, positions, lengths, weights)
     assert_close(got, wanted)
 
 
 def gradient(positions, lengths):
     def loss(*arguments):
-        outputs = rg_lru_mosaic_gpu.rg_lru(*arguments, positions, lengths)
+        outputs = KERNEL(*arguments, positions, lengths)
         return sum(x.astype(jnp.float32).sum() for x in outputs)
 
     return jax.grad(loss, argnums=range(5))
@@ -151,7 +154,7 @@ def test_there_is_one_launch_forward_and_one_backward(way):
         function = jax.vmap(function, in_axes=(0, 0, 0, 0, None))
         arguments = (*(jnp.stack([x] * 3) for x in own), hidden)
     if way == "worked out again":
-        function = jax.grad(jax.checkpoint(lambda *a: rg_lru_mosaic_gpu.rg_lru(
+        function = jax.grad(jax.checkpoint(lambda *a: KERNEL(
             *a, positions, lengths)[1].sum()), argnums=range(5))  # fmt: skip
     assert for_gpu(function, *arguments).count("custom_call @mosaic_gpu_v2") == 2
 

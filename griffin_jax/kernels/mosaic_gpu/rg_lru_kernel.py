@@ -10,6 +10,7 @@ as all single-pass scans on GPUs assume, and a chunk's number is above that of t
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +158,7 @@ def _launch(name, code, groups, inputs, results, slope, shift, initial, *, hidde
         num_threads=warpgroups,
         thread_name="group",
     )
-    kernel = pl.kernel(
+    kernel: Any = pl.kernel(
         scoped, out_type=out_type, mesh=mesh, compiler_params=launch.LANES, name=name
     )
 
@@ -165,7 +166,9 @@ def _launch(name, code, groups, inputs, results, slope, shift, initial, *, hidde
     # program, and what is mapped or worked out again cannot have such.
     def run(refs):
         states, targets = refs
-        for target, found in zip(targets, kernel(*inputs, slope, shift, *extra, states), strict=True):
+        for target, found in zip(
+            targets, kernel(*inputs, slope, shift, *extra, states), strict=True
+        ):
             target[...] = found
 
     unset = [jnp.zeros(v.shape, v.dtype) for v in out_type]  # which nothing reads

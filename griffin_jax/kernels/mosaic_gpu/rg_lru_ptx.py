@@ -112,11 +112,11 @@ def backward(groups: int, steps: int) -> str:
                 f"mul.f32 d{c}, m, i; mul.f32 h{c}, m, v;\n"
             )
         for box, name in enumerate("dhr"):
-            text += f"cvt.rn.bf16x2.f32 t, {name}1, {name}0; st.shared.b32 [b{box} + {offset}], t;\n"
+            text += (
+                f"cvt.rn.bf16x2.f32 t, {name}1, {name}0; st.shared.b32 [b{box} + {offset}], t;\n"
+            )
     text += (
-        "st.shared.v2.f32 [mine], {sum0, sum1};\n"
-        f"bar.sync 0, {32 * groups};\n"
-        "@!first bra DONE;\n"
+        f"st.shared.v2.f32 [mine], {{sum0, sum1}};\nbar.sync 0, {32 * groups};\n@!first bra DONE;\n"
     )
     for group in range(1, groups):
         text += f"ld.shared.v2.f32 {{x, i}}, [ends + {_ENDS * group}];\n"
@@ -149,9 +149,7 @@ def _begin(groups, steps, *, boxes, backward):
 
 def _words(step, boxes):
     """Loads of what the next step is."""
-    return "".join(
-        f"ld.shared.b32 n{i}, [{box} + {step * _ROW}];\n" for i, box in enumerate(boxes)
-    )
+    return "".join(f"ld.shared.b32 n{i}, [{box} + {step * _ROW}];\n" for i, box in enumerate(boxes))
 
 
 def _widen(name, word, channel):
@@ -170,7 +168,9 @@ def _both_sigmoids():
     """Those of i and r, by one reciprocal of a product that does not overflow."""
     text = ""
     for name in "ir":
-        text += f"mul.f32 {name}, {name}, {_f(-1 / _LN2)}; min.NaN.f32 {name}, {name}, {_f(60.0)};\n"
+        text += (
+            f"mul.f32 {name}, {name}, {_f(-1 / _LN2)}; min.NaN.f32 {name}, {name}, {_f(60.0)};\n"
+        )
         text += f"ex2.approx.ftz.f32 {name}, {name}; add.f32 {name}, {name}, {ONE};\n"
     return text + (
         "mul.f32 q, r, i; rcp.approx.ftz.f32 q, q; mul.f32 v, q, i; mul.f32 i, q, r;\n"
