@@ -1,12 +1,15 @@
 """The RG-LRU on Hopper GPUs, one launch forward and one backward, through Pallas' Mosaic backend."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 
 from griffin_jax.kernels import rg_lru_pallas_gpu, time_chunks_gpu
 from griffin_jax.kernels.mosaic_gpu import backend
-from griffin_jax.kernels.mosaic_gpu.rg_lru_ptx import CHANNELS
 from griffin_jax.kernels.time_chunks_gpu import mapped_as_rows
+
+_CHANNELS = 64  # of a block of threads
 
 
 def unsupported_reason(*inputs: jax.Array) -> str | None:
@@ -15,8 +18,8 @@ def unsupported_reason(*inputs: jax.Array) -> str | None:
         return reason
     if any(v.dtype != jnp.bfloat16 for v in inputs):
         return f"it takes bfloat16, not {', '.join(str(v.dtype) for v in inputs)}"
-    if inputs[0].shape[-1] % CHANNELS:
-        return f"recurrence width {inputs[0].shape[-1]} is not a multiple of {CHANNELS}"
+    if inputs[0].shape[-1] % _CHANNELS:
+        return f"recurrence width {inputs[0].shape[-1]} is not a multiple of {_CHANNELS}"
     return time_chunks_gpu.unsupported_shape(inputs[0].shape, rg_lru_pallas_gpu.BACKWARD_STEPS)
 
 
@@ -45,13 +48,13 @@ _recurrence.defvjp(_forward_rule, _backward_rule)
 
 @mapped_as_rows
 def _forward(*arguments):
-    from griffin_jax.kernels.mosaic_gpu import rg_lru_kernel  # which not every JAX has
-
-    return rg_lru_kernel.forward(*arguments)
+    return _kernel().forward(*arguments)
 
 
 @mapped_as_rows
 def _backward(*arguments):
-    from griffin_jax.kernels.mosaic_gpu import rg_lru_kernel
+    return _kernel().backward(*arguments)
 
-    return rg_lru_kernel.backward(*arguments)
+
+def _kernel():
+    return importlib.import_module("griffin_jax.kernels.mosaic_gpu.rg_lru_kernel")
