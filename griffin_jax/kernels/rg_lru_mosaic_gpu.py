@@ -25,8 +25,8 @@ def unsupported_reason(*inputs: jax.Array) -> str | None:
 
 def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths):
     """Computes `griffin_jax.kernels.rg_lru.rg_lru_reference` of inputs in bfloat16."""
-    slope, shift = rg_lru_pallas_gpu.slope_and_shift(a_param, positions, lengths)
-    return _recurrence(x, gate_x, gate_a, slope, hidden, shift)
+    slope = rg_lru_pallas_gpu.slope_of(a_param)
+    return _recurrence(x, gate_x, gate_a, slope, hidden, positions, lengths)
 
 
 @jax.custom_vjp
@@ -40,7 +40,7 @@ def _forward_rule(*arguments):
 
 
 def _backward_rule(residuals, gradients):
-    return *_backward(*residuals, *gradients), None
+    return *_backward(*residuals, *gradients), None, None
 
 
 _recurrence.defvjp(_forward_rule, _backward_rule)

@@ -34,18 +34,9 @@ def unsupported_reason(shape: tuple[int, ...]) -> str | None:
     return time_chunks_gpu.unsupported_reason(shape, BACKWARD_STEPS)
 
 
-def slope_and_shift(a_param, positions, lengths):
-    """Returns float32[1, R] and [B, T]: log2(a) is slope * sigmoid(gate_a) + shift, at most 0.
-
-    Args:
-      a_param: [R].
-      positions: int32[B, T].
-      lengths: int32[B].
-    """
-    real = jnp.arange(positions.shape[1])[None] < lengths[:, None]
-    shift = jnp.where(real, jnp.where(positions == 0, _RESET, 0.0), _PADDING)
-    slope = -_C / _LN2 * jax.nn.softplus(a_param.astype(jnp.float32))
-    return slope[None], shift
+def slope_of(a_param):
+    """Returns float32[1, R]: log2(a) is this times sigmoid(gate_a)."""
+    return (-_C / _LN2 * jax.nn.softplus(a_param.astype(jnp.float32)))[None]
 
 
 def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=False):
@@ -62,7 +53,9 @@ def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=
       interpret: Run on any device, slowly, for tests.
     """
     time = x.shape[1]
-    slope, shift = slope_and_shift(a_param, positions, lengths)
+    slope = slope_of(a_param)
+    real = jnp.arange(time)[None] < lengths[:, None]
+    shift = jnp.where(real, jnp.where(positions == 0, _RESET, 0.0), _PADDING)
     padding = ((0, 0), (0, -time % (_GROUPS * _STEPS)), (0, 0))
     shift = jnp.pad(shift, padding[:2], constant_values=_PADDING)
     x, gate_x, gate_a = (jnp.pad(v, padding) for v in (x, gate_x, gate_a))

@@ -9,7 +9,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-_COMPARISONS = {"gt": np.greater, "eq": np.equal, "lt": np.less}
+_COMPARISONS = {"gt": np.greater, "eq": np.equal, "ne": np.not_equal, "lt": np.less}
 _INTEGERS = {
     "add.u32": np.add,
     "sub.u32": np.subtract,
@@ -125,7 +125,7 @@ class _Block:
                 a, b = floats if numbers == "f32" else values
                 unordered = kind == "nan"
                 found = np.isnan(a) | np.isnan(b) if unordered else _COMPARISONS[kind](a, b)
-            elif operation == "selp.f32":
+            elif operation in ("selp.f32", "selp.b64"):
                 found = np.where(values[2], values[0], values[1])
             elif operation == "mad.wide.u32":
                 found = _INTEGERS["mad.lo.u32"](*values)

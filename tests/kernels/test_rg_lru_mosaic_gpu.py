@@ -10,7 +10,7 @@ import pytest
 from griffin_jax.kernels import rg_lru_mosaic_gpu
 from griffin_jax.kernels.mosaic_gpu import backend, rg_lru_ptx
 from griffin_jax.kernels.rg_lru import rg_lru_reference
-from griffin_jax.kernels.rg_lru_pallas_gpu import slope_and_shift
+from griffin_jax.kernels.rg_lru_pallas_gpu import slope_of
 from tests.kernels import ptx_threads
 from tests.kernels.lowering import for_gpu
 from tests.kernels.mosaic import ON_HOPPER, compiled_for_h200
@@ -63,30 +63,35 @@ def words(*arrays):
     return [np.asarray(x).reshape(-1).view(np.uint32) for x in arrays]
 
 
-def chunk(code, boxes, groups, slope, shift, initial, hidden=None, number=0):
+def chunk(code, boxes, groups, slope, positions, length, initial, *, hidden=None, last=False):
     """Runs a chunk's threads: the results in its boxes, what leaves, and sums over it."""
-    parts = [*words(*boxes), np.zeros(STEPS * CHANNELS // 2, np.uint32), *words(shift)]
+    parts = [*words(*boxes), np.zeros(STEPS * CHANNELS // 2, np.uint32), *words(positions)]
     parts += [np.zeros(rg_lru_ptx.ends_size(groups), np.uint32), *words(slope)]
     places = np.cumsum([0, *(4 * len(part) for part in parts)])[:-1].tolist()
     shared = np.concatenate(parts)
-    memory = np.full(_SUMS + 64, rg_lru_ptx.EMPTY & 0xFFFFFFFF, np.uint32)
-    memory[_STATES : _STATES + 64] = words(initial)[0]
-    arguments = [*places, 4 * _STATES, 4 * (_STATES + 64)]
+    # What enters, what leaves, what leaves the last chunk, what was before, and sums.
+    memory = np.full(5 * CHANNELS, rg_lru_ptx.EMPTY & 0xFFFFFFFF, np.uint32)
+    memory[:CHANNELS] = words(initial)[0]
+    addresses = [4 * CHANNELS * i for i in range(3)]
     if hidden is not None:
-        memory[_HIDDEN : _HIDDEN + 64] = words(hidden)[0]
-        arguments += [4 * _HIDDEN, number, 4 * _SUMS]
+        memory[3 * CHANNELS : 4 * CHANNELS] = words(hidden)[0]
+        addresses += [4 * CHANNELS * i for i in (3, 4)]
+    begin = int(positions[0, 0]) - 5
+    arguments = [*places, begin, begin + length, int(last), *addresses]
     ptx_threads.run(code(groups, STEPS // groups), arguments, shared, memory, 32 * groups)
     found = [
         shared[place // 4 : place // 4 + STEPS * CHANNELS // 2].view(jnp.bfloat16)
         for place in places[: 1 if hidden is None else 3]
     ]
     found = [np.float64(x).reshape(STEPS, CHANNELS) for x in found]
-    return found, memory[64:128].view(np.float32), memory[_SUMS:].view(np.float32)
+    leaves = memory[CHANNELS : 3 * CHANNELS].view(np.float32).reshape(2, CHANNELS)
+    assert np.isnan(leaves[1 - last]).all()
+    return found, leaves[int(last)], memory[4 * CHANNELS :].view(np.float32)
 
 
 @pytest.mark.parametrize("groups", [8, 16])
-@pytest.mark.parametrize("number", [0, 3])
-def test_the_threads_of_a_chunk_work_out_the_definition(groups, number):
+@pytest.mark.parametrize("begin", [0, 3 * STEPS])
+def test_the_threads_of_a_chunk_work_out_the_definition(groups, begin):
     arguments, positions, lengths = draw(1, STEPS, CHANNELS)
     random = np.random.default_rng(1)
     weights = [
@@ -95,29 +100,31 @@ def test_the_threads_of_a_chunk_work_out_the_definition(groups, number):
     ]
     wanted = definition(arguments, positions, lengths, weights)
     *inputs, a_param, hidden = arguments
-    slope, shift = slope_and_shift(a_param, positions, lengths)
-    [h], last, _ = chunk(rg_lru_ptx.forward, inputs, groups, slope, shift, hidden)
+    slope = slope_of(a_param)
+    rest = slope, jnp.where(positions == 0, 0, positions + begin), int(lengths[0])
+    is_first = not begin
+    [h], last, _ = chunk(rg_lru_ptx.forward, inputs, groups, *rest, hidden, last=not is_first)
     # What stands before the first chunk is the state that was given.
-    before = jnp.concatenate([hidden[:, None] if number else 99 + 0 * inputs[0][:, :1],
-                              jnp.asarray(h, jnp.bfloat16)[None, :-1]], axis=1)  # fmt: skip
+    before = 99 + 0 * inputs[0][:, :1] if is_first else hidden[:, None]
+    before = jnp.concatenate([before, jnp.asarray(h, jnp.bfloat16)[None, :-1]], axis=1)
     gradients, dhidden, dslope = chunk(
         rg_lru_ptx.backward,
         [*inputs, weights[0], before.astype(jnp.bfloat16)],
-        groups, slope, shift, weights[1], hidden=hidden, number=number,
+        groups, *rest, weights[1], hidden=hidden, last=is_first,
     )  # fmt: skip
-    _, pullback = jax.vjp(lambda a_param: slope_and_shift(a_param, positions, lengths)[0], a_param)
-    [da_param] = pullback(jnp.asarray(dslope)[None])
+    [da_param] = jax.vjp(slope_of, a_param)[1](jnp.asarray(dslope)[None])
     assert_close([h, last, *gradients, da_param, dhidden], [np.squeeze(x) for x in wanted])
 
 
 def test_a_state_that_is_no_number_is_passed_on_and_is_not_taken_for_none():
-    arguments, positions, lengths = draw(1, STEPS, CHANNELS)
+    arguments, positions, _ = draw(1, STEPS, CHANNELS)
     *inputs, a_param, hidden = arguments
-    slope, shift = slope_and_shift(a_param, positions + 1, lengths)
+    positions = jnp.arange(STEPS)[None] + 5
     hidden = hidden.at[0, 5].set(jnp.nan)
-    [h], last, _ = chunk(rg_lru_ptx.forward, inputs, 8, slope, shift, hidden)
+    rest = slope_of(a_param), positions, STEPS, hidden
+    [h], leaves, _ = chunk(rg_lru_ptx.forward, inputs, 8, *rest, last=True)
     assert np.isnan(h).any(axis=0).tolist() == [i == 5 for i in range(CHANNELS)]
-    assert last.view(np.uint32)[5] == rg_lru_ptx.NAN
+    assert leaves.view(np.uint32)[5] == rg_lru_ptx.NAN
 
 
 @pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")
@@ -168,7 +175,8 @@ from griffin_jax.kernels.mosaic_gpu import rg_lru_kernel
 for rows, time, width in ((1, 8192, 4096), (3, 1000, 2560)):
     many = jax.ShapeDtypeStruct((rows, time, width), jnp.bfloat16)
     single = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    arguments = many, many, many, single(1, width), single(rows, width), single(rows, time)
+    whole = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    arguments = many, many, many, single(1, width), single(rows, width), whole(rows, time), whole(rows)
     build(rg_lru_kernel.forward, *arguments)
     build(rg_lru_kernel.backward, *arguments, many, many, single(rows, width))
 """

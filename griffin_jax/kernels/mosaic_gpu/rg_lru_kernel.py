@@ -22,7 +22,6 @@ from griffin_jax.kernels.mosaic_gpu import launch, ptx, rg_lru_ptx
 from griffin_jax.kernels.mosaic_gpu.rg_lru_ptx import CHANNELS, EMPTY, NAN
 
 STEPS = 128  # of a chunk
-PADDING = 1e30  # a shift which leaves the state as it is
 _FORWARD_GROUPS = 8
 _BACKWARD_GROUPS = 16
 _WARPS = 4  # of a warpgroup
@@ -31,39 +30,44 @@ _NUMBER = plgpu.Layout.WG_SPLAT
 
 
 @jax.jit
-def forward(x, gate_x, gate_a, slope, hidden, shift):
-    """Computes h_t = a_t h_{t-1} + sqrt(1 - a_t^2) sigmoid(gate_x) x, log2(a) = slope r + shift.
+def forward(x, gate_x, gate_a, slope, hidden, positions, lengths):
+    """Computes h_t = a_t h_{t-1} + sqrt(1 - a_t^2) sigmoid(gate_x) x, log2(a) = slope sigmoid(gate_a).
 
     Args:
       x: [B, T, R] in bfloat16; R is a multiple of 64.
       gate_x: [B, T, R] in bfloat16.
-      gate_a: [B, T, R] in bfloat16; r is its sigmoid.
+      gate_a: [B, T, R] in bfloat16.
       slope: float32[S, R], where S divides B: a row for each B / S rows.
       hidden: float32[B, R], the state before.
-      shift: float32[B, T]; log2(a) is at most 0 with it.
+      positions: int32[B, T]; a = 0 where it is 0.
+      lengths: int32[B]; a = 1 and x = 0 from there on.
 
     Returns:
       h [B, T, R] and the state after, float32[B, R].
     """
-    [h], last = _launch(
-        "rg_lru", rg_lru_ptx.forward, _FORWARD_GROUPS, (x, gate_x, gate_a), 1, slope, shift, hidden
-    )
+    h, last = _launch(
+        "rg_lru", rg_lru_ptx.forward, _FORWARD_GROUPS, (x, gate_x, gate_a), 1,
+        slope, positions, lengths, hidden,
+    )  # fmt: skip
     return h, last
 
 
 @jax.jit
-def backward(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast):
+def backward(x, gate_x, gate_a, slope, hidden, positions, lengths, h, dh, dlast):
     """Computes the gradients of the first five arguments of `forward` from those of its results."""
     batch, width = hidden.shape
     sums = jax.ShapeDtypeStruct((batch, -(-x.shape[1] // STEPS), width), jnp.float32)
-    (*gradients, dslope), dhidden = _launch(
+    *gradients, dhidden, dslope = _launch(
         "rg_lru_backward", rg_lru_ptx.backward, _BACKWARD_GROUPS, (x, gate_x, gate_a, dh, h), 3,
-        slope, shift, dlast, hidden=hidden, sums=sums,
+        slope, positions, lengths, dlast, hidden=hidden, sums=sums,
     )  # fmt: skip
     return *gradients, dslope.reshape(len(slope), -1, width).sum(axis=1), dhidden
 
 
-def _launch(name, code, groups, inputs, results, slope, shift, initial, *, hidden=None, sums=None):
+def _launch(
+    name, code, groups, inputs, results, slope, positions, lengths, initial, *, hidden=None, sums=None,
+    boxes=None
+):  # fmt: skip
     """Runs `code` of `rg_lru_ptx` for all chunks; where there are `sums`, that is the backward pass.
 
     Args:
@@ -73,36 +77,34 @@ def _launch(name, code, groups, inputs, results, slope, shift, initial, *, hidde
       inputs: [B, T, R] each. Backward, the last is read of the steps before.
       results: How many of the first inputs' places hold results afterward.
       slope: As for `forward`.
-      shift: As for `forward`.
+      positions: As for `forward`.
+      lengths: As for `forward`.
       initial: float32[B, R], what enters the chunk that comes first.
       hidden: float32[B, R], the last input before all time.
       sums: The type of sums over each chunk.
 
     Returns:
-      The results, and float32[B, R], what leaves the chunk that comes last.
+      The results; float32[B, R], what leaves the chunk that comes last; and the sums.
     """
     batch, time, width = inputs[0].shape
     count, tiles = -(-time // STEPS), width // CHANNELS
     share = batch // len(slope)
     warpgroups = groups // _WARPS
     part = STEPS // warpgroups
-    boxes = len(inputs) + 1
+    boxes = boxes or len(inputs) + 1
     is_backward = sums is not None
     extra = [hidden] if is_backward else []
-    # Steps behind the last one are read as zeros and are not written.
-    shift = jnp.pad(shift, ((0, 0), (0, count * STEPS - time)), constant_values=PADDING)
     bits = jnp.where(initial == initial, lax.bitcast_convert_type(initial, jnp.int32), NAN)
-    empty = jnp.full((batch, count, width), EMPTY, jnp.int32)
+    empty = jnp.full((batch, count - 1, width), EMPTY, jnp.int32)
     states = jnp.concatenate([bits[:, None], empty], axis=1)
 
     def body(*refs):
         sources, refs = refs[: len(inputs)], refs[len(inputs) :]
-        (slope_gmem, shift_gmem), refs = refs[:2], refs[2:]
+        (slope_gmem, position_gmem, length_gmem), refs = refs[:3], refs[3:]
         hidden_gmem, refs = refs[: len(extra)], refs[len(extra) :]
-        states_gmem, refs = refs[0], refs[1:]
-        targets, refs = refs[:results], refs[results:]
-        sums_gmem, refs = refs[: len(extra)], refs[len(extra) :]
-        own, (slope_smem, shift_smem, ends, full) = refs[:boxes], refs[boxes:]
+        (states_gmem, *targets), refs = refs[: 1 + results], refs[1 + results :]
+        (last_gmem, *sums_gmem), refs = refs[: 1 + len(extra)], refs[1 + len(extra) :]
+        own, (slope_smem, position_smem, ends, full) = refs[:boxes], refs[boxes:]
 
         program, group = lax.axis_index("program"), lax.axis_index("group")
         tile, turn = lax.rem(program, tiles), lax.div(program, tiles)
@@ -111,24 +113,30 @@ def _launch(name, code, groups, inputs, results, slope, shift, initial, *, hidde
         channel, begin = tile * CHANNELS, chunk * STEPS
         channels = pl.ds(channel, CHANNELS)
 
+        # Steps behind the last one are read as zeros and are not written.
         @pl.when(group == 0)
         def _copy():
-            for index, (source, box) in enumerate(zip(sources, own[:-1], strict=True)):
+            for index, source in enumerate(sources):
                 before = 1 if is_backward and index == len(sources) - 1 else 0
                 place = pl.ds(begin - before, STEPS)
-                plgpu.copy_gmem_to_smem(source.at[row, place, channels], box, full)
+                plgpu.copy_gmem_to_smem(source.at[row, place, channels], own[index], full)
             of_row = slope_gmem.at[lax.div(row, share), channels]
             plgpu.copy_gmem_to_smem(of_row, slope_smem, full)
-            plgpu.copy_gmem_to_smem(shift_gmem.at[row, pl.ds(begin, STEPS)], shift_smem, full)
+            steps = position_gmem.at[row, pl.ds(begin, STEPS)]
+            plgpu.copy_gmem_to_smem(steps, position_smem, full)
 
+        length = length_gmem[row]
         plgpu.barrier_wait(full)
-        enters = (row * (count + 1) + turn) * width + channel
-        numbers = [enters, enters + width]
+        enters, of_row = (row * count + turn) * width + channel, row * width + channel
+        numbers = [begin, length, jnp.where(turn == count - 1, 1, 0)]
+        places = [(states_gmem, enters), (states_gmem, enters + width), (last_gmem, of_row)]
         if is_backward:
-            numbers += [row * width + channel, chunk, (row * count + chunk) * width + channel]
-        near, far = [*own, shift_smem, ends, slope_smem], [states_gmem, *hidden_gmem, *sums_gmem]
+            total = (row * count + chunk) * width + channel
+            places += [(hidden_gmem[0], of_row), (sums_gmem[0], total)]
+        near, far = [*own, position_smem, ends, slope_smem], [ref for ref, _ in places]
+        numbers += [place for _, place in places]
         kinds = *[_REF()] * (len(near) + len(far)), *[_NUMBER] * len(numbers)
-        run = functools.partial(_run, code(groups, STEPS // groups), len(near))
+        run = functools.partial(_run, code(groups, STEPS // groups), len(near), len(far))
         plgpu.inline_mgpu(arg_types=kinds)(run)(*near, *far, *numbers)
         plgpu.commit_smem()
         # A warpgroup writes what its own warps have, which backward are the last steps first.
@@ -142,11 +150,12 @@ def _launch(name, code, groups, inputs, results, slope, shift, initial, *, hidde
     scratch = [
         *[plgpu.SMEM((STEPS, CHANNELS), jnp.bfloat16)] * boxes,
         plgpu.SMEM((CHANNELS,), jnp.float32),
-        plgpu.SMEM((STEPS,), jnp.float32),
+        plgpu.SMEM((STEPS,), jnp.int32),
         plgpu.SMEM((rg_lru_ptx.ends_size(groups),), jnp.float32),
         plgpu.Barrier(num_arrivals=len(inputs) + 2),
     ]
-    out_type = [*like, *([sums] if is_backward else [])]
+    last = jax.ShapeDtypeStruct(initial.shape, jnp.float32)
+    out_type = [*like, last, *([sums] if is_backward else [])]
 
     def scoped(*refs):
         pl.run_scoped(functools.partial(body, *refs), *scratch, collective_axes="group")
@@ -166,36 +175,23 @@ def _launch(name, code, groups, inputs, results, slope, shift, initial, *, hidde
     # program, and what is mapped or worked out again cannot have such.
     def run(refs):
         states, targets = refs
-        for target, found in zip(
-            targets, kernel(*inputs, slope, shift, *extra, states), strict=True
-        ):
-            target[...] = found
+        found = kernel(*inputs, slope, positions, lengths, *extra, states)
+        for target, array in zip(targets, found, strict=True):
+            target[...] = array
 
     unset = [jnp.zeros(v.shape, v.dtype) for v in out_type]  # which nothing reads
-    states, found = pl.run_state(run)((states, unset))
-    return found, lax.bitcast_convert_type(states[:, -1], jnp.float32)
+    return pl.run_state(run)((states, unset))[1]
 
 
-def _run(text, shared, ctx, *operands):
-    """The code with its addresses: those of shared memory, of the states, and backward of the rest."""
+def _run(text, near, far, ctx, *operands):
+    """The code with its arguments: addresses in shared memory, numbers, and addresses in memory."""
     del ctx
-    arguments = [ptx.address(ref) for ref in operands[:shared]]
-    kinds = ["r"] * shared
-    states, *rest = operands[shared:]
-
-    def place(ref, number):
-        arguments.append(ptx.element_address(ref, ptx.number(number)))
-        kinds.append("l")
-
-    if len(rest) == 2:
-        enters, leaves = rest
-    else:
-        hidden, sums, enters, leaves, initial, chunk, total = rest
-    place(states, enters)
-    place(states, leaves)
-    if len(rest) > 2:
-        place(hidden, initial)
-        arguments.append(ptx.number(chunk))
-        kinds.append("r")
-        place(sums, total)
+    shared, memory, numbers = (
+        operands[:near],
+        operands[near : near + far],
+        [ptx.number(number) for number in operands[near + far :]],
+    )
+    arguments = [ptx.address(ref) for ref in shared] + numbers[:-far]
+    kinds = ["r"] * len(arguments) + ["l"] * far
+    arguments += map(ptx.element_address, memory, numbers[-far:])
     ptx.asm(text, ",".join(kinds), arguments, 0)
