@@ -150,9 +150,7 @@ def backward(groups: int, steps: int, batch: int = 2) -> str:
             for box in range(3):
                 text += f"st.shared.b32 [b{box} + {(first - at) * _ROW}], k{4 * at + box};\n"
     text += (
-        "st.shared.v2.f32 [mine], {sum0, sum1};\n"
-        f"bar.sync 0, {32 * groups};\n"
-        "@!first bra DONE;\n"
+        f"st.shared.v2.f32 [mine], {{sum0, sum1}};\nbar.sync 0, {32 * groups};\n@!first bra DONE;\n"
     )
     for group in range(1, groups):
         text += f"ld.shared.v2.f32 {{x, i}}, [ends + {_ENDS * group}];\n"
