@@ -58,7 +58,9 @@ def run(text: str, arguments: list[int], shared: np.ndarray, memory: np.ndarray,
 
 class _Block:
     def __init__(self, arguments, memories, threads):
-        self._registers = {f"${i}": np.full(threads, v, np.uint32) for i, v in enumerate(arguments)}
+        self._registers = {
+            f"${i}": np.full(threads, v & 0xFFFFFFFF, np.uint32) for i, v in enumerate(arguments)
+        }
         self._registers["%tid.x"] = np.arange(threads, dtype=np.uint32)
         self._memories, self._threads = memories, threads
         self._runs, self._until, self._passed = np.ones(threads, bool), None, set()
@@ -122,7 +124,8 @@ class _Block:
         with np.errstate(all="ignore"):
             if operation.startswith("setp."):
                 _, kind, numbers = operation.split(".")
-                a, b = floats if numbers == "f32" else values
+                signed = [x.view(np.int32) for x in values if numbers == "s32"]
+                a, b = floats if numbers == "f32" else signed or values
                 unordered = kind == "nan"
                 found = np.isnan(a) | np.isnan(b) if unordered else _COMPARISONS[kind](a, b)
             elif operation in ("selp.f32", "selp.b64"):

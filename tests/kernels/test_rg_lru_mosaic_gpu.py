@@ -127,6 +127,16 @@ def test_a_state_that_is_no_number_is_passed_on_and_is_not_taken_for_none():
     assert leaves.view(np.uint32)[5] == rg_lru_ptx.NAN
 
 
+@pytest.mark.parametrize("length", [0, -7])
+def test_a_chunk_behind_the_end_of_a_row_passes_the_state_on(length):
+    arguments, positions, _ = draw(1, STEPS, CHANNELS)
+    *inputs, a_param, hidden = arguments
+    # Before the chunk, wherever the text began.
+    rest = slope_of(a_param), positions.at[:, 1:].set(0), length, hidden
+    _, leaves, _ = chunk(rg_lru_ptx.forward, inputs, 8, *rest)
+    assert (leaves[0] if leaves.ndim > 1 else leaves).tolist() == hidden[0].tolist()
+
+
 @pytest.mark.skipif(not ON_HOPPER, reason="takes a GPU")
 @pytest.mark.parametrize(
     "shape",
@@ -154,7 +164,7 @@ def gradient(positions, lengths):
 
 @pytest.mark.parametrize("way", ["alone", "mapped", "worked out again"])
 def test_there_is_one_launch_forward_and_one_backward(way):
-    arguments, positions, lengths = draw(2, 200, 512)
+    arguments, positions, lengths = draw(2, 203, 512)
     function = gradient(positions, lengths)
     if way == "mapped":
         *own, hidden = arguments
@@ -182,9 +192,10 @@ for rows, time, width in ((1, 8192, 4096), (3, 1000, 2560)):
 """
     )
     assert len(reports) == 4
-    for report in reports:
+    for report, blocks in zip(reports, (3, 2, 3, 2), strict=True):
         assert not report["spills"]
-        assert report["registers"] <= 64  # three blocks a multiprocessor forward, two backward
+        # As many blocks of 256 threads as shared memory has room for on a multiprocessor.
+        assert report["registers"] * 256 * blocks <= 65536
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from griffin_jax.kernels.mosaic_gpu.rg_lru_ptx import CHANNELS, EMPTY, NAN
 
 STEPS = 128  # of a chunk
 _FORWARD_GROUPS = 8
-_BACKWARD_GROUPS = 16
+_BACKWARD_GROUPS = 8
 _WARPS = 4  # of a warpgroup
+_ALIGNED = 4  # positions
 _REF = plgpu.RefType
 _NUMBER = plgpu.Layout.WG_SPLAT
 
@@ -65,8 +66,7 @@ def backward(x, gate_x, gate_a, slope, hidden, positions, lengths, h, dh, dlast)
 
 
 def _launch(
-    name, code, groups, inputs, results, slope, positions, lengths, initial, *, hidden=None, sums=None,
-    boxes=None
+    name, code, groups, inputs, results, slope, positions, lengths, initial, *, hidden=None, sums=None
 ):  # fmt: skip
     """Runs `code` of `rg_lru_ptx` for all chunks; where there are `sums`, that is the backward pass.
 
@@ -91,9 +91,11 @@ def _launch(
     share = batch // len(slope)
     warpgroups = groups // _WARPS
     part = STEPS // warpgroups
-    boxes = boxes or len(inputs) + 1
+    boxes = len(inputs) + 1
     is_backward = sums is not None
     extra = [hidden] if is_backward else []
+    # Rows of what the copy engine reads begin at multiples of 16 bytes.
+    positions = jnp.pad(positions, ((0, 0), (0, -time % _ALIGNED)))
     bits = jnp.where(initial == initial, lax.bitcast_convert_type(initial, jnp.int32), NAN)
     empty = jnp.full((batch, count - 1, width), EMPTY, jnp.int32)
     states = jnp.concatenate([bits[:, None], empty], axis=1)

@@ -28,7 +28,7 @@ def ends_size(groups: int) -> int:
     return groups * _ENDS // 4 + CHANNELS
 
 
-def forward(groups: int, steps: int, batch: int = 2, keep: bool = False) -> str:
+def forward(groups: int, steps: int, batch: int = 2) -> str:
     """Returns the forward pass, which writes h where x was.
 
     Arguments: addresses in shared memory of x, gate_x, gate_a, a fourth box, the positions, the ends
@@ -37,9 +37,7 @@ def forward(groups: int, steps: int, batch: int = 2, keep: bool = False) -> str:
 
     Of `batch` steps at a time the inputs are read while those before are worked out.
     """
-    boxes = 3 if keep else 4
-    numbers = boxes + 3
-    text = _begin(groups, steps, boxes=boxes, backward=False)
+    text = _begin(groups, steps, boxes=4, backward=False)
 
     def load(first):
         return "".join(
@@ -65,19 +63,15 @@ def forward(groups: int, steps: int, batch: int = 2, keep: bool = False) -> str:
                 text += f"mul.f32 d{c}, d{c}, a; fma.rn.f32 h{c}, a, h{c}, i;\n"
             for index, name in enumerate(("d0", "h0", "h1", "d1")):
                 text += f"mov.f32 o{4 * at + index}, {name};\n"
-            if keep:
-                text += f"mov.f32 c{first + at}, d1;\n"
         for at in range(batch):
-            for box in range(boxes):
+            for box in range(4):
                 text += f"st.shared.f32 [b{box} + {(first + at) * _ROW}], o{4 * at + box};\n"
-    text += _enter(groups, ends=boxes + 1, numbers=numbers)
+    text += _enter(groups, ends=5, numbers=7)
     for first in range(0, steps, batch):
         for at in range(batch):
-            for box in range(boxes):
+            for box in range(4):
                 text += f"ld.shared.f32 o{4 * at + box}, [b{box} + {(first + at) * _ROW}];\n"
         for at in range(batch):
-            if keep:
-                text += f"mov.f32 o{4 * at + 3}, c{first + at};\n"
             text += (
                 f"fma.rn.f32 h0, o{4 * at}, s0, o{4 * at + 1};\n"
                 f"fma.rn.f32 h1, o{4 * at + 3}, s1, o{4 * at + 2};\n"
@@ -190,13 +184,13 @@ def _begin(groups, steps, *, boxes, backward):
     text = (
         "{\n.reg .b32 lane, warp, group, shifts, ends, mine, t, u, e<2>, k<16>, n<12>, b<6>;\n"
         ".reg .b64 wide;\n.reg .pred p, first;\n"
-        ".reg .f32 x, i, r, g, a, l, q, v, z, m, c<16>, f<4>, y<4>, o<16>;\n"
+        ".reg .f32 x, i, r, g, a, l, q, v, z, m, f<4>, y<4>, o<16>;\n"
         ".reg .f32 slope<2>, d<2>, h<2>, s<2>, r<2>, sum<2>;\n"
         f"mov.u32 t, %tid.x; mad.lo.u32 mine, t, 4, ${shifts}; add.u32 u, t, ${begin};\n"
         f"setp.lt.u32 first, t, {groups * steps};\n"
         f"@first ld.shared.b32 e0, [mine];\n"
         f"setp.eq.u32 p, e0, 0; selp.f32 v, {_f(RESET)}, {ZERO}, p;\n"
-        f"setp.lt.u32 p, u, ${length}; selp.f32 v, v, {_f(PADDING)}, p;\n"
+        f"setp.lt.s32 p, u, ${length}; selp.f32 v, v, {_f(PADDING)}, p;\n"
         "@first st.shared.f32 [mine], v;\n"
         f"bar.sync 0, {32 * groups};\n"
         "and.b32 lane, t, 31; shr.u32 warp, t, 5; mov.b32 group, warp;\n"
