@@ -208,7 +208,7 @@ def read_long_prompt(
     lm = stack.lm
     state = prefill.fresh_state(lm.model, lm.params, 1, tokens)
     random = np.random.default_rng(0)
-    chunk = max(prefill.CHUNKS)
+    chunk = max(prefill.call_lengths())
     part = max(tokens // parts // chunk, 1) * chunk
     warmed = prefill.fresh_state(lm.model, lm.params, 1, tokens)
     jax.block_until_ready(prefill.read(lm.model, lm.params, warmed, [[0] * chunk]))

@@ -55,7 +55,7 @@ def next_chunk(
 
 def _up_to(longest):
     """Returns the lengths of calls that are no longer, ascending; the shortest is one of them."""
-    lengths = sorted(prefill.CHUNKS)
+    lengths = prefill.call_lengths()
     return lengths if longest is None else [c for c in lengths if c <= max(longest, lengths[0])]
 
 

@@ -28,8 +28,9 @@ def packed_matmul(
       x: [..., in], a floating-point type.
       weights: 4-bit weights [out, in] of one block size, or one of a stack of them each; the
         widths may differ.
-      kernel: "mosaic_gpu" looks bytes up on their way to the tensor cores of a Hopper GPU, for any
-        number of rows of x; "pallas_gpu" reads packed bytes once, for up to 64 rows of x;
+      kernel: "mosaic_gpu" looks bytes up on their way to the tensor cores of a Hopper GPU, for fewer
+        than 4,096 rows of x; "decoded_gpu" decodes whole weights there, for more;
+        "pallas_gpu" reads packed bytes once, for up to 64 rows of x;
         "pallas_tpu" decodes tiles to bfloat16 as they are multiplied, for any number of rows;
         "decoded_cpu" multiplies by the values that stand beside the weight; "table_cpu" looks up what
         a byte contributes, for up to 4 rows of x; "rows_cpu" decodes a few rows of the weight at a
@@ -45,7 +46,9 @@ def packed_matmul(
     rows = math.prod(x.shape[:-1])
     layers = [weight.layer() for weight in weights]
     reasons = {
-        "mosaic_gpu": packed_matmul_mosaic_gpu.unsupported_reason(x, layers),
+        "mosaic_gpu": packed_matmul_mosaic_gpu.unsupported_reason(x, layers)
+        or packed_matmul_mosaic_gpu.decoded_first(x),
+        "decoded_gpu": packed_matmul_mosaic_gpu.decoded_unsupported(x, layers),
         "pallas_gpu": packed_matmul_pallas_gpu.unsupported_reason(rows, layers),
         "pallas_tpu": _first_reason(
             lambda w: packed_matmul_pallas_tpu.unsupported_reason(x, w), weights
@@ -58,6 +61,8 @@ def packed_matmul(
     chosen = choose("packed_matmul", reasons, kernel)
     if chosen == "mosaic_gpu":
         return packed_matmul_mosaic_gpu.packed_matmul(x, tuple(layers))
+    if chosen == "decoded_gpu":
+        return packed_matmul_mosaic_gpu.decoded_matmul(x, tuple(layers))
     if chosen == "pallas_gpu":
         return packed_matmul_pallas_gpu.packed_matmul(x, tuple(layers))
     if chosen == "pallas_tpu":

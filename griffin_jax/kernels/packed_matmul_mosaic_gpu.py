@@ -3,16 +3,20 @@
 The weights' bytes are read as bitsandbytes lays them out. x goes to the tensor cores in float16,
 divided by 16, and weights are float16 products of their codes and sixteen times their scales: x up to
 a million and scales from 1e-6 to 4,094 keep a precision beyond bfloat16's; what is larger is cut off.
+
+Products of many rows are faster where XLA decodes a weight to memory once and a library multiplies.
 """
 
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from griffin_jax.kernels.dense_matmul import dense_matmul
 from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.mosaic_gpu.operand import operand
 from griffin_jax.kernels.mosaic_gpu.plan import PIECE, TILE, plan
@@ -22,15 +26,29 @@ from griffin_jax.quantization.tensor import QuantizedTensor, decode, decode_scal
 
 _BYTES_AHEAD = 9_000_000
 _MOST_ROWS_AHEAD = 32
+_ROWS_DECODED = 4096  # from so many on weights are decoded first; with half of them it is as fast
 
 
 def unsupported_reason(x: jax.Array, weights: Sequence[QuantizedTensor]) -> str | None:
-    """Returns None, or why the kernel does not serve x [..., in] under these weights."""
+    """Returns None, or why the kernels do not serve x [..., in] under these weights."""
     if reason := backend.missing():
         return reason
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it computes in float16, not {x.dtype}"
     return fits(weights)
+
+
+def decoded_first(x: jax.Array) -> str | None:
+    """Returns None, or why x [..., in] is better multiplied by `decoded_matmul`."""
+    rows = math.prod(x.shape[:-1])
+    return f"{rows} rows, for which weights are decoded first" if rows >= _ROWS_DECODED else None
+
+
+def decoded_unsupported(x: jax.Array, weights: Sequence[QuantizedTensor]) -> str | None:
+    """Returns None, or why `decoded_matmul` does not serve x [..., in] under these weights."""
+    if reason := unsupported_reason(x, weights):
+        return reason
+    return None if decoded_first(x) else f"weights are decoded first from {_ROWS_DECODED} rows on"
 
 
 def fits(weights: Sequence[QuantizedTensor]) -> str | None:
@@ -56,6 +74,15 @@ def packed_matmul(
     rows = x.reshape(-1, width)
     products = multiply_operand(operand(rows), weights, x.dtype, interpret)
     return tuple(y[: len(rows)].reshape(*leading, -1) for y in products)
+
+
+@jax.custom_vjp
+def decoded_matmul(x: jax.Array, weights: tuple[QuantizedTensor, ...]) -> tuple[jax.Array, ...]:
+    """Computes what `packed_matmul` does as its definition, each weight decoded in x's dtype first.
+
+    For the gradient with respect to x they are decoded again, not kept; there is none for the weights.
+    """
+    return tuple(dense_matmul(x, decode(weight, x.dtype)) for weight in weights)
 
 
 def multiply_operand(
@@ -180,4 +207,9 @@ def _backward(interpret, weights, gradients):
     return sum(map(product, gradients, weights)), None
 
 
+def _decoded_forward(x, weights):
+    return decoded_matmul(x, weights), weights
+
+
 packed_matmul.defvjp(_forward, _backward)
+decoded_matmul.defvjp(_decoded_forward, functools.partial(_backward, False))

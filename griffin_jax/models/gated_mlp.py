@@ -33,7 +33,12 @@ def unsupported_reason(params: dict, x: jax.Array) -> str | None:
     if weights[0].shape[0] % model_shards():
         return f"{weights[0].shape[0]} features do not divide over {model_shards()} devices"
     *gated, down = _parts(part_of(jax.eval_shape(_divisible, weights), _names(weights)))
-    return mosaic.unsupported_reason(x, gated) or mosaic.gated_fits(*gated) or mosaic.fits([down])
+    return (
+        mosaic.unsupported_reason(x, gated)
+        or mosaic.gated_fits(*gated)
+        or mosaic.fits([down])
+        or mosaic.decoded_first(x)
+    )
 
 
 def _dense_unsupported(x, weights):

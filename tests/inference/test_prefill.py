@@ -47,6 +47,18 @@ def test_an_accelerator_reads_padding_sooner_than_it_makes_a_call(monkeypatch):
     assert prefill.chunk_lengths(600, 1, chunks) == [512, 32, 32, 32]
 
 
+def test_a_gpu_reads_a_long_text_in_calls_of_twice_the_length(monkeypatch):
+    monkeypatch.setattr(prefill, "CHUNKS", (32, 256, 512, 2048))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert prefill.chunk_lengths(4096, 1) == [4096]
+    assert prefill.chunk_lengths(3073, 1) == [4096]  # as much padding as two calls would have
+    assert prefill.chunk_lengths(3072, 1) == [2048, 512, 512]
+    assert prefill.chunk_lengths(10_300, 1) == [4096, 4096, 2048, 32, 32]
+    assert prefill.chunk_lengths(4096, 2) == [2048, 2048]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert prefill.chunk_lengths(4096, 1) == [2048, 2048]
+
+
 def test_the_batch_is_the_next_power_of_two():
     assert [prefill.batch_size_for(n) for n in (1, 2, 3, 4, 5, 33)] == [1, 2, 4, 4, 8, 64]
 

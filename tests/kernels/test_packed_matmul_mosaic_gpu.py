@@ -52,6 +52,29 @@ def test_products_equal_the_definition(rows, widths, width, options):
     check(*operands(rows, widths, width, **options))
 
 
+def test_products_of_many_rows_decode_first(monkeypatch):
+    monkeypatch.setattr(backend, "missing", lambda: None)
+    _, weights = operands(1, (64,), 256)
+    for rows in (mosaic._ROWS_DECODED - 1, mosaic._ROWS_DECODED):
+        x = jax.ShapeDtypeStruct((1, rows, 256), jnp.bfloat16)
+        many = rows == mosaic._ROWS_DECODED
+        assert bool(mosaic.decoded_first(x)) == many
+        assert bool(mosaic.decoded_unsupported(x, weights)) != many
+    assert "not float32" in mosaic.decoded_unsupported(x.update(dtype=jnp.float32), weights)
+
+
+def test_weights_decoded_first_give_the_definition_and_are_not_kept_for_the_gradient():
+    x, weights = operands(3, (64, 128), 256, double_quant=True)
+    found, backward = jax.vjp(mosaic.decoded_matmul, x, weights)
+    for y, wanted in zip(found, packed_matmul_reference(x, weights), strict=True):
+        assert np.array_equal(y, wanted)
+    kept = sum(array.nbytes for array in jax.tree.leaves(backward))
+    assert kept <= sum(array.nbytes for array in jax.tree.leaves(weights))
+    [wanted] = jax.vjp(lambda x: packed_matmul_reference(x, weights), x)[1](found)
+    dx, wanted = (np.asarray(g, np.float32) for g in (backward(found)[0], wanted))
+    assert np.linalg.norm(dx - wanted) < 1e-2 * np.linalg.norm(wanted)
+
+
 def test_rows_have_leading_axes():
     x, weights = operands(6, (64,), 256)
     check(x.reshape(2, 3, 256), weights)
