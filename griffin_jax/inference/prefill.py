@@ -25,8 +25,8 @@ from griffin_jax.sharding import (
 from griffin_jax.sharding.layouts import constrain_state
 
 CHUNKS = (32, 256, 512, 2048)
-# A GPU reads one text in calls of this length, too. One takes less time than two of half its length: weights
-# of 16 bits are read once, and those of 4 bits decoded once.
+# A GPU reads one text in calls of this length, too. One takes less time than two of half its length:
+# weights of 16 bits are read once, and those of 4 bits decoded once.
 _LONG = 4096
 _TOKENS_PER_CALL = 8192  # bounds the memory of a large batch's activations
 # A call reads, and decodes, every weight. On a CPU that takes the time of about as many tokens.
@@ -55,8 +55,8 @@ def chunk_lengths(total: int, batch_size: int, chunks: Sequence[int] | None = No
 
     All come from `chunks` (ascending; `call_lengths` by default), so that a prompt of any length
     runs in programs compiled before. Less than half of any call is padding, less than a quarter of
-    the longer one, but for calls of the shortest length. A CPU takes as long for padding as for tokens, so there more calls serve where they are
-    the faster way.
+    the longer one, but for calls of the shortest length. A CPU takes as long for padding as for
+    tokens, so there more calls serve where they are the faster way.
     """
     chunks = call_lengths() if chunks is None else chunks
     allowed = [
