@@ -59,6 +59,7 @@ def chunk_lengths(total: int, batch_size: int, chunks: Sequence[int] | None = No
     tokens, so there more calls serve where they are the faster way.
     """
     chunks = call_lengths() if chunks is None else chunks
+    # Calls of the longest kind read one text; padding costs most in them.
     allowed = [
         c for c in chunks if c * batch_size <= (_LONG if c == _LONG else _TOKENS_PER_CALL)
     ] or chunks[:1]

@@ -10,6 +10,7 @@ from griffin_jax.kernels.mosaic_gpu import backend
 from griffin_jax.kernels.time_chunks_gpu import mapped_as_rows
 
 _CHANNELS = 64  # of a block of threads
+_FEWEST_TOKENS = 8  # of fewer a chunk of 128 would be mostly padding
 
 
 def unsupported_reason(*inputs: jax.Array) -> str | None:
@@ -20,7 +21,7 @@ def unsupported_reason(*inputs: jax.Array) -> str | None:
         return f"it takes bfloat16, not {', '.join(str(v.dtype) for v in inputs)}"
     if inputs[0].shape[-1] % _CHANNELS:
         return f"recurrence width {inputs[0].shape[-1]} is not a multiple of {_CHANNELS}"
-    return time_chunks_gpu.unsupported_shape(inputs[0].shape, rg_lru_pallas_gpu.BACKWARD_STEPS)
+    return time_chunks_gpu.unsupported_shape(inputs[0].shape, _FEWEST_TOKENS)
 
 
 def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths):

@@ -22,16 +22,16 @@ from griffin_jax.kernels.time_chunks_gpu import Chunks, mapped_as_rows
 
 _GROUPS = 8  # of a chunk of time, one for each warp
 _STEPS = 16  # of a group, which is what registers hold, forward
-BACKWARD_STEPS = 8  # and backward
+_BACKWARD_STEPS = 8  # and backward
 _C = 8.0
-_MIN_SQUARE = 0.25e-6  # clips the square root's derivative at 1,000
+MIN_SQUARE = 0.25e-6  # clips the square root's derivative at 1,000
 _LN2 = math.log(2)
-_RESET, _PADDING = -200.0, 1e30
+RESET, PADDING = -200.0, 1e30
 
 
 def unsupported_reason(shape: tuple[int, ...]) -> str | None:
     """Returns why inputs of this shape [B, T, R] are not supported; None if they are."""
-    return time_chunks_gpu.unsupported_reason(shape, BACKWARD_STEPS)
+    return time_chunks_gpu.unsupported_reason(shape, _BACKWARD_STEPS)
 
 
 def slope_of(a_param):
@@ -55,9 +55,9 @@ def rg_lru(x, gate_x, gate_a, a_param, hidden, positions, lengths, *, interpret=
     time = x.shape[1]
     slope = slope_of(a_param)
     real = jnp.arange(time)[None] < lengths[:, None]
-    shift = jnp.where(real, jnp.where(positions == 0, _RESET, 0.0), _PADDING)
+    shift = jnp.where(real, jnp.where(positions == 0, RESET, 0.0), PADDING)
     padding = ((0, 0), (0, -time % (_GROUPS * _STEPS)), (0, 0))
-    shift = jnp.pad(shift, padding[:2], constant_values=_PADDING)
+    shift = jnp.pad(shift, padding[:2], constant_values=PADDING)
     x, gate_x, gate_a = (jnp.pad(v, padding) for v in (x, gate_x, gate_a))
     found: Any = _recurrence(x, gate_x, gate_a, slope, hidden, shift, interpret)
     h, last = found
@@ -145,7 +145,7 @@ def _backward_kernel(
         i = _sigmoid(chunk, gate_x)
         square = _square(chunk, log_a, a)
         gm = g * chunk.instruction("sqrt", square)
-        slant = chunk.instruction("rsqrt", jnp.maximum(square, _MIN_SQUARE))
+        slant = chunk.instruction("rsqrt", jnp.maximum(square, MIN_SQUARE))
         dlog_a = a * g * (before - a * i * x * slant)
         dlog_a = jnp.where(shift > 0, 0.0, _LN2 * dlog_a)
         dx.append(gm * i)
@@ -181,7 +181,7 @@ def _backward(interpret):
     @jax.jit
     def call(x, gate_x, gate_a, slope, hidden, shift, h, dh, dlast):
         options = {"channel_rows": len(slope), "backward": True, "interpret": interpret}
-        chunks = Chunks(x.shape, _GROUPS, BACKWARD_STEPS, **options)
+        chunks = Chunks(x.shape, _GROUPS, _BACKWARD_STEPS, **options)
         inputs = [(chunks.tile, chunks.split(v)) for v in (x, gate_x, gate_a, dh)]
         inputs += [(chunks.channel, slope), (chunks.step, chunks.split(shift))]
         inputs += [(chunks.times, h), (chunks.state, hidden)]

@@ -6,7 +6,7 @@ every step the state and the decay since the group began. The groups' ends pass 
 memory. Then the program waits for the state that the chunk before it leaves, passes on its own, and
 writes its steps. Bytes are kept in flight by many programs a multiprocessor, not by prefetching.
 
-The wait is for one word of memory per channel, which holds either the state or `_EMPTY`: no flag, no
+The wait is for one word of memory per channel, which holds either the state or `EMPTY`: no flag, no
 fence, and one instruction between reading a state and writing the next. It ends because programs
 start in the order of their numbers, as all single-pass scans on GPUs assume, and a chunk's number is
 above that of the one before it.
@@ -28,8 +28,8 @@ from griffin_jax.kernels import triton
 
 CHANNELS = 32  # of one program, one for each lane
 _FEW = 16  # programs leave most of a GPU idle
-_EMPTY = -1  # the bits of a NaN which no arithmetic makes
-_NAN = 0x7FC00000
+EMPTY = -1  # the bits of a NaN which no arithmetic makes
+NAN = 0x7FC00000
 _MAPPED_OVER = [1]
 _INTERPRETED = {"ex2": jnp.exp2, "rcp": jnp.reciprocal, "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt}
 
@@ -40,7 +40,7 @@ def unsupported_reason(shape: tuple[int, int, int], steps: int) -> str | None:
 
 
 def unsupported_shape(shape: tuple[int, int, int], steps: int) -> str | None:
-    """Returns why the shape alone is a reason."""
+    """Returns what `unsupported_reason` does, but for whether this JAX has Triton."""
     batch, time, width = shape
     if width % CHANNELS:
         return f"recurrence width {width} is not a multiple of {CHANNELS}"
@@ -172,7 +172,7 @@ class Chunks:
 
         shape = (self.batch, self.count, self.width)
         states = jnp.concatenate(
-            [_bits(initial)[:, None], jnp.full(shape, _EMPTY, jnp.int32)], axis=1
+            [bits_of(initial)[:, None], jnp.full(shape, EMPTY, jnp.int32)], axis=1
         )
         *results, states = pl.pallas_call(
             body,
@@ -288,7 +288,7 @@ class Chunk:
             total = decays[group] * total[0], self.fma(decays[group], total[1], adds[group])
         state = self._wait()
         leaves = self.fma(total[0].reshape(channels), state, total[1].reshape(channels))
-        self._states[self._turn + 1, self.lanes] = _bits(leaves)
+        self._states[self._turn + 1, self.lanes] = bits_of(leaves)
         return self.fma(decay, state[None], added)
 
     def _wait(self):
@@ -302,7 +302,7 @@ class Chunk:
             return triton.load(self._states.at[self._turn, self.lanes], volatile=True)
 
         def missing(bits):
-            return jnp.max((bits == _EMPTY).astype(jnp.int32)) > 0
+            return jnp.max((bits == EMPTY).astype(jnp.int32)) > 0
 
         bits = lax.while_loop(missing, lambda _: read(), read())
         return lax.bitcast_convert_type(bits, jnp.float32)
@@ -326,6 +326,6 @@ def _assembly(code, constraints, *arguments):
     )[0]
 
 
-def _bits(state):
-    """Returns the bits of a float32, which are never `_EMPTY`."""
-    return jnp.where(state == state, lax.bitcast_convert_type(state, jnp.int32), _NAN)
+def bits_of(state):
+    """Returns the bits of a float32, which are never `EMPTY`."""
+    return jnp.where(state == state, lax.bitcast_convert_type(state, jnp.int32), NAN)

@@ -11,6 +11,7 @@ from griffin_jax.kernels import rg_lru_mosaic_gpu
 from griffin_jax.kernels.mosaic_gpu import backend, rg_lru_ptx
 from griffin_jax.kernels.rg_lru import rg_lru_reference
 from griffin_jax.kernels.rg_lru_pallas_gpu import slope_of
+from griffin_jax.kernels.time_chunks_gpu import EMPTY, NAN
 from tests.kernels import ptx_threads
 from tests.kernels.lowering import for_gpu
 from tests.kernels.mosaic import ON_HOPPER, compiled_for_h200
@@ -70,7 +71,7 @@ def chunk(code, boxes, groups, slope, positions, length, initial, *, hidden=None
     places = np.cumsum([0, *(4 * len(part) for part in parts)])[:-1].tolist()
     shared = np.concatenate(parts)
     # What enters, what leaves, what leaves the last chunk, what was before, and sums.
-    memory = np.full(5 * CHANNELS, rg_lru_ptx.EMPTY & 0xFFFFFFFF, np.uint32)
+    memory = np.full(5 * CHANNELS, EMPTY & 0xFFFFFFFF, np.uint32)
     memory[:CHANNELS] = words(initial)[0]
     addresses = [4 * CHANNELS * i for i in range(3)]
     if hidden is not None:
@@ -124,7 +125,7 @@ def test_a_state_that_is_no_number_is_passed_on_and_is_not_taken_for_none():
     rest = slope_of(a_param), positions, STEPS, hidden
     [h], leaves, _ = chunk(rg_lru_ptx.forward, inputs, 8, *rest, last=True)
     assert np.isnan(h).any(axis=0).tolist() == [i == 5 for i in range(CHANNELS)]
-    assert leaves.view(np.uint32)[5] == rg_lru_ptx.NAN
+    assert leaves.view(np.uint32)[5] == NAN
 
 
 @pytest.mark.parametrize("length", [0, -7])

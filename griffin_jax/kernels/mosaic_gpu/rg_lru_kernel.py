@@ -19,11 +19,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from griffin_jax.kernels.mosaic_gpu import launch, ptx, rg_lru_ptx
-from griffin_jax.kernels.mosaic_gpu.rg_lru_ptx import CHANNELS, EMPTY, NAN
+from griffin_jax.kernels.mosaic_gpu.rg_lru_ptx import CHANNELS
+from griffin_jax.kernels.time_chunks_gpu import EMPTY, bits_of
 
 STEPS = 128  # of a chunk
-_FORWARD_GROUPS = 8
-_BACKWARD_GROUPS = 8
+_GROUPS = 8  # of a chunk, one for each warp
 _WARPS = 4  # of a warpgroup
 _ALIGNED = 4  # positions
 _REF = plgpu.RefType
@@ -47,7 +47,7 @@ def forward(x, gate_x, gate_a, slope, hidden, positions, lengths):
       h [B, T, R] and the state after, float32[B, R].
     """
     h, last = _launch(
-        "rg_lru", rg_lru_ptx.forward, _FORWARD_GROUPS, (x, gate_x, gate_a), 1,
+        "rg_lru", rg_lru_ptx.forward, (x, gate_x, gate_a), 1,
         slope, positions, lengths, hidden,
     )  # fmt: skip
     return h, last
@@ -59,21 +59,20 @@ def backward(x, gate_x, gate_a, slope, hidden, positions, lengths, h, dh, dlast)
     batch, width = hidden.shape
     sums = jax.ShapeDtypeStruct((batch, -(-x.shape[1] // STEPS), width), jnp.float32)
     *gradients, dhidden, dslope = _launch(
-        "rg_lru_backward", rg_lru_ptx.backward, _BACKWARD_GROUPS, (x, gate_x, gate_a, dh, h), 3,
+        "rg_lru_backward", rg_lru_ptx.backward, (x, gate_x, gate_a, dh, h), 3,
         slope, positions, lengths, dlast, hidden=hidden, sums=sums,
     )  # fmt: skip
     return *gradients, dslope.reshape(len(slope), -1, width).sum(axis=1), dhidden
 
 
 def _launch(
-    name, code, groups, inputs, results, slope, positions, lengths, initial, *, hidden=None, sums=None
+    name, code, inputs, results, slope, positions, lengths, initial, *, hidden=None, sums=None
 ):  # fmt: skip
     """Runs `code` of `rg_lru_ptx` for all chunks; where there are `sums`, that is the backward pass.
 
     Args:
       name: The kernel's.
       code: Called with the groups of a chunk and the steps of each.
-      groups: How many there are, one for each warp.
       inputs: [B, T, R] each. Backward, the last is read of the steps before.
       results: How many of the first inputs' places hold results afterward.
       slope: As for `forward`.
@@ -89,16 +88,15 @@ def _launch(
     batch, time, width = inputs[0].shape
     count, tiles = -(-time // STEPS), width // CHANNELS
     share = batch // len(slope)
-    warpgroups = groups // _WARPS
+    warpgroups = _GROUPS // _WARPS
     part = STEPS // warpgroups
     boxes = len(inputs) + 1
     is_backward = sums is not None
     extra = [hidden] if is_backward else []
     # Rows of what the copy engine reads begin at multiples of 16 bytes.
     positions = jnp.pad(positions, ((0, 0), (0, -time % _ALIGNED)))
-    bits = jnp.where(initial == initial, lax.bitcast_convert_type(initial, jnp.int32), NAN)
     empty = jnp.full((batch, count - 1, width), EMPTY, jnp.int32)
-    states = jnp.concatenate([bits[:, None], empty], axis=1)
+    states = jnp.concatenate([bits_of(initial)[:, None], empty], axis=1)
 
     def body(*refs):
         sources, refs = refs[: len(inputs)], refs[len(inputs) :]
@@ -138,7 +136,7 @@ def _launch(
         near, far = [*own, position_smem, ends, slope_smem], [ref for ref, _ in places]
         numbers += [place for _, place in places]
         kinds = *[_REF()] * (len(near) + len(far)), *[_NUMBER] * len(numbers)
-        run = functools.partial(_run, code(groups, STEPS // groups), len(near), len(far))
+        run = functools.partial(_run, code(_GROUPS, STEPS // _GROUPS), len(near), len(far))
         plgpu.inline_mgpu(arg_types=kinds)(run)(*near, *far, *numbers)
         plgpu.commit_smem()
         # A warpgroup writes what its own warps have, which backward are the last steps first.
@@ -153,7 +151,7 @@ def _launch(
         *[plgpu.SMEM((STEPS, CHANNELS), jnp.bfloat16)] * boxes,
         plgpu.SMEM((CHANNELS,), jnp.float32),
         plgpu.SMEM((STEPS,), jnp.int32),
-        plgpu.SMEM((rg_lru_ptx.ends_size(groups),), jnp.float32),
+        plgpu.SMEM((rg_lru_ptx.ends_size(_GROUPS),), jnp.float32),
         plgpu.Barrier(num_arrivals=len(inputs) + 2),
     ]
     last = jax.ShapeDtypeStruct(initial.shape, jnp.float32)

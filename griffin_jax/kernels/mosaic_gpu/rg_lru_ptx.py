@@ -10,12 +10,11 @@ read, so that few registers are taken and several blocks share a multiprocessor.
 import math
 
 from griffin_jax.kernels.mosaic_gpu import ptx
+from griffin_jax.kernels.rg_lru_pallas_gpu import MIN_SQUARE, PADDING, RESET
+from griffin_jax.kernels.time_chunks_gpu import EMPTY, NAN
 
 CHANNELS = 64  # of a block
-EMPTY = -1  # the bits of a NaN which no arithmetic makes
-NAN = 0x7FC00000
-RESET, PADDING = -200.0, 1e30  # what a token adds to log2(a), which is at most 0 with it
-MIN_SQUARE = 0.25e-6  # clips the square root's derivative at 1,000
+_AT_ONCE = 2  # steps whose inputs are read while those before are worked out
 _LN2 = math.log(2)
 _ROW = 2 * CHANNELS  # bytes of a step
 _ENDS = 16 * 32  # bytes of a group's: decay and sum of two channels for each lane
@@ -28,33 +27,33 @@ def ends_size(groups: int) -> int:
     return groups * _ENDS // 4 + CHANNELS
 
 
-def forward(groups: int, steps: int, batch: int = 2) -> str:
+def forward(groups: int, steps: int) -> str:
     """Returns the forward pass, which writes h where x was.
 
     Arguments: addresses in shared memory of x, gate_x, gate_a, a fourth box, the positions, the ends
     and the slopes; the number of the first step, the row's length and whether the chunk comes last;
     in memory of the state that enters, of the one that leaves, and of what leaves the last chunk.
-
-    Of `batch` steps at a time the inputs are read while those before are worked out.
     """
     text = _begin(groups, steps, boxes=4, backward=False)
 
     def load(first):
         return "".join(
             f"ld.shared.b32 n{3 * at + box}, [b{box} + {(first + at) * _ROW}];\n"
-            for at in range(batch)
+            for at in range(_AT_ONCE)
             for box in range(3)
-        ) + "".join(f"ld.shared.f32 f{at}, [shifts + {4 * (first + at)}];\n" for at in range(batch))
+        ) + "".join(
+            f"ld.shared.f32 f{at}, [shifts + {4 * (first + at)}];\n" for at in range(_AT_ONCE)
+        )
 
     text += load(0)
-    for first in range(0, steps, batch):
-        for at in range(batch):
+    for first in range(0, steps, _AT_ONCE):
+        for at in range(_AT_ONCE):
             for box in range(3):
                 text += f"mov.b32 k{3 * at + box}, n{3 * at + box};\n"
             text += f"mov.f32 y{at}, f{at};\n"
-        if first + batch < steps:
-            text += load(first + batch)
-        for at in range(batch):
+        if first + _AT_ONCE < steps:
+            text += load(first + _AT_ONCE)
+        for at in range(_AT_ONCE):
             for c in range(2):
                 text += _widen("x", f"k{3 * at}", c)
                 text += _widen("i", f"k{3 * at + 1}", c) + _widen("r", f"k{3 * at + 2}", c)
@@ -63,26 +62,26 @@ def forward(groups: int, steps: int, batch: int = 2) -> str:
                 text += f"mul.f32 d{c}, d{c}, a; fma.rn.f32 h{c}, a, h{c}, i;\n"
             for index, name in enumerate(("d0", "h0", "h1", "d1")):
                 text += f"mov.f32 o{4 * at + index}, {name};\n"
-        for at in range(batch):
+        for at in range(_AT_ONCE):
             for box in range(4):
                 text += f"st.shared.f32 [b{box} + {(first + at) * _ROW}], o{4 * at + box};\n"
     text += _enter(groups, ends=5, numbers=7)
-    for first in range(0, steps, batch):
-        for at in range(batch):
+    for first in range(0, steps, _AT_ONCE):
+        for at in range(_AT_ONCE):
             for box in range(4):
                 text += f"ld.shared.f32 o{4 * at + box}, [b{box} + {(first + at) * _ROW}];\n"
-        for at in range(batch):
+        for at in range(_AT_ONCE):
             text += (
                 f"fma.rn.f32 h0, o{4 * at}, s0, o{4 * at + 1};\n"
                 f"fma.rn.f32 h1, o{4 * at + 3}, s1, o{4 * at + 2};\n"
                 f"cvt.rn.bf16x2.f32 k{at}, h1, h0;\n"
             )
-        for at in range(batch):
+        for at in range(_AT_ONCE):
             text += f"st.shared.b32 [b0 + {(first + at) * _ROW}], k{at};\n"
     return text + "}"
 
 
-def backward(groups: int, steps: int, batch: int = 2) -> str:
+def backward(groups: int, steps: int) -> str:
     """Returns the backward pass, which writes the gradients of x and the gates where those were.
 
     Time runs back: the first warp has the last group, and what enters is a_t g_t of the step after.
@@ -95,7 +94,7 @@ def backward(groups: int, steps: int, batch: int = 2) -> str:
 
     def load(first):
         text = ""
-        for at in range(batch):
+        for at in range(_AT_ONCE):
             offset = (first - at) * _ROW
             text += f"ld.shared.b32 n{2 * at}, [b2 + {offset}];\n"
             text += f"ld.shared.b32 n{2 * at + 1}, [b3 + {offset}];\n"
@@ -103,33 +102,33 @@ def backward(groups: int, steps: int, batch: int = 2) -> str:
         return text
 
     text += load(steps - 1)
-    for first in range(steps - 1, -1, -batch):
-        for at in range(batch):
+    for first in range(steps - 1, -1, -_AT_ONCE):
+        for at in range(_AT_ONCE):
             text += f"mov.b32 k{2 * at}, n{2 * at}; mov.b32 k{2 * at + 1}, n{2 * at + 1};\n"
             text += f"mov.f32 y{at}, f{at};\n"
-        if first >= batch:
-            text += load(first - batch)
-        for at in range(batch):
+        if first >= _AT_ONCE:
+            text += load(first - _AT_ONCE)
+        for at in range(_AT_ONCE):
             for c in range(2):
                 r = f"o{2 * at + c}"
                 text += _widen(r, f"k{2 * at}", c) + _sigmoid(r) + _decay(r, c, f"y{at}")
                 text += _widen("g", f"k{2 * at + 1}", c)
                 text += f"add.f32 g, g, h{c}; mul.f32 h{c}, a, g; mul.f32 d{c}, d{c}, a;\n"
-        for at in range(batch):
+        for at in range(_AT_ONCE):
             offset = (first - at) * _ROW
             text += f"st.shared.f32 [b2 + {offset}], o{2 * at};\n"
             text += f"st.shared.f32 [b5 + {offset}], o{2 * at + 1};\n"
     text += _enter(groups, ends=7, numbers=9)
     text += f"mov.f32 sum0, {ZERO}; mov.f32 sum1, {ZERO};\n"
-    for first in range(steps - 1, -1, -batch):
-        for at in range(batch):
+    for first in range(steps - 1, -1, -_AT_ONCE):
+        for at in range(_AT_ONCE):
             offset = (first - at) * _ROW
             for index, box in enumerate((0, 1, 3, 4)):
                 text += f"ld.shared.b32 k{4 * at + index}, [b{box} + {offset}];\n"
             text += f"ld.shared.f32 o{2 * at}, [b2 + {offset}];\n"
             text += f"ld.shared.f32 o{2 * at + 1}, [b5 + {offset}];\n"
             text += f"ld.shared.f32 y{at}, [shifts + {4 * (first - at)}];\n"
-        for at in range(batch):
+        for at in range(_AT_ONCE):
             text += _widen("h0", f"k{4 * at + 3}", 0) + _widen("h1", f"k{4 * at + 3}", 1)
             if first == at:
                 text += (
@@ -140,7 +139,7 @@ def backward(groups: int, steps: int, batch: int = 2) -> str:
                 text += _gradients(4 * at, f"o{2 * at + c}", f"y{at}", c)
             for index, name in enumerate("dhr"):
                 text += f"cvt.rn.bf16x2.f32 k{4 * at + index}, {name}1, {name}0;\n"
-        for at in range(batch):
+        for at in range(_AT_ONCE):
             for box in range(3):
                 text += f"st.shared.b32 [b{box} + {(first - at) * _ROW}], k{4 * at + box};\n"
     text += (
